@@ -1,0 +1,11 @@
+"""The paper's networks in Flax Linen, made by name.
+
+Images are (batch, height, width, channels); `__call__(x, train)` returns float32
+logits. Parameters are in the collection "params", running statistics of batch
+normalization in "batch_stats"; dropout draws from the rng "dropout" when `train` is
+true.
+"""
+
+from models.registry import create as create
+from models.registry import names as names
+from models.registry import tiny as tiny
