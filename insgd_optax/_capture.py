@@ -1,0 +1,266 @@
+"""Capture for Flax Linen: unmodified layers sow the power of their input."""
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.core.scope import in_filter
+
+from insgd_optax._layer_types import LayerNorm, LayerTypes, layer_norms
+from insgd_optax._norms import check_p, input_norm
+
+COLLECTION = "intermediates"
+NAME = "input_norm"
+
+
+class _Capture(NamedTuple):
+    """The settings of one open `capture_input_norms` context."""
+
+    p: float
+    layer_norms: Mapping[type[nn.Module], LayerNorm]
+
+
+class _Call:
+    """A layer's call under way; `sown` once its kernel's input has been seen."""
+
+    def __init__(self, path: tuple[str, ...]) -> None:
+        self.path = path
+        self.sown = False
+
+
+class _Thread(threading.local):
+    """What is open in this thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.captures: list[_Capture] = []
+        self.calls: list[_Call] = []
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def capture_input_norms(
+    p: float = 2,
+    *,
+    conv_input: str = "feature_map",
+    norm_layers: bool = False,
+    layers: LayerTypes | None = None,
+) -> Iterator[None]:
+    """Makes the layers of any Linen model sow the power of their input.
+
+    Inside the context every Dense, DenseGeneral, Einsum, Conv, ConvTranspose and
+    ConvLocal, those within attention and recurrent cells included, sows
+
+        mean over samples n of ||x_n||_p^p                       (Eq. 26, 29)
+
+    as `input_norm` into the collection "intermediates" each time it is called. What
+    is one sample x_n:
+
+    - Dense, DenseGeneral, Einsum: the vector along the contracted axes. Every token
+      of a sequence is a sample. One number for each kernel along batch axes.
+    - Conv, ConvLocal, ConvTranspose: with `conv_input="feature_map"` the whole input
+      map of a sample, all heights, widths and channels ("the input feature maps of
+      each layer", section 3.1); with `conv_input="patch"` each receptive field ("the
+      inputs to the neuron", Eq. 25), padding counted as zeros, mean over groups.
+      The two differ by about height * width / kernel area, so a 1x1 convolution and
+      a Dense layer on one map get other multipliers under the first reading.
+    - normalization layers, with `norm_layers=True`: the vector LayerNorm and RMSNorm
+      normalize; the whole input of a sample for the others.
+
+    The statistic has the rank of the kernel it scales, with singleton axes where it
+    does not vary, float32 (float64 for float64 inputs), cut off from differentiation.
+
+    Enter it inside the function that is traced: a `jax.jit` or `nn.jit` whose cache
+    was filled outside the context stays without norms. The model must be applied with
+    "intermediates" in `mutable`, and `nn.scan` or `nn.vmap` need "intermediates" in
+    their `variable_axes` (`nn.RNN` is given it for the call).
+
+    Args:
+        p: the norm: any number >= 1, or `jnp.inf`.
+        conv_input: "feature_map" or "patch".
+        norm_layers: also listen to BatchNorm, LayerNorm, RMSNorm, GroupNorm and
+            InstanceNorm, whose scale and bias `scope="layer"` scales.
+        layers: layer types of your own: a sequence of classes whose input vector is
+            the last axis of their first argument, or a dict from class to the axis or
+            axes. A subclass of a known layer needs no entry.
+
+    Yields:
+        Nothing. Contexts nest: the innermost one decides.
+
+    Raises:
+        ValueError: if `p` is less than 1, or an option is not known.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import capture_input_norms
+        >>> model = nn.Dense(3)
+        >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> with capture_input_norms(p=2):
+        ...     y, sown = model.apply(variables, x, mutable=["intermediates"])
+        >>> sown["intermediates"]
+        {'input_norm': (Array([[13.]], dtype=float32),)}
+
+    Source: section 3.1, Eq. 26 and 29; the two readings of a convolution's input are
+    both the paper's own words.
+    """
+    check_p(p)
+    capture = _Capture(p, layer_norms(conv_input, norm_layers, layers))
+
+    def interceptor(
+        next_fun: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        if _thread.captures[-1] is not capture or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        module = context.module
+        if isinstance(module, nn.RNN):
+            with _stacked_over_time(module):
+                return next_fun(*args, **kwargs)
+        layer_norm = _layer_norm(capture, module)
+        if layer_norm is None:
+            return next_fun(*args, **kwargs)
+        # A subclass may change the input before it calls `super().__call__`: what
+        # reaches the innermost call is what the kernel sees, and it alone is sown.
+        call = _Call(module.path)
+        _thread.calls.append(call)
+        try:
+            output = next_fun(*args, **kwargs)
+        finally:
+            _thread.calls.pop()
+        if not call.sown:
+            for outer in _thread.calls:
+                outer.sown |= outer.path == call.path
+            if module.is_mutable_collection(COLLECTION):
+                bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
+                module.sow(COLLECTION, NAME, layer_norm(module, bound.arguments, p))
+        return output
+
+    _thread.captures.append(capture)
+    try:
+        with nn.intercept_methods(interceptor):
+            yield
+    finally:
+        _thread.captures.pop()
+
+
+def _layer_norm(capture: _Capture, module: nn.Module) -> LayerNorm | None:
+    """How this module's input power is taken; None for a module without kernel."""
+    for kind in type(module).__mro__:
+        if kind in capture.layer_norms:
+            return capture.layer_norms[kind]
+    return None
+
+
+@contextlib.contextmanager
+def _stacked_over_time(rnn: nn.RNN) -> Iterator[None]:
+    """Lets what the cell sows out of `nn.RNN`'s scan, stacked over time."""
+    filters = [*rnn.variable_axes, rnn.variable_broadcast, rnn.variable_carry]
+    if any(in_filter(each, COLLECTION) for each in filters):
+        yield
+        return
+    own = rnn.variable_axes
+    # Modules are frozen dataclasses; a clone would be another module to Flax.
+    object.__setattr__(rnn, "variable_axes", {**own, COLLECTION: 0})
+    try:
+        yield
+    finally:
+        object.__setattr__(rnn, "variable_axes", own)
+
+
+def sow_input_norm(
+    module: nn.Module,
+    x: jax.Array,
+    p: float | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+) -> None:
+    """Sows the power of a hand-written layer's input, in one line of its `__call__`.
+
+    Sows `input_norm(x, p, axis=axis)`, a scalar, beside the parameters of `module`.
+
+    Args:
+        module: the module whose `kernel` the input meets; `self` in its `__call__`.
+        x: the input, an array of any dtype.
+        p: the norm; None takes that of the surrounding `capture_input_norms`, so that
+            all layers of a model agree, and 2 outside one.
+        axis: the axis or axes of `x` that make up one input vector.
+
+    Raises:
+        ValueError: if `p` is less than 1 or `axis` is not an axis of `x`.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import sow_input_norm
+        >>> class Scale(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         sow_input_norm(self, x)
+        ...         return x * self.param("kernel", nn.initializers.ones, x.shape[-1:])
+        >>> x = jnp.array([[3.0, 4.0]])
+        >>> _, sown = Scale().apply(
+        ...     {"params": {"kernel": jnp.ones(2)}}, x, mutable=["intermediates"]
+        ... )
+        >>> sown["intermediates"]["input_norm"]
+        (Array(25., dtype=float32),)
+
+    Source: Eq. 26 and 29.
+    """
+    if p is None:
+        p = _thread.captures[-1].p if _thread.captures else 2
+    if module.is_mutable_collection(COLLECTION):
+        module.sow(COLLECTION, NAME, input_norm(x, p, axis=axis))
+    else:
+        check_p(p)
+
+
+def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a model sows under the surrounding capture, without computing anything.
+
+    Feeds `input_norms_like`, which makes layers stacked by `nn.scan` or `nn.vmap` keep
+    one P each instead of sharing their mean.
+
+    Args:
+        model: a Linen module.
+        rngs: as for `model.init`.
+        *args: as for `model.init`; arrays or `jax.ShapeDtypeStruct`.
+        **kwargs: as for `model.init`.
+
+    Returns:
+        A tree of `jax.ShapeDtypeStruct` like the model's "intermediates".
+
+    Raises:
+        ValueError: if nothing is sown, for want of a surrounding capture.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import capture_input_norms, input_norm_shapes
+        >>> model = nn.vmap(
+        ...     nn.Dense,
+        ...     variable_axes={"params": 0, "intermediates": 0},
+        ...     split_rngs={"params": True},
+        ... )(3)
+        >>> with capture_input_norms():
+        ...     shapes = input_norm_shapes(model, jax.random.key(0), jnp.ones((4, 1, 2)))
+        >>> shapes["input_norm"][0].shape
+        (4, 1, 1)
+    """
+
+    def init(rngs: Any, *args: Any) -> Any:
+        return model.init(rngs, *args, mutable=True, **kwargs)
+
+    sown = jax.eval_shape(init, rngs, *args).get(COLLECTION, {})
+    leaves = jax.tree_util.tree_flatten_with_path(sown)[0]
+    if not any(getattr(k, "key", None) == NAME for keys, _ in leaves for k in keys):
+        raise ValueError(
+            f"{type(model).__name__} sows no input norm: call input_norm_shapes inside"
+            " `with capture_input_norms(...)`, with the options training will use"
+        )
+    return sown

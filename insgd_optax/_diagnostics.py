@@ -1,0 +1,101 @@
+"""What the optimizer did: P and the multiplier of every scaled weight."""
+
+from typing import Any
+
+import jax
+
+from insgd_optax._input_power import ScaleByInputPowerState
+from insgd_optax._normalizers import Normalizer, divisor_function
+from insgd_optax._weights import flatten, is_masked, path_string
+
+
+def power_states(opt_state: Any) -> list[ScaleByInputPowerState]:
+    """Every `ScaleByInputPowerState` in any nesting of optimizer states."""
+
+    def is_power_state(node: Any) -> bool:
+        return isinstance(node, ScaleByInputPowerState)
+
+    leaves = jax.tree.leaves(opt_state, is_leaf=is_power_state)
+    return [leaf for leaf in leaves if is_power_state(leaf)]
+
+
+def input_powers(opt_state: Any) -> dict[str, jax.Array]:
+    """P of every scaled weight, for logging.
+
+    Args:
+        opt_state: the state of `insgd`, or of any chain, mask, partition or wrapper
+            that holds `scale_by_input_power`.
+
+    Returns:
+        P by path, such as "Conv_0/kernel": a scalar, or an array where stacked layers
+        keep one P each; 0 where none is known yet. Units of |x|^p.
+
+    Raises:
+        ValueError: if no `scale_by_input_power` is in the state, or two of them scale
+            one weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import input_powers, insgd
+        >>> params = {"Dense_0": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
+        >>> input_powers(insgd(0.1).init(params))
+        {'Dense_0/kernel': Array(0., dtype=float32)}
+
+    Source: P of Eq. 26 and 29.
+    """
+    states = power_states(opt_state)
+    if not states:
+        raise ValueError(
+            f"the state ({type(opt_state).__name__}) holds no ScaleByInputPowerState:"
+            " give the optimizer state of insgd or scale_by_input_power"
+        )
+    powers: dict[str, jax.Array] = {}
+    for state in states:
+        flat = flatten(state.power)
+        for path, power in zip(flat.paths, flat.weights, strict=True):
+            name = path_string(path)
+            if name in powers and not is_masked(power):
+                raise ValueError(
+                    f"{name} is scaled by two scale_by_input_power of this state: look"
+                    " at their states one by one"
+                )
+            if not is_masked(power):
+                powers[name] = power
+    return powers
+
+
+def learning_rate_multipliers(
+    opt_state: Any, *, normalizer: Normalizer = "log", eps: Any = 0.01
+) -> dict[str, jax.Array]:
+    """1 / f(P) of every scaled weight: the factor on its learning rate, for logging.
+
+    With the "log" normalizer a value of 1 / eps means that the weight sits at the
+    floor: its layer's input power is near or below 1.
+
+    Args:
+        opt_state: as for `input_powers`.
+        normalizer: that of the optimizer: see `scale_by_input_power`.
+        eps: that of the optimizer.
+
+    Returns:
+        The multiplier by path, such as "Conv_0/kernel": shaped like P; 1 where no P is
+        known yet.
+
+    Raises:
+        ValueError: as `input_powers`, or for a normalizer or eps out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import insgd, learning_rate_multipliers
+        >>> params = {"Dense_0": {"kernel": jnp.ones((2, 1))}}
+        >>> tx = insgd(0.1)
+        >>> norms = {"Dense_0": {"input_norm": jnp.exp(4.0)}}
+        >>> _, state = tx.update(params, tx.init(params), input_norms=norms)
+        >>> learning_rate_multipliers(state)
+        {'Dense_0/kernel': Array(0.25, dtype=float32)}
+
+    Source: Eq. 27 and 28.
+    """
+    divisor = divisor_function(normalizer, eps)
+    powers = input_powers(opt_state)
+    return {name: 1 / divisor(power) for name, power in powers.items()}

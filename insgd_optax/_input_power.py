@@ -1,0 +1,254 @@
+"""The rule: divide each layer's gradient by a function of its input's power."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from insgd_optax import _sown
+from insgd_optax._alignment import Misfit, mean_over_uses, power_shape
+from insgd_optax._normalizers import Normalizer, divisor_function, is_number
+from insgd_optax._norms import statistic_dtype
+from insgd_optax._weights import (
+    Path,
+    Scope,
+    flatten,
+    is_masked,
+    path_list,
+    path_string,
+    replace,
+    scope_predicate,
+)
+
+
+class ScaleByInputPowerState(NamedTuple):
+    """State of `scale_by_input_power`."""
+
+    # The field's name in every optax state; it hides tuple.count.
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
+    # Like params: P where a weight is scaled, shape=() or that of the kept stacked
+    # axes, float32 (float64 for float64 weights); optax.MaskedNode() elsewhere.
+    power: Any
+
+
+NO_NORMS = (
+    "input_norms is missing: call tx.update(grads, opt_state, params,"
+    " input_norms=norms), where norms is the 'intermediates' collection that"
+    " model.apply(..., mutable=['intermediates']) returns inside"
+    " `with insgd_optax.capture_input_norms():`. Wrappers that drop extra arguments"
+    " (flax's TrainState, optax.MultiSteps, optax.lookahead, optax.flatten) are"
+    " replaced by insgd_optax.TrainState and insgd_optax.MultiSteps where possible"
+)
+_CAUSES = """Likely causes:
+  - the model was applied outside `with insgd_optax.capture_input_norms():`
+  - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
+  - nn.scan or nn.vmap lacks "intermediates" in its variable_axes
+  - the layer is inside nn.WeightNorm or nn.SpectralNorm, which let nothing be sown
+  - the layer's type is your own: name it in capture_input_norms(layers=...) or call
+    insgd_optax.sow_input_norm(self, x) in it
+  - a jax.jit or nn.jit cache was filled outside the context: enter it inside the
+    function that is traced
+  - scope="layer" also scales the scale and bias of normalization layers: capture with
+    norm_layers=True
+  - the layer was not used in this pass: scale_by_input_power(missing="keep")"""
+
+
+def scale_by_input_power(
+    decay: Any = 0.9,
+    *,
+    normalizer: Normalizer = "log",
+    eps: Any = 0.01,
+    scope: Scope = "kernel",
+    missing: str = "error",
+    input_norms_like: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divides each layer's gradient by a function of its input's running power.
+
+    With x_t the input of the layer at step t and g_t the gradient of its kernel,
+
+    .. math::
+        P_t &= \beta P_{t-1} + (1 - \beta) \|x_t\|_p^p, \quad P_1 = \|x_1\|_p^p \\
+        g_t &\leftarrow g_t / f(P_t), \quad f(P) = \max(\log P, \epsilon)
+
+    where beta is `decay` and epsilon is `eps`. The norms come from outside, as the
+    keyword `input_norms` of `update`: see `capture_input_norms`, whose p is the
+    norm's. P = 0 means that none is known yet: the divisor is then 1. A norm that is
+    inf or nan leaves P as it was, so that one bad batch neither poisons P nor takes a
+    step of 1 / eps.
+
+    Args:
+        decay: beta, how much of P is kept from step to step, in [0, 1). 0 makes P the
+            power of the current batch.
+        normalizer: f: "log" is max(log P, eps); "power" is eps + P, NLMS's own;
+            "log1p" is 1 + log(1 + P), never below 1; or a function from P to the
+            divisor, elementwise.
+        eps: the floor of "log", where the step is 1 / eps times SGD's, and the
+            regularizer of "power". Unused by the others.
+        scope: which weights are scaled: "kernel", every parameter of that name;
+            "layer", also bias and scale, by the power of their own layer (capture
+            with `norm_layers=True`); or a function from a parameter's path, a tuple
+            such as ("Dense_0", "kernel"), to True or False. All others pass through.
+        missing: what happens to a scaled weight without a norm in this pass: "error",
+            or "keep" its P and scale by it.
+        input_norms_like: what `input_norm_shapes` returns; then layers stacked by
+            `nn.scan` or `nn.vmap` keep one P each. Without it a weight has one P, the
+            mean over every stacked axis.
+
+    Returns:
+        A transformation whose `update` requires the keyword `input_norms`: the
+        "intermediates" collection of the pass that gave the gradients. Other sown
+        values in it are ignored. Updates leave in the gradients' shapes and dtypes.
+        Its state is a `ScaleByInputPowerState`.
+
+    Raises:
+        ValueError: on construction, if decay, eps, normalizer, scope or missing is out
+            of range; from `init`, if no parameter is in scope; from `update`, when it
+            is traced, if norms are missing or do not fit, with the paths.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from insgd_optax import scale_by_input_power
+        >>> params = {"Dense_0": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
+        >>> tx = scale_by_input_power()
+        >>> state = tx.init(params)
+        >>> norms = {"Dense_0": {"input_norm": jnp.exp(4.0)}}
+        >>> grads = params
+        >>> updates, state = tx.update(grads, state, params, input_norms=norms)
+        >>> updates["Dense_0"]["kernel"].ravel(), updates["Dense_0"]["bias"]
+        (Array([0.25, 0.25], dtype=float32), Array([1.], dtype=float32))
+
+    Source: Eq. 26-29 and Algorithm 1; `normalizer="power"` is Eq. 25. Algorithm 1
+    leaves P undefined at decay 0; "log1p", the guard against norms that are not
+    finite and `scope` are this library's.
+    """
+    if is_number(decay) and not 0 <= decay < 1:
+        raise ValueError(f"decay={decay} must lie in [0, 1)")
+    if missing not in ("error", "keep"):
+        raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
+    divisor = divisor_function(normalizer, eps)
+    in_scope = scope_predicate(scope)
+    like = None if input_norms_like is None else _sown.by_layer(input_norms_like)
+
+    def init_fn(params: Any) -> ScaleByInputPowerState:
+        count = jnp.zeros([], jnp.int32)
+        if type(params).__name__ == "_ParamsPlaceholder":
+            # `optax.tree.map_params` asks which parts mirror params: P does not, it
+            # is replicated where a weight is sharded.
+            return ScaleByInputPowerState(count=count, power=jnp.zeros([]))
+        flat = flatten(params)
+        scaled = [
+            not is_masked(weight) and in_scope(path)
+            for path, weight in zip(flat.paths, flat.weights, strict=True)
+        ]
+        if not any(scaled):
+            raise ValueError(
+                f"no parameter is in scope={scope!r}, so nothing would be normalized."
+                f" The parameters are:\n{path_list(flat.paths)}"
+            )
+        kernels = _sown.kernel_shapes(flat.paths, flat.weights)
+        no_like: list[Path] = []
+
+        def initial(path: Path, weight: Any) -> jax.Array:
+            shape: tuple[int, ...] = ()
+            if like is not None:
+                uses = _sown.find(like, path)
+                if uses is None:
+                    no_like.append(path)
+                else:
+                    kernel = kernels.get(path[:-1], weight.shape)
+                    with naming(path):
+                        shape = power_shape(uses, weight.shape, kernel)
+            return jnp.zeros(shape, statistic_dtype(weight.dtype))
+
+        power = [
+            initial(path, weight) if is_scaled else optax.MaskedNode()
+            for path, weight, is_scaled in zip(
+                flat.paths, flat.weights, scaled, strict=True
+            )
+        ]
+        if no_like and missing == "error":
+            raise ValueError(
+                "input_norms_like has no input norm for these scaled weights:\n"
+                f"{path_list(no_like)}\n{_CAUSES}"
+            )
+        return ScaleByInputPowerState(
+            count=count, power=jax.tree.unflatten(flat.treedef, power)
+        )
+
+    def update_fn(
+        updates: Any,
+        state: ScaleByInputPowerState,
+        params: Any = None,
+        *,
+        input_norms: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, ScaleByInputPowerState]:
+        del params, extra_args
+        if input_norms is None:
+            raise ValueError(NO_NORMS)
+        sown = _sown.by_layer(input_norms)
+        flat = flatten(updates)
+        grads = dict(zip(flat.paths, flat.weights, strict=True))
+        kernels = _sown.kernel_shapes(flat.paths, flat.weights)
+        powers = flatten(state.power)
+        new_powers = []
+        absent: list[Path] = []
+        for path, power in zip(powers.paths, powers.weights, strict=True):
+            grad = grads.get(path, optax.MaskedNode())
+            if not is_masked(power) and not is_masked(grad):
+                uses = _sown.find(sown, path)
+                if uses is None:
+                    absent.append(path)
+                else:
+                    kernel = kernels.get(path[:-1], grad.shape)
+                    with naming(path):
+                        norm = mean_over_uses(uses, grad.shape, kernel, power.shape)
+                    power = _next_power(power, norm.astype(power.dtype), decay)
+                grads[path] = _divided(grad, divisor(power))
+            new_powers.append(power)
+        if absent and missing == "error":
+            raise ValueError(
+                f"these scaled weights have no input norm:\n{path_list(absent)}\n"
+                f"The norms are of these layers:\n{path_list(list(sown)) or '  none'}\n"
+                f"{_CAUSES}"
+            )
+        return (
+            replace(updates, [grads[path] for path in flat.paths]),
+            ScaleByInputPowerState(
+                count=optax.safe_increment(state.count),
+                power=jax.tree.unflatten(powers.treedef, new_powers),
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the weight's path to a misfit's message."""
+    try:
+        yield
+    except Misfit as error:
+        raise ValueError(
+            f"the input norm of {path_string(path)} does not fit: {error}. A statistic"
+            " has the rank of its kernel, with stacked axes where the parameters have"
+            " theirs; state and update must agree on input_norms_like"
+        ) from error
+
+
+def _next_power(power: jax.Array, norm: jax.Array, decay: Any) -> jax.Array:
+    """Eq. 26 and 29, without a first step at 0 and without norms of inf or nan."""
+    average = decay * power + (1 - decay) * norm
+    average = jnp.where(power > 0, average, norm)
+    return jnp.where(jnp.isfinite(norm), average, power).astype(power.dtype)
+
+
+def _divided(grad: jax.Array, divisor: jax.Array) -> jax.Array:
+    """grad / divisor, computed in the wider dtype, left in the gradient's."""
+    # One division a layer instead of one an entry.
+    multiplier = 1 / divisor
+    dtype = jnp.promote_types(grad.dtype, multiplier.dtype)
+    return (grad.astype(dtype) * multiplier.astype(dtype)).astype(grad.dtype)

@@ -1,0 +1,195 @@
+"""Gradient accumulation that also averages the input norms."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from insgd_optax import _sown
+from insgd_optax._alignment import mean_over_uses
+from insgd_optax._capture import NAME
+from insgd_optax._diagnostics import power_states
+from insgd_optax._input_power import NO_NORMS, naming
+from insgd_optax._weights import FlatWeights, Path, flatten, is_masked
+
+_PARTS = ("norm_sum", "norm_count")
+
+
+class MultiSteps:
+    """`optax.MultiSteps` for an optimizer that takes input norms.
+
+    Every k calls of `update` take one step of the inner optimizer, with the mean of
+    the k gradients and the mean of the k input norms; the other calls return zeros.
+    Optax's own hands on the last micro-batch's norms alone. It goes outermost: a chain
+    around it loses the norms.
+
+    Args:
+        opt: the optimizer, such as `insgd(...)`, or a chain with it.
+        every_k_schedule: k, or a function from the number of steps taken to k.
+        use_grad_mean: whether gradients are averaged, or summed. Norms are averaged
+            either way.
+        should_skip_update_fn: as for `optax.MultiSteps`, a function of the gradients,
+            the number of steps taken and the parameters. A skipped micro-batch skips
+            its norms too.
+
+    Raises:
+        ValueError: from `update`, as `scale_by_input_power` does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import MultiSteps, input_powers, insgd
+        >>> params = {"Dense_0": {"kernel": jnp.ones((2, 1))}}
+        >>> tx = MultiSteps(insgd(0.1), every_k_schedule=2)
+        >>> state = tx.init(params)
+        >>> for norm in (10.0, 30.0):
+        ...     norms = {"Dense_0": {"input_norm": jnp.array(norm)}}
+        ...     _, state = tx.update(params, state, params, input_norms=norms)
+        >>> print(input_powers(state)["Dense_0/kernel"])
+        20.0
+
+    Source: this library's; equal micro-batches give the step of the whole batch, of
+    which Eq. 26's norm is the mean over samples.
+    """
+
+    def __init__(
+        self,
+        opt: optax.GradientTransformation,
+        every_k_schedule: int | Callable[[Any], Any],
+        use_grad_mean: bool = True,
+        should_skip_update_fn: Callable[..., tuple[Any, Any]] | None = None,
+    ) -> None:
+        self._opt = optax.with_extra_args_support(opt)
+        self._every_k_schedule = every_k_schedule
+        self._use_grad_mean = use_grad_mean
+        self._should_skip_update_fn = should_skip_update_fn
+
+    def init(self, params: Any) -> optax.MultiStepsState:
+        """The state; `params` may be abstract."""
+        flat = flatten(params)
+        norms = _accumulators(jax.eval_shape(self._opt.init, params))
+        return self._steps(flat.weights).init((params, norms))
+
+    def update(
+        self,
+        updates: Any,
+        state: optax.MultiStepsState,
+        params: Any = None,
+        *,
+        input_norms: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, optax.MultiStepsState]:
+        """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
+        layers = _layer_powers(state.inner_opt_state)
+        if layers and input_norms is None:
+            raise ValueError(NO_NORMS)
+        sown = _sown.by_layer(input_norms)
+        flat = flatten(updates)
+        norms = _micro_norms(flat, layers, sown)
+        # A layer without norm in this pass is the inner optimizer's to judge.
+        absent = [
+            layer for layer, (path, _) in layers.items() if not _sown.find(sown, path)
+        ]
+        (updates, _), state = self._steps(flat.weights, absent).update(
+            (updates, norms), state, (params, None), **extra_args
+        )
+        return updates, state
+
+    def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
+        """Whether the last `update` took a step of the inner optimizer."""
+        return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
+
+    def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The same as a `GradientTransformationExtraArgs`."""
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+    def _steps(
+        self, weights: Sequence[Any], absent: Sequence[Path] = ()
+    ) -> optax.MultiSteps:
+        """Optax's own, accumulating pairs of gradients and norms."""
+
+        def init(params: Any) -> Any:
+            return self._opt.init(params[0])
+
+        def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
+            grads, norms = updates
+            if norms:
+                extra["input_norms"] = _means(norms, absent)
+            grads, state = self._opt.update(grads, state, params[0], **extra)
+            return (grads, norms), state
+
+        def should_skip(updates: Any, step: Any, params: Any) -> tuple[Any, Any]:
+            assert self._should_skip_update_fn is not None
+            return self._should_skip_update_fn(updates[0], step, params[0])
+
+        dtypes = [weight.dtype for weight in weights if not is_masked(weight)]
+        return optax.MultiSteps(
+            optax.GradientTransformationExtraArgs(init, update),
+            self._every_k_schedule,
+            self._use_grad_mean,
+            should_skip if self._should_skip_update_fn is not None else None,
+            accumulator_dtype=functools.reduce(
+                jnp.promote_types, dtypes, jnp.dtype("float32")
+            ),
+        )
+
+
+def _layer_powers(inner_state: Any) -> dict[Path, tuple[Path, Any]]:
+    """For each layer with a power, the scaled weight whose P has the most axes."""
+    layers: dict[Path, tuple[Path, Any]] = {}
+    for power_state in power_states(inner_state):
+        flat = flatten(power_state.power)
+        for path, power in zip(flat.paths, flat.weights, strict=True):
+            known = layers.get(path[:-1])
+            if not is_masked(power) and (known is None or power.ndim > known[1].ndim):
+                layers[path[:-1]] = (path, power)
+    return layers
+
+
+def _accumulators(inner_state: Any) -> Any:
+    """Zeros for each layer: the sum of its norms, and how many it holds."""
+    zeros = {
+        (*layer, part): jnp.zeros(power.shape, power.dtype)
+        for layer, (_, power) in _layer_powers(inner_state).items()
+        for part in _PARTS
+    }
+    return traverse_util.unflatten_dict(zeros)
+
+
+def _micro_norms(
+    flat: FlatWeights, layers: dict[Path, tuple[Path, Any]], sown: _sown.Sown
+) -> Any:
+    """One micro-batch's norms in the accumulators' shapes; 0 of 0 for a bad one."""
+    shapes = dict(zip(flat.paths, flat.weights, strict=True))
+    kernels = _sown.kernel_shapes(flat.paths, flat.weights)
+    parts = {}
+    for layer, (path, power) in layers.items():
+        norm = jnp.full(power.shape, jnp.nan, power.dtype)
+        uses = _sown.find(sown, path)
+        if uses:
+            shape = shapes[path].shape
+            with naming(path):
+                kernel = kernels.get(layer, shape)
+                norm = mean_over_uses(uses, shape, kernel, power.shape)
+        good = jnp.isfinite(norm)
+        total, count = _PARTS
+        parts[(*layer, total)] = jnp.where(good, norm, 0).astype(power.dtype)
+        parts[(*layer, count)] = good.astype(power.dtype)
+    return traverse_util.unflatten_dict(parts)
+
+
+def _means(norms: Any, absent: Sequence[Path]) -> Any:
+    """The input norms of the whole batch, as a tree that a model could have sown."""
+    parts = traverse_util.flatten_dict(norms)
+    total, count = _PARTS
+    layers = {path[:-1] for path in parts} - set(absent)
+    return traverse_util.unflatten_dict(
+        {
+            # 0 / 0, where every micro-batch was bad, is nan: P stays.
+            (*layer, NAME): parts[(*layer, total)] / parts[(*layer, count)]
+            for layer in sorted(layers)
+        }
+    )

@@ -1,0 +1,115 @@
+"""Powers of input vectors: ||x||_p^p, averaged over samples."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_p(p: float) -> None:
+    """Raises unless `p` names a norm."""
+    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not p >= 1:
+        raise ValueError(
+            f"p={p!r} names no norm: give a number of at least 1, or jnp.inf"
+        )
+
+
+def statistic_dtype(dtype: Any) -> Any:
+    """The dtype a power is accumulated in: float64 for float64, else float32."""
+    wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits == 64
+    return jnp.dtype("float64") if wide else jnp.dtype("float32")
+
+
+def _magnitude(x: jax.Array) -> jax.Array:
+    """|x| in the statistic's dtype, cut off from differentiation."""
+    x = jax.lax.stop_gradient(jnp.asarray(x))
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return jnp.abs(x)
+    return jnp.abs(x.astype(statistic_dtype(x.dtype)))
+
+
+def entry_powers(x: jax.Array, p: float) -> jax.Array:
+    """|x|^p of each entry (|x| for the infinity norm), float32 or float64."""
+    magnitude = _magnitude(x)
+    if p == 1 or p == np.inf:
+        return magnitude
+    if p == 2:
+        return jnp.square(magnitude)
+    return magnitude**p
+
+
+def mean_power(
+    x: jax.Array,
+    p: float,
+    *,
+    sum_axes: Sequence[int],
+    keep_axes: Sequence[int] = (),
+) -> jax.Array:
+    """||x||_p^p over `sum_axes`, averaged over every axis not in `keep_axes`.
+
+    Args:
+        x: an array of any dtype.
+        p: the norm; `jnp.inf` takes the largest magnitude over `sum_axes`.
+        sum_axes: the axes that make up one input vector, not negative.
+        keep_axes: the axes along which the result varies, not negative.
+
+    Returns:
+        An array with the sizes of `keep_axes`, in ascending order of the axes.
+    """
+    powers = entry_powers(x, p)
+    rest = tuple(
+        a for a in range(powers.ndim) if a not in sum_axes and a not in keep_axes
+    )
+    if p == np.inf:
+        largest = jnp.max(powers, axis=tuple(sum_axes), keepdims=True, initial=0.0)
+        return jnp.mean(largest, axis=(*rest, *sum_axes))
+    count = int(np.prod([powers.shape[a] for a in rest], dtype=np.int64))
+    # One sum over all axes: XLA then reads x once and keeps nothing of it.
+    return jnp.sum(powers, axis=(*rest, *sum_axes)) / count
+
+
+def input_norm(
+    x: jax.Array, p: float = 2, *, axis: int | Sequence[int] = -1
+) -> jax.Array:
+    """The mean over samples of ||x_n||_p^p, the number whose average is P.
+
+    With x_n the entries of one sample along `axis` and N the number of samples,
+    which are all other axes of `x` together,
+
+        (1 / N) sum_n sum_i |x_n,i|^p                 for finite p,
+        (1 / N) sum_n max_i |x_n,i|                   for p = inf.
+
+    Args:
+        x: real or complex array of any dtype.
+        p: the norm: any number >= 1, or `jnp.inf`.
+        axis: the axis or axes that make up one input vector: -1 for the features
+            of a Dense layer, (-3, -2, -1) for an image in a convolution.
+
+    Returns:
+        A scalar, float32 (float64 for a float64 `x`), in units of |x|^p. It is cut
+        off from differentiation: its gradient with respect to `x` is zero.
+
+    Raises:
+        ValueError: if `p` is less than 1 or `axis` is not an axis of `x`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import input_norm
+        >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+        >>> print(input_norm(x), input_norm(x, p=1), input_norm(x, p=jnp.inf))
+        13.0 4.0 2.5
+
+    Source: Eq. 26 (p = 2) and Eq. 29. The paper leaves the mini-batch open; the mean
+    over samples is this library's reading. It does not define the infinity norm's
+    "p-th power" either: here it is the largest magnitude, which is experimental.
+    """
+    check_p(p)
+    x = jnp.asarray(x)
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    for a in axes:
+        if not -x.ndim <= a < x.ndim:
+            raise ValueError(f"axis={axis} is not an axis of x with shape {x.shape}")
+    return mean_power(x, p, sum_axes=[a % x.ndim for a in axes])

@@ -1,0 +1,91 @@
+"""Loss, gradients and input norms in one call."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from insgd_optax._capture import COLLECTION, NAME, capture_input_norms
+from insgd_optax._layer_types import LayerTypes
+
+
+def value_and_grad_with_input_norms(
+    loss_fn: Callable[..., Any],
+    p: float = 2,
+    has_aux: bool = False,
+    *,
+    conv_input: str = "feature_map",
+    norm_layers: bool = False,
+    layers: LayerTypes | None = None,
+) -> Callable[..., tuple[tuple[jax.Array, Any], Any, Any]]:
+    """`jax.value_and_grad` of a loss that also returns the input norms.
+
+    Args:
+        loss_fn: a function of the parameters and whatever else it needs, which
+            applies a Linen model with "intermediates" in `mutable` and returns
+            `(loss, variables)`, where `variables` is what the model mutated; with
+            `has_aux`, `(loss, (variables, aux))`.
+        p: the norm; see `capture_input_norms`.
+        has_aux: whether the loss returns something beside the variables.
+        conv_input: see `capture_input_norms`.
+        norm_layers: see `capture_input_norms`.
+        layers: see `capture_input_norms`.
+
+    Returns:
+        A function with the arguments of `loss_fn` that returns
+        `((loss, aux), grads, norms)`: the loss, what the loss returned beside it
+        without the input norms, the gradients with respect to the first argument, and
+        the input norms, for `update`'s `input_norms`.
+
+    Raises:
+        ValueError: if the variables hold no "intermediates", or p is out of range.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import value_and_grad_with_input_norms
+        >>> model, x = nn.Dense(1), jnp.array([[3.0, 4.0]])
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> def loss_fn(params, x):
+        ...     y, variables = model.apply(
+        ...         {"params": params}, x, mutable=["intermediates"]
+        ...     )
+        ...     return jnp.mean(y**2), variables
+        >>> (loss, aux), grads, norms = value_and_grad_with_input_norms(loss_fn)(params, x)
+        >>> norms["input_norm"][0].shape, aux
+        ((1, 1), {'intermediates': {}})
+    """
+
+    def captured(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
+        with capture_input_norms(
+            p, conv_input=conv_input, norm_layers=norm_layers, layers=layers
+        ):
+            return loss_fn(*args, **kwargs)
+
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        (loss, aux), grads = jax.value_and_grad(captured, has_aux=True)(*args, **kwargs)
+        variables = aux[0] if has_aux else aux
+        if not isinstance(variables, Mapping) or COLLECTION not in variables:
+            raise ValueError(
+                "the loss returned no 'intermediates': it must return (loss, variables),"
+                " or with has_aux=True (loss, (variables, aux)), where variables is"
+                " what model.apply(..., mutable=['intermediates']) returns second"
+            )
+        norms, rest = _split(variables[COLLECTION])
+        variables = {**variables, COLLECTION: rest}
+        return (loss, (variables, aux[1]) if has_aux else variables), grads, norms
+
+    return value_and_grad
+
+
+def _split(sown: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts a collection into its input norms and all else, without empty dicts."""
+    norms: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, value in sown.items():
+        if isinstance(value, Mapping):
+            inner_norms, inner_rest = _split(value)
+            norms.update({name: inner_norms} if inner_norms else {})
+            rest.update({name: inner_rest} if inner_rest else {})
+        else:
+            (norms if name == NAME else rest)[name] = value
+    return norms, rest

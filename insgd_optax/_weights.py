@@ -1,0 +1,99 @@
+"""Parameter trees by path: which weight is where, under which name."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax.core import meta
+
+Path = tuple[str, ...]
+
+
+def is_box(node: Any) -> bool:
+    """Whether `node` wraps one weight in metadata (a Linen box, an NNX variable)."""
+    # Whoever holds NNX variables has imported NNX; nobody else pays for it.
+    nnx = sys.modules.get("flax.nnx")
+    boxes: tuple[type, ...] = (meta.AxisMetadata,)
+    if nnx is not None:
+        boxes += (nnx.Variable,)
+    return isinstance(node, boxes)
+
+
+def _name(key: Any) -> str:
+    """The plain name inside a `jax.tree_util` key."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+class FlatWeights(NamedTuple):
+    """A tree of weights taken apart; masked entries are `optax.MaskedNode()`."""
+
+    paths: list[Path]
+    weights: list[Any]
+    treedef: Any  # in which a box, and a masked entry, is one leaf
+
+
+def flatten(tree: Any) -> FlatWeights:
+    """Lists the weights of a tree with their paths, looking through boxes."""
+    nodes, treedef = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: is_box(node) or is_masked(node)
+    )
+    paths = [tuple(map(_name, keys)) for keys, _ in nodes]
+    weights = []
+    for path, (_, node) in zip(paths, nodes, strict=True):
+        contents = jax.tree.leaves(node)
+        if len(contents) > 1:
+            raise ValueError(
+                f"the metadata box at {path_string(path)} holds {len(contents)} arrays;"
+                " a box is expected to hold one weight"
+            )
+        weights.append(contents[0] if contents else optax.MaskedNode())
+    return FlatWeights(paths, weights, treedef)
+
+
+def replace(tree: Any, weights: Sequence[Any]) -> Any:
+    """`tree` with other weights, in the order of `flatten`, its boxes kept."""
+    present = [weight for weight in weights if not is_masked(weight)]
+    return jax.tree.unflatten(jax.tree.structure(tree), present)
+
+
+def is_masked(node: Any) -> bool:
+    """Whether `node` is optax's mark for "no weight here"."""
+    return isinstance(node, optax.MaskedNode)
+
+
+def path_string(path: Path) -> str:
+    """`("Conv_0", "kernel")` as people write it: "Conv_0/kernel"."""
+    return "/".join(path)
+
+
+def path_list(paths: Sequence[Path], most: int = 20) -> str:
+    """An indented list of paths for an error message."""
+    lines = [f"  {path_string(path)}" for path in paths[:most]]
+    if len(paths) > most:
+        lines.append(f"  ... and {len(paths) - most} more")
+    return "\n".join(lines)
+
+
+Scope = str | Callable[[Path], bool]
+_SCOPES: dict[str, frozenset[str]] = {
+    "kernel": frozenset({"kernel"}),
+    "layer": frozenset({"kernel", "bias", "scale"}),
+}
+
+
+def scope_predicate(scope: Scope) -> Callable[[Path], bool]:
+    """Turns a scope's name, or a user's predicate, into a predicate on paths."""
+    if callable(scope):
+        return scope
+    if scope not in _SCOPES:
+        raise ValueError(
+            f"scope={scope!r} is not known: give one of {sorted(_SCOPES)}, or a function"
+            " from a parameter's path, such as ('Dense_0', 'kernel'), to True or False"
+        )
+    names = _SCOPES[scope]
+    return lambda path: path[-1:] != () and path[-1] in names
