@@ -4,13 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import (
-    Dtype,
-    check_images,
-    to_logits,
-    torch_bias_init,
-    torch_kernel_init,
-)
+from models import layers
 
 
 class CustomCNN(nn.Module):
@@ -27,7 +21,7 @@ class CustomCNN(nn.Module):
         convolutions have biases; with it they have none.
       dropout: Rate of the dropout before the linear layer; uses the rng "dropout"
         when `train` is true.
-      dtype: Dtype of the computation; parameters and statistics are float32.
+      dtype: layers.Dtype of the computation; parameters and statistics are float32.
       axis_name: Mapped axis over which batch statistics are averaged.
 
     Returns:
@@ -61,37 +55,21 @@ class CustomCNN(nn.Module):
     num_classes: int = 10
     batch_norm: bool = True
     dropout: float = 0.2
-    dtype: Dtype = jnp.float32
+    dtype: layers.Dtype = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        check_images(x, 8, "custom_cnn")
+        layers.check_images(x, self, smallest=8)
         for features, stride in ((8, 1), (16, 2), (32, 2), (64, 2)):
-            x = nn.Conv(
-                features,
-                (3, 3),
-                strides=stride,
-                padding=1,
-                use_bias=not self.batch_norm,
-                dtype=self.dtype,
-                kernel_init=torch_kernel_init,
-                bias_init=torch_bias_init(9 * x.shape[-1]),
-            )(x)
+            x = layers.conv(
+                x, features, 3, stride, use_bias=not self.batch_norm, dtype=self.dtype
+            )
             if self.batch_norm:
-                x = nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=0.9,
-                    dtype=self.dtype,
-                    axis_name=self.axis_name,
-                )(x)
+                x = layers.batch_norm(
+                    x, train=train, dtype=self.dtype, axis_name=self.axis_name
+                )
             x = nn.relu(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
-        x = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            kernel_init=torch_kernel_init,
-            bias_init=torch_bias_init(x.shape[-1]),
-        )(x)
-        return to_logits(x)
+        return layers.to_logits(layers.dense(x, self.num_classes, dtype=self.dtype))

@@ -1,63 +1,137 @@
-"""What the networks share: input checks, PyTorch's initialisers, normalization."""
+"""What the networks share: input checks, initialisers, and layers that use them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Dtype = Any
+Initializer = nn.initializers.Initializer
 
-# PyTorch's default for nn.Linear and nn.Conv2d kernels, U(-b, b) with
-# b = 1 / sqrt(fan_in): kaiming_uniform_(a=sqrt(5)) has the variance 1 / (3 fan_in).
+# PyTorch's default for kernels, U(-b, b) with b = 1 / sqrt(fan_in): its
+# kaiming_uniform_(a=sqrt(5)) has the variance 1 / (3 fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
+# torchvision's kaiming_normal_(mode="fan_out"): N(0, 2 / fan_out), where fan_out is
+# the kernel's area times all output channels, of grouped convolutions too.
+kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
-def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
-    """PyTorch's default for biases: U(-b, b) with b = 1 / sqrt(fan_in).
 
-    Args:
-      fan_in: Inputs of one output unit; for a convolution, the area of the kernel
-        times the input channels of a group.
+def torch_bias_init(fan_in: int) -> Initializer:
+    """PyTorch's default for biases: U(-b, b) with b = 1 / sqrt(fan_in)."""
 
-    Returns:
-      An initialiser, called with (key, shape, dtype).
-    """
-
-    def init(key: jax.Array, shape: Any, dtype: Dtype = jnp.float32) -> jax.Array:
-        bound = 1 / np.sqrt(fan_in)
+    def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32):
+        bound = 1 / math.sqrt(fan_in)
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
-def check_images(x: jax.Array, smallest: int, model: str) -> None:
-    """Checks a batch of images against the smallest size a network can take.
+def conv(
+    x: jax.Array,
+    features: int,
+    size: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    use_bias: bool = False,
+    kernel_init: Initializer = torch_kernel_init,
+    dtype: Dtype,
+) -> jax.Array:
+    """A square convolution of odd size, padded as in PyTorch by half its size.
+
+    "SAME" pads a convolution of stride 2 on one side only, and would shift the maps.
+    Called inside a module's compact method, whose child it becomes.
+    """
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        bias_init=torch_bias_init(size * size * x.shape[-1] // groups),
+    )(x)
+
+
+def dense(
+    x: jax.Array, features: int, *, use_bias: bool = True, dtype: Dtype
+) -> jax.Array:
+    """A linear layer that initialises as PyTorch's; called as `conv` is."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=torch_kernel_init,
+        bias_init=torch_bias_init(x.shape[-1]),
+    )(x)
+
+
+def batch_norm(
+    x: jax.Array,
+    *,
+    train: bool,
+    epsilon: float = 1e-5,
+    scale_init: Initializer = nn.initializers.ones,
+    dtype: Dtype,
+    axis_name: str | None,
+) -> jax.Array:
+    """Batch normalization with float32 statistics; called as `conv` is.
+
+    The running variance averages the batches' biased variances, as Flax has it;
+    PyTorch averages the unbiased ones.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=epsilon,
+        dtype=dtype,
+        scale_init=scale_init,
+        axis_name=axis_name,
+    )(x)
+
+
+def to_logits(x: jax.Array) -> jax.Array:
+    """The last layer's output in float32, or float64 if it is."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_images(x: jax.Array, network: nn.Module, smallest: int) -> None:
+    """Checks a batch of images against the smallest that a network's strides take.
 
     Args:
       x: The input, to be of shape (batch, height, width, channels).
-      smallest: The smallest height and width, in pixels.
-      model: The network's name, for the message.
+      network: The network, for the message.
+      smallest: The product of its strides, in pixels.
 
     Raises:
-      ValueError: `x` has another rank, or is smaller than `smallest`.
+      ValueError: `x` has another rank, or a side shorter than `smallest`.
     """
+    name = type(network).__name__
     if x.ndim != 4:
         raise ValueError(
-            f"{model} takes images of shape (batch, height, width, channels), "
+            f"{name} takes images of shape (batch, height, width, channels), "
             f"got an array of shape {x.shape}."
         )
     height, width = x.shape[1:3]
     if min(height, width) < smallest:
         raise ValueError(
-            f"{model} needs images of at least {smallest}x{smallest} pixels: its "
-            f"strides divide each side by {smallest}; got {height}x{width}. Resize "
-            "the images, or choose a network with fewer strides."
+            f"{name} takes images of at least {smallest}x{smallest} pixels, since its "
+            f"strides divide each side by {smallest}; got {height}x{width}. Enlarge "
+            "the images, or use a network of fewer strides."
         )
 
 
-def to_logits(x: jax.Array) -> jax.Array:
-    """Logits in float32 at least, whatever the dtype of the computation."""
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+def check_choice(network: nn.Module, option: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless a network's option is one of the choices."""
+    value = getattr(network, option)
+    if value not in choices:
+        raise ValueError(
+            f"{type(network).__name__} has no {option}={value!r}; "
+            f"choose one of {', '.join(map(repr, choices))}."
+        )

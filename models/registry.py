@@ -1,22 +1,38 @@
 """The networks by name."""
 
 import difflib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from models import mobilenet_v3
 from models.custom_cnn import CustomCNN
+from models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from models.resnet import resnet20, resnet50, wrn18
+from models.vit import ViT
 
 
-class _Entry(NamedTuple):
-    module: type[nn.Module]
-    preset: Mapping[str, Any]  # What makes the name; not the caller's to change.
-    tiny: Mapping[str, Any]  # Options of the tiny variant.
+class _Network(NamedTuple):
+    build: Callable[..., nn.Module]
+    tiny: Mapping[str, Any]  # The options of its tiny variant.
 
 
-_MODELS = {
-    "custom_cnn": _Entry(CustomCNN, preset={}, tiny={}),
+_NETWORKS = {
+    "custom_cnn": _Network(CustomCNN, {}),
+    "resnet20": _Network(resnet20, {"stage_sizes": (1, 1, 1), "width": 8}),
+    "wrn18": _Network(wrn18, {"stage_sizes": (1, 1, 1, 1), "width": 8}),
+    "resnet50": _Network(resnet50, {"stage_sizes": (1, 1, 1, 1), "width": 8}),
+    "mobilenet_v3_large": _Network(
+        mobilenet_v3_large,
+        {"blocks": mobilenet_v3.TINY_LARGE, "width_mult": 0.25, "stem": "cifar"},
+    ),
+    "mobilenet_v3_small": _Network(
+        mobilenet_v3_small,
+        {"blocks": mobilenet_v3.TINY_SMALL, "width_mult": 0.25, "stem": "cifar"},
+    ),
+    "vit": _Network(ViT, {"width": 32, "depth": 2, "heads": 2, "mlp_width": 32}),
 }
 
 
@@ -30,7 +46,7 @@ def names() -> tuple[str, ...]:
       >>> "custom_cnn" in names()
       True
     """
-    return tuple(_MODELS)
+    return tuple(_NETWORKS)
 
 
 def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
@@ -55,15 +71,15 @@ def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
       >>> create("custom_cnn", num_classes=100, batch_norm=False).num_classes
       100
     """
-    entry = _lookup(name)
-    known = _options(entry)
+    build = _lookup(name).build
+    known = _options(build)
     for option in options:
         if option not in known:
             raise TypeError(
                 f"The network {name!r} has no option {option!r}"
                 f"{_did_you_mean(option, known)} Its options are: {', '.join(known)}."
             )
-    return entry.module(num_classes=num_classes, **{**entry.preset, **options})
+    return build(num_classes=num_classes, **options)
 
 
 def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
@@ -88,21 +104,21 @@ def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     return create(name, num_classes, **{**_lookup(name).tiny, **options})
 
 
-def _lookup(name: str) -> _Entry:
-    if name not in _MODELS:
+def _lookup(name: str) -> _Network:
+    if name not in _NETWORKS:
         raise ValueError(
             f"Unknown network {name!r}{_did_you_mean(name, names())} "
             f"Known networks: {', '.join(names())}."
         )
-    return _MODELS[name]
+    return _NETWORKS[name]
 
 
-def _options(entry: _Entry) -> list[str]:
-    """The fields of the module that a caller may set beside num_classes."""
-    taken = {"parent", "name", "num_classes", *entry.preset}
-    return [f for f in entry.module.__dataclass_fields__ if f not in taken]
+def _options(build: Callable[..., nn.Module]) -> list[str]:
+    """What `build` takes besides num_classes and a Linen module's own two fields."""
+    parameters = inspect.signature(build).parameters
+    return [p for p in parameters if p not in ("num_classes", "parent", "name")]
 
 
-def _did_you_mean(word: str, known: Any) -> str:
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else "."

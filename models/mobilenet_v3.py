@@ -1,0 +1,302 @@
+"""MobileNetV3, large and small, for ImageNet and for CIFAR."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models import layers
+
+
+class Block(NamedTuple):
+    """One line of Table 1 or 2 of Howard et al. (2019); widths in channels."""
+
+    kernel_size: int
+    expanded: int
+    features: int
+    squeeze_excite: bool
+    hard_swish: bool
+    stride: int
+
+
+LARGE = (
+    Block(3, 16, 16, False, False, 1),
+    Block(3, 64, 24, False, False, 2),
+    Block(3, 72, 24, False, False, 1),
+    Block(5, 72, 40, True, False, 2),
+    Block(5, 120, 40, True, False, 1),
+    Block(5, 120, 40, True, False, 1),
+    Block(3, 240, 80, False, True, 2),
+    Block(3, 200, 80, False, True, 1),
+    Block(3, 184, 80, False, True, 1),
+    Block(3, 184, 80, False, True, 1),
+    Block(3, 480, 112, True, True, 1),
+    Block(3, 672, 112, True, True, 1),
+    Block(5, 672, 160, True, True, 2),
+    Block(5, 960, 160, True, True, 1),
+    Block(5, 960, 160, True, True, 1),
+)
+SMALL = (
+    Block(3, 16, 16, True, False, 2),
+    Block(3, 72, 24, False, False, 2),
+    Block(3, 88, 24, False, False, 1),
+    Block(5, 96, 40, True, True, 2),
+    Block(5, 240, 40, True, True, 1),
+    Block(5, 240, 40, True, True, 1),
+    Block(5, 120, 48, True, True, 1),
+    Block(5, 144, 48, True, True, 1),
+    Block(5, 288, 96, True, True, 2),
+    Block(5, 576, 96, True, True, 1),
+    Block(5, 576, 96, True, True, 1),
+)
+# One line of each kind, for tests: every nonlinearity, gate and shortcut is there.
+TINY_LARGE = (LARGE[0], LARGE[1], LARGE[4], LARGE[13])
+TINY_SMALL = (SMALL[0], SMALL[1], SMALL[4], SMALL[9])
+
+
+def round_channels(channels: float) -> int:
+    """The nearest multiple of 8, at least 8 and at least nine tenths of `channels`."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate that sees the mean of every channel."""
+
+    dtype: layers.Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        squeezed = round_channels(channels / 4)
+        gate = x.mean(axis=(1, 2))
+        for features, nonlinearity in (
+            (squeezed, nn.relu),
+            (channels, nn.hard_sigmoid),
+        ):
+            gate = nonlinearity(
+                nn.Dense(
+                    features,
+                    dtype=self.dtype,
+                    kernel_init=layers.kaiming_fan_out_init,
+                )(gate)
+            )
+        return x * gate[:, None, None, :]
+
+
+class InvertedResidual(nn.Module):
+    """Widens the map, convolves each channel by itself, gates, and narrows it.
+
+    Args:
+      block: The line of the table, with the channels and stride to use.
+      norm: Maps x to x normalized.
+      dtype: Dtype of the computation.
+    """
+
+    block: Block
+    norm: Callable[..., jax.Array]
+    dtype: layers.Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        block = self.block
+        conv = functools.partial(
+            layers.conv, kernel_init=layers.kaiming_fan_out_init, dtype=self.dtype
+        )
+        nonlinearity = nn.hard_swish if block.hard_swish else nn.relu
+
+        y = x
+        if block.expanded != x.shape[-1]:
+            y = nonlinearity(self.norm(conv(y, block.expanded, 1)))
+        depthwise = conv(
+            y, block.expanded, block.kernel_size, block.stride, groups=block.expanded
+        )
+        y = nonlinearity(self.norm(depthwise))
+        if block.squeeze_excite:
+            y = SqueezeExcite(self.dtype)(y)
+        y = self.norm(conv(y, block.features, 1))
+        return x + y if y.shape == x.shape else y
+
+
+class MobileNetV3(nn.Module):
+    """MobileNetV3; made by `mobilenet_v3_large` and `mobilenet_v3_small`.
+
+    Args:
+      blocks: The lines of the network's table.
+      hidden: Width of the hidden layer of the classifier.
+      num_classes: Number of logits.
+      stem: "imagenet", or "cifar": the stem's convolution and the first block of
+        stride 2 after it have stride 1.
+      width_mult: Multiplies every width but the number of logits.
+      dropout: Rate of the dropout before the last layer; uses the rng "dropout" when
+        `train` is true.
+      dtype: Dtype of the computation; parameters and statistics are float32.
+      axis_name: Mapped axis over which batch statistics are averaged.
+
+    Returns:
+      From `__call__(x, train)`, with images `x` of shape (batch, height, width,
+      channels): logits of shape (batch, num_classes), float32.
+
+    Raises:
+      ValueError: `x` is no batch of images or smaller than the strides' product; an
+        unknown `stem`.
+
+    Initialised as in torchvision: convolutions and gates from N(0, 2/fan_out)
+    (kaiming_normal_ with fan_out), the classifier from N(0, 0.01^2), biases zero.
+
+    Source: Howard et al., "Searching for MobileNetV3", ICCV 2019, Tables 1 and 2, as
+    torchvision builds it: the gate comes after the nonlinearity, is rounded to
+    multiples of 8 channels and has biases, and the classifier's hidden layer follows
+    no normalization. The epsilon of batch normalization is torchvision's 0.001; its
+    momentum is 0.9 as in the authors' code, where torchvision has 0.99 (in Flax's
+    sense of the word). The authors' own network (`models/mobilenetv3.py`) puts the
+    gate before the nonlinearity and has no biases in gates and hidden layer; its
+    CIFAR form, by the size of the image, is the one here. Their optimizer fails on
+    its grouped convolutions.
+    """
+
+    blocks: Sequence[Block]
+    hidden: int
+    num_classes: int = 10
+    stem: str = "imagenet"
+    width_mult: float = 1.0
+    dropout: float = 0.2
+    dtype: layers.Dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        layers.check_choice(self, "stem", ("imagenet", "cifar"))
+        stem_stride, blocks = self._strides_and_widths()
+        layers.check_images(x, self, stem_stride * math.prod(b.stride for b in blocks))
+
+        conv = functools.partial(
+            layers.conv, kernel_init=layers.kaiming_fan_out_init, dtype=self.dtype
+        )
+        norm = functools.partial(
+            layers.batch_norm,
+            train=train,
+            epsilon=0.001,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
+        dense = functools.partial(
+            nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01)
+        )
+
+        x = conv(x, round_channels(16 * self.width_mult), 3, stem_stride)
+        x = nn.hard_swish(norm(x))
+        for index, block in enumerate(blocks, start=1):
+            x = InvertedResidual(block, norm, self.dtype, name=f"block_{index}")(x)
+        x = nn.hard_swish(norm(conv(x, 6 * x.shape[-1], 1)))
+        x = x.mean(axis=(1, 2))
+        x = nn.hard_swish(dense(round_channels(self.hidden * self.width_mult))(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return layers.to_logits(dense(self.num_classes)(x))
+
+    def _strides_and_widths(self) -> tuple[int, list[Block]]:
+        """The stem's stride, and the table's lines as this network has them."""
+        blocks = [
+            block._replace(
+                expanded=round_channels(block.expanded * self.width_mult),
+                features=round_channels(block.features * self.width_mult),
+            )
+            for block in self.blocks
+        ]
+        if self.stem == "imagenet":
+            return 2, blocks
+        first = next(i for i, block in enumerate(blocks) if block.stride == 2)
+        blocks[first] = blocks[first]._replace(stride=1)
+        return 1, blocks
+
+
+def mobilenet_v3_large(
+    num_classes: int = 10,
+    *,
+    blocks: Sequence[Block] = LARGE,
+    stem: str = "imagenet",
+    width_mult: float = 1.0,
+    dropout: float = 0.2,
+    dtype: layers.Dtype = jnp.float32,
+    axis_name: str | None = None,
+) -> MobileNetV3:
+    """MobileNetV3-Large, with torchvision's parameters.
+
+    Args:
+      num_classes: Number of logits.
+      blocks: The lines of the network's table; fewer make it shallower.
+      stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
+      width_mult: Multiplies every width but the number of logits.
+      dropout: Rate of the dropout before the last layer.
+      dtype: Dtype of the computation; parameters and statistics are float32.
+      axis_name: Mapped axis over which batch statistics are averaged.
+
+    Returns:
+      A `MobileNetV3`; its docstring has the initialisation and the sources.
+
+    Example:
+      >>> model = mobilenet_v3_large(num_classes=1000)
+      >>> variables = jax.eval_shape(
+      ...     lambda key, x: model.init(key, x, train=False),
+      ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+      5483032
+    """
+    return MobileNetV3(
+        blocks=blocks,
+        hidden=1280,
+        num_classes=num_classes,
+        stem=stem,
+        width_mult=width_mult,
+        dropout=dropout,
+        dtype=dtype,
+        axis_name=axis_name,
+    )
+
+
+def mobilenet_v3_small(
+    num_classes: int = 10,
+    *,
+    blocks: Sequence[Block] = SMALL,
+    stem: str = "imagenet",
+    width_mult: float = 1.0,
+    dropout: float = 0.2,
+    dtype: layers.Dtype = jnp.float32,
+    axis_name: str | None = None,
+) -> MobileNetV3:
+    """MobileNetV3-Small, with torchvision's parameters.
+
+    Args:
+      num_classes: Number of logits.
+      blocks: The lines of the network's table; fewer make it shallower.
+      stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
+      width_mult: Multiplies every width but the number of logits.
+      dropout: Rate of the dropout before the last layer.
+      dtype: Dtype of the computation; parameters and statistics are float32.
+      axis_name: Mapped axis over which batch statistics are averaged.
+
+    Returns:
+      A `MobileNetV3`; its docstring has the initialisation and the sources.
+
+    Example:
+      >>> model = mobilenet_v3_small(num_classes=1000)
+      >>> variables = jax.eval_shape(
+      ...     lambda key, x: model.init(key, x, train=False),
+      ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+      2542856
+    """
+    return MobileNetV3(
+        blocks=blocks,
+        hidden=1024,
+        num_classes=num_classes,
+        stem=stem,
+        width_mult=width_mult,
+        dropout=dropout,
+        dtype=dtype,
+        axis_name=axis_name,
+    )

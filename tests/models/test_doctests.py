@@ -1,0 +1,29 @@
+"""The examples in the docstrings run."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import models
+
+MODULES = [module.name for module in pkgutil.iter_modules(models.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(f"models.{name}")
+    assert doctest.testmod(module).failed == 0
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    tests = [
+        test
+        for name in MODULES
+        for test in finder.find(importlib.import_module(f"models.{name}"))
+        if test.examples
+    ]
+    # Three public functions of the registry, and one for each of the networks.
+    assert len(tests) == 3 + len(models.names())
