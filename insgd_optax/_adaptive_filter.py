@@ -1,0 +1,261 @@
+"""LMS and NLMS adaptive filters: a whole signal in one compiled scan."""
+
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from insgd_optax._norms import check_p
+
+# Four samples an iteration of the compiled loop: a third faster on a CPU than one.
+_UNROLL = 4
+
+
+class FilterResult(NamedTuple):
+    """What an adaptive filter returns, over the T samples of the signal."""
+
+    weights: jax.Array  # (T, num_taps), or (1, num_taps): row t is *after* sample t
+    outputs: jax.Array  # (T,), the filter's output at t, with the weights *before* t
+    errors: jax.Array  # (T,), d - outputs
+
+
+def _check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
+    if np.shape(value) != ():
+        raise ValueError(
+            f"{name} is one number, not an array of shape {np.shape(value)}; for"
+            f" several at once, jax.vmap the filter over {name}"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return  # inside jit or vmap: no value to look at
+    in_range = not np.iscomplexobj(value) and (value > 0 or allow_zero and value == 0)
+    if not (in_range and np.isfinite(value)):
+        kind = "a finite number >= 0" if allow_zero else "a positive finite number"
+        raise ValueError(f"{name}={value!r}: give {kind}")
+
+
+def _check_signals(
+    u: Any, d: Any, num_taps: Any, weights: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`u`, `d` and the first weights as arrays of one dtype, or a `ValueError`."""
+    u, d = jnp.asarray(u), jnp.asarray(d)
+    for name, signal in (("u", u), ("d", d)):
+        if signal.ndim != 1:
+            raise ValueError(
+                f"{name} is one signal of shape (T,), not {signal.shape}; for several"
+                " channels, jax.vmap the filter over the channel axis"
+            )
+    if u.shape != d.shape:
+        raise ValueError(
+            f"u and d are sampled together, but u has {u.size} samples and d {d.size}"
+        )
+    if u.size == 0:
+        raise ValueError("u and d are empty: give at least one sample")
+    try:
+        num_taps = operator.index(num_taps)
+    except TypeError:
+        raise ValueError(f"num_taps={num_taps!r}: give a whole number") from None
+    if num_taps < 1:
+        raise ValueError(f"num_taps={num_taps}: a filter has at least one tap")
+    dtype = jnp.result_type(u, d) if weights is None else jnp.result_type(u, d, weights)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.result_type(float)  # the default: float64 where that is enabled
+    if jnp.finfo(dtype).bits < 32:
+        dtype = jnp.dtype("float32")  # half precision is too coarse for a running sum
+    weights = jnp.zeros(num_taps, dtype) if weights is None else jnp.asarray(weights)
+    if weights.shape != (num_taps,):
+        raise ValueError(
+            f"weights has shape {weights.shape}, but num_taps={num_taps} asks for"
+            f" ({num_taps},)"
+        )
+    return u.astype(dtype), d.astype(dtype), weights.astype(dtype)
+
+
+def _power(x: jax.Array, p: float) -> jax.Array:
+    """||x||_p^p of one window (its largest magnitude for p = inf)."""
+    if p == 2:
+        return jnp.sum(jnp.real(x * jnp.conj(x)))
+    if p == np.inf:
+        return jnp.max(jnp.abs(x))
+    return jnp.sum(jnp.abs(x) ** p)
+
+
+@functools.partial(jax.jit, static_argnames=("p", "weight_history"))
+def _run(
+    u: jax.Array,
+    d: jax.Array,
+    weights: jax.Array,
+    step_size: ArrayLike,
+    eps: ArrayLike,
+    p: float | None,
+    weight_history: bool,
+) -> FilterResult:
+    """The scan; `p=None` leaves the step unnormalized (LMS)."""
+    num_samples, num_taps = u.size, weights.size
+    real_dtype = jnp.finfo(u.dtype).dtype
+    step_size = jnp.asarray(step_size, real_dtype)
+    eps = jnp.asarray(eps, real_dtype)
+    # Newest sample first, so that a window is one contiguous slice; the zeros are
+    # the signal before it starts.
+    reverse = jnp.flip(jnp.concatenate([jnp.zeros(num_taps - 1, u.dtype), u]))
+
+    def step(weights, sample):
+        t, d_t = sample
+        x = jax.lax.dynamic_slice(reverse, (num_samples - 1 - t,), (num_taps,))
+        output = jnp.sum(x * weights)
+        error = d_t - output
+        gain = step_size * error
+        if p is not None:
+            divisor = eps + _power(x, p)
+            gain = gain / jnp.where(divisor == 0, 1, divisor)
+        weights = weights + gain * jnp.conj(x)
+        return weights, (weights if weight_history else None, output, error)
+
+    last, (history, outputs, errors) = jax.lax.scan(
+        step, weights, (jnp.arange(num_samples), d), unroll=_UNROLL
+    )
+    return FilterResult(history if weight_history else last[None], outputs, errors)
+
+
+def lms_filter(
+    u: ArrayLike,
+    d: ArrayLike,
+    *,
+    num_taps: int,
+    step_size: ArrayLike,
+    weights: ArrayLike | None = None,
+    weight_history: bool = True,
+) -> FilterResult:
+    """Least mean squares: fits a filter to a signal by stochastic gradient descent.
+
+    With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
+    sample t, zero before the signal starts, d_t the desired output `d`, w the
+    `weights` and lambda the `step_size`,
+
+        e_t = d_t - sum_i w_i x_t,i
+        w  <- w + lambda e_t conj(x_t).
+
+    The mean of w converges for 0 < lambda < 2 / lambda_max(R), with R = E[x x^T]; a
+    step moves w closer to a noiseless solution for 0 < lambda < 2 / ||x_t||_2^2.
+    Neither is enforced: they depend on the signal. A step size beyond them makes the
+    weights grow to inf and nan.
+
+    Args:
+        u: the input, shape (T,), real or complex.
+        d: the desired output, shape (T,).
+        num_taps: length of the filter.
+        step_size: lambda > 0, in units of 1 / u^2; may be traced.
+        weights: first weights, shape (num_taps,), tap 0 for the newest sample; zeros
+            by default.
+        weight_history: False returns the last weights alone, for signals whose
+            T * num_taps weights would not fit: a minute of speech at 16 kHz with 256
+            taps already takes 1 GB in float32.
+
+    Returns:
+        A `FilterResult` of arrays in the widest dtype among u, d and weights
+        (float32 at least):
+        weights: (T, num_taps); row t holds the weights after the update with sample
+            t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
+        outputs: (T,), sum_i w_i x_t,i with the weights before that update.
+        errors: (T,), d - outputs.
+
+    Raises:
+        ValueError: if u or d is not one-dimensional, they differ in length or are
+            empty, `weights` does not have `num_taps` entries, `num_taps` is below 1,
+            or `step_size` is not a positive finite number (not looked at when traced).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import lms_filter
+        >>> u = jax.random.normal(jax.random.key(0), (500,))
+        >>> d = jnp.convolve(u, jnp.array([1.0, -0.5]))[:500]  # the unknown system
+        >>> result = lms_filter(u, d, num_taps=2, step_size=0.1)
+        >>> print(result.weights[-1].round(3))
+        [ 1.  -0.5]
+
+    Source: Eq. 3-6; lambda takes up the 2 of the gradient of |e|^2. For complex
+    signals the paper's d - u w is kept (Sayed's form): the weights converge to the
+    system's impulse response itself, where the form with y = w^H x (Haykin's)
+    converges to its conjugate.
+    """
+    _check_scalar("step_size", step_size, allow_zero=False)
+    u, d, weights = _check_signals(u, d, num_taps, weights)
+    return _run(u, d, weights, step_size, 0.0, None, weight_history)
+
+
+def nlms_filter(
+    u: ArrayLike,
+    d: ArrayLike,
+    *,
+    num_taps: int,
+    step_size: ArrayLike,
+    p: float = 2,
+    eps: ArrayLike = 1e-3,
+    weights: ArrayLike | None = None,
+    weight_history: bool = True,
+) -> FilterResult:
+    """Normalized least mean squares: LMS whose step is divided by the input's power.
+
+    With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
+    sample t, zero before the signal starts, d_t the desired output `d`, w the
+    `weights` and lambda the `step_size`,
+
+        e_t = d_t - sum_i w_i x_t,i
+        w  <- w + lambda e_t conj(x_t) / (eps + ||x_t||_p^p).
+
+    For p = 2 and lambda = 1 a step projects w onto the hyperplane of weights without
+    error at t, and 0 < lambda < 2 converges whatever the input's scale. For p = 1 the
+    step keeps the input's units, and the bound with it: 0 < lambda < 2 ||x_t||_1 /
+    ||x_t||_2^2, for which 2 / max |u| is enough. Neither is enforced. An all-zero
+    window leaves the weights as they are, for eps = 0 too.
+
+    Args:
+        u: the input, shape (T,), real or complex.
+        d: the desired output, shape (T,).
+        num_taps: length of the filter.
+        step_size: lambda > 0, without units for p = 2; may be traced.
+        p: the norm, a number >= 1; `jnp.inf` divides by the largest magnitude.
+        eps: what is added to the divisor, >= 0, in units of |u|^p; may be traced. A
+            signal whose windows have less power than this is hardly learned from.
+        weights: first weights, shape (num_taps,), tap 0 for the newest sample; zeros
+            by default.
+        weight_history: False returns the last weights alone; see `lms_filter`.
+
+    Returns:
+        A `FilterResult` of arrays in the widest dtype among u, d and weights
+        (float32 at least):
+        weights: (T, num_taps); row t holds the weights after the update with sample
+            t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
+        outputs: (T,), sum_i w_i x_t,i with the weights before that update.
+        errors: (T,), d - outputs.
+
+    Raises:
+        ValueError: as `lms_filter`, and if `p` is below 1 or `eps` is not a finite
+            number >= 0 (not looked at when traced).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import nlms_filter
+        >>> u = 1e3 * jax.random.normal(jax.random.key(0), (2, 500))  # two channels
+        >>> d = jnp.stack([u[0], 0.5 * u[1]])
+        >>> fit = lambda u, d: nlms_filter(u, d, num_taps=2, step_size=0.5)
+        >>> result = jax.vmap(fit)(u, d)
+        >>> print(result.weights[:, -1].round(3) + 0.0)
+        [[1.  0. ]
+         [0.5 0. ]]
+
+    Source: Eq. 7-9 and 20. Eq. 7-9 have no eps; Eq. 20 has, and gives it no value.
+    Eq. 9 is called a projection, but with p = 1 and lambda = 1 the error after the
+    step is not zero unless ||x||_1 = ||x||_2^2. Complex signals are as in
+    `lms_filter`.
+    """
+    check_p(p)
+    _check_scalar("step_size", step_size, allow_zero=False)
+    _check_scalar("eps", eps, allow_zero=True)
+    u, d, weights = _check_signals(u, d, num_taps, weights)
+    return _run(u, d, weights, step_size, eps, p, weight_history)
