@@ -1,0 +1,218 @@
+"""The last-layer rule: projecting a non-linear neuron onto its target."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+def _as_targets(targets: ArrayLike) -> jax.Array:
+    """Real floating-point targets; integers (labels) become the default float."""
+    d = jnp.asarray(targets)
+    if jnp.issubdtype(d.dtype, jnp.complexfloating):
+        raise ValueError(f"targets are {d.dtype}: an activation's inverse is real")
+    return d if jnp.issubdtype(d.dtype, jnp.floating) else d.astype(float)
+
+
+def _check_margin(margin: Any, below: float) -> None:
+    if not isinstance(margin, jax.core.Tracer) and not 0 < margin < below:
+        raise ValueError(
+            f"margin={margin!r}: give a number between 0 and {below}; the inverse is"
+            " infinite at the ends of the activation's range"
+        )
+
+
+def _check_slope(negative_slope: Any) -> None:
+    traced = isinstance(negative_slope, jax.core.Tracer)
+    if not traced and not (negative_slope > 0 and np.isfinite(negative_slope)):
+        raise ValueError(
+            f"negative_slope={negative_slope!r}: give a positive finite number; for a"
+            " slope of zero take inverse_relu"
+        )
+
+
+def inverse_sigmoid(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
+    """The inverse of the sigmoid, with targets kept inside its range.
+
+    With d the `targets` and m the `margin`,
+
+        phi(d) = log(c / (1 - c)),   c = min(max(d, m), 1 - m).
+
+    Args:
+        targets: any shape, meant to be in [0, 1], such as 0-1 labels.
+        margin: m, between 0 and 0.5. The sigmoid reaches 0 and 1 at infinity alone;
+            the default 0.01 sends such a target, and any beyond, to -4.6 or 4.6.
+
+    Returns:
+        The pre-activations, in the targets' dtype and shape.
+
+    Raises:
+        ValueError: if `margin` is not between 0 and 0.5, or the targets are complex.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import inverse_sigmoid
+        >>> print(inverse_sigmoid(jnp.array([0.0, 0.5, 1.0, 7.0])).round(2))
+        [-4.6  0.   4.6  4.6]
+
+    Source: Eq. 23. The paper does not say what to do at or beyond the ends of the
+    range; the margin is this library's.
+    """
+    _check_margin(margin, 0.5)
+    d = _as_targets(targets)
+    m = jnp.asarray(margin, d.dtype)
+    d = jnp.clip(d, m, 1 - m)
+    return jnp.log(d) - jnp.log1p(-d)
+
+
+def inverse_tanh(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
+    """The inverse of tanh, with targets kept inside its range.
+
+    With d the `targets` and m the `margin`,
+
+        phi(d) = artanh(min(max(d, m - 1), 1 - m)).
+
+    Args:
+        targets: any shape, meant to be in [-1, 1].
+        margin: m, between 0 and 1; the default 0.01 sends a target of -1 or 1, and
+            any beyond, to -2.65 or 2.65.
+
+    Returns:
+        The pre-activations, in the targets' dtype and shape.
+
+    Raises:
+        ValueError: if `margin` is not between 0 and 1, or the targets are complex.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import inverse_tanh
+        >>> print(inverse_tanh(jnp.array([-1.0, 0.0, 1.0])).round(1))
+        [-2.6  0.   2.6]
+
+    Source: Eq. 23; the margin is this library's, as for `inverse_sigmoid`.
+    """
+    _check_margin(margin, 1)
+    d = _as_targets(targets)
+    m = jnp.asarray(margin, d.dtype)
+    return jnp.arctanh(jnp.clip(d, m - 1, 1 - m))
+
+
+def inverse_leaky_relu(
+    targets: ArrayLike, *, negative_slope: ArrayLike = 0.01
+) -> jax.Array:
+    """The inverse of the leaky ReLU; every target is in its range.
+
+    With d the `targets` and a the `negative_slope`,
+
+        phi(d) = d if d >= 0, else d / a.
+
+    Args:
+        targets: any shape.
+        negative_slope: a > 0, as given to `flax.linen.leaky_relu`. A small one sends
+            a negative target far away: -1 to -100 for the default.
+
+    Returns:
+        The pre-activations, in the targets' dtype and shape.
+
+    Raises:
+        ValueError: if `negative_slope` is not a positive finite number, or the
+            targets are complex.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import inverse_leaky_relu
+        >>> print(inverse_leaky_relu(jnp.array([-1.0, 2.0]), negative_slope=0.1))
+        [-10.   2.]
+
+    Source: Eq. 23.
+    """
+    _check_slope(negative_slope)
+    d = _as_targets(targets)
+    return jnp.where(d >= 0, d, d / jnp.asarray(negative_slope, d.dtype))
+
+
+def inverse_relu(targets: ArrayLike) -> jax.Array:
+    """The inverse of the ReLU, which has none: negative values are set to zero.
+
+    With d the `targets`, phi(d) = max(d, 0).
+
+    Args:
+        targets: any shape; negative ones, which no ReLU reaches, count as 0.
+
+    Returns:
+        The pre-activations, in the targets' dtype and shape.
+
+    Raises:
+        ValueError: if the targets are complex.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import inverse_relu
+        >>> print(inverse_relu(jnp.array([-1.0, 0.0, 2.0])))
+        [0. 0. 2.]
+
+    Source: the text below Eq. 23. Every pre-activation <= 0 gives the target 0, and
+    the paper picks 0 among them: a neuron that is off, as its target asks, is pulled
+    to the edge all the same.
+    """
+    return jnp.maximum(_as_targets(targets), 0)
+
+
+def projection_loss(
+    preactivations: ArrayLike,
+    targets: ArrayLike,
+    inverse_activation: Callable[[ArrayLike], jax.Array] | None = None,
+) -> jax.Array:
+    """The loss whose NLMS step projects a layer's neurons onto their targets.
+
+    With z_i = w_i . x the `preactivations`, d_i the `targets` and phi the
+    `inverse_activation`,
+
+        loss = 1/2 sum_i (phi(d_i) - z_i)^2,    d loss / d w_i = -(phi(d_i) - z_i) x,
+
+    so that with one sample `nlms(1.0, eps=eps)` makes the step
+
+        w_i <- w_i + (phi(d_i) - w_i . x) x / (eps + ||x||_2^2),
+
+    after which (for eps = 0) psi(w_i . x) = d_i: the new weights are the nearest ones
+    that meet the target. The activation psi itself is never differentiated, so a
+    saturated neuron learns as fast as any other.
+
+    Args:
+        preactivations: (..., neurons), the layer's output before its activation.
+        targets: the same shape, what the activations should be; no gradient flows
+            into them.
+        inverse_activation: phi, such as `inverse_sigmoid`; None for linear neurons.
+
+    Returns:
+        The loss of each sample, shape (...). Take the mean over a batch; that step is
+        the mean of the samples' errors times x over the mean of their powers, not a
+        projection.
+
+    Raises:
+        ValueError: if the shapes differ or there is no axis of neurons.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import inverse_tanh, projection_loss
+        >>> w, x, d = jnp.array([[2.0], [1.0]]), jnp.array([3.0, 4.0]), jnp.array([0.5])
+        >>> g = jax.grad(lambda w: projection_loss(x @ w, d, inverse_tanh))(w)
+        >>> print(jnp.tanh(x @ (w - g / 25)).round(3))  # 25 = ||x||^2
+        [0.5]
+
+    Source: Eq. 21-24 (Eq. 19-20 for linear neurons). The paper states the step; the
+    loss it is the NLMS step of is the squared distance before the activation.
+    """
+    z, d = jnp.asarray(preactivations), jnp.asarray(targets)
+    if z.shape != d.shape or z.ndim == 0:
+        raise ValueError(
+            f"preactivations {z.shape} and targets {d.shape}: give two arrays of one"
+            " shape (..., neurons)"
+        )
+    wanted = d if inverse_activation is None else inverse_activation(d)
+    error = jax.lax.stop_gradient(wanted) - z
+    return 0.5 * jnp.sum(jnp.square(error), axis=-1)
