@@ -102,7 +102,7 @@ def _run(
     # the signal before it starts.
     reverse = jnp.flip(jnp.concatenate([jnp.zeros(num_taps - 1, u.dtype), u]))
 
-    def step(weights, sample):
+    def step(weights: jax.Array, sample: tuple[jax.Array, jax.Array]) -> Any:
         t, d_t = sample
         x = jax.lax.dynamic_slice(reverse, (num_samples - 1 - t,), (num_taps,))
         output = jnp.sum(x * weights)
