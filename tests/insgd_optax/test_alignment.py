@@ -1,0 +1,68 @@
+"""Which axes of a statistic are the weight's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insgd_optax._alignment import Misfit, averaged_axes, mean_over_uses, power_shape
+
+
+def shape_of(*shapes, weight, kernel=None):
+    uses = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return power_shape(uses, weight, kernel or weight)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "weight", "axes"),
+    [
+        ((1, 1), (4, 5), ()),
+        ((7, 1, 1), (4, 5), (0,)),
+        ((3, 1, 1), (3, 4, 5), ()),
+        ((3, 7, 1, 1), (3, 4, 5), (1,)),
+        ((7, 3, 1, 1), (3, 4, 5), (0,)),
+        ((7, 3, 1, 1), (3, 7, 5), (0,)),  # not the one that leaves (7, 3, 1)
+        ((2, 7, 1, 1), (4, 5), (0, 1)),
+        ((2, 3, 7, 1, 1), (2, 3, 4, 5), (2,)),
+    ],
+)
+def test_axes_that_are_averaged(statistic, weight, axes):
+    assert averaged_axes(statistic, weight) == axes
+
+
+@pytest.mark.parametrize(
+    ("statistic", "weight", "words"),
+    [
+        ((3, 3, 1, 1), (3, 4, 5), "more than one way"),
+        ((2, 1, 1), (3, 4, 5), "does not broadcast"),
+        ((1,), (4, 5), "fewer axes"),
+    ],
+)
+def test_what_does_not_fit_or_fits_twice(statistic, weight, words):
+    with pytest.raises(Misfit, match=words):
+        averaged_axes(statistic, weight)
+
+
+def test_the_shape_of_a_power():
+    assert shape_of((1, 1), weight=(4, 5)) == ()
+    assert shape_of((3, 1, 1), weight=(3, 4, 5)) == (3, 1, 1)
+    assert shape_of((3, 1, 1), (1, 1, 1), weight=(3, 4, 5)) == (3, 1, 1)
+    assert shape_of((3, 1, 1), weight=(3, 5), kernel=(3, 4, 5)) == (3, 1)
+    assert shape_of((1, 3, 1), weight=(5, 3), kernel=(4, 3, 5)) == (1, 3)
+
+
+def test_a_scalar_sown_by_hand_is_padded_on_the_right():
+    assert shape_of((), weight=(4, 5)) == ()
+    assert shape_of((3,), weight=(3, 4, 5)) == (3, 1, 1)
+    value = mean_over_uses([jnp.arange(3.0)], (3, 4, 5), (3, 4, 5), (3, 1, 1))
+    np.testing.assert_array_equal(value.ravel(), [0, 1, 2])
+
+
+def test_a_value_that_varies_along_what_is_cut_off():
+    with pytest.raises(Misfit, match="cannot be cut"):
+        shape_of((1, 4), weight=(5,), kernel=(4, 4))
+
+
+def test_an_update_never_changes_a_shape():
+    with pytest.raises(Misfit, match=r"gives \(3, 1, 1\), but P has the shape \(2"):
+        mean_over_uses([jnp.ones((3, 1, 1))], (3, 4, 5), (3, 4, 5), (2, 1, 1))

@@ -1,0 +1,67 @@
+"""The norm of an input vector, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insgd_optax import input_norm
+from tests.insgd_optax.references.algorithm1_reference import batch_norm_to_the_p
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, np.inf, np.float32(2)])
+def test_matches_the_reference(p):
+    x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    np.testing.assert_allclose(input_norm(x, p), batch_norm_to_the_p(x, p), rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+def test_axes_make_up_one_vector(p):
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)
+    images = input_norm(x, p, axis=(-3, -2, -1))
+    np.testing.assert_allclose(images, batch_norm_to_the_p(x, p), rtol=1e-6)
+    pixels = input_norm(x, p, axis=3)
+    np.testing.assert_allclose(
+        pixels, batch_norm_to_the_p(x.reshape(-1, 2), p), rtol=1e-6
+    )
+
+
+def test_complex_entries_enter_by_magnitude():
+    x = jnp.array([[3 + 4j, 0], [0, 1j]])
+    assert input_norm(x, 1) == 3.0
+    assert input_norm(x, 2) == 13.0
+
+
+def test_half_precision_is_summed_in_float32():
+    x = jnp.full((2, 100_000), 0.1, jnp.bfloat16)
+    norm = input_norm(x)
+    assert norm.dtype == jnp.float32
+    np.testing.assert_allclose(norm, 1e5 * float(x[0, 0]) ** 2, rtol=1e-4)
+    big = jnp.full((1, 10), 300.0, jnp.float16)  # its square overflows float16
+    np.testing.assert_allclose(input_norm(big), 9e5, rtol=1e-6)
+
+
+def test_integers_enter_as_float32():
+    assert input_norm(jnp.full((1, 2), 200, jnp.uint8)) == 80_000
+
+
+def test_float64_is_kept(x64):
+    assert input_norm(jnp.ones((2, 3), jnp.float64)).dtype == jnp.float64
+    assert input_norm(jnp.ones((2, 3), jnp.float32)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, np.inf])
+def test_is_cut_off_from_differentiation(p):
+    x = jnp.array([[3.0, 4.0]])
+    np.testing.assert_array_equal(jax.grad(lambda x: input_norm(x, p))(x), 0.0)
+
+
+@pytest.mark.parametrize("p", [0.5, 0, -1, np.nan, "2", None, True])
+def test_a_p_that_is_no_norm(p):
+    with pytest.raises(ValueError, match="names no norm.*at least 1, or jnp.inf"):
+        input_norm(jnp.ones((1, 2)), p)
+
+
+def test_an_axis_that_is_not_there():
+    with pytest.raises(ValueError, match=r"axis=2 is not an axis of x.*\(1, 2\)"):
+        input_norm(jnp.ones((1, 2)), axis=2)
