@@ -89,8 +89,8 @@ def inverse_tanh(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
     Example:
         >>> import jax.numpy as jnp
         >>> from insgd_optax import inverse_tanh
-        >>> print(jnp.tanh(inverse_tanh(jnp.array([-1.0, 0.25, 1.0]))).round(2))
-        [-0.99  0.25  0.99]
+        >>> print((100 * inverse_tanh(jnp.array([-1.0, 0.0, 1.0]))).round())
+        [-265.    0.  265.]
 
     Source: Eq. 23; the margin is this library's, as for `inverse_sigmoid`.
     """

@@ -1,0 +1,57 @@
+"""docs/adaptive_filtering.md: its code, its pictures and its claims about impulses."""
+
+import doctest
+import importlib.util
+import pathlib
+
+import pytest
+
+import insgd_optax
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(insgd_optax, "nlms_filter"), reason="the filters are not public yet"
+)
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def figures():
+    path = DOCS / "examples" / "adaptive_filtering.py"
+    spec = importlib.util.spec_from_file_location("adaptive_filtering_figures", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_code_on_the_page():
+    page = doctest.testfile(str(DOCS / "adaptive_filtering.md"), module_relative=False)
+    assert page.attempted > 40 and page.failed == 0
+
+
+def test_the_pictures_on_the_page_are_the_ones_drawn(x64, figures, tmp_path):
+    figures.draw_projection(tmp_path / "nlms_projection.png")
+    figures.draw_step_sizes(tmp_path / "nlms_step_sizes.png")
+    figures.draw_tracking(tmp_path / "tracking.png", seeds=[0])
+    page = (DOCS / "adaptive_filtering.md").read_text()
+    for picture in tmp_path.iterdir():
+        assert f"(images/{picture.name})" in page
+        assert (DOCS / "images" / picture.name).exists()
+
+
+@pytest.mark.parametrize("through_system", [True, False])
+def test_l1_is_not_more_robust_to_impulses_than_l2(x64, figures, through_system):
+    for seed in range(3):
+        l2, l1 = (
+            figures.impulse_misalignment(1000, through_system, p, seed) for p in (2, 1)
+        )
+        assert l2 < -15 < 20 < l1
+
+
+@pytest.mark.parametrize("through_system", [True, False])
+def test_a_bounded_error_keeps_l1_bounded(x64, figures, through_system):
+    for seed in range(3):
+        misalignment = figures.impulse_misalignment(
+            1000, through_system, 1, seed, sign_error=True
+        )
+        assert misalignment < -25
