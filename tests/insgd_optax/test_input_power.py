@@ -1,0 +1,332 @@
+"""The transform: bad norms, missing layers, trees of many kinds, and its errors."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.core import freeze
+
+from insgd_optax import (
+    capture_input_norms,
+    input_norm_shapes,
+    input_powers,
+    insgd,
+    learning_rate_multipliers,
+    scale_by_input_power,
+)
+
+PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+
+
+def norm_of(value):
+    return {"dense": {"input_norm": (jnp.full((1, 1), value),)}}
+
+
+def after(tx, *values, params=PARAMS):
+    """The last update and state of gradients of one and these norms."""
+    state = tx.init(params)
+    for value in values:
+        updates, state = tx.update(params, state, params, input_norms=norm_of(value))
+    return updates, state
+
+
+def power(state):
+    return input_powers(state)["dense/kernel"].item()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_first_norm_that_is_not_finite_leaves_the_paper_s_first_step_to_the_next(bad):
+    tx = insgd(0.1, momentum=None)
+    updates, state = after(tx, bad)
+    assert power(state) == 0
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.1, rtol=1e-6)
+    updates, state = after(tx, bad, np.exp(4.0))
+    np.testing.assert_allclose(power(state), np.exp(4.0), rtol=1e-6)
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.1 / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_later_norm_that_is_not_finite_leaves_the_power_as_it_was(bad):
+    tx = scale_by_input_power()
+    updates, state = after(tx, np.exp(4.0), bad)
+    np.testing.assert_allclose(power(state), np.exp(4.0), rtol=1e-6)
+    np.testing.assert_allclose(updates["dense"]["kernel"], 0.25, rtol=1e-6)
+    assert state.count == 2
+
+
+def test_an_input_of_zeros_is_no_step_of_a_hundred():
+    updates, state = after(scale_by_input_power(), 0.0)
+    assert power(state) == 0
+    np.testing.assert_array_equal(updates["dense"]["kernel"], 1.0)
+
+
+def test_the_floor():
+    updates, state = after(scale_by_input_power(), 0.5)
+    np.testing.assert_allclose(updates["dense"]["kernel"], 100.0, rtol=1e-6)
+    multipliers = learning_rate_multipliers(state)
+    np.testing.assert_allclose(multipliers["dense/kernel"], 100.0, rtol=1e-6)
+    updates, _ = after(scale_by_input_power(normalizer="log1p"), 0.5)
+    np.testing.assert_allclose(
+        updates["dense"]["kernel"], 1 / (1 + np.log(1.5)), rtol=1e-6
+    )
+
+
+def test_insgd_is_the_chain_written_out_by_hand():
+    mask = {"dense": {"kernel": True, "bias": False}}
+    schedule = optax.linear_schedule(0.1, 0.0, 10)
+    options = {"eps": 0.1, "normalizer": "log", "scope": "layer"}
+    ready = insgd(
+        schedule,
+        power_decay=0.8,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.01,
+        weight_decay_mask=mask,
+        **options,
+    )
+    by_hand = optax.chain(
+        scale_by_input_power(0.8, **options),
+        optax.add_decayed_weights(0.01, mask),
+        optax.trace(0.9, nesterov=True),
+        optax.scale_by_learning_rate(schedule),
+    )
+    for values in [(5.0,), (5.0, 9.0), (5.0, 9.0, 2.0)]:
+        one, one_state = after(ready, *values)
+        two, two_state = after(by_hand, *values)
+        assert jax.tree.structure(one_state) == jax.tree.structure(two_state)
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+        jax.tree.map(np.testing.assert_array_equal, one_state, two_state)
+
+
+def test_no_momentum_and_no_parameters():
+    tx = insgd(0.1, momentum=None)
+    state = tx.init(PARAMS)
+    updates, _ = tx.update(PARAMS, state, input_norms=norm_of(np.exp(2.0)))
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_allclose(updates["dense"]["bias"], -0.1, rtol=1e-6)
+
+
+def test_trees_of_other_kinds():
+    """A "params" on top, frozen dicts, boxes and a collection given whole."""
+    tx = scale_by_input_power()
+    plain, _ = after(tx, np.exp(2.0))
+    boxed = {
+        "dense": {
+            "kernel": nn.Partitioned(jnp.ones((2, 3)), (None, "model")),
+            "bias": nn.LogicallyPartitioned(jnp.ones(3), ("embed",)),
+        }
+    }
+    for params in ({"params": PARAMS}, freeze(PARAMS), boxed):
+        updates, state = after(tx, np.exp(2.0), params=params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.tree.leaves(updates),
+            jax.tree.leaves(plain),
+        )
+        assert all(power.shape == () for power in jax.tree.leaves(state.power))
+    for norms in (
+        freeze(norm_of(np.exp(2.0))),
+        {"intermediates": norm_of(np.exp(2.0))},
+    ):
+        updates, _ = tx.update(PARAMS, tx.init(PARAMS), input_norms=norms)
+        jax.tree.map(np.testing.assert_array_equal, updates, plain)
+
+
+def test_the_state_of_boxed_parameters_is_replicated_by_flax_s_own_recipe():
+    boxed = {"dense": {"kernel": nn.Partitioned(jnp.ones((2, 3)), ("data", "model"))}}
+    specs = nn.get_partition_spec(scale_by_input_power().init(boxed))
+    (spec,) = jax.tree.leaves(specs.power)
+    assert spec == jax.sharding.PartitionSpec()
+
+
+def test_a_module_named_like_the_sown_value():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.Dense(3, name="input_norm")(x))
+
+    x = jnp.ones((1, 2))
+    params = Net().init(jax.random.key(0), x)["params"]
+    with capture_input_norms():
+        _, sown = Net().apply({"params": params}, x, mutable=["intermediates"])
+    tx = scale_by_input_power()
+    _, state = tx.update(params, tx.init(params), input_norms=sown["intermediates"])
+    assert input_powers(state)["input_norm/kernel"] == 2
+
+
+def test_a_predicate_chooses_the_weights():
+    tx = scale_by_input_power(scope=lambda path: path == ("dense", "bias"))
+    updates, state = after(tx, np.exp(2.0))
+    np.testing.assert_allclose(updates["dense"]["bias"], 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(updates["dense"]["kernel"], 1.0)
+    assert isinstance(state.power["dense"]["kernel"], optax.MaskedNode)
+
+
+def test_a_layer_left_out_of_a_pass_keeps_its_power():
+    params = {**PARAMS, "other": {"kernel": jnp.ones((2, 2))}}
+    tx = scale_by_input_power(missing="keep")
+    state = tx.init(params)
+    other = {"other": {"input_norm": jnp.array(np.exp(5.0))}}
+    both = {**norm_of(np.exp(2.0)), **other}
+    _, state = tx.update(params, state, input_norms=both)
+    updates, state = tx.update(params, state, input_norms=norm_of(np.exp(3.0)))
+    np.testing.assert_allclose(input_powers(state)["other/kernel"], np.exp(5.0), 1e-6)
+    np.testing.assert_allclose(updates["other"]["kernel"], 0.2, rtol=1e-6)
+    updates, _ = tx.update(params, tx.init(params), input_norms={})
+    np.testing.assert_array_equal(updates["other"]["kernel"], 1.0)
+
+
+def test_norms_of_layers_that_are_not_there_are_fine():
+    tx = scale_by_input_power()
+    norms = {**norm_of(9.0), "gone": {"input_norm": jnp.ones(())}}
+    tx.update(PARAMS, tx.init(PARAMS), input_norms=norms)
+
+
+# What a user will meet, each tested for its words.
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3)(x)
+        x = nn.LayerNorm()(x)
+        return nn.WeightNorm(nn.Dense(2))(x)
+
+
+def test_norms_not_passed():
+    tx = insgd(0.1)
+    words = "input_norms is missing: call tx.update.*capture_input_norms.*TrainState"
+    with pytest.raises(ValueError, match=words):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_capture_forgotten_lists_every_weight_and_the_causes():
+    tx = insgd(0.1)
+    x = jnp.ones((1, 4))
+    params = Net().init(jax.random.key(0), x)["params"]
+    _, sown = Net().apply({"params": params}, x, mutable=["intermediates"])
+    with pytest.raises(ValueError) as error:
+        tx.update(params, tx.init(params), params, input_norms=sown)
+    message = str(error.value)
+    assert "no input norm:\n  Dense_0/kernel\n  Dense_1/kernel\n" in message
+    assert "of these layers:\n  none" in message
+    for cause in (
+        "outside `with insgd_optax.capture_input_norms()",
+        'mutable=["intermediates"]',
+        '"intermediates" in its variable_axes',
+        "nn.WeightNorm",
+        "capture_input_norms(layers=...)",
+        "cache was filled outside the context",
+        "norm_layers=True",
+        'missing="keep"',
+    ):
+        assert cause in message
+
+
+def test_a_layer_inside_weight_norm_is_named():
+    tx = insgd(0.1)
+    x = jnp.ones((1, 4))
+    params = Net().init(jax.random.key(0), x)["params"]
+    with capture_input_norms():
+        _, sown = Net().apply({"params": params}, x, mutable=["intermediates"])
+    with pytest.raises(ValueError) as error:
+        tx.update(params, tx.init(params), params, input_norms=sown["intermediates"])
+    message = str(error.value)
+    assert "no input norm:\n  Dense_1/kernel\n" in message
+    assert "of these layers:\n  Dense_0\n" in message
+
+
+def test_mutable_without_intermediates():
+    x = jnp.ones((1, 4))
+    model = nn.Dense(2)
+    params = model.init(jax.random.key(0), x)["params"]
+    with capture_input_norms():
+        _, sown = model.apply({"params": params}, x, mutable=["batch_stats"])
+    tx = insgd(0.1)
+    with pytest.raises(
+        ValueError, match=r'(?s)  kernel\n.*mutable=\["intermediates"\]'
+    ):
+        tx.update(params, tx.init(params), params, input_norms=sown)
+
+
+def test_scan_without_intermediates_in_its_axes():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dense(4)(x), None
+
+    block = nn.scan(
+        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
+    )()
+    x = jnp.ones((1, 4))
+    params = block.init(jax.random.key(0), x, None)["params"]
+    with capture_input_norms():
+        _, sown = block.apply({"params": params}, x, None, mutable=["intermediates"])
+    tx = insgd(0.1)
+    with pytest.raises(ValueError, match=r"(?s)Dense_0/kernel.*variable_axes"):
+        tx.update(params, tx.init(params), params, input_norms=sown)
+
+
+def test_nothing_in_scope_lists_what_was_seen():
+    params = {"embed": {"embedding": jnp.ones((2, 2))}, "token": jnp.ones(2)}
+    words = r"(?s)no parameter is in scope='kernel'.*  embed/embedding\n  token"
+    with pytest.raises(ValueError, match=words):
+        insgd(0.1).init(params)
+    many = {f"w{i:02}": jnp.ones(1) for i in range(30)}
+    with pytest.raises(ValueError, match="and 10 more"):
+        insgd(0.1).init(many)
+
+
+def test_shapes_that_do_not_fit_name_the_path_and_both_shapes():
+    like = {"dense": {"input_norm": jax.ShapeDtypeStruct((5, 1), jnp.float32)}}
+    words = r"norm of dense/kernel does not fit: \(5, 1\).*weight \(2, 3\)"
+    with pytest.raises(ValueError, match=words):
+        insgd(0.1, input_norms_like=like).init(PARAMS)
+    fits = {"dense": {"input_norm": jax.ShapeDtypeStruct((1, 3), jnp.float32)}}
+    tx = insgd(0.1, input_norms_like=fits)
+    state = tx.init(PARAMS)
+    other = {"dense": {"input_norm": jnp.ones((2, 1))}}
+    with pytest.raises(ValueError, match=r"dense/kernel.*gives \(2, 1\).*\(1, 3\)"):
+        jax.jit(tx.update)(PARAMS, state, PARAMS, input_norms=other)
+
+
+def test_shapes_that_lack_a_layer():
+    x = jnp.ones((1, 4))
+    with capture_input_norms():
+        like = input_norm_shapes(nn.Dense(2, name="dense"), jax.random.key(0), x)
+    params = {"other": {"kernel": jnp.ones((4, 2))}}
+    with pytest.raises(ValueError, match=r"(?s)input_norms_like has no.*other/kernel"):
+        insgd(0.1, input_norms_like=like).init(params)
+    insgd(0.1, input_norms_like=like, missing="keep").init(params)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate=-0.1 must be at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be at least 0"),
+        ({"weight_decay": -1}, "weight_decay=-1 must be at least 0"),
+        ({"power_decay": 1.0}, r"decay=1.0 must lie in \[0, 1\)"),
+        ({"power_decay": -0.1}, r"decay=-0.1 must lie in \[0, 1\)"),
+        ({"momentum": 1.0}, r"momentum decay=1.0 must lie in \[0, 1\)"),
+        ({"dampening": 1.5}, r"dampening=1.5 must lie in \[0, 1\]"),
+        ({"eps": 0.0}, "eps=0.0 must be greater than 0"),
+        ({"normalizer": "sqrt"}, "normalizer='sqrt' is not known.*log.*log1p.*power"),
+        ({"scope": "bias"}, "scope='bias' is not known.*kernel.*layer.*function"),
+        ({"missing": "skip"}, "missing='skip' is not known.*error.*keep"),
+    ],
+)
+def test_options_out_of_range(options, words):
+    with pytest.raises(ValueError, match=words):
+        insgd(**{"learning_rate": 0.1, **options})
+
+
+def test_powers_of_a_state_without_the_rule():
+    with pytest.raises(ValueError, match="holds no ScaleByInputPowerState"):
+        input_powers(optax.sgd(0.1).init(PARAMS))
+    twice = optax.chain(scale_by_input_power(), scale_by_input_power())
+    with pytest.raises(ValueError, match="dense/kernel is scaled by two"):
+        input_powers(twice.init(PARAMS))

@@ -1,0 +1,377 @@
+"""A table of optimizers and the properties each of them has.
+
+A row holds what a property needs to know of its optimizer; no property asks for a
+name.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from insgd_optax import MultiSteps, input_powers, insgd, scale_by_input_power
+
+
+class Row(NamedTuple):
+    """An optimizer under test."""
+
+    factory: Callable[..., optax.GradientTransformation]
+    options: dict[str, Any]  # numbers, which may be injected
+    update_kwargs: Callable[[int], dict[str, Any]]  # of the step's number
+    static_args: tuple[str, ...] = ()
+    static_options: dict[str, Any] = {}  # noqa: RUF012  never changed
+
+    def make(self):
+        return self.factory(**self.options, **self.static_options)
+
+
+def norms(step):
+    value = 10.0 + 5.0 * step
+    return {
+        "input_norms": {
+            "a": {"input_norm": (jnp.full((1, 1), value),), "other": jnp.ones(3)},
+            "b": {"c": {"input_norm": (jnp.array(2 * value), jnp.array(value))}},
+        }
+    }
+
+
+ROWS = {
+    "scale_by_input_power": Row(
+        scale_by_input_power, {"decay": 0.9, "eps": 0.01}, norms
+    ),
+    "scale_by_input_power, layer, log1p": Row(
+        scale_by_input_power,
+        {"decay": 0.9},
+        norms,
+        static_options={"scope": "layer", "normalizer": "log1p"},
+    ),
+    "scale_by_input_power, callable": Row(
+        scale_by_input_power,
+        {"decay": 0.0},
+        norms,
+        static_args=("normalizer", "scope"),
+        static_options={
+            "normalizer": jnp.sqrt,
+            "scope": lambda path: path == ("a", "kernel"),
+        },
+    ),
+    "insgd": Row(insgd, {"learning_rate": 0.1}, norms),
+    "insgd, all options": Row(
+        insgd,
+        {
+            "learning_rate": 0.1,
+            "power_decay": 0.5,
+            "momentum": 0.9,
+            "dampening": 0.9,
+            "weight_decay": 0.01,
+            "eps": 0.1,
+        },
+        norms,
+        static_options={"nesterov": True, "scope": "layer"},
+    ),
+}
+
+each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+
+
+def make_params(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    tree = {
+        "a": {"kernel": rng.normal(size=(8, 4)), "bias": rng.normal(size=4)},
+        "b": {"c": {"kernel": rng.normal(size=(4, 8, 2))}},
+        "embedding": rng.normal(size=(5, 4)),
+    }
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+def grads_at(params, step):
+    return jax.tree.map(lambda w: (w + step).astype(w.dtype), params)
+
+
+def run(tx, params, kwargs_at, steps=3, jit=True):
+    """Takes steps; returns the parameters and the state."""
+
+    def step_fn(params, state, grads, kwargs):
+        updates, state = tx.update(grads, state, params, **kwargs)
+        return optax.apply_updates(params, updates), state
+
+    step_fn = jax.jit(step_fn) if jit else step_fn
+    state = tx.init(params)
+    for step in range(steps):
+        params, state = step_fn(params, state, grads_at(params, step), kwargs_at(step))
+    return params, state
+
+
+def assert_close(actual, expected, rtol=1e-6):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol, 1e-6), actual, expected
+    )
+
+
+def specs(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+@each_row
+def test_jit_agrees_with_eager(row):
+    params = make_params()
+    eager = run(row.make(), params, row.update_kwargs, jit=False)
+    assert_close(run(row.make(), params, row.update_kwargs), eager)
+
+
+@each_row
+def test_no_recompilation_on_the_second_call(row):
+    tx, params = row.make(), make_params()
+    count = 0
+
+    @jax.jit
+    def step_fn(params, state, grads, kwargs):
+        nonlocal count
+        count += 1
+        updates, state = tx.update(grads, state, params, **kwargs)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for step in range(3):
+        kwargs = row.update_kwargs(step)
+        params, state = step_fn(params, state, grads_at(params, step), kwargs)
+    assert count == 1
+    assert step_fn._cache_size() == 1
+
+
+@each_row
+def test_scan_over_steps(row):
+    tx, params = row.make(), make_params()
+    kwargs = [row.update_kwargs(step) for step in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kwargs)
+
+    def body(carry, inputs):
+        params, state = carry
+        step, kwargs = inputs
+        grads = jax.tree.map(lambda w: w + step.astype(w.dtype), params)
+        updates, state = tx.update(grads, state, params, **kwargs)
+        return (optax.apply_updates(params, updates), state), None
+
+    carry = (params, tx.init(params))
+    carry, _ = jax.lax.scan(body, carry, (jnp.arange(3), stacked))
+    assert_close(carry, run(tx, params, row.update_kwargs))
+
+
+@each_row
+def test_the_state_is_stable_under_cond(row):
+    tx, params = row.make(), make_params()
+    state = tx.init(params)
+    kwargs = row.update_kwargs(0)
+
+    def update(params, state):
+        updates, state = tx.update(params, state, params, **kwargs)
+        return updates, state
+
+    def skip(params, state):
+        return jax.tree.map(jnp.zeros_like, params), state
+
+    for taken in (True, False):
+        updates, after = jax.lax.cond(taken, update, skip, params, state)
+        assert specs(after) == specs(state)
+        assert specs(updates) == specs(params)
+
+
+@each_row
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_updates_leave_in_the_gradients_dtype(row, dtype):
+    tx, params = row.make(), make_params(dtype)
+    state = tx.init(params)
+    updates, after = tx.update(params, state, params, **row.update_kwargs(0))
+    assert specs(updates) == specs(params)
+    assert specs(after) == specs(state)
+    for power in input_powers(after).values():
+        assert power.dtype == jnp.float32
+
+
+@each_row
+def test_float64_weights_have_float64_powers(row, x64):
+    tx, params = row.make(), make_params(jnp.float64)
+    _, state = run(tx, params, row.update_kwargs)
+    for power in input_powers(state).values():
+        assert power.dtype == jnp.float64
+
+
+@each_row
+def test_chains_with_what_takes_no_norms(row):
+    params = make_params()
+    tx = optax.chain(optax.clip_by_global_norm(1e9), row.make(), optax.scale(1.0))
+    named = optax.named_chain(("clip", optax.clip(1e9)), ("rule", row.make()))
+    expected, _ = run(row.make(), params, row.update_kwargs)
+    assert_close(run(tx, params, row.update_kwargs)[0], expected)
+    assert_close(run(named, params, row.update_kwargs)[0], expected)
+
+
+@each_row
+def test_injected_hyperparameters(row):
+    params = make_params()
+    injected = optax.inject_hyperparams(row.factory, static_args=row.static_args)
+    tx = injected(**row.options, **row.static_options)
+    actual, state = run(tx, params, row.update_kwargs)
+    expected, _ = run(row.make(), params, row.update_kwargs)
+    assert_close(actual, expected, 1e-5)
+    assert set(row.options) <= set(state.hyperparams)
+
+
+@each_row
+def test_masked_weights_pass_through(row):
+    params = make_params()
+    mask = jax.tree.map(lambda w: w.ndim != 3, params)
+    tx = optax.masked(row.make(), mask)
+    state = tx.init(params)
+    kwargs = row.update_kwargs(0)
+    updates, state = tx.update(params, state, params, **kwargs)
+    full, _ = row.make().update(params, row.make().init(params), params, **kwargs)
+    np.testing.assert_array_equal(
+        updates["b"]["c"]["kernel"], params["b"]["c"]["kernel"]
+    )
+    np.testing.assert_array_equal(updates["a"]["kernel"], full["a"]["kernel"])
+    assert "b/c/kernel" not in input_powers(state)
+
+
+@each_row
+def test_partition_between_two_of_them_and_a_frozen_part(row):
+    params = make_params()
+    labels = {"a": "one", "b": "two", "embedding": "frozen"}
+    tx = optax.partition(
+        {"one": row.make(), "two": optax.sgd(0.1), "frozen": optax.set_to_zero()},
+        labels,
+    )
+    if "b/c/kernel" in input_powers(row.make().init(params)):
+        tx = optax.partition(
+            {"one": row.make(), "two": row.make(), "frozen": optax.set_to_zero()},
+            labels,
+        )
+    actual, state = run(tx, params, row.update_kwargs)
+    expected, expected_state = run(row.make(), params, row.update_kwargs)
+    assert_close(actual["a"], expected["a"])
+    np.testing.assert_array_equal(actual["embedding"], params["embedding"])
+    assert set(input_powers(state)) == set(input_powers(expected_state))
+
+
+@each_row
+def test_freeze(row):
+    params = make_params()
+    frozen = {"a": False, "b": True, "embedding": True}
+    mask = {k: jax.tree.map(lambda _, v=v: v, params[k]) for k, v in frozen.items()}
+    tx = optax.chain(
+        optax.masked(row.make(), jax.tree.map(lambda m: not m, mask)),
+        optax.transforms.freeze(mask),
+    )
+    actual, _ = run(tx, params, row.update_kwargs)
+    expected, _ = run(row.make(), params, row.update_kwargs)
+    assert_close(actual["a"], expected["a"])
+    assert_close(actual["b"], params["b"])
+
+
+@each_row
+def test_apply_if_finite_holds_back_a_bad_gradient(row):
+    tx, params = optax.apply_if_finite(row.make(), 5), make_params()
+    state = tx.init(params)
+    bad = jax.tree.map(lambda w: w * jnp.nan, params)
+    updates, state = tx.update(bad, state, params, **row.update_kwargs(0))
+    assert_close(updates, jax.tree.map(jnp.zeros_like, params))
+    assert all(power == 0 for power in input_powers(state).values())
+    updates, state = tx.update(params, state, params, **row.update_kwargs(0))
+    plain = row.make()
+    expected, _ = plain.update(
+        params, plain.init(params), params, **row.update_kwargs(0)
+    )
+    assert_close(updates, expected)
+
+
+@each_row
+def test_multi_steps_takes_the_mean(row):
+    params = make_params()
+    tx = MultiSteps(row.make(), every_k_schedule=2)
+    state = tx.init(params)
+    for step in (0, 1):
+        grads = grads_at(params, step)
+        updates, state = tx.update(grads, state, params, **row.update_kwargs(step))
+        assert bool(tx.has_updated(state)) == (step == 1)
+        assert specs(updates) == specs(params)
+    mean = jax.tree.map(
+        lambda a, b: (a + b) / 2, row.update_kwargs(0), row.update_kwargs(1)
+    )
+    inner = row.make()
+    expected, _ = inner.update(
+        grads_at(params, 0.5), inner.init(params), params, **mean
+    )
+    assert_close(updates, expected, 1e-5)
+
+
+@each_row
+def test_abstract_and_evaluated_init(row):
+    params, tx = make_params(), row.make()
+    abstract = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), params)
+    assert specs(tx.init(abstract)) == specs(tx.init(params))
+    assert specs(jax.eval_shape(tx.init, params)) == specs(tx.init(params))
+
+
+@each_row
+def test_donated_buffers(row):
+    tx, params = row.make(), make_params()
+    expected = run(tx, params, row.update_kwargs)
+
+    def step_fn(params, state, grads, kwargs):
+        updates, state = tx.update(grads, state, params, **kwargs)
+        return optax.apply_updates(params, updates), state
+
+    step_fn = jax.jit(step_fn, donate_argnums=(0, 1))
+    params = jax.tree.map(jnp.copy, params)
+    state = tx.init(params)
+    for step in range(3):
+        grads = grads_at(params, step)
+        params, state = step_fn(params, state, grads, row.update_kwargs(step))
+    assert_close((params, state), expected)
+
+
+@each_row
+def test_sharded_over_eight_devices(row):
+    """Weights sharded, P replicated by `optax.tree.map_params`."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    tx, params = row.make(), make_params()
+    by_rank = {
+        1: PartitionSpec("x"),
+        2: PartitionSpec(None, "y"),
+        3: PartitionSpec("x", "y"),
+    }
+    shardings = jax.tree.map(lambda w: NamedSharding(mesh, by_rank[w.ndim]), params)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    state = tx.init(params)
+    state_shardings = optax.tree.map_params(
+        tx,
+        lambda _, sharding: sharding,
+        state,
+        shardings,
+        transform_non_params=lambda _: replicated,
+    )
+    step_fn = jax.jit(
+        lambda params, state, kwargs: tx.update(params, state, params, **kwargs),
+        in_shardings=(shardings, state_shardings, replicated),
+        out_shardings=(shardings, state_shardings),
+    )
+    placed = jax.device_put(params, shardings)
+    placed_state = jax.device_put(state, state_shardings)
+    updates, after = step_fn(placed, placed_state, row.update_kwargs(0))
+    expected = tx.update(params, state, params, **row.update_kwargs(0))
+    assert_close((updates, after), expected)
+    assert updates["a"]["kernel"].sharding.is_equivalent_to(shardings["a"]["kernel"], 2)
+    for power in input_powers(after).values():
+        assert power.sharding.is_fully_replicated
+
+
+@each_row
+def test_extra_arguments_of_others_are_ignored(row):
+    tx, params = row.make(), make_params()
+    tx.update(params, tx.init(params), params, value=1.0, **row.update_kwargs(0))
