@@ -1,0 +1,62 @@
+"""Learning rates at chosen steps, worked out by hand."""
+
+import math
+
+import pytest
+
+from train import schedules
+
+STEPS_PER_EPOCH = 10
+
+
+def rates(name, epochs, warmup_epochs=0):
+    schedule = schedules.create(
+        name,
+        0.1,
+        STEPS_PER_EPOCH,
+        milestones=(3, 6),
+        milestone_factor=0.2,
+        restart_epochs=4,
+        warmup_epochs=warmup_epochs,
+    )
+    return [float(schedule(step)) for step in range(epochs * STEPS_PER_EPOCH)]
+
+
+def test_constant():
+    assert rates("constant", 2) == pytest.approx([0.1] * 20)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+def test_steps_drop_after_the_milestones_of_the_run(warmup_epochs):
+    got = rates("steps", 8, warmup_epochs)
+    after_warmup = warmup_epochs * STEPS_PER_EPOCH
+    expected = [0.1] * 30 + [0.02] * 30 + [0.004] * 20
+    assert got[after_warmup:] == pytest.approx(expected[after_warmup:])
+
+
+def test_cosine_restarts():
+    got = rates("cosine", 8)
+    assert got[0] == pytest.approx(0.1)
+    assert got[20] == pytest.approx(0.05)
+    assert got[39] == pytest.approx(0.05 * (1 + math.cos(math.pi * 39 / 40)), rel=1e-4)
+    assert got[40:] == pytest.approx(got[:40])
+
+
+@pytest.mark.parametrize("name", schedules.NAMES)
+def test_warmup_rises_in_equal_steps_and_its_first_step_learns(name):
+    got = rates(name, 2, warmup_epochs=1)
+    assert got[:10] == pytest.approx([0.01 * (step + 1) for step in range(10)])
+    assert got[10] == pytest.approx(0.1)
+
+
+def test_warmup_of_a_single_step():
+    schedule = schedules.create(
+        "constant",
+        0.1,
+        1,
+        milestones=(1,),
+        milestone_factor=1.0,
+        restart_epochs=1,
+        warmup_epochs=1,
+    )
+    assert [float(schedule(step)) for step in range(3)] == pytest.approx([0.1] * 3)

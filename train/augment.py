@@ -1,0 +1,75 @@
+"""Random crops and flips, and normalization, on the device and per sample."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Augmentation(NamedTuple):
+    """How training images are varied: padded with zeros, cropped back and flipped."""
+
+    padding: int = 0  # Pixels on each side.
+    flip: bool = False  # Left to right, with probability 0.5.
+
+
+class Draws(NamedTuple):
+    """The random numbers of a batch."""
+
+    offsets: jax.Array  # shape=(batch, 2), dtype=int32, in [0, 2 * padding]
+    flips: jax.Array  # shape=(batch,), dtype=bool
+
+
+def draw(rng: jax.Array, batch_size: int, augmentation: Augmentation) -> Draws:
+    """Draws where to crop each sample, rows and columns alike, and whether to flip."""
+    offset_rng, flip_rng = jax.random.split(rng)
+    offsets = jax.random.randint(
+        offset_rng, (batch_size, 2), 0, 2 * augmentation.padding + 1, jnp.int32
+    )
+    flips = jax.random.bernoulli(flip_rng, 0.5 * augmentation.flip, (batch_size,))
+    return Draws(offsets, flips)
+
+
+def take_augmented(
+    images: jax.Array, indices: jax.Array, draws: Draws, padding: int
+) -> jax.Array:
+    """Takes samples, each cropped from its padded self and maybe flipped.
+
+    One gather from the whole data set: no padded copy of the batch is made, which on
+    a CPU is five times as fast as padding and slicing.
+
+    Args:
+        images: all images, of shape (samples, height, width, channels).
+        indices: which samples, of shape (batch,).
+        draws: offset (padding, padding) without a flip leaves a sample as it is.
+        padding: as in the augmentation the draws were made for.
+
+    Returns:
+        Images of shape (batch, height, width, channels), in the dtype of `images`.
+    """
+    _, height, width, _ = images.shape
+    rows = jnp.arange(height)[None, :] + draws.offsets[:, :1] - padding
+    columns = jnp.arange(width)[None, :]
+    columns = jnp.where(draws.flips[:, None], width - 1 - columns, columns)
+    columns = columns + draws.offsets[:, 1:] - padding
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & (
+        (columns >= 0) & (columns < width)
+    )[:, None, :]
+    taken = images[
+        indices[:, None, None],
+        jnp.clip(rows, 0, height - 1)[:, :, None],
+        jnp.clip(columns, 0, width - 1)[:, None, :],
+    ]
+    return jnp.where(inside[..., None], taken, jnp.zeros((), images.dtype))
+
+
+def normalize(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+    """Brings uint8 images to [0, 1], then each channel to mean 0 and deviation 1."""
+    shape = (1,) * (images.ndim - 1) + (len(mean),)
+    # In one multiplication and one addition a pixel.
+    scale = 1 / (255 * jnp.asarray(std)).reshape(shape)
+    shift = -(jnp.asarray(mean) / jnp.asarray(std)).reshape(shape)
+    return images.astype(scale.dtype) * scale + shift

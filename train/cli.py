@@ -1,0 +1,91 @@
+"""The command line: subcommands, options, and errors without tracebacks."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from train import run_folder
+from train.commands.evaluate import EvalConfig, evaluate
+from train.commands.run import run
+from train.config import FREE_ON_RESUME, RunConfig, option
+from train.errors import UserError
+
+PROGRAM = "python -m train"
+DESCRIPTION = (
+    "Train networks with Input Normalized SGD. With no subcommand it is `run`; with "
+    "nothing at all, a small network learns handwritten digits in less than a minute."
+)
+
+
+class _Command(NamedTuple):
+    config: type[Any]  # A frozen dataclass: its fields are the options.
+    execute: Callable[[Any], int]  # Returns the exit status.
+
+
+COMMANDS = {
+    "run": _Command(RunConfig, run),
+    "eval": _Command(EvalConfig, evaluate),
+}
+DEFAULT = "run"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses a command line and executes it.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: from the parser, for help and for options it does not understand.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or (
+        arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")
+    ):
+        arguments.insert(0, DEFAULT)
+    config = tyro.extras.subcommand_cli_from_dict(
+        {name: command.config for name, command in COMMANDS.items()},
+        args=arguments,
+        prog=PROGRAM,
+        description=DESCRIPTION,
+    )
+    try:
+        if isinstance(config, RunConfig) and config.resume is not None:
+            config = _resumed(config.resume, arguments[1:])
+        return COMMANDS[arguments[0]].execute(config)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+
+
+def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
+    """The options of a run, with those changed that the command line names.
+
+    Raises:
+        UserError: if that makes it another run.
+    """
+    recorded = run_folder.load(path).config
+    recorded = dataclasses.replace(recorded, run_dir=None)
+    config = tyro.cli(
+        RunConfig, args=arguments, default=recorded, prog=f"{PROGRAM} {DEFAULT}"
+    )
+    changed = [
+        f"{option(field.name)} was {getattr(recorded, field.name)}, is "
+        f"{getattr(config, field.name)}"
+        for field in dataclasses.fields(RunConfig)
+        if field.name not in FREE_ON_RESUME
+        and getattr(config, field.name) != getattr(recorded, field.name)
+    ]
+    if changed:
+        raise UserError(
+            f"The run {path} was started with other options: {'; '.join(changed)}. "
+            "Leave them out to go on with it, or start a new run without --resume."
+        )
+    return config

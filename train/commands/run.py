@@ -1,0 +1,138 @@
+"""`python -m train run`: train, and keep what came of it."""
+
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from train import datasets, loop, metrics, plots, run_folder
+from train.checkpoints import Checkpoints
+from train.config import RunConfig
+from train.experiment import Experiment
+from train.interrupt import StopRequest
+from train.metrics import MetricsWriter, Row
+from train.run_folder import RunFolder
+from train.state import Progress
+
+
+def load_dataset(config: RunConfig) -> datasets.ImageDataset:
+    """Loads a run's data."""
+    cache_dir = config.cache_dir or (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "insgd_optax"
+    )
+    return datasets.load(
+        config.dataset,
+        datasets.LoadOptions(cache_dir.expanduser(), config.skip_corrupt_images),
+    )
+
+
+def run(config: RunConfig) -> int:
+    """Runs from the start, or goes on where `config.resume` stands.
+
+    Args:
+        config: the options; with `resume`, already those of the run it names.
+
+    Returns:
+        The exit status: 0, or 128 plus the number of the signal that stopped it.
+    """
+    dataset = load_dataset(config)
+    experiment = Experiment(config, dataset)
+    progress = experiment.start()
+    if config.resume is None:
+        folder = run_folder.create(config, dataset.describe())
+    else:
+        folder = run_folder.load(config.resume)
+        folder.check_dataset(dataset.describe())
+    checkpoints = Checkpoints(folder.checkpoints)
+    if checkpoints.latest_step is not None:
+        progress = checkpoints.restore(checkpoints.latest_step, like=progress)
+    first_step = int(progress.state.step)
+    print(
+        f"{config.model} on {dataset.name} ({len(dataset.train.labels)} training, "
+        f"{len(dataset.test.labels)} test images) with {config.optimizer}, learning "
+        f"rate {config.initial_learning_rate:g}. Run folder: {_short(folder.path)}"
+    )
+    if first_step:
+        print(f"Going on from step {first_step}.")
+
+    rows = [row for row in metrics.read(folder.metrics) if row["step"] <= first_step]
+    tensorboard = folder.path / "tensorboard" if config.tensorboard else None
+    writer = MetricsWriter(folder.metrics, rows, tensorboard)
+    warned = False
+
+    def on_epoch(progress: Progress, row: Row) -> None:
+        nonlocal warned
+        rows.append(row)
+        writer.write(row)
+        checkpoints.save(row["step"], progress, row["test_top1"])
+        tqdm.write(_epoch_line(row, config.epochs))
+        if row.get("at_floor") and not warned:
+            tqdm.write(_floor_warning(row), file=sys.stderr)
+            warned = True
+
+    with StopRequest() as stop:
+        progress = loop.fit(
+            experiment,
+            progress,
+            config.epochs,
+            stopped=lambda: bool(stop),
+            on_epoch=on_epoch,
+        )
+        step = int(progress.state.step)
+        checkpoints.save(step, progress, None)
+    writer.close()
+    checkpoints.close()
+    if rows:
+        plots.plot_test_error({config.optimizer: rows}, folder.plot)
+    if stop and step < config.epochs * experiment.steps_per_epoch:
+        print(
+            f"Stopped by {stop.signal.name} and saved at step {step}. Go on with: "
+            f"python -m train --resume {_short(folder.path)}"
+        )
+        return 128 + stop.signal
+    print(_closing_line(rows, folder))
+    return 0
+
+
+def _epoch_line(row: Row, num_epochs: int) -> str:
+    parts = [
+        f"epoch {row['epoch']}/{num_epochs}",
+        f"train loss {row['train_loss']:.4f}",
+        f"test loss {row['test_loss']:.4f}",
+        f"test top-1 {100 * row['test_top1']:.2f} %",
+    ]
+    if "weights_at_floor" in row:
+        parts.append(
+            f"weights at the floor {row['weights_at_floor']}/{len(row['multipliers'])}"
+        )
+    return "  ".join(parts)
+
+
+def _floor_warning(row: Row) -> str:
+    return (
+        f"Warning: after epoch {row['epoch']} INSGD multiplies the learning rate by "
+        f"{max(row['multipliers'].values()):.0f}, its largest multiplier, for: "
+        f"{', '.join(row['at_floor'])}. The power of these layers' input is near or "
+        "below 1, as when a layer before dies or its output is scaled down. Remedies: "
+        "--normalizer log1p, which never multiplies by more than 1; the other norm "
+        "(--optimizer insgd-l1 or insgd-l2); a smaller --learning-rate; and a look at "
+        "those layers' inputs."
+    )
+
+
+def _closing_line(rows: list[Row], folder: RunFolder) -> str:
+    last = rows[-1]
+    best = max(rows, key=lambda row: row["test_top1"])
+    return (
+        f"Test accuracy {100 * last['test_top1']:.2f} % after epoch {last['epoch']} "
+        f"(best: {100 * best['test_top1']:.2f} % after epoch {best['epoch']}, picked "
+        f"on the test images). In {_short(folder.path)}: {folder.metrics.name}, "
+        f"{folder.plot.name}, {folder.checkpoints.name}/, record.json"
+    )
+
+
+def _short(path: Path) -> str:
+    """The path as seen from here, if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

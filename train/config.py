@@ -1,0 +1,171 @@
+"""What a run is: every option of `python -m train run`, checked."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import models
+from train import datasets, optimizers, parallel, schedules
+
+OptimizerName = tyro.extras.literal_type_from_choices(optimizers.NAMES)
+ModelName = tyro.extras.literal_type_from_choices(models.names())
+ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
+ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
+
+# A run that is resumed may change these; the others make it another run.
+FREE_ON_RESUME = frozenset(
+    ("epochs", "parallel", "runs_dir", "run_dir", "resume", "tensorboard")
+    + ("cache_dir", "skip_corrupt_images")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Train a network on images and keep what came of it in a run folder."""
+
+    dataset: Annotated[str, tyro.conf.arg(metavar="|".join(datasets.NAMES))] = "digits"
+    """Handwritten digits, embedded; or your images in PATH/train/<class>/ and
+    PATH/test/<class>/."""
+    model: ModelName = "custom_cnn"
+    """The network."""
+    batch_norm: bool = True
+    """With --no-batch-norm, the network without its batch normalization."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's computations; parameters and statistics stay float32."""
+
+    optimizer: OptimizerName = "insgd-l2"
+    """INSGD with the l1 or l2 norm, or one to compare with."""
+    learning_rate: float | None = None
+    """Before any schedule. By default that of the paper's Table 3: 0.1, Adam 0.001.
+    INSGD multiplies it by 1 / log(P), about 0.1 to 0.2."""
+    momentum: float = 0.9
+    """Of SGD and INSGD."""
+    weight_decay: float = 5e-4
+    """Added to the gradient, l2, as in the paper."""
+    scope: Literal["kernel", "layer"] = "kernel"
+    """What INSGD scales: kernels alone, or with them the biases and the scale and
+    bias of normalization layers."""
+    normalizer: Literal["log", "power", "log1p"] = "log"
+    """What INSGD divides by: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
+
+    epochs: int = 20
+    """How often the training images are gone through."""
+    batch_size: int = 128
+    """Images a step, over all devices."""
+    schedule: ScheduleName = "constant"
+    """Of the learning rate: constant; steps, dropping at milestones; cosine, with warm
+    restarts."""
+    milestones: tuple[int, ...] = (79, 119, 159)
+    """For steps: after which epochs the learning rate drops."""
+    milestone_factor: float = 0.2
+    """For steps: what it is multiplied by at each."""
+    restart_epochs: int = 100
+    """For cosine: epochs from one restart to the next."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up before the schedule."""
+    seed: int = 0
+    """Of initial parameters, order, augmentation and dropout."""
+
+    parallel: ParallelName = "jit"
+    """jit: one device. pmap: all devices of this machine, each with its share of a
+    batch."""
+    chunk_steps: int = 50
+    """Most steps in one program call: the bar moves, and Ctrl-C acts, between calls."""
+    runs_dir: Path = Path("runs")
+    """Where a new run folder with a readable name is made."""
+    run_dir: Path | None = None
+    """The run folder itself, instead of a new one below --runs-dir."""
+    resume: Path | None = None
+    """A run folder to go on with, from its latest checkpoint. Its options hold;
+    --epochs may be raised."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too."""
+    cache_dir: Path | None = None
+    """Where decoded images of folders are kept. By default insgd_optax in
+    $XDG_CACHE_HOME or ~/.cache."""
+    skip_corrupt_images: bool = False
+    """Go on without images that cannot be decoded, and name them."""
+
+    def __post_init__(self):
+        datasets.check_name(self.dataset)
+        for name, least in (
+            ("learning_rate", 0),
+            ("momentum", 0),
+            ("weight_decay", 0),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("milestone_factor", 0),
+            ("restart_epochs", 1),
+            ("warmup_epochs", 0),
+            ("seed", 0),
+            ("chunk_steps", 1),
+        ):
+            value = getattr(self, name)
+            # So put, nan is refused too.
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(
+                    f"{option(name)} must be a number of at least {least}, got {value}"
+                )
+        if not self.momentum < 1:
+            raise ValueError(f"--momentum must be below 1, got {self.momentum}")
+        rising = sorted({0, *self.milestones})
+        if rising != [0, *self.milestones] or len(rising) == 1:
+            raise ValueError(
+                "--milestones must be one or more epochs, rising from at least 1, got "
+                f"{self.milestones}"
+            )
+        if self.schedule == "steps" and min(self.milestones) < self.warmup_epochs:
+            raise ValueError(
+                f"--milestones must not lie in the {self.warmup_epochs} epochs of "
+                f"warm-up, got {self.milestones}"
+            )
+        if self.run_dir is not None and self.resume is not None:
+            raise ValueError("--run-dir is for a new run: with --resume, leave it out")
+
+    @property
+    def initial_learning_rate(self) -> float:
+        """The learning rate given, or else the optimizer's own."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return optimizers.default_learning_rate(self.optimizer)
+
+    @property
+    def readable_name(self) -> str:
+        """A name for a run folder that says what the run is."""
+        kind, _, path = self.dataset.partition(":")
+        parts = [Path(path).name or kind, self.model, self.optimizer]
+        parts.append(f"lr{self.initial_learning_rate:g}")
+        for field in ("batch_norm", "scope", "normalizer", "schedule", "dtype"):
+            value = getattr(self, field)
+            if value != getattr(RunConfig, field):
+                parts.append("no-batch-norm" if field == "batch_norm" else str(value))
+        if self.batch_size != RunConfig.batch_size:
+            parts.append(f"batch{self.batch_size}")
+        return "-".join([*parts, f"seed{self.seed}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON holds them, a default learning rate by its value."""
+        values = dataclasses.asdict(self)
+        values["learning_rate"] = self.initial_learning_rate
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
+        """The inverse of `to_json`."""
+        values = dict(values)
+        for field in ("runs_dir", "run_dir", "resume", "cache_dir"):
+            if values.get(field) is not None:
+                values[field] = Path(values[field])
+        values["milestones"] = tuple(values["milestones"])
+        return cls(**values)
+
+
+def option(field: str) -> str:
+    """A field's name on the command line."""
+    return "--" + field.replace("_", "-")

@@ -1,0 +1,120 @@
+"""Many steps in one program: shuffling, augmentation, normalization and step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from train import augment
+from train.datasets import Preprocessing
+from train.state import Progress, TrainState
+
+TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Batching(NamedTuple):
+    """How many samples a step takes, over all devices; what is left over waits."""
+
+    batch_size: int
+    steps_per_epoch: int
+
+
+def zero_totals() -> dict[str, jax.Array]:
+    """The sums over the steps of an epoch, at its start."""
+    return {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+
+
+def train_chunk(
+    state: TrainState,
+    totals: dict[str, jax.Array],
+    images: jax.Array,
+    labels: jax.Array,
+    rng: jax.Array,
+    *,
+    step_fn: TrainStep,
+    num_steps: int,
+    batching: Batching,
+    preprocessing: Preprocessing,
+    axis_name: str | None = None,
+) -> Progress:
+    """Goes on for some steps of the epoch in which `state` stands.
+
+    An epoch sees the samples in a random order, each at most once; those that fill no
+    batch are left out, other ones every epoch.
+
+    Args:
+        state: where training stands. Its step says where in the epoch.
+        totals: sums over the steps of this epoch so far.
+        images: all training images, uint8, on every device.
+        labels: their labels.
+        rng: the run's key.
+        step_fn: `train_step`, with its options bound.
+        num_steps: how many steps; they must not pass the end of the epoch.
+        batching: batch size and steps of an epoch.
+        preprocessing: augmentation and normalization.
+        axis_name: the mapped axis of the devices that share each batch.
+
+    Returns:
+        Where training stands then.
+    """
+    batch_size, steps_per_epoch = batching
+    order_rng, steps_rng = jax.random.split(rng)
+    epoch = state.step // steps_per_epoch
+    order = jax.random.permutation(
+        jax.random.fold_in(order_rng, epoch), labels.shape[0]
+    )
+    starts_epoch = state.step % steps_per_epoch == 0
+    totals = jax.tree.map(
+        lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), totals
+    )
+
+    def body(progress: Progress, _) -> tuple[Progress, None]:
+        state, totals = progress
+        first = (state.step % steps_per_epoch) * batch_size
+        indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
+        augment_rng, dropout_rng = jax.random.split(
+            jax.random.fold_in(steps_rng, state.step)
+        )
+        draws = augment.draw(augment_rng, batch_size, preprocessing.augmentation)
+        if axis_name is not None:
+            # Drawn for the whole batch and then shared out: the same images,
+            # augmented the same way, on any number of devices.
+            indices, draws = share((indices, draws), axis_name)
+        batch = augment.normalize(
+            augment.take_augmented(
+                images, indices, draws, preprocessing.augmentation.padding
+            ),
+            preprocessing.mean,
+            preprocessing.std,
+        )
+        state, metrics = step_fn(state, (batch, labels[indices]), dropout_rng)
+        totals = {name: totals[name] + metrics[name] for name in totals}
+        return Progress(state, totals), None
+
+    progress, _ = jax.lax.scan(body, Progress(state, totals), length=num_steps)
+    return progress
+
+
+def share(tree, axis_name: str):
+    """This device's equal share of arrays whose first axis is the whole batch."""
+
+    def one(whole: jax.Array) -> jax.Array:
+        shares = whole.reshape(jax.lax.axis_size(axis_name), -1, *whole.shape[1:])
+        return shares[jax.lax.axis_index(axis_name)]
+
+    return jax.tree.map(one, tree)
+
+
+def chunk_lengths(steps_per_epoch: int, most: int) -> list[int]:
+    """Divides an epoch into chunks of at most `most` steps.
+
+    Each length is compiled for once: equal chunks where a divisor is not far below
+    `most`, otherwise chunks of `most` and a shorter last one.
+    """
+    most = min(most, steps_per_epoch)
+    for length in range(most, most // 2, -1):
+        if steps_per_epoch % length == 0:
+            return [length] * (steps_per_epoch // length)
+    whole, rest = divmod(steps_per_epoch, most)
+    return [most] * whole + [rest] * (rest > 0)

@@ -1,0 +1,70 @@
+"""Loss and accuracy over a whole split."""
+
+import jax
+import jax.numpy as jnp
+
+from train import augment
+from train.datasets import Preprocessing
+from train.epoch import share
+from train.state import TrainState
+from train.step import cross_entropy
+
+
+def evaluate(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+    """Evaluates on every sample once, in one program.
+
+    Args:
+        state: parameters and statistics.
+        images: all images of the split, uint8, on every device.
+        labels: their labels.
+        batch_size: over all devices; what the last batch lacks is filled up and masked.
+        preprocessing: for its normalization.
+        axis_name: the mapped axis of the devices that share each batch.
+
+    Returns:
+        Means over the samples: "loss", "top1" and "top5" accuracy (of as many classes
+        as there are, if fewer than five).
+    """
+    num_samples = labels.shape[0]
+    num_batches = -(-num_samples // batch_size)
+
+    def body(sums: dict[str, jax.Array], batch: jax.Array):
+        indices = batch * batch_size + jnp.arange(batch_size)
+        if axis_name is not None:
+            indices = share(indices, axis_name)
+        counts = indices < num_samples
+        indices = jnp.minimum(indices, num_samples - 1)
+        inputs = augment.normalize(
+            images[indices], preprocessing.mean, preprocessing.std
+        )
+        logits = state.apply_fn(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            inputs,
+            train=False,
+        )
+        target = labels[indices]
+        _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+        hits = top5 == target[:, None]
+        scores = {
+            "loss": cross_entropy(logits, target),
+            "top1": hits[:, 0],
+            "top5": hits.any(-1),
+        }
+        return {
+            name: sums[name] + jnp.sum(jnp.where(counts, score, 0))
+            for name, score in scores.items()
+        }, None
+
+    zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5")}
+    sums, _ = jax.lax.scan(body, zeros, jnp.arange(num_batches))
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    return {name: total / num_samples for name, total in sums.items()}

@@ -1,0 +1,166 @@
+"""A run's programs, put together from its options and its data."""
+
+import functools
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+import models
+from train import epoch, optimizers, parallel, schedules
+from train.config import RunConfig
+from train.datasets import ImageDataset
+from train.errors import UserError
+from train.evaluate import evaluate
+from train.multipliers import MultiplierSummary, summarize
+from train.state import Progress, TrainState, create_state
+from train.step import train_step
+
+_EVALUATION_BATCH = 1000
+
+
+class Experiment:
+    """Everything that can be computed in a run.
+
+    Args:
+        config: the run's options.
+        dataset: the data.
+
+    Raises:
+        UserError: if the two do not fit.
+
+    Attributes:
+        steps_per_epoch: optimizer steps; samples that fill no batch are left out.
+        schedule: step -> learning rate.
+    """
+
+    def __init__(self, config: RunConfig, dataset: ImageDataset):
+        self._config = config
+        self._dataset = dataset
+        self._devices = parallel.create(config.parallel)
+        self._check_batch()
+        self.steps_per_epoch = len(dataset.train.labels) // config.batch_size
+        self.schedule = schedules.create(
+            config.schedule,
+            config.initial_learning_rate,
+            self.steps_per_epoch,
+            milestones=config.milestones,
+            milestone_factor=config.milestone_factor,
+            restart_epochs=config.restart_epochs,
+            warmup_epochs=config.warmup_epochs,
+        )
+        self._optimizer = optimizers.create(
+            config.optimizer,
+            self.schedule,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            scope=config.scope,
+            normalizer=config.normalizer,
+        )
+        self._model = self._create_model()
+        self._init_rng, self._run_rng = jax.random.split(jax.random.key(config.seed))
+        self._train = self._devices.put(
+            (dataset.train.images, dataset.train.labels, self._run_rng)
+        )
+        self._test = self._devices.put(tuple(dataset.test))
+        # Each length of a chunk is a program of its own.
+        self._chunk_program = functools.cache(self._compile_chunk)
+        self._evaluation_program = self._compile_evaluation()
+
+    def _check_batch(self) -> None:
+        batch_size, num_devices = self._config.batch_size, self._devices.num_devices
+        num_samples = len(self._dataset.train.labels)
+        if batch_size > num_samples:
+            raise UserError(
+                f"--batch-size {batch_size} is larger than the {num_samples} training "
+                f"images of {self._dataset.name}. Give at most {num_samples}."
+            )
+        if batch_size % num_devices:
+            raise UserError(
+                f"--batch-size {batch_size} cannot be shared out equally to "
+                f"{num_devices} devices. Give a multiple of {num_devices}."
+            )
+
+    def _create_model(self) -> nn.Module:
+        # Only what is asked for: not every network has batch normalization.
+        options = {} if self._config.batch_norm else {"batch_norm": False}
+        try:
+            return models.create(
+                self._config.model,
+                num_classes=len(self._dataset.class_names),
+                dtype=jnp.dtype(self._config.dtype),
+                axis_name=self._devices.axis_name,
+                **options,
+            )
+        except TypeError as error:
+            raise UserError(f"--no-batch-norm: {error}") from error
+
+    def _compile_chunk(self, num_steps: int) -> parallel.Program:
+        program = functools.partial(
+            epoch.train_chunk,
+            step_fn=functools.partial(
+                train_step,
+                capture=self._optimizer.capture,
+                axis_name=self._devices.axis_name,
+            ),
+            num_steps=num_steps,
+            batching=epoch.Batching(self._config.batch_size, self.steps_per_epoch),
+            preprocessing=self._dataset.preprocessing,
+            axis_name=self._devices.axis_name,
+        )
+        return self._devices.compile(program, donate_state=True)
+
+    def _compile_evaluation(self) -> parallel.Program:
+        shares = self._devices.num_devices
+        batch_size = min(_EVALUATION_BATCH, len(self._dataset.test.labels))
+        program = functools.partial(
+            evaluate,
+            batch_size=-(-batch_size // shares) * shares,
+            preprocessing=self._dataset.preprocessing,
+            axis_name=self._devices.axis_name,
+        )
+        return self._devices.compile(program)
+
+    def start(self) -> Progress:
+        """The run before its first step.
+
+        Raises:
+            UserError: if the network cannot take the images.
+        """
+        try:
+            state = create_state(
+                self._model,
+                self._optimizer.tx,
+                self._init_rng,
+                self._dataset.image_shape,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{self._config.model} on {self._dataset.name}: {error}"
+            ) from error
+        return self._devices.put(Progress(state, epoch.zero_totals()))
+
+    def chunk_lengths(self) -> list[int]:
+        """The chunks of an epoch, in steps."""
+        return epoch.chunk_lengths(self.steps_per_epoch, self._config.chunk_steps)
+
+    def train_chunk(self, progress: Progress, num_steps: int) -> Progress:
+        """Goes on for some steps; the state given is used up, its totals are not."""
+        program = self._chunk_program(num_steps)
+        return program(progress.state, progress.totals, *self._train)
+
+    def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
+        """Loss and accuracies on the test images."""
+        return self._evaluation_program(state, *self._test)
+
+    def multipliers(self, state: TrainState) -> MultiplierSummary | None:
+        """What INSGD makes of the learning rate; None for other optimizers."""
+        if self._optimizer.multipliers is None:
+            return None
+        params = flax.traverse_util.flatten_dict(state.params, sep="/")
+        return summarize(
+            jax.device_get(self._optimizer.multipliers(state.opt_state)),
+            sizes={name: weight.size for name, weight in params.items()},
+            eps=optimizers.EPS,
+        )

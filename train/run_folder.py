@@ -1,0 +1,177 @@
+"""The folder a run leaves behind: what it was, what it measured, where it stands."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.config import RunConfig
+from train.errors import UserError
+
+
+class RunFolder:
+    """Names of things in a run folder.
+
+    Attributes:
+        path: the folder, absolute.
+        record: what `record.json` holds: "config", "dataset" (see
+            `ImageDataset.describe`) and "environment".
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]):
+        self.path = path
+        self.record = record
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON for each epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plot(self) -> Path:
+        """Test error over epochs."""
+        return self.path / "test_error.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The latest states and the best."""
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> RunConfig:
+        """The options the run was started with."""
+        return RunConfig.from_json(self.record["config"])
+
+    def check_dataset(self, description: dict[str, Any]) -> None:
+        """Raises unless the data are those the run was started with."""
+        recorded = self.record["dataset"]
+        for name, value in description.items():
+            if recorded.get(name) != value:
+                raise UserError(
+                    f"The data are not those of the run {self.path}: {name} was "
+                    f"{recorded.get(name)}, is {value}. Bring back the data it was "
+                    "started with, or start a new run."
+                )
+
+
+def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
+    """Makes a new run folder; never one that is there already.
+
+    Args:
+        config: the run's options.
+        dataset: from `ImageDataset.describe`.
+
+    Returns:
+        The folder, with its record written.
+
+    Raises:
+        UserError: if `config.run_dir` is there and holds anything.
+    """
+    if config.run_dir is not None:
+        path = config.run_dir.expanduser().absolute()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"The run folder {path} exists already and is left as it is. Go on "
+                f"with it: --resume {config.run_dir}; or give another --run-dir."
+            )
+        _make(path, exist_ok=True)
+    else:
+        path = _make_next(config.runs_dir.expanduser().absolute(), config.readable_name)
+    record = {
+        "config": config.to_json(),
+        "dataset": dataset,
+        "environment": _environment(),
+    }
+    (path / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    return RunFolder(path, record)
+
+
+def load(path: Path) -> RunFolder:
+    """Opens the folder of a run.
+
+    Raises:
+        UserError: if it is none.
+    """
+    path = path.expanduser().absolute()
+    try:
+        record = json.loads((path / "record.json").read_text())
+        folder = RunFolder(path, record)
+        _ = folder.config, record["dataset"]
+    except OSError as error:
+        raise UserError(
+            f"{path} is no run folder: {error.strerror}: {path / 'record.json'}. Give "
+            "the folder a run named in its last line, such as runs/NAME."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path / 'record.json'} is damaged or of another version ({error!r}). "
+            "Start a new run."
+        ) from error
+    return folder
+
+
+def _make_next(parent: Path, name: str) -> Path:
+    """Makes `name`, or else `name-2`, `name-3`, ..., below `parent`."""
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            _make(path)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _make(path: Path, exist_ok: bool = False) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"The run folder {path} cannot be made: {error.strerror}. Give another "
+            "--run-dir or --runs-dir."
+        ) from error
+
+
+def _environment() -> dict[str, Any]:
+    """What a reader of the numbers must know about where they came from."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "insgd_optax")
+    return {
+        "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # Run from a checkout that is not installed.
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked if files differ from it; None outside of git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

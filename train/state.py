@@ -1,0 +1,66 @@
+"""The state of training: everything a run needs to go on."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import insgd_optax
+
+
+class TrainState(insgd_optax.TrainState):
+    """The library's train state, with the running statistics of batch normalization."""
+
+    batch_stats: Any
+
+
+class Progress(NamedTuple):
+    """Where a run stands: its state, and what it has summed up in this epoch.
+
+    The place in the epoch follows from `state.step`, and every random number from
+    the step and the run's seed: a run that goes on from here repeats one that was
+    never stopped.
+    """
+
+    state: TrainState
+    totals: dict[str, jax.Array]  # Sums over steps: shape=(), dtype=float32
+
+
+def create_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    rng: jax.Array,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """Initialises the parameters, the statistics and the optimizer.
+
+    Args:
+        model: a network of `models`.
+        tx: the optimizer.
+        rng: the key of the initial parameters.
+        image_shape: (height, width, channels).
+
+    Returns:
+        The state before the first step.
+    """
+
+    def init(rng: jax.Array) -> TrainState:
+        variables = model.init(rng, jnp.zeros((1, *image_shape)), train=False)
+        params = variables["params"]
+        return TrainState(
+            # An array from the start: a Python int would be compiled for twice.
+            step=jnp.zeros((), jnp.int32),
+            apply_fn=model.apply,
+            params=params,
+            tx=tx,
+            opt_state=tx.init(params),
+            batch_stats=variables.get("batch_stats", {}),
+        )
+
+    # On a CPU, LLVM takes seconds to optimize the random draws, which run once.
+    options = {"xla_backend_optimization_level": 1}
+    return jax.jit(
+        init, compiler_options=options if jax.default_backend() == "cpu" else None
+    )(rng)
