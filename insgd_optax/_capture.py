@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,37 +9,30 @@ import flax.linen as nn
 import jax
 from flax.core.scope import in_filter
 
-from insgd_optax._layer_types import LayerNorm, LayerTypes, layer_norms
+from insgd_optax._layer_types import LINEN, LayerNorm, LayerTypes, layer_norms
 from insgd_optax._norms import check_p, input_norm
+from insgd_optax._open_calls import OpenCalls
 
 COLLECTION = "intermediates"
 NAME = "input_norm"
 
 
-class _Capture(NamedTuple):
-    """The settings of one open `capture_input_norms` context."""
+class Capture(NamedTuple):
+    """The settings of one open context."""
 
     p: float
-    layer_norms: Mapping[type[nn.Module], LayerNorm]
+    layer_norms: Mapping[type, LayerNorm]
+    name: str = NAME  # under which the statistic is sown
+
+    def layer_norm(self, layer: Any) -> LayerNorm | None:
+        """How this layer's input power is taken; None for a layer without kernel."""
+        for kind in type(layer).__mro__:
+            if kind in self.layer_norms:
+                return self.layer_norms[kind]
+        return None
 
 
-class _Call:
-    """A layer's call under way; `sown` once its kernel's input has been seen."""
-
-    def __init__(self, path: tuple[str, ...]) -> None:
-        self.path = path
-        self.sown = False
-
-
-class _Thread(threading.local):
-    """What is open in this thread, the innermost last."""
-
-    def __init__(self) -> None:
-        self.captures: list[_Capture] = []
-        self.calls: list[_Call] = []
-
-
-_thread = _Thread()
+_open = OpenCalls()
 
 
 @contextlib.contextmanager
@@ -110,7 +102,14 @@ def capture_input_norms(
     both the paper's own words.
     """
     check_p(p)
-    capture = _Capture(p, layer_norms(conv_input, norm_layers, layers))
+    table = layer_norms(LINEN, conv_input, norm_layers, layers)
+    with listening(Capture(p, table)):
+        yield
+
+
+@contextlib.contextmanager
+def listening(capture: Capture) -> Iterator[None]:
+    """Makes the layers of any Linen model sow what `capture` takes of their input."""
 
     def interceptor(
         next_fun: Callable[..., Any],
@@ -118,45 +117,28 @@ def capture_input_norms(
         kwargs: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
-        if _thread.captures[-1] is not capture or context.method_name != "__call__":
+        if _open.captures[-1] is not capture or context.method_name != "__call__":
             return next_fun(*args, **kwargs)
         module = context.module
         if isinstance(module, nn.RNN):
             with _stacked_over_time(module):
                 return next_fun(*args, **kwargs)
-        layer_norm = _layer_norm(capture, module)
+        layer_norm = capture.layer_norm(module)
         if layer_norm is None:
             return next_fun(*args, **kwargs)
-        # A subclass may change the input before it calls `super().__call__`: what
-        # reaches the innermost call is what the kernel sees, and it alone is sown.
-        call = _Call(module.path)
-        _thread.calls.append(call)
-        try:
-            output = next_fun(*args, **kwargs)
-        finally:
-            _thread.calls.pop()
-        if not call.sown:
-            for outer in _thread.calls:
-                outer.sown |= outer.path == call.path
-            if module.is_mutable_collection(COLLECTION):
-                bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
-                module.sow(COLLECTION, NAME, layer_norm(module, bound.arguments, p))
+        output, is_innermost = _open.run(module.path, lambda: next_fun(*args, **kwargs))
+        if is_innermost and module.is_mutable_collection(COLLECTION):
+            call = inspect.signature(context.orig_method).bind(*args, **kwargs)
+            statistic = layer_norm(module, call.arguments, capture.p)
+            module.sow(COLLECTION, capture.name, statistic)
         return output
 
-    _thread.captures.append(capture)
+    _open.captures.append(capture)
     try:
         with nn.intercept_methods(interceptor):
             yield
     finally:
-        _thread.captures.pop()
-
-
-def _layer_norm(capture: _Capture, module: nn.Module) -> LayerNorm | None:
-    """How this module's input power is taken; None for a module without kernel."""
-    for kind in type(module).__mro__:
-        if kind in capture.layer_norms:
-            return capture.layer_norms[kind]
-    return None
+        _open.captures.pop()
 
 
 @contextlib.contextmanager
@@ -214,7 +196,7 @@ def sow_input_norm(
     Source: Eq. 26 and 29.
     """
     if p is None:
-        p = _thread.captures[-1].p if _thread.captures else 2
+        p = _open.captures[-1].p if _open.captures else 2
     if module.is_mutable_collection(COLLECTION):
         module.sow(COLLECTION, NAME, input_norm(x, p, axis=axis))
     else:

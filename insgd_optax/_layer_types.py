@@ -1,7 +1,7 @@
 """Which Linen layers have an input vector, and how each takes its power."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,108 +11,109 @@ from insgd_optax import _layer_norms as norms
 from insgd_optax import _receptive_field as field
 from insgd_optax._norms import input_norm
 
-LayerTypes = Sequence[type[nn.Module]] | Mapping[type[nn.Module], int | Sequence[int]]
+LayerTypes = Sequence[type] | Mapping[type, int | Sequence[int]]
 # (layer, its call's arguments by name, p) -> the statistic to sow. The layer's
 # input is the first argument.
 LayerNorm = Callable[[Any, Mapping[str, Any], float], jax.Array]
 
 
-def _input(call: Mapping[str, Any]) -> jax.Array:
+def layer_input(call: Mapping[str, Any]) -> jax.Array:
+    """The first argument of a call, also where it came by keyword."""
     first = next(iter(call.values()))
     return first[0] if isinstance(first, tuple) else first
 
 
-def _sizes(value: int | Sequence[int] | None, length: int = 1) -> tuple[int, ...]:
+def sizes(value: int | Sequence[int] | None, length: int = 1) -> tuple[int, ...]:
     """Flax's reading of a size that may be one number for every axis."""
     if value is None:
         return (1,) * length
     return (value,) * length if isinstance(value, int) else tuple(value)
 
 
-def _dense(layer: nn.Module, call: Mapping[str, Any], p: float) -> jax.Array:
+def dense(layer: nn.Module, call: Mapping[str, Any], p: float) -> jax.Array:
     del layer
-    return norms.dense_norm(_input(call), p)
+    return norms.dense_norm(layer_input(call), p)
 
 
 def _dense_general(
     layer: nn.DenseGeneral, call: Mapping[str, Any], p: float
 ) -> jax.Array:
     return norms.dense_general_norm(
-        _input(call),
+        layer_input(call),
         p,
-        axis=_sizes(layer.axis),
-        batch_axes=_sizes(layer.batch_dims),
-        num_features=len(_sizes(layer.features)),
+        axis=sizes(layer.axis),
+        batch_axes=sizes(layer.batch_dims),
+        num_features=len(sizes(layer.features)),
     )
 
 
 def _einsum(layer: nn.Einsum, call: Mapping[str, Any], p: float) -> jax.Array:
     equation = layer.einsum_str or call["einsum_str"]
     return norms.einsum_norm(
-        _input(call), p, equation=equation, kernel_shape=layer.shape
+        layer_input(call), p, equation=equation, kernel_shape=layer.shape
     )
 
 
-def _feature_map(
+def feature_map(
     layer: nn.Conv | nn.ConvLocal | nn.ConvTranspose,
     call: Mapping[str, Any],
     p: float,
 ) -> jax.Array:
-    num_spatial = len(_sizes(layer.kernel_size))
-    return norms.feature_map_norm(_input(call), p, num_spatial=num_spatial)
+    num_spatial = len(sizes(layer.kernel_size))
+    return norms.feature_map_norm(layer_input(call), p, num_spatial=num_spatial)
 
 
-def _conv_patch(
+def conv_patch(
     layer: nn.Conv | nn.ConvLocal, call: Mapping[str, Any], p: float
 ) -> jax.Array:
-    x, kernel_size = _input(call), _sizes(layer.kernel_size)
+    x, kernel_size = layer_input(call), sizes(layer.kernel_size)
     rank = len(kernel_size)
     windows = field.conv_windows(
         x.shape[-rank - 1 : -1],
         kernel_size,
-        strides=_sizes(layer.strides, rank),
+        strides=sizes(layer.strides, rank),
         padding=nn.linear.canonicalize_padding(layer.padding, rank),
-        input_dilation=_sizes(layer.input_dilation, rank),
-        kernel_dilation=_sizes(layer.kernel_dilation, rank),
+        input_dilation=sizes(layer.input_dilation, rank),
+        kernel_dilation=sizes(layer.kernel_dilation, rank),
     )
     return field.patch_norm(x, p, windows=windows, groups=layer.feature_group_count)
 
 
-def _conv_transpose_patch(
+def conv_transpose_patch(
     layer: nn.ConvTranspose, call: Mapping[str, Any], p: float
 ) -> jax.Array:
-    x, kernel_size = _input(call), _sizes(layer.kernel_size)
+    x, kernel_size = layer_input(call), sizes(layer.kernel_size)
     rank = len(kernel_size)
     windows = field.conv_transpose_windows(
         x.shape[-rank - 1 : -1],
         kernel_size,
-        strides=_sizes(layer.strides, rank),
+        strides=sizes(layer.strides, rank),
         padding=nn.linear.canonicalize_padding(layer.padding, rank),
-        kernel_dilation=_sizes(layer.kernel_dilation, rank),
+        kernel_dilation=sizes(layer.kernel_dilation, rank),
     )
     return field.patch_norm(x, p, windows=windows)
 
 
-def _batch_norm(layer: nn.BatchNorm, call: Mapping[str, Any], p: float) -> jax.Array:
-    x = _input(call)
-    rank = len(_sizes(layer.axis))
+def batch_norm(layer: nn.BatchNorm, call: Mapping[str, Any], p: float) -> jax.Array:
+    x = layer_input(call)
+    rank = len(sizes(layer.axis))
     return norms.normalization_norm(x, p, sum_axes=range(1, x.ndim), scale_rank=rank)
 
 
-def _sample_norm(
+def sample_norm(
     layer: nn.GroupNorm | nn.InstanceNorm, call: Mapping[str, Any], p: float
 ) -> jax.Array:
-    x = _input(call)
-    rank = len(_sizes(getattr(layer, "feature_axes", -1)))
+    x = layer_input(call)
+    rank = len(sizes(getattr(layer, "feature_axes", -1)))
     return norms.normalization_norm(x, p, sum_axes=range(1, x.ndim), scale_rank=rank)
 
 
-def _vector_norm(
+def vector_norm(
     layer: nn.LayerNorm | nn.RMSNorm, call: Mapping[str, Any], p: float
 ) -> jax.Array:
-    x = _input(call)
-    sum_axes = [axis % x.ndim for axis in _sizes(layer.reduction_axes)]
-    rank = len(_sizes(layer.feature_axes))
+    x = layer_input(call)
+    sum_axes = [axis % x.ndim for axis in sizes(layer.reduction_axes)]
+    rank = len(sizes(layer.feature_axes))
     return norms.normalization_norm(x, p, sum_axes=sum_axes, scale_rank=rank)
 
 
@@ -121,49 +122,71 @@ def _own_layer(axis: int | Sequence[int]) -> LayerNorm:
 
     def own_layer(layer: nn.Module, call: Mapping[str, Any], p: float) -> jax.Array:
         del layer
-        return input_norm(_input(call), p, axis=axis)
+        return input_norm(layer_input(call), p, axis=axis)
 
     return own_layer
 
 
-_NORMALIZATION: dict[type[nn.Module], LayerNorm] = {
-    nn.BatchNorm: _batch_norm,
-    nn.GroupNorm: _sample_norm,
-    nn.InstanceNorm: _sample_norm,
-    nn.LayerNorm: _vector_norm,
-    nn.RMSNorm: _vector_norm,
-}
+class LayerKinds(NamedTuple):
+    """The layer types of one library of layers."""
+
+    module: type  # what every layer type derives from
+    dense: Mapping[type, LayerNorm]
+    conv: Mapping[str, Mapping[type, LayerNorm]]  # by conv_input
+    normalization: Mapping[type, LayerNorm]
+
+
+LINEN = LayerKinds(
+    module=nn.Module,
+    dense={
+        nn.Dense: dense,
+        # The kernels of OptimizedLSTMCell lie in these, not in nn.Dense.
+        DenseParams: dense,
+        nn.DenseGeneral: _dense_general,
+        nn.Einsum: _einsum,
+    },
+    conv={
+        "feature_map": {
+            nn.Conv: feature_map,
+            nn.ConvLocal: feature_map,
+            nn.ConvTranspose: feature_map,
+        },
+        "patch": {
+            nn.Conv: conv_patch,
+            nn.ConvLocal: conv_patch,
+            nn.ConvTranspose: conv_transpose_patch,
+        },
+    },
+    normalization={
+        nn.BatchNorm: batch_norm,
+        nn.GroupNorm: sample_norm,
+        nn.InstanceNorm: sample_norm,
+        nn.LayerNorm: vector_norm,
+        nn.RMSNorm: vector_norm,
+    },
+)
 
 
 def layer_norms(
-    conv_input: str, norm_layers: bool, layers: LayerTypes | None
-) -> dict[type[nn.Module], LayerNorm]:
+    kinds: LayerKinds, conv_input: str, norm_layers: bool, layers: LayerTypes | None
+) -> dict[type, LayerNorm]:
     """The layer types a capture with these settings listens to."""
-    if conv_input not in ("feature_map", "patch"):
+    if conv_input not in kinds.conv:
         raise ValueError(
             f'conv_input={conv_input!r} is not known: give "feature_map" (the whole'
             ' input of a sample) or "patch" (the mean receptive field)'
         )
-    patch = conv_input == "patch"
-    table: dict[type[nn.Module], LayerNorm] = {
-        nn.Dense: _dense,
-        # The kernels of OptimizedLSTMCell lie in these, not in nn.Dense.
-        DenseParams: _dense,
-        nn.DenseGeneral: _dense_general,
-        nn.Einsum: _einsum,
-        nn.Conv: _conv_patch if patch else _feature_map,
-        nn.ConvLocal: _conv_patch if patch else _feature_map,
-        nn.ConvTranspose: _conv_transpose_patch if patch else _feature_map,
-    }
+    table = {**kinds.dense, **kinds.conv[conv_input]}
     if norm_layers:
-        table.update(_NORMALIZATION)
+        table.update(kinds.normalization)
     if layers is None:
         return table
     own = layers if isinstance(layers, Mapping) else dict.fromkeys(layers, -1)
     for kind, axis in own.items():
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        if not (isinstance(kind, type) and issubclass(kind, kinds.module)):
+            library = kinds.module.__module__.removesuffix(".module")
             raise TypeError(
-                f"layers has {kind!r}, which is no subclass of flax.linen.Module: give"
+                f"layers has {kind!r}, which is no subclass of {library}.Module: give"
                 " layer classes, or a dict from layer classes to the axes of their"
                 " input vector"
             )
