@@ -60,12 +60,12 @@ def _check_signals(
         raise ValueError(f"num_taps={num_taps!r}: give a whole number") from None
     if num_taps < 1:
         raise ValueError(f"num_taps={num_taps}: a filter has at least one tap")
-    dtype = jnp.result_type(u, d) if weights is None else jnp.result_type(u, d, weights)
+    weights = jnp.zeros(num_taps, u.dtype) if weights is None else jnp.asarray(weights)
+    dtype = jnp.result_type(u, d, weights)
     if not jnp.issubdtype(dtype, jnp.inexact):
         dtype = jnp.result_type(float)  # the default: float64 where that is enabled
     if jnp.finfo(dtype).bits < 32:
         dtype = jnp.dtype("float32")  # half precision is too coarse for a running sum
-    weights = jnp.zeros(num_taps, dtype) if weights is None else jnp.asarray(weights)
     if weights.shape != (num_taps,):
         raise ValueError(
             f"weights has shape {weights.shape}, but num_taps={num_taps} asks for"

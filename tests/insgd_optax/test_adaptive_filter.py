@@ -10,6 +10,9 @@ from insgd_optax._adaptive_filter import FilterResult, lms_filter, nlms_filter
 from tests.insgd_optax.references import nlms_reference
 
 
+OK = {"num_taps": 2, "step_size": 0.5}
+
+
 def signals(num_samples=200, *, complex_valued=False, seed=0):
     rng = np.random.default_rng(seed)
 
@@ -144,6 +147,12 @@ def test_dtypes(x64, u_dtype, d_dtype, expected):
         assert {array.dtype for array in result} == {np.dtype(expected)}
 
 
+def test_first_weights_count_for_the_dtype():
+    first = [1.0 + 1.0j, 0.0]
+    result = nlms_filter([1.0, 2.0], [1.0, 2.0], weights=first, **OK)
+    assert result.weights.dtype == np.complex64
+
+
 def test_integers_become_float32_where_float64_is_off():
     result = nlms_filter([1, 2, 3], [1, 2, 3], num_taps=1, step_size=1.0)
     assert result.weights.dtype == np.float32
@@ -193,9 +202,6 @@ def test_a_second_call_compiles_nothing(caplog):
             nlms_filter(u, d, num_taps=3, step_size=step_size, eps=eps)
             compiled.append(any("_run" in r.getMessage() for r in caplog.records))
     assert compiled == [True, False]
-
-
-OK = {"num_taps": 2, "step_size": 0.5}
 
 
 @pytest.mark.parametrize(
