@@ -9,7 +9,6 @@ import pytest
 from insgd_optax._adaptive_filter import FilterResult, lms_filter, nlms_filter
 from tests.insgd_optax.references import nlms_reference
 
-
 OK = {"num_taps": 2, "step_size": 0.5}
 
 
