@@ -47,11 +47,17 @@ def image_folder(tmp_path):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Runs that are to be compared compile the same programs: once is enough."""
-    jax.config.update(
-        "jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled"))
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+def quick_compilation(tmp_path_factory):
+    """Small programs that run a few times: compiling them is what takes the time."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        # Runs that are compared with each other compile the same programs.
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    for name, value in before.items():
+        jax.config.update(name, value)

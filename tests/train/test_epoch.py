@@ -1,0 +1,112 @@
+"""An epoch as one program: which samples it sees, and that chunks do not matter."""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import epoch
+from train.augment import Augmentation
+from train.datasets import Preprocessing
+
+NUM_SAMPLES, BATCH_SIZE, STEPS = 23, 4, 5
+
+
+@flax.struct.dataclass
+class Recorder:
+    """Stands in for a train state: notes which samples it was shown, and the keys."""
+
+    step: jax.Array
+    seen: jax.Array  # shape=(epochs, samples)
+    keys: jax.Array  # shape=(epochs, STEPS)
+    pixels: jax.Array  # shape=(epochs, STEPS): sums of the batches
+
+
+def record(state, batch, rng):
+    images, labels = batch
+    where = state.step // STEPS, state.step % STEPS
+    state = Recorder(
+        step=state.step + 1,
+        seen=state.seen.at[where[0], labels].add(1),
+        keys=state.keys.at[where].set(jax.random.bits(rng)),
+        pixels=state.pixels.at[where].set(images.sum()),
+    )
+    return state, {"loss": labels.mean(), "top1": jnp.ones(())}
+
+
+def run(chunks, padding=1):
+    images = np.arange(NUM_SAMPLES * 64).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = np.arange(NUM_SAMPLES, dtype=np.int32)
+
+    @functools.cache
+    def program(num_steps):
+        return jax.jit(
+            functools.partial(
+                epoch.train_chunk,
+                step_fn=record,
+                num_steps=num_steps,
+                batching=epoch.Batching(BATCH_SIZE, STEPS),
+                preprocessing=Preprocessing(
+                    (0.5,), (0.25,), Augmentation(padding, flip=True)
+                ),
+            )
+        )
+
+    state = Recorder(
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((2, NUM_SAMPLES), jnp.int32),
+        jnp.zeros((2, STEPS), jnp.uint32),
+        jnp.zeros((2, STEPS)),
+    )
+    totals = []
+    progress = (state, epoch.zero_totals())
+    for num_steps in chunks:
+        progress = program(num_steps)(*progress, images, labels, jax.random.key(0))
+        totals.append(progress.totals)
+    return progress.state, totals
+
+
+def test_samples_are_seen_at_most_once_an_epoch_in_another_order_each_time():
+    state, totals = run([STEPS, STEPS])
+
+    seen = np.asarray(state.seen)
+    assert seen.max() == 1
+    assert seen.sum(axis=1).tolist() == [BATCH_SIZE * STEPS] * 2
+    assert seen[0].tolist() != seen[1].tolist()  # Others are left out.
+    # Totals start anew: mean label x steps, of this epoch alone.
+    for row, total in zip(seen, totals, strict=True):
+        expected = row @ np.arange(NUM_SAMPLES) / BATCH_SIZE
+        assert total["loss"] == pytest.approx(expected)
+        assert total["top1"] == STEPS
+
+
+def test_every_step_has_its_own_key_and_augmentation():
+    state, _ = run([STEPS, STEPS])
+    assert len(set(np.asarray(state.keys).ravel().tolist())) == 2 * STEPS
+    assert len(set(np.asarray(state.pixels).ravel().tolist())) == 2 * STEPS
+
+
+def test_chunks_do_not_change_what_is_done():
+    whole, whole_totals = run([5, 5])
+    parts, parts_totals = run([2, 3, 2, 2, 1])
+
+    jax.tree.map(np.testing.assert_array_equal, parts, whole)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        [parts_totals[1], parts_totals[4]],
+        whole_totals,
+    )
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 97, 390, 391])
+@pytest.mark.parametrize("most", [1, 7, 50, 1000])
+def test_chunks_fill_the_epoch_with_few_lengths_near_the_most(steps_per_epoch, most):
+    lengths = epoch.chunk_lengths(steps_per_epoch, most)
+    assert sum(lengths) == steps_per_epoch
+    assert max(lengths) <= most
+    assert max(lengths) > min(most, steps_per_epoch) // 2
+    assert len(set(lengths)) <= 2
+    assert lengths == sorted(lengths, reverse=True)

@@ -1,0 +1,74 @@
+"""Evaluation against plain NumPy: every test sample counts, and counts once."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+from train import parallel
+from train.augment import Augmentation
+from train.datasets import Preprocessing
+from train.evaluate import evaluate
+from train.state import create_state
+
+
+class Linear(nn.Module):
+    """Logits by one matrix, as NumPy can compute them."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(self.num_classes, use_bias=False)(x.reshape(x.shape[0], -1))
+
+
+def scores(logits, labels):
+    """Mean loss, top-1 and top-5 accuracy, in NumPy float64."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    ranks = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(-1)
+    return {
+        "loss": -log_probs[np.arange(len(labels)), labels].mean(),
+        "top1": (ranks < 1).mean(),
+        "top5": (ranks < 5).mean(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("strategy", "num_samples", "batch_size", "num_classes"),
+    [
+        (parallel.jit, 37, 16, 10),
+        (parallel.jit, 32, 16, 10),
+        (parallel.jit, 5, 5, 3),
+        (parallel.pmap, 37, 16, 10),
+    ],
+)
+def test_scores_are_means_over_all_samples(
+    strategy, num_samples, batch_size, num_classes
+):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num_samples, 4, 4, 1), dtype=np.uint8)
+    labels = rng.integers(0, num_classes, num_samples).astype(np.int32)
+    devices = strategy()
+    state = create_state(
+        Linear(num_classes), optax.identity(), jax.random.key(0), (4, 4, 1)
+    )
+    program = devices.compile(
+        functools.partial(
+            evaluate,
+            batch_size=batch_size,
+            # Augmentation is for training: it must not be applied here.
+            preprocessing=Preprocessing((0.4,), (0.2,), Augmentation(2, True)),
+            axis_name=devices.axis_name,
+        )
+    )
+
+    got = program(*devices.put((state, images, labels)))
+
+    inputs = ((images / 255 - 0.4) / 0.2).reshape(num_samples, -1)
+    kernel = np.asarray(state.params["Dense_0"]["kernel"], np.float64)
+    for name, expected in scores(inputs @ kernel, labels).items():
+        assert float(got[name]) == pytest.approx(expected, rel=1e-5), name

@@ -1,0 +1,233 @@
+"""The training step: by hand, and on eight devices as on one."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import insgd_optax
+from train import epoch, optimizers, parallel
+from train.state import Progress, TrainState, create_state
+from train.step import cross_entropy, train_step
+
+
+class TinyCNN(nn.Module):
+    """A convolution, maybe batch normalization and dropout, and a linear layer."""
+
+    batch_norm: bool = True
+    dropout: float = 0.0
+    dtype: str = "float32"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train):
+        # A bias before a normalization has gradient 0: only its rounding would show.
+        x = nn.Conv(
+            4, (3, 3), strides=2, use_bias=not self.batch_norm, dtype=self.dtype
+        )(x)
+        if self.batch_norm:
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+            )(x)
+        x = nn.relu(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(3, dtype=self.dtype)(x.reshape(x.shape[0], -1))
+
+
+def create_optimizer(name, scope="kernel"):
+    return optimizers.create(
+        name,
+        0.1,
+        momentum=0.9,
+        weight_decay=0.01,
+        scope=scope,
+        normalizer="log",
+    )
+
+
+def batch(size=8, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(size, 8, 8, 1)).astype(dtype)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, 3, size))
+
+
+def assert_equal_to(tolerance, got, expected):
+    """To `tolerance` of each array's largest entry."""
+
+    def check(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+    jax.tree.map(check, got, expected)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_insgd_step_is_the_librarys_use_written_out(batch_norm):
+    model = TinyCNN(batch_norm)
+    optimizer = create_optimizer("insgd-l2")
+    state = create_state(model, optimizer.tx, jax.random.key(0), (8, 8, 1))
+    images, labels = batch()
+
+    step = jax.jit(functools.partial(train_step, capture=optimizer.capture))
+    new_state, metrics = step(state, (images, labels), jax.random.key(1))
+
+    def loss_fn(params):
+        with insgd_optax.capture_input_norms(p=2):
+            logits, mutated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats", "intermediates"],
+            )
+        return cross_entropy(logits, labels).mean(), (logits, mutated)
+
+    (loss, (logits, mutated)), grads = jax.jit(
+        jax.value_and_grad(loss_fn, has_aux=True)
+    )(state.params)
+    tx = insgd_optax.insgd(0.1, momentum=0.9, weight_decay=0.01)
+    updates, _ = tx.update(
+        grads,
+        tx.init(state.params),
+        state.params,
+        input_norms=mutated["intermediates"],
+    )
+    # Programs compiled apart: some roundings of float32 differ.
+    assert_equal_to(
+        1e-5,
+        (new_state.params, new_state.batch_stats),
+        (optax.apply_updates(state.params, updates), mutated.get("batch_stats", {})),
+    )
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics["top1"] == np.mean(logits.argmax(-1) == labels)
+    assert new_state.step == 1
+
+
+def test_dropout_follows_the_key_and_differs_between_devices():
+    optimizer = create_optimizer("sgd")
+    model = TinyCNN(batch_norm=False, dropout=0.5)
+    state = create_state(model, optimizer.tx, jax.random.key(0), (8, 8, 1))
+    image, label = batch(1)
+
+    def loss(device_key, axis_name=None):
+        return train_step(state, (image, label), device_key, axis_name=axis_name)[1][
+            "loss"
+        ]
+
+    losses = jax.jit(jax.vmap(loss))(jax.random.split(jax.random.key(1), 8))
+    assert len(set(losses.tolist())) == 8
+
+    # Under pmap the step's loss is the mean over devices: of one image and one key,
+    # it is another than a device's own only if devices drop other units.
+    mapped = jax.pmap(
+        lambda _: loss(jax.random.key(1), "batch"), axis_name="batch", out_axes=None
+    )(jnp.arange(8))
+    alone = jax.jit(loss)(jax.random.fold_in(jax.random.key(1), 0))
+    assert mapped != pytest.approx(float(alone), rel=1e-3)
+
+
+def test_all_that_devices_share_is_averaged_at_once(monkeypatch):
+    averaged = []
+    monkeypatch.setattr(
+        jax.lax, "pmean", lambda tree, axis_name: averaged.append(tree) or tree
+    )
+    optimizer = create_optimizer("insgd-l2")
+    state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
+    step = functools.partial(
+        train_step, capture=optimizer.capture, axis_name=parallel.AXIS
+    )
+
+    jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 8)])(
+        state, batch(), jax.random.key(1)
+    )
+
+    ((grads, norms, batch_stats, metrics),) = averaged
+    assert jax.tree.structure(grads) == jax.tree.structure(state.params)
+    assert set(norms) == {"Conv_0", "Dense_0"}
+    assert jax.tree.structure(batch_stats) == jax.tree.structure(state.batch_stats)
+    assert set(metrics) == {"loss", "top1"}
+
+
+def run_steps(strategy, optimizer, dataset, num_steps, batch_norm, dtype):
+    """All that training changes, after some steps of the whole pipeline."""
+    model = TinyCNN(batch_norm, dtype=dtype, axis_name=strategy.axis_name)
+    state = create_state(model, optimizer.tx, jax.random.key(0), dataset.image_shape)
+    params, batch_stats = jax.tree.map(
+        lambda w: w.astype(dtype), (state.params, state.batch_stats)
+    )
+    state = state.replace(
+        params=params, opt_state=state.tx.init(params), batch_stats=batch_stats
+    )
+    program = strategy.compile(
+        functools.partial(
+            epoch.train_chunk,
+            step_fn=functools.partial(
+                train_step,
+                capture=optimizer.capture,
+                axis_name=strategy.axis_name,
+            ),
+            num_steps=1,
+            batching=epoch.Batching(batch_size=16, steps_per_epoch=3),
+            preprocessing=dataset.preprocessing,
+            axis_name=strategy.axis_name,
+        ),
+        donate_state=True,
+    )
+    totals = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
+    arrays = strategy.put((*dataset.train, jax.random.key(5)))
+    progress = strategy.put(Progress(state, totals))
+    for _ in range(num_steps):
+        progress = program(*progress, *arrays)
+    state, totals = jax.device_get(progress)
+    assert state.step == num_steps
+    return state.params, state.opt_state, state.batch_stats, totals
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_eight_devices_train_as_one(x64, small_dataset, batch_norm):
+    # In float64: with batch normalization, rounding in float32 grows from step to step.
+    optimizer = create_optimizer("insgd-l2", scope="layer")
+    run = functools.partial(
+        run_steps,
+        optimizer=optimizer,
+        dataset=small_dataset,
+        num_steps=20,
+        batch_norm=batch_norm,
+        dtype="float64",
+    )
+
+    one = run(parallel.jit())
+    eight = run(parallel.pmap())
+
+    assert parallel.pmap().num_devices == 8
+    assert_equal_to(1e-8, eight, one)
+
+
+def test_eight_devices_take_one_step_as_one_in_float32(small_dataset):
+    optimizer = create_optimizer("insgd-l2")
+    run = functools.partial(
+        run_steps,
+        optimizer=optimizer,
+        dataset=small_dataset,
+        num_steps=1,
+        batch_norm=True,
+        dtype="float32",
+    )
+    # Sums in another order: some roundings of 6e-8 each.
+    assert_equal_to(1e-5, run(parallel.pmap()), run(parallel.jit()))
+
+
+def test_train_state_is_a_pytree_of_arrays_that_is_stable():
+    optimizer = create_optimizer("insgd-l2")
+    state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
+    step = jax.jit(functools.partial(train_step, capture=optimizer.capture))
+
+    for _ in range(3):
+        state, _ = step(state, batch(), jax.random.key(1))
+
+    assert isinstance(state, TrainState)
+    assert step._cache_size() == 1
