@@ -87,7 +87,7 @@ def _decode(
     for split in SPLITS:
         images, labels = [], []
         for example in tqdm(sources[split], f"Decoding {split} images", leave=False):
-            name = example["filename"]
+            name = example["filename"].decode()
             try:
                 image = _rgb(example["image"])
             except _UNDECODABLE:

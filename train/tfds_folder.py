@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from train.image_folder import SPLITS, ImageFolder
 
@@ -46,7 +47,8 @@ with tfds.core.registered.skip_registration():
             return {split: self._generate_examples(split) for split in SPLITS}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[str, Any]]:
-            for name in self._folder.files[split]:
+            files = self._folder.files[split]
+            for name in tqdm(files, f"Reading {split} images", leave=False):
                 yield (
                     name,
                     {
@@ -67,7 +69,7 @@ def prepare(folder: ImageFolder, data_dir: Path) -> dict[str, Any]:
 
     Returns:
         By split, a data source: `len`, and by index {"image": encoded bytes, "label",
-        "filename"}.
+        "filename" in UTF-8}.
     """
     tfds.disable_progress_bar()
     builder = FolderImages(folder, data_dir=data_dir)

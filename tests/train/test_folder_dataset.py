@@ -1,0 +1,229 @@
+"""Folders of images: read right, cached, and errors that name file and remedy."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import folder_dataset, tfds_folder
+from train.errors import UserError
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def by_bytes(images, labels):
+    return sorted((label, image.tobytes()) for image, label in zip(images, labels))
+
+
+def test_every_image_is_read_with_its_label(image_folder, cache):
+    dataset = folder_dataset.load(str(image_folder), cache)
+
+    assert dataset.class_names == ("cat", "dog")
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        files = sorted((image_folder / name).glob("*/*"))
+        expected = [np.asarray(Image.open(file)) for file in files]
+        labels = [dataset.class_names.index(file.parent.name) for file in files]
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int32
+        assert by_bytes(*split) == by_bytes(expected, labels)
+    # Section 4.1, at 32x32 pixels.
+    assert dataset.preprocessing.augmentation == (4, True)
+    assert dataset.preprocessing.mean == (0.4914, 0.4822, 0.4465)
+    assert dataset.preprocessing.std == (0.2023, 0.1994, 0.2010)
+
+
+def test_gray_palette_and_transparent_images_become_rgb(image_folder, cache):
+    for number, mode in enumerate(("L", "P", "RGBA", "1")):
+        image = Image.open(image_folder / "train/cat/0.png").convert(mode)
+        image.save(image_folder / f"train/cat/mode{number}.PNG")
+    dataset = folder_dataset.load(str(image_folder), cache)
+    assert dataset.train.images.shape == (10, 32, 32, 3)
+
+
+def test_the_second_time_arrays_come_from_the_cache(image_folder, cache, monkeypatch):
+    first = folder_dataset.load(str(image_folder), cache)
+    monkeypatch.delattr(tfds_folder, "prepare")
+    second = folder_dataset.load(str(image_folder), cache)
+    np.testing.assert_array_equal(second.train.images, first.train.images)
+    np.testing.assert_array_equal(second.test.labels, first.test.labels)
+
+
+@pytest.mark.parametrize("change", ["content", "new", "gone", "time"])
+def test_a_changed_folder_is_read_again(image_folder, cache, change):
+    folder_dataset.load(str(image_folder), cache)
+    file = image_folder / "train/cat/0.png"
+    if change == "content":
+        Image.new("RGB", (32, 32), (1, 2, 3)).save(file)
+    elif change == "new":
+        Image.new("RGB", (32, 32), (1, 2, 3)).save(file.with_name("new.png"))
+    elif change == "gone":
+        file.unlink()
+    else:
+        shutil.copy(image_folder / "train/dog/0.png", file)
+        os.utime(file, (1, 1))
+
+    dataset = folder_dataset.load(str(image_folder), cache)
+
+    files = sorted((image_folder / "train").glob("*/*"))
+    labels = [dataset.class_names.index(path.parent.name) for path in files]
+    expected = by_bytes([np.asarray(Image.open(path)) for path in files], labels)
+    assert by_bytes(*dataset.train) == expected
+
+
+def test_a_damaged_cache_is_made_anew(image_folder, cache):
+    first = folder_dataset.load(str(image_folder), cache)
+    for path in cache.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1])
+    second = folder_dataset.load(str(image_folder), cache)
+    np.testing.assert_array_equal(second.train.images, first.train.images)
+
+
+def test_the_cache_holds_a_tensorflow_datasets_data_set(image_folder, cache):
+    import tensorflow_datasets as tfds
+
+    folder_dataset.load(str(image_folder), cache)
+
+    (data_dir,) = cache.glob("*/tensorflow_datasets/folder_images/1.0.0")
+    source = tfds.builder_from_directory(data_dir).as_data_source("train")
+    image = np.asarray(Image.open(image_folder / source[0]["filename"].decode()))
+    assert len(source) == 6
+    np.testing.assert_array_equal(source[0]["image"], image)
+
+
+def message(image_folder, cache, **options):
+    with pytest.raises(UserError) as error:
+        folder_dataset.load(str(image_folder), cache, **options)
+    return str(error.value)
+
+
+def test_missing_folder(tmp_path, cache):
+    said = message(tmp_path / "none", cache)
+    assert str(tmp_path / "none") in said
+    assert "does not exist" in said
+    assert "train/<class>/<image>" in said
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_missing_split(image_folder, cache, split):
+    shutil.rmtree(image_folder / split)
+    said = message(image_folder, cache)
+    assert f"{image_folder} has no folder {split}/" in said
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_split_without_images(image_folder, cache, split):
+    shutil.rmtree(image_folder / split)
+    (image_folder / split).mkdir()
+    (image_folder / split / "0.png").write_bytes(b"not in a class folder")
+    said = message(image_folder, cache)
+    assert f"{image_folder / split} holds no images in class folders" in said
+    assert "It holds: 0.png" in said
+
+
+def test_class_without_images(image_folder, cache):
+    (image_folder / "train/eel").mkdir()
+    (image_folder / "train/eel/notes.txt").write_text("soon")
+    assert f"{image_folder / 'train/eel'} holds no images" in message(
+        image_folder, cache
+    )
+
+
+def test_class_in_test_alone(image_folder, cache):
+    (image_folder / "test/cat").rename(image_folder / "test/cats")
+    said = message(image_folder, cache)
+    assert "The class 'cats'" in said
+    assert "Classes in train/: cat, dog" in said
+
+
+def test_a_single_class(image_folder, cache):
+    for split in ("train", "test"):
+        shutil.rmtree(image_folder / split / "dog")
+    assert "one class, 'cat'" in message(image_folder, cache)
+
+
+def test_hidden_and_other_files_are_no_images(image_folder, cache):
+    (image_folder / "train/.thumbnails").mkdir()
+    (image_folder / "train/cat/.0.png").write_bytes(b"")
+    (image_folder / "train/cat/Thumbs.db").write_bytes(b"")
+    assert len(folder_dataset.load(str(image_folder), cache).train.labels) == 6
+
+
+def test_images_of_different_sizes(image_folder, cache):
+    odd = image_folder / "train/dog/odd.png"
+    Image.new("RGB", (40, 30)).save(odd)
+    said = message(image_folder, cache)
+    assert "Images of different sizes" in said
+    assert str(odd) in said
+    assert "40x30" in said
+    assert "32x32" in said
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, lambda path: path.write_bytes(b""), lambda p: p.write_text("x")],
+)
+def test_a_corrupt_image_stops_the_run_or_is_left_out(
+    image_folder, cache, capsys, damage
+):
+    damage(image_folder / "train/cat/1.png")
+
+    said = message(image_folder, cache)
+    assert said.startswith("1 corrupt image: ")
+    assert str(image_folder / "train/cat/1.png") in said
+    assert "--skip-corrupt-images" in said
+
+    # Whether from the cache or not, the option goes on, and says without what.
+    dataset = folder_dataset.load(str(image_folder), cache, skip_corrupt=True)
+    assert len(dataset.train.labels) == 5
+    reported = capsys.readouterr().err
+    assert "Going on without 1 corrupt image: " in reported
+    assert "train/cat/1.png" in reported
+
+    # And the error stays without it.
+    assert message(image_folder, cache) == said
+
+
+def test_a_split_of_corrupt_images_alone(image_folder, cache):
+    for path in (image_folder / "test").glob("*/*"):
+        path.write_bytes(b"")
+    said = message(image_folder, cache, skip_corrupt=True)
+    assert "None of the 2 images below" in said
+
+
+def test_importing_and_reading_is_quiet_and_needs_no_tensorflow_and_no_network(
+    image_folder, cache
+):
+    program = """
+import socket, sys
+def refuse(*args, **kwargs): raise AssertionError("network")
+socket.socket.connect = socket.getaddrinfo = refuse
+from pathlib import Path
+from train import digits, folder_dataset
+digits.load()
+assert "tensorflow_datasets" not in sys.modules
+folder_dataset.load(sys.argv[1], Path(sys.argv[2]))
+assert "tensorflow" not in sys.modules
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, image_folder, cache],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    bars = ("Reading", "Decoding")
+    said = result.stderr.replace("\r", "\n").splitlines()
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert [line for line in said if line.strip() and not line.startswith(bars)] == []
