@@ -1,5 +1,8 @@
 """Input Normalized SGD: NLMS for deep networks, as Optax transformations."""
 
+from insgd_optax._adaptive_filter import FilterResult as FilterResult
+from insgd_optax._adaptive_filter import lms_filter as lms_filter
+from insgd_optax._adaptive_filter import nlms_filter as nlms_filter
 from insgd_optax._capture import capture_input_norms as capture_input_norms
 from insgd_optax._capture import input_norm_shapes as input_norm_shapes
 from insgd_optax._capture import sow_input_norm as sow_input_norm
@@ -10,10 +13,18 @@ from insgd_optax._diagnostics import (
 from insgd_optax._input_power import ScaleByInputPowerState as ScaleByInputPowerState
 from insgd_optax._input_power import scale_by_input_power as scale_by_input_power
 from insgd_optax._insgd import insgd as insgd
+from insgd_optax._lsalr import lsalr as lsalr
+from insgd_optax._lsalr import scale_by_lsalr as scale_by_lsalr
 from insgd_optax._momentum import DampenedTraceState as DampenedTraceState
 from insgd_optax._momentum import dampened_trace as dampened_trace
 from insgd_optax._multi_steps import MultiSteps as MultiSteps
+from insgd_optax._nlms import nlms as nlms
 from insgd_optax._norms import input_norm as input_norm
+from insgd_optax._output_layer import inverse_leaky_relu as inverse_leaky_relu
+from insgd_optax._output_layer import inverse_relu as inverse_relu
+from insgd_optax._output_layer import inverse_sigmoid as inverse_sigmoid
+from insgd_optax._output_layer import inverse_tanh as inverse_tanh
+from insgd_optax._output_layer import projection_loss as projection_loss
 from insgd_optax._train_state import TrainState as TrainState
 from insgd_optax._value_and_grad import (
     value_and_grad_with_input_norms as value_and_grad_with_input_norms,

@@ -45,6 +45,8 @@ NO_NORMS = (
 _CAUSES = """Likely causes:
   - the model was applied outside `with insgd_optax.capture_input_norms():`
   - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
+  - an NNX model was called outside insgd_optax.nnx's capture_input_norms, or not
+    through nnx.capture(model, nnx.Intermediate)
   - nn.scan or nn.vmap lacks "intermediates" in its variable_axes
   - the layer is inside nn.WeightNorm or nn.SpectralNorm, which let nothing be sown
   - the layer's type is your own: name it in capture_input_norms(layers=...) or call
@@ -250,5 +252,7 @@ def _divided(grad: jax.Array, divisor: jax.Array) -> jax.Array:
     """grad / divisor, computed in the wider dtype, left in the gradient's."""
     # One division a layer instead of one an entry.
     multiplier = 1 / divisor
-    dtype = jnp.promote_types(grad.dtype, multiplier.dtype)
+    # Not `promote_types`, which strict dtype promotion forbids.
+    wide = jnp.finfo(grad.dtype).bits >= jnp.finfo(multiplier.dtype).bits
+    dtype = grad.dtype if wide else multiplier.dtype
     return (grad.astype(dtype) * multiplier.astype(dtype)).astype(grad.dtype)

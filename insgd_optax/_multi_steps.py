@@ -1,6 +1,5 @@
 """Gradient accumulation that also averages the input norms."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from insgd_optax._alignment import mean_over_uses
 from insgd_optax._capture import NAME
 from insgd_optax._diagnostics import power_states
 from insgd_optax._input_power import NO_NORMS, naming
+from insgd_optax._norms import statistic_dtype
 from insgd_optax._weights import FlatWeights, Path, flatten, is_masked
 
 _PARTS = ("norm_sum", "norm_count")
@@ -125,15 +125,14 @@ class MultiSteps:
             assert self._should_skip_update_fn is not None
             return self._should_skip_update_fn(updates[0], step, params[0])
 
-        dtypes = [weight.dtype for weight in weights if not is_masked(weight)]
+        dtypes = {statistic_dtype(w.dtype) for w in weights if not is_masked(w)}
         return optax.MultiSteps(
             optax.GradientTransformationExtraArgs(init, update),
             self._every_k_schedule,
             self._use_grad_mean,
             should_skip if self._should_skip_update_fn is not None else None,
-            accumulator_dtype=functools.reduce(
-                jnp.promote_types, dtypes, jnp.dtype("float32")
-            ),
+            # Of float32 and float64 the wider, which is also the last by name.
+            accumulator_dtype=max(dtypes, key=str, default=jnp.dtype("float32")),
         )
 
 

@@ -6,12 +6,6 @@ import pathlib
 
 import pytest
 
-import insgd_optax
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(insgd_optax, "nlms_filter"), reason="the filters are not public yet"
-)
-
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 

@@ -278,7 +278,7 @@ def test_a_layer_within_a_layer_sows_for_itself():
             return super().__call__(x) + nn.Dense(self.features)(down)
 
     x = normal(2, 4)
-    params, sown = sow(LowRank(3), x)
+    _, sown = sow(LowRank(3), x)
     assert_norm(sown["input_norm"], power(x), (1, 1))
     assert_norm(sown["Dense_0"]["input_norm"], power(x), (1, 1))
     assert set(sown) == {"input_norm", "Dense_0", "Dense_1"}

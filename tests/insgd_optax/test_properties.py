@@ -14,7 +14,16 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from insgd_optax import MultiSteps, input_powers, insgd, scale_by_input_power
+from insgd_optax import (
+    MultiSteps,
+    input_powers,
+    insgd,
+    lsalr,
+    nlms,
+    scale_by_input_power,
+    scale_by_lsalr,
+)
+from insgd_optax._diagnostics import power_states
 
 
 class Row(NamedTuple):
@@ -38,6 +47,11 @@ def norms(step):
             "b": {"c": {"input_norm": (jnp.array(2 * value), jnp.array(value))}},
         }
     }
+
+
+def no_norms(step):
+    del step
+    return {}
 
 
 ROWS = {
@@ -74,9 +88,20 @@ ROWS = {
         norms,
         static_options={"nesterov": True, "scope": "layer"},
     ),
+    "nlms": Row(nlms, {"learning_rate": 1.0, "eps": 0.1}, norms),
+    "scale_by_lsalr": Row(scale_by_lsalr, {}, no_norms),
+    "lsalr": Row(
+        lsalr,
+        {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+        no_norms,
+    ),
 }
 
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+
+
+def powers_of(state):
+    return input_powers(state) if power_states(state) else {}
 
 
 def make_params(dtype=jnp.float32):
@@ -190,7 +215,7 @@ def test_updates_leave_in_the_gradients_dtype(row, dtype):
     updates, after = tx.update(params, state, params, **row.update_kwargs(0))
     assert specs(updates) == specs(params)
     assert specs(after) == specs(state)
-    for power in input_powers(after).values():
+    for power in powers_of(after).values():
         assert power.dtype == jnp.float32
 
 
@@ -198,7 +223,7 @@ def test_updates_leave_in_the_gradients_dtype(row, dtype):
 def test_float64_weights_have_float64_powers(row, x64):
     tx, params = row.make(), make_params(jnp.float64)
     _, state = run(tx, params, row.update_kwargs)
-    for power in input_powers(state).values():
+    for power in powers_of(state).values():
         assert power.dtype == jnp.float64
 
 
@@ -236,7 +261,7 @@ def test_masked_weights_pass_through(row):
         updates["b"]["c"]["kernel"], params["b"]["c"]["kernel"]
     )
     np.testing.assert_array_equal(updates["a"]["kernel"], full["a"]["kernel"])
-    assert "b/c/kernel" not in input_powers(state)
+    assert "b/c/kernel" not in powers_of(state)
 
 
 @each_row
@@ -247,7 +272,9 @@ def test_partition_between_two_of_them_and_a_frozen_part(row):
         {"one": row.make(), "two": optax.sgd(0.1), "frozen": optax.set_to_zero()},
         labels,
     )
-    if "b/c/kernel" in input_powers(row.make().init(params)):
+    # A transform that finds nothing to scale in its part is an error.
+    in_scope = powers_of(row.make().init(params))
+    if not in_scope or "b/c/kernel" in in_scope:
         tx = optax.partition(
             {"one": row.make(), "two": row.make(), "frozen": optax.set_to_zero()},
             labels,
@@ -256,7 +283,7 @@ def test_partition_between_two_of_them_and_a_frozen_part(row):
     expected, expected_state = run(row.make(), params, row.update_kwargs)
     assert_close(actual["a"], expected["a"])
     np.testing.assert_array_equal(actual["embedding"], params["embedding"])
-    assert set(input_powers(state)) == set(input_powers(expected_state))
+    assert set(powers_of(state)) == set(powers_of(expected_state))
 
 
 @each_row
@@ -281,7 +308,7 @@ def test_apply_if_finite_holds_back_a_bad_gradient(row):
     bad = jax.tree.map(lambda w: w * jnp.nan, params)
     updates, state = tx.update(bad, state, params, **row.update_kwargs(0))
     assert_close(updates, jax.tree.map(jnp.zeros_like, params))
-    assert all(power == 0 for power in input_powers(state).values())
+    assert all(power == 0 for power in powers_of(state).values())
     updates, state = tx.update(params, state, params, **row.update_kwargs(0))
     plain = row.make()
     expected, _ = plain.update(
@@ -367,11 +394,20 @@ def test_sharded_over_eight_devices(row):
     expected = tx.update(params, state, params, **row.update_kwargs(0))
     assert_close((updates, after), expected)
     assert updates["a"]["kernel"].sharding.is_equivalent_to(shardings["a"]["kernel"], 2)
-    for power in input_powers(after).values():
+    for power in powers_of(after).values():
         assert power.sharding.is_fully_replicated
+
+
+@each_row
+def test_strict_dtype_promotion(row):
+    """No implicit promotion, but for optax's own where numbers are injected."""
+    tx, params = row.make(), make_params(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        tx.update(params, tx.init(params), params, **row.update_kwargs(0))
 
 
 @each_row
 def test_extra_arguments_of_others_are_ignored(row):
     tx, params = row.make(), make_params()
+    tx = optax.with_extra_args_support(tx)
     tx.update(params, tx.init(params), params, value=1.0, **row.update_kwargs(0))

@@ -209,7 +209,7 @@ def test_layers_of_time_shared_steps():
             block = nn.scan(Recurrent, AXES, split_rngs=SPLIT, length=3)
             return block(name="block")(x, None)[0]
 
-    found, norms, params = powers(Net(), normal(2, 7, 5), like=True)
+    found, norms, _ = powers(Net(), normal(2, 7, 5), like=True)
     name = next(name for name in found if name.endswith("i/kernel"))
     assert found[name].shape == (3, 1, 1)
     (sown,) = {leaf.shape for leaf in jax.tree.leaves(norms)}
@@ -261,7 +261,7 @@ def test_a_module_called_twice_averages_its_uses():
             return layer(10 * layer(x))
 
     x = normal(4, 5)
-    found, norms, params = powers(Twice(), x, like=True)
+    found, norms, _ = powers(Twice(), x, like=True)
     first, second = norms["Dense_0"]["input_norm"]
     np.testing.assert_allclose(first, input_norm(x)[None, None], rtol=1e-6)
     assert second > first

@@ -29,8 +29,7 @@ def divisor(power, normalizer, eps):
     if power == 0:
         return 1.0
     if normalizer == "log":
-        u = math.log(power)
-        return u if u >= eps else eps
+        return max(math.log(power), eps)
     if normalizer == "power":
         return eps + power
     if normalizer == "log1p":

@@ -1,0 +1,39 @@
+"""The code in README.md and the guide runs as it is printed."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_blocks(path):
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+
+
+def run(source, namespace):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        # The project's own documents, which a user is told to run.
+        exec(compile(source, "<docs>", "exec"), namespace)  # noqa: S102
+    return printed.getvalue()
+
+
+def test_the_guide():
+    loop, stack, *_ = python_blocks("docs/guide.md")
+    namespace = {}
+    assert "layers_0/kernel" in run(loop, namespace)
+    assert float(namespace["loss"]) < 2.5
+    run("import insgd_optax", namespace)
+    assert run(stack, namespace) == "(4, 1, 1)\n"
+
+
+@pytest.mark.parametrize("path", ["README.md"])
+def test_the_readme(path):
+    (loop,) = python_blocks(path)
+    namespace = {}
+    run(loop, namespace)
+    assert float(namespace["loss"]) < namespace["first_loss"]
