@@ -4,25 +4,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from insgd_optax._capture import COLLECTION, NAME
-from insgd_optax._weights import Path, flatten
+from insgd_optax._weights import Path, flatten, unboxed
 
 # The input norms by layer: what each of its calls sowed, in order.
 Sown = dict[Path, list[Any]]
 
 
-def by_layer(input_norms: Any) -> Sown:
-    """Sorts the values named `input_norm` of a tree by layer; ignores all others.
+def by_layer(input_norms: Any, name: str = NAME) -> Sown:
+    """Sorts the values of one name of a tree by layer; ignores all others.
 
     `input_norms` is the "intermediates" collection, or a dict that holds it alone.
     """
     if isinstance(input_norms, Mapping) and list(input_norms) == [COLLECTION]:
         input_norms = input_norms[COLLECTION]
-    flat = flatten(input_norms)
+    # An NNX layer called twice sows one variable that holds two norms.
+    flat = flatten(unboxed(input_norms))
     sown: Sown = {}
     for path, value in zip(flat.paths, flat.weights, strict=True):
         # `sow` appends to a tuple, whose index ends the path.
         for end in (len(path), len(path) - 1):
-            if end > 0 and path[end - 1] == NAME:
+            if end > 0 and path[end - 1] == name:
                 sown.setdefault(path[: end - 1], []).append(value)
                 break
     return sown

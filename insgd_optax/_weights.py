@@ -55,6 +55,15 @@ def flatten(tree: Any) -> FlatWeights:
     return FlatWeights(paths, weights, treedef)
 
 
+def unboxed(tree: Any) -> Any:
+    """`tree` with a list of its arrays in the place of each box."""
+    return jax.tree.map(
+        lambda node: jax.tree.leaves(node) if is_box(node) else node,
+        tree,
+        is_leaf=is_box,
+    )
+
+
 def replace(tree: Any, weights: Sequence[Any]) -> Any:
     """`tree` with other weights, in the order of `flatten`, its boxes kept."""
     present = [weight for weight in weights if not is_masked(weight)]

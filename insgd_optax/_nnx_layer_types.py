@@ -1,0 +1,59 @@
+"""Which NNX layers have an input vector, and how each takes its power."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from insgd_optax import _layer_norms as norms
+from insgd_optax import _layer_types as linen
+
+
+def _linear_general(
+    layer: nnx.LinearGeneral, call: Mapping[str, Any], p: float
+) -> jax.Array:
+    return norms.dense_general_norm(
+        linen.layer_input(call),
+        p,
+        axis=layer.axis,
+        batch_axes=tuple(layer.batch_axis),
+        num_features=len(layer.out_features),
+    )
+
+
+def _einsum(layer: nnx.Einsum, call: Mapping[str, Any], p: float) -> jax.Array:
+    return norms.einsum_norm(
+        linen.layer_input(call),
+        p,
+        equation=layer.einsum_str or call["einsum_str"],
+        kernel_shape=layer.kernel_shape,
+    )
+
+
+# Most NNX layers name their settings as their Linen counterparts do.
+NNX = linen.LayerKinds(
+    module=nnx.Module,
+    dense={
+        nnx.Linear: linen.dense,
+        nnx.LinearGeneral: _linear_general,
+        nnx.Einsum: _einsum,
+    },
+    conv={
+        "feature_map": {
+            nnx.Conv: linen.feature_map,
+            nnx.ConvTranspose: linen.feature_map,
+        },
+        "patch": {
+            nnx.Conv: linen.conv_patch,
+            nnx.ConvTranspose: linen.conv_transpose_patch,
+        },
+    },
+    normalization={
+        nnx.BatchNorm: linen.batch_norm,
+        nnx.GroupNorm: linen.sample_norm,
+        nnx.InstanceNorm: linen.sample_norm,
+        nnx.LayerNorm: linen.vector_norm,
+        nnx.RMSNorm: linen.vector_norm,
+    },
+)

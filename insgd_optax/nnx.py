@@ -1,0 +1,232 @@
+"""Input norms for models of Flax NNX.
+
+NNX layers are captured as Linen's are; the optimizers are the same, and
+`nnx.Optimizer.update` hands `input_norms` on to them. A whole training loop:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from insgd_optax import input_powers, insgd
+    >>> from insgd_optax.nnx import capture_input_norms
+
+    >>> class MLP(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.linear1 = nnx.Linear(2, 16, rngs=rngs)
+    ...         self.linear2 = nnx.Linear(16, 1, rngs=rngs)
+    ...
+    ...     def __call__(self, x):
+    ...         return self.linear2(nnx.tanh(self.linear1(x)))
+
+    >>> def loss_fn(model, x, y):
+    ...     with capture_input_norms(p=2):
+    ...         prediction, norms = nnx.capture(model, nnx.Intermediate)(x)
+    ...     return jnp.mean((prediction - y) ** 2), norms
+
+    >>> @nnx.jit
+    ... def train_step(model, optimizer, x, y):
+    ...     grad_fn = nnx.value_and_grad(loss_fn, has_aux=True)
+    ...     (loss, norms), grads = grad_fn(model, x, y)
+    ...     optimizer.update(model, grads, input_norms=norms)
+    ...     return loss
+
+    >>> x = 3 * jax.random.normal(jax.random.key(0), (64, 2))
+    >>> y = jnp.sin(x[:, :1])
+    >>> model = MLP(nnx.Rngs(0))
+    >>> optimizer = nnx.Optimizer(model, insgd(learning_rate=0.2), wrt=nnx.Param)
+    >>> losses = [float(train_step(model, optimizer, x, y)) for _ in range(200)]
+    >>> losses[-1] < 0.1 * losses[0]
+    True
+    >>> sorted(input_powers(optimizer.opt_state))
+    ['linear1/kernel', 'linear2/kernel']
+
+`nnx.capture` is Flax's own (0.12.6 or newer): it collects what layers sow and leaves
+the model as it was. A module of your own whose kernel no known layer holds sows its
+norm in one line of its `__call__`:
+
+    self.sow(nnx.Intermediate, "input_norm", insgd_optax.input_norm(x, p=2))
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+from insgd_optax import _sown
+from insgd_optax._capture import NAME, Capture
+from insgd_optax._layer_types import LayerTypes, layer_norms
+from insgd_optax._nnx_layer_types import NNX
+from insgd_optax._norms import check_p
+from insgd_optax._open_calls import OpenCalls
+from insgd_optax._replaced_calls import Call, replaced_calls
+
+_open = OpenCalls()
+
+
+@contextlib.contextmanager
+def capture_input_norms(
+    p: float = 2,
+    *,
+    conv_input: str = "feature_map",
+    norm_layers: bool = False,
+    layers: LayerTypes | None = None,
+) -> Iterator[None]:
+    """Makes the layers of any NNX model sow the power of their input.
+
+    Inside the context, and inside `nnx.capture`, every Linear, LinearGeneral, Einsum,
+    Conv and ConvTranspose, those within MultiHeadAttention and recurrent cells
+    included, sows
+
+        mean over samples n of ||x_n||_p^p                       (Eq. 26, 29)
+
+    as `input_norm` each time it is called. What is one sample x_n, the rank of the
+    statistic, its dtype and its being cut off from differentiation are as for
+    `insgd_optax.capture_input_norms`.
+
+    Enter it inside the function that is traced: an `nnx.jit` whose cache was filled
+    outside the context stays without norms. Under `nnx.scan` and `nnx.vmap` norms
+    follow the axes of the model: with `in_axes=0` layers are stacked, and so are
+    their norms. A model that is shared there, or carried, needs an axis for what it
+    sows: `nnx.StateAxes({nnx.Intermediate: 0, ...: None})`, or `...: nnx.Carry`.
+    `nnx.RNN` is given one for the call. `nnx.remat` and `nnx.jit` need nothing;
+    `nnx.while_loop` and `nnx.fori_loop`, which cannot stack, refuse to be traced.
+
+    Args:
+        p: the norm: any number >= 1, or `jnp.inf`.
+        conv_input: "feature_map" or "patch".
+        norm_layers: also listen to BatchNorm, LayerNorm, RMSNorm, GroupNorm and
+            InstanceNorm, whose scale and bias `scope="layer"` scales.
+        layers: layer types of your own: a sequence of subclasses of `nnx.Module` whose
+            input vector is the last axis of their first argument, or a dict from class
+            to the axis or axes. A subclass of a known layer needs no entry.
+
+    Yields:
+        Nothing. Contexts nest: the innermost one decides. Other threads do not notice.
+
+    Raises:
+        ValueError: if `p` is less than 1, or an option is not known.
+        TypeError: if `layers` holds something else than subclasses of `nnx.Module`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from insgd_optax.nnx import capture_input_norms
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+        >>> with capture_input_norms(p=2):
+        ...     y, norms = nnx.capture(model, nnx.Intermediate)(x)
+        >>> norms["input_norm"].get_value()
+        (Array([[13.]], dtype=float32),)
+
+    Source: section 3.1, Eq. 26 and 29. NNX has no interceptors: while a context is
+    open the classes' `__call__` are replaced.
+    """
+    check_p(p)
+    capture = Capture(p, layer_norms(NNX, conv_input, norm_layers, layers))
+    with replaced_calls([*capture.layer_norms, nnx.RNN], _listening):
+        _open.captures.append(capture)
+        try:
+            yield
+        finally:
+            _open.captures.pop()
+
+
+def _listening(original: Call) -> Call:
+    """What a layer class's `__call__` is while a capture is open in some thread."""
+
+    @functools.wraps(original)
+    def call(layer: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+        # Outside `nnx.capture` a sown value would stay in the model.
+        if not _open.captures or not hasattr(layer, "__captures__"):
+            return original(layer, *args, **kwargs)
+        if isinstance(layer, nnx.RNN):
+            with _stacked_over_time(layer):
+                return original(layer, *args, **kwargs)
+        capture = _open.captures[-1]
+        layer_norm = capture.layer_norm(layer)
+        if layer_norm is None:
+            return original(layer, *args, **kwargs)
+        output, is_innermost = _open.run(
+            id(layer), lambda: original(layer, *args, **kwargs)
+        )
+        if is_innermost:
+            bound = inspect.signature(original).bind(layer, *args, **kwargs)
+            arguments = dict(list(bound.arguments.items())[1:])
+            statistic = layer_norm(layer, arguments, capture.p)
+            layer.sow(nnx.Intermediate, capture.name, statistic)
+        return output
+
+    return call
+
+
+@contextlib.contextmanager
+def _stacked_over_time(rnn: nnx.RNN) -> Iterator[None]:
+    """Lets what the cell sows out of `nnx.RNN`'s scan, stacked over time."""
+    own = rnn.state_axes
+    if nnx.Intermediate in list(own):
+        yield
+        return
+    # By default the cell's state is carried, which what is sown cannot be.
+    axes: dict[Any, Any] = {nnx.Intermediate: 0, **own}
+    object.__setattr__(rnn, "state_axes", nnx.StateAxes(axes))
+    try:
+        yield
+    finally:
+        object.__setattr__(rnn, "state_axes", own)
+
+
+def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a model sows under the surrounding capture, without computing anything.
+
+    Feeds `input_norms_like`, which makes layers stacked by `nnx.vmap` or `nnx.scan`
+    keep one P each instead of sharing their mean.
+
+    Args:
+        model: an NNX module; it is left as it is, its state too.
+        *args: as for the model's call; arrays or `jax.ShapeDtypeStruct`.
+        **kwargs: as for the model's call.
+
+    Returns:
+        An `nnx.State` of `jax.ShapeDtypeStruct` like the one `nnx.capture` returns.
+
+    Raises:
+        ValueError: if nothing is sown, for want of a surrounding capture.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from insgd_optax.nnx import capture_input_norms, input_norm_shapes
+        >>> @nnx.split_rngs(splits=4)
+        ... @nnx.vmap
+        ... def make_layers(rngs):
+        ...     return nnx.Linear(3, 3, rngs=rngs)
+        >>> @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        ... def apply_layers(layer, x):
+        ...     return layer(x)
+        >>> class Stack(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.layers = make_layers(rngs)
+        ...
+        ...     def __call__(self, x):
+        ...         return apply_layers(self.layers, x)
+        >>> with capture_input_norms():
+        ...     shapes = input_norm_shapes(Stack(nnx.Rngs(0)), jnp.ones((1, 3)))
+        >>> shapes["layers"]["input_norm"].get_value()[0].shape
+        (4, 1, 1)
+    """
+    graphdef, state = nnx.split(model)
+
+    def sown(state: Any, args: Any) -> Any:
+        call = nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)
+        return call(*args, **kwargs)[1]
+
+    shapes = jax.eval_shape(sown, state, args)
+    if not _sown.by_layer(shapes, NAME):
+        raise ValueError(
+            f"{type(model).__name__} sows no input norm: call input_norm_shapes inside"
+            " `with insgd_optax.nnx.capture_input_norms(...)`, with the options training"
+            " will use"
+        )
+    return shapes
