@@ -55,6 +55,7 @@ _CAUSES = """Likely causes:
     function that is traced
   - scope="layer" also scales the scale and bias of normalization layers: capture with
     norm_layers=True
+  - the norms are those of capture_released_norms, which only insgd_as_released takes
   - the layer was not used in this pass: scale_by_input_power(missing="keep")"""
 
 
@@ -209,7 +210,7 @@ def scale_by_input_power(
                     with naming(path):
                         norm = mean_over_uses(uses, grad.shape, kernel, power.shape)
                     power = _next_power(power, norm.astype(power.dtype), decay)
-                grads[path] = _divided(grad, divisor(power))
+                grads[path] = divided(grad, divisor(power))
             new_powers.append(power)
         if absent and missing == "error":
             raise ValueError(
@@ -248,7 +249,7 @@ def _next_power(power: jax.Array, norm: jax.Array, decay: Any) -> jax.Array:
     return jnp.where(jnp.isfinite(norm), average, power).astype(power.dtype)
 
 
-def _divided(grad: jax.Array, divisor: jax.Array) -> jax.Array:
+def divided(grad: jax.Array, divisor: jax.Array) -> jax.Array:
     """grad / divisor, computed in the wider dtype, left in the gradient's."""
     # One division a layer instead of one an entry.
     multiplier = 1 / divisor
