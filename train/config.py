@@ -72,8 +72,9 @@ class RunConfig:
     parallel: ParallelName = "jit"
     """jit: one device. pmap: all devices of this machine, each with its share of a
     batch."""
-    chunk_steps: int = 50
-    """Most steps in one program call: the bar moves, and Ctrl-C acts, between calls."""
+    chunk_steps: int | None = None
+    """Most steps in one program call: the bar moves, and Ctrl-C acts, between calls.
+    By default 50; on a CPU 1, as each step adds to the time compilation takes there."""
     runs_dir: Path = Path("runs")
     """Where a new run folder with a readable name is made."""
     run_dir: Path | None = None

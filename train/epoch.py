@@ -25,9 +25,15 @@ def zero_totals() -> dict[str, jax.Array]:
     return {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
 
 
+def shuffle(rng: jax.Array, epoch: jax.Array | int, num_samples: int) -> jax.Array:
+    """The order of the samples in an epoch, by the run's key."""
+    return jax.random.permutation(_epoch_rng(rng, epoch), num_samples)
+
+
 def train_chunk(
     state: TrainState,
     totals: dict[str, jax.Array],
+    order: jax.Array,
     images: jax.Array,
     labels: jax.Array,
     rng: jax.Array,
@@ -46,6 +52,7 @@ def train_chunk(
     Args:
         state: where training stands. Its step says where in the epoch.
         totals: sums over the steps of this epoch so far.
+        order: of this epoch, from `shuffle`.
         images: all training images, uint8, on every device.
         labels: their labels.
         rng: the run's key.
@@ -59,23 +66,16 @@ def train_chunk(
         Where training stands then.
     """
     batch_size, steps_per_epoch = batching
-    order_rng, steps_rng = jax.random.split(rng)
-    epoch = state.step // steps_per_epoch
-    order = jax.random.permutation(
-        jax.random.fold_in(order_rng, epoch), labels.shape[0]
-    )
     starts_epoch = state.step % steps_per_epoch == 0
     totals = jax.tree.map(
         lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), totals
     )
 
-    def body(progress: Progress, _) -> tuple[Progress, None]:
+    def body(progress: Progress) -> Progress:
         state, totals = progress
         first = (state.step % steps_per_epoch) * batch_size
         indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
-        augment_rng, dropout_rng = jax.random.split(
-            jax.random.fold_in(steps_rng, state.step)
-        )
+        augment_rng, dropout_rng = jax.random.split(_step_rng(rng, state.step))
         draws = augment.draw(augment_rng, batch_size, preprocessing.augmentation)
         if axis_name is not None:
             # Drawn for the whole batch and then shared out: the same images,
@@ -90,10 +90,41 @@ def train_chunk(
         )
         state, metrics = step_fn(state, (batch, labels[indices]), dropout_rng)
         totals = {name: totals[name] + metrics[name] for name in totals}
-        return Progress(state, totals), None
+        return Progress(state, totals)
 
-    progress, _ = jax.lax.scan(body, Progress(state, totals), length=num_steps)
+    progress = Progress(state, totals)
+    if loops_are_fast():
+        return jax.lax.scan(
+            lambda progress, _: (body(progress), None), progress, length=num_steps
+        )[0]
+    for _ in range(num_steps):
+        progress = body(progress)
     return progress
+
+
+def loops_are_fast() -> bool:
+    """Whether steps in a compiled loop are as fast as one after another.
+
+    On a CPU XLA compiles a convolution's gradient inside a loop to code some twenty
+    times as slow as outside (https://github.com/jax-ml/jax/issues/12868).
+    """
+    return jax.default_backend() != "cpu"
+
+
+def default_chunk_steps() -> int:
+    """Most steps in a chunk, unless one is given: enough to keep a device busy.
+
+    Without loops each step would be compiled for itself.
+    """
+    return 50 if loops_are_fast() else 1
+
+
+def _epoch_rng(rng: jax.Array, epoch: jax.Array | int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(rng, 0), epoch)
+
+
+def _step_rng(rng: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(rng, 1), step)
 
 
 def share(tree, axis_name: str):

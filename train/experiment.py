@@ -64,6 +64,9 @@ class Experiment:
             (dataset.train.images, dataset.train.labels, self._run_rng)
         )
         self._test = self._devices.put(tuple(dataset.test))
+        self._shuffle_program = jax.jit(
+            functools.partial(epoch.shuffle, num_samples=len(dataset.train.labels))
+        )
         # Each length of a chunk is a program of its own.
         self._chunk_program = functools.cache(self._compile_chunk)
         self._evaluation_program = self._compile_evaluation()
@@ -143,12 +146,19 @@ class Experiment:
 
     def chunk_lengths(self) -> list[int]:
         """The chunks of an epoch, in steps."""
-        return epoch.chunk_lengths(self.steps_per_epoch, self._config.chunk_steps)
+        most = self._config.chunk_steps or epoch.default_chunk_steps()
+        return epoch.chunk_lengths(self.steps_per_epoch, most)
 
-    def train_chunk(self, progress: Progress, num_steps: int) -> Progress:
+    def order(self, number: int) -> jax.Array:
+        """The order of the training images in an epoch, counted from 0."""
+        return self._devices.put(self._shuffle_program(self._run_rng, number))
+
+    def train_chunk(
+        self, progress: Progress, order: jax.Array, num_steps: int
+    ) -> Progress:
         """Goes on for some steps; the state given is used up, its totals are not."""
         program = self._chunk_program(num_steps)
-        return program(progress.state, progress.totals, *self._train)
+        return program(progress.state, progress.totals, order, *self._train)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """Loss and accuracies on the test images."""

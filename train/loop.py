@@ -44,11 +44,12 @@ def fit(
     ) as bar:
         while step < num_epochs * steps_per_epoch and not stopped():
             started = time.perf_counter()
+            order = experiment.order(step // steps_per_epoch)
             for length in _remaining(
                 experiment.chunk_lengths(), step % steps_per_epoch
             ):
                 previous, done = progress.totals, step % steps_per_epoch
-                progress = experiment.train_chunk(progress, length)
+                progress = experiment.train_chunk(progress, order, length)
                 step += length
                 if done:
                     bar.set_postfix(loss=f"{float(previous['loss']) / done:.4f}")

@@ -63,8 +63,10 @@ def run(chunks, padding=1):
     )
     totals = []
     progress = (state, epoch.zero_totals())
+    rng = jax.random.key(0)
     for num_steps in chunks:
-        progress = program(num_steps)(*progress, images, labels, jax.random.key(0))
+        order = epoch.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
+        progress = program(num_steps)(*progress, order, images, labels, rng)
         totals.append(progress.totals)
     return progress.state, totals
 
@@ -89,7 +91,9 @@ def test_every_step_has_its_own_key_and_augmentation():
     assert len(set(np.asarray(state.pixels).ravel().tolist())) == 2 * STEPS
 
 
-def test_chunks_do_not_change_what_is_done():
+@pytest.mark.parametrize("loop", [True, False])
+def test_chunks_do_not_change_what_is_done(monkeypatch, loop):
+    monkeypatch.setattr(epoch, "loops_are_fast", lambda: loop)
     whole, whole_totals = run([5, 5])
     parts, parts_totals = run([2, 3, 2, 2, 1])
 

@@ -178,10 +178,12 @@ def run_steps(strategy, optimizer, dataset, num_steps, batch_norm, dtype):
         donate_state=True,
     )
     totals = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
-    arrays = strategy.put((*dataset.train, jax.random.key(5)))
+    rng = jax.random.key(5)
+    arrays = strategy.put((*dataset.train, rng))
     progress = strategy.put(Progress(state, totals))
-    for _ in range(num_steps):
-        progress = program(*progress, *arrays)
+    for step in range(num_steps):
+        order = strategy.put(epoch.shuffle(rng, step // 3, len(dataset.train.labels)))
+        progress = program(*progress, order, *arrays)
     state, totals = jax.device_get(progress)
     assert state.step == num_steps
     return state.params, state.opt_state, state.batch_stats, totals

@@ -14,6 +14,7 @@ from train.interrupt import StopRequest
 from train.metrics import MetricsWriter, Row
 from train.run_folder import RunFolder
 from train.state import Progress
+from train.warn import Warnings
 
 
 def load_dataset(config: RunConfig) -> datasets.ImageDataset:
@@ -59,17 +60,15 @@ def run(config: RunConfig) -> int:
     rows = [row for row in metrics.read(folder.metrics) if row["step"] <= first_step]
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
     writer = MetricsWriter(folder.metrics, rows, tensorboard)
-    warned = False
+    warnings = Warnings()
 
     def on_epoch(progress: Progress, row: Row) -> None:
-        nonlocal warned
         rows.append(row)
         writer.write(row)
         checkpoints.save(row["step"], progress, row["test_top1"])
         tqdm.write(_epoch_line(row, config.epochs))
-        if row.get("at_floor") and not warned:
-            tqdm.write(_floor_warning(row), file=sys.stderr)
-            warned = True
+        for warning in warnings.new(row):
+            tqdm.write(f"Warning: {warning}", file=sys.stderr)
 
     with StopRequest() as stop:
         progress = loop.fit(
@@ -107,18 +106,6 @@ def _epoch_line(row: Row, num_epochs: int) -> str:
             f"weights at the floor {row['weights_at_floor']}/{len(row['multipliers'])}"
         )
     return "  ".join(parts)
-
-
-def _floor_warning(row: Row) -> str:
-    return (
-        f"Warning: after epoch {row['epoch']} INSGD multiplies the learning rate by "
-        f"{max(row['multipliers'].values()):.0f}, its largest multiplier, for: "
-        f"{', '.join(row['at_floor'])}. The power of these layers' input is near or "
-        "below 1, as when a layer before dies or its output is scaled down. Remedies: "
-        "--normalizer log1p, which never multiplies by more than 1; the other norm "
-        "(--optimizer insgd-l1 or insgd-l2); a smaller --learning-rate; and a look at "
-        "those layers' inputs."
-    )
 
 
 def _closing_line(rows: list[Row], folder: RunFolder) -> str:

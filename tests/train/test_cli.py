@@ -1,0 +1,363 @@
+"""`python -m train` as its user meets it: runs, files, resuming and errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import cli, digits, metrics, run_folder
+from train.checkpoints import Checkpoints
+from train.datasets import Preprocessing
+from train.experiment import Experiment
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small_digits(monkeypatch, small_dataset):
+    """A small data set in the place of the digits: three steps an epoch."""
+    monkeypatch.setattr(digits, "load", lambda: small_dataset)
+    return small_dataset
+
+
+@pytest.fixture
+def train(tmp_path, small_digits):
+    """Runs with small batches into a folder below `tmp_path`; returns its status."""
+
+    def run(*options, run_dir="run"):
+        where = [] if "--resume" in options else ["--run-dir", str(tmp_path / run_dir)]
+        return cli.main(["--batch-size", "16", *where, *options])
+
+    return run
+
+
+def rows(path):
+    """The metrics of a run but for the time they took."""
+    return [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in metrics.read(path / "metrics.jsonl")
+    ]
+
+
+def final_state(path, dataset):
+    """Everything in the latest checkpoint of a run."""
+    config = run_folder.load(path).config
+    checkpoints = Checkpoints(path / "checkpoints")
+    state = checkpoints.restore(
+        checkpoints.latest_step, like=Experiment(config, dataset).start()
+    )
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
+    assert train("--epochs", "3") == 0
+
+    out, err = capsys.readouterr()
+    run = tmp_path / "run"
+    recorded = rows(run)
+    assert [row["epoch"] for row in recorded] == [1, 2, 3]
+    assert [row["step"] for row in recorded] == [3, 6, 9]
+    for row in recorded:
+        assert 0 <= row["train_loss"] < 10
+        assert 0 <= row["test_loss"] < 10
+        assert row["test_top1"] * 20 == pytest.approx(round(row["test_top1"] * 20))
+        assert row["test_top5"] == 1  # Of three classes.
+        assert row["learning_rate"] == 0.1
+        assert row["weights_at_floor"] == 0
+        assert len(row["multipliers"]) == 5
+        assert (
+            min(row["multipliers"].values())
+            < row["mean_multiplier"]
+            < max(row["multipliers"].values())
+        )
+    assert "epoch 2/3  train loss" in out
+    assert "weights at the floor 0/5" in out
+    closing = out.splitlines()[-1]
+    assert f"Test accuracy {100 * recorded[-1]['test_top1']:.2f} %" in closing
+    assert str(run) in closing
+    for name in ("metrics.jsonl", "test_error.png", "checkpoints", "record.json"):
+        assert name in closing
+        assert (run / name).exists()
+    with Image.open(run / "test_error.png") as image:
+        assert image.size == (900, 600)
+    assert json.loads((run / "record.json").read_text())["config"]["batch_size"] == 16
+    assert "9/9" in err  # The bar.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--optimizer", "adam", "--no-batch-norm", "--tensorboard"),
+        ("--parallel", "pmap", "--scope", "layer", "--normalizer", "log1p"),
+        ("--dtype", "bfloat16", "--optimizer", "insgd-l1", "--schedule", "cosine"),
+    ],
+)
+def test_options(train, tmp_path, options):
+    assert train("--epochs", "1", *options) == 0
+    (row,) = rows(tmp_path / "run")
+    assert np.isfinite(row["train_loss"])
+    assert ("multipliers" in row) == ("adam" not in options)
+    if "layer" in options:  # Conv and BatchNorm, four times, and the linear layer.
+        assert len(row["multipliers"]) == 4 + 8 + 2
+    assert (tmp_path / "run/tensorboard").exists() == ("--tensorboard" in options)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(train, tmp_path):
+    train("--epochs", "1", run_dir="a")
+    train("--epochs", "1", run_dir="b")
+    train("--epochs", "1", "--seed", "1", run_dir="c")
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
+    train, tmp_path, small_digits, monkeypatch, capsys, number
+):
+    train("--epochs", "3", run_dir="whole")
+
+    train_chunk = Experiment.train_chunk
+    with monkeypatch.context() as patch:
+
+        def stop_at_step_5(self, progress, order, num_steps):
+            if int(progress.state.step) == 4:
+                signal.raise_signal(number)
+            return train_chunk(self, progress, order, num_steps)
+
+        patch.setattr(Experiment, "train_chunk", stop_at_step_5)
+        status = train("--epochs", "3", run_dir="stopped")
+    run = tmp_path / "stopped"
+    assert status == 128 + number
+    assert len(rows(run)) == 1
+    out, err = capsys.readouterr()
+    assert "Stopping after this chunk of steps, to save." in err
+    assert f"Stopped by {number.name} and saved at step 5." in out
+    assert f"python -m train --resume {run}" in out
+
+    assert cli.main(["--resume", str(run)]) == 0
+
+    assert "Going on from step 5." in capsys.readouterr().out
+    assert rows(run) == rows(tmp_path / "whole")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.leaves(final_state(run, small_digits)),
+        jax.tree.leaves(final_state(tmp_path / "whole", small_digits)),
+    )
+
+
+def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
+    train("--epochs", "3", run_dir="whole")
+    train("--epochs", "1")
+    capsys.readouterr()
+    # Resumed as it is, it is finished, and says how it ended.
+    assert train("--resume", str(tmp_path / "run")) == 0
+    assert "after epoch 1" in capsys.readouterr().out
+    assert train("--resume", str(tmp_path / "run"), "--epochs", "3") == 0
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_another_run_is_not_resumed(train, tmp_path, capsys):
+    train("--epochs", "1")
+    capsys.readouterr()
+    run = tmp_path / "run"
+    status = train("--resume", str(run), "--optimizer", "sgd", "--seed", "3")
+    err = capsys.readouterr().err
+    assert status == 2
+    assert "--optimizer was insgd-l2, is sgd; --seed was 0, is 3" in err
+    assert "Leave them out" in err
+    assert len(rows(run)) == 1
+
+
+def test_resuming_what_is_no_run(train, tmp_path, capsys):
+    assert train("--resume", str(tmp_path)) == 2
+    assert f"Error: {tmp_path} is no run folder" in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(train, tmp_path):
+    train("--epochs", "1", run_dir="whole")
+    train("--epochs", "1")
+    run = tmp_path / "run"
+    for path in (run / "checkpoints").iterdir():
+        path.rename(tmp_path / path.name)
+    assert train("--resume", str(run)) == 0
+    assert rows(run) == rows(tmp_path / "whole")
+
+
+def test_eval_finds_the_accuracies_of_the_run(train, tmp_path, capsys):
+    train("--epochs", "3")
+    recorded = rows(tmp_path / "run")
+    best = max(recorded, key=lambda row: row["test_top1"])
+    for checkpoint, row in (("latest", recorded[-1]), ("best", best)):
+        capsys.readouterr()
+        arguments = ["eval", str(tmp_path / "run"), "--checkpoint", checkpoint]
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert f"top-1 {100 * row['test_top1']:.2f} %" in out
+        assert "20 test images" in out
+
+
+def test_layers_at_the_floor_are_warned_of_once(
+    train, small_digits, monkeypatch, capsys
+):
+    # Pixels so small that their power is below 1.
+    object.__setattr__(
+        small_digits,
+        "preprocessing",
+        Preprocessing((0.3,), (1000.0,), small_digits.preprocessing.augmentation),
+    )
+    assert train("--epochs", "2") == 0
+    out, err = capsys.readouterr()
+    assert "weights at the floor 1/5" in out
+    assert err.count("Warning: after epoch") == 1
+    assert "by 100, its largest multiplier, for: Conv_0/kernel." in err
+    assert "--normalizer log1p" in err
+
+
+def test_a_diverged_run_ends_and_says_so(train, tmp_path, capsys):
+    assert train("--epochs", "2", "--optimizer", "sgd", "--learning-rate", "1e20") == 0
+    out, err = capsys.readouterr()
+    assert "nan" in out
+    assert err.count("Warning: the training loss is not a number") == 1
+    assert "--learning-rate" in err
+    assert (
+        json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])[
+            "train_loss"
+        ]
+        is None
+    )
+
+
+def test_a_run_folder_is_not_overwritten(train, tmp_path, capsys):
+    train("--epochs", "1")
+    before = rows(tmp_path / "run")
+    assert train("--epochs", "1") == 2
+    assert "exists already and is left as it is" in capsys.readouterr().err
+    assert rows(tmp_path / "run") == before
+
+
+def refused(arguments, capsys):
+    """What is said of a command line that the parser refuses, in one line."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.replace("│", " ")
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "valid"),
+    [
+        ("--optimizer", ("sgd", "adam", "insgd-l1", "insgd-l2")),
+        ("--model", ("custom_cnn",)),
+        ("--scope", ("kernel", "layer")),
+        ("--normalizer", ("log", "power", "log1p")),
+        ("--dataset", ("digits", "folder:PATH")),
+        ("--dtype", ("float32", "bfloat16")),
+        ("--parallel", ("jit", "pmap")),
+        ("--schedule", ("constant", "steps", "cosine")),
+    ],
+)
+def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys):
+    said = refused([option, "nonsense"], capsys)
+    assert "nonsense" in said
+    for value in valid:
+        assert value in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--optimiser", "sgd"], "Perhaps you meant: --optimizer"),
+        (["--learning-rate", "-1"], "--learning-rate must be a number of at least 0"),
+        (["--epochs", "many"], "--epochs"),
+        (["evaluate", "x"], "Available subcommands: run, eval"),
+        (["eval"], "Missing from python -m train eval"),
+    ],
+)
+def test_a_slip_is_answered_with_help(arguments, expected, capsys):
+    assert expected in refused(arguments, capsys)
+
+
+def test_help_lists_subcommands_and_options(capsys):
+    for arguments, expected in (
+        (["--help"], ("run", "eval", "With no subcommand it is `run`")),
+        (["run", "--help"], ("--optimizer {sgd,adam,insgd-l1,insgd-l2}", "--resume")),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 0
+        out = capsys.readouterr().out
+        for word in expected:
+            assert word in out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--dataset", "folder:/nowhere/at/all"],
+            "The image folder /nowhere/at/all does not exist",
+        ),
+        (["--batch-size", "49"], "is larger than the 48 training images of stripes"),
+        (
+            ["--parallel", "pmap", "--batch-size", "12"],
+            "--batch-size 12 cannot be shared out equally to 8 devices",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_leave_nothing_behind(
+    train, tmp_path, capsys, options, expected
+):
+    assert train(*options) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ")
+    assert expected in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_too_small_for_the_network(image_folder, tmp_path, capsys):
+    for path in image_folder.glob("*/*/*"):
+        Image.open(path).resize((6, 6)).save(path)
+    status = cli.main(
+        ["--dataset", f"folder:{image_folder}", "--batch-size", "2"]
+        + ["--cache-dir", str(tmp_path / "cache"), "--runs-dir", str(tmp_path / "runs")]
+    )
+    assert status == 2
+    err = capsys.readouterr().err
+    assert f"custom_cnn on folder:{image_folder}: " in err
+    assert "8x8 pixels" in err  # The network's own words follow.
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_is_trained_on(image_folder, tmp_path, capsys):
+    arguments = ["--dataset", f"folder:{image_folder}", "--batch-size", "3"]
+    arguments += ["--cache-dir", str(tmp_path / "cache"), "--epochs", "1"]
+    assert cli.main([*arguments, "--runs-dir", str(tmp_path / "runs")]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "images-custom_cnn-insgd-l2-lr0.1-batch3-seed0"
+    assert "6 training, 2 test images" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_alone_learns_digits_without_a_warning(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "train", "--runs-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (run,) = tmp_path.iterdir()
+    assert rows(run)[-1]["test_top1"] > 0.95
+    assert "Warning" not in result.stderr

@@ -1,0 +1,55 @@
+"""Options: what is refused, and names of runs."""
+
+import pytest
+
+from train.config import RunConfig
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": -0.1}, "--learning-rate must be a number of at least 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate .* got nan"),
+        ({"learning_rate": float("inf")}, "--learning-rate .* got inf"),
+        ({"momentum": 1.0}, "--momentum must be below 1, got 1.0"),
+        ({"weight_decay": -1.0}, "--weight-decay"),
+        ({"epochs": 0}, "--epochs must be a number of at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"warmup_epochs": -1}, "--warmup-epochs"),
+        ({"milestones": (5, 5)}, "--milestones"),
+        ({"milestones": ()}, "--milestones"),
+        (
+            {"schedule": "steps", "milestones": (2, 5), "warmup_epochs": 3},
+            "must not lie in the 3 epochs of warm-up",
+        ),
+        ({"dataset": "cifar"}, "unknown data set 'cifar': give one of digits, folder"),
+        ({"dataset": "folder:"}, "unknown data set 'folder:'"),
+        ({"dataset": "folder"}, "unknown data set 'folder'"),
+        ({"dataset": "digits:3"}, "unknown data set 'digits:3'"),
+        ({"run_dir": "a", "resume": "b"}, "--run-dir is for a new run"),
+    ],
+)
+def test_values_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**options)
+
+
+def test_learning_rate_is_the_optimizers_own_unless_given():
+    assert RunConfig(optimizer="adam").initial_learning_rate == 0.001
+    assert RunConfig(optimizer="adam", learning_rate=0.0).initial_learning_rate == 0.0
+
+
+def test_names_say_what_is_unusual():
+    assert RunConfig().readable_name == "digits-custom_cnn-insgd-l2-lr0.1-seed0"
+    assert (
+        RunConfig(
+            dataset="folder:/data/pets",
+            optimizer="sgd",
+            learning_rate=0.25,
+            batch_norm=False,
+            batch_size=256,
+            schedule="cosine",
+            seed=3,
+        ).readable_name
+        == "pets-custom_cnn-sgd-lr0.25-no-batch-norm-cosine-batch256-seed3"
+    )

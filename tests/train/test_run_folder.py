@@ -1,0 +1,74 @@
+"""Run folders: never overwritten, and read back."""
+
+import dataclasses
+import json
+
+import pytest
+
+from train import run_folder
+from train.config import RunConfig
+from train.errors import UserError
+
+DATA = {"name": "digits", "train_images": 3, "class_names": ["a", "b"]}
+
+
+def test_each_new_run_gets_a_folder_of_its_own(tmp_path):
+    config = RunConfig(runs_dir=tmp_path / "runs")
+    names = [run_folder.create(config, DATA).path.name for _ in range(3)]
+    assert names == [config.readable_name + end for end in ("", "-2", "-3")]
+
+
+def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
+    (tmp_path / "precious").write_text("!")
+    with pytest.raises(
+        UserError, match="exists already and is left as it is.*--resume"
+    ):
+        run_folder.create(RunConfig(run_dir=tmp_path), DATA)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_an_empty_folder_may_be_given(tmp_path):
+    assert run_folder.create(RunConfig(run_dir=tmp_path), DATA).path == tmp_path
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made: .*--run-dir"):
+        run_folder.create(RunConfig(runs_dir=tmp_path / "file"), DATA)
+
+
+def test_options_come_back(tmp_path):
+    config = RunConfig(
+        dataset="folder:/data/pets",
+        optimizer="sgd",
+        schedule="steps",
+        milestones=(3, 5),
+        runs_dir=tmp_path,
+        cache_dir=tmp_path / "cache",
+    )
+    path = run_folder.create(config, DATA).path
+    loaded = run_folder.load(path)
+    # The default at the time, so that another default later changes no run.
+    assert loaded.config == dataclasses.replace(config, learning_rate=0.1)
+    environment = json.loads((path / "record.json").read_text())["environment"]
+    assert environment["versions"]["jax"]
+    assert environment["command"].startswith("python -m train")
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        run_folder.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"config": {"no_option": 1}}'])
+def test_a_damaged_record_is_an_error(tmp_path, content):
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(UserError, match=r"record\.json is damaged"):
+        run_folder.load(tmp_path)
+
+
+def test_other_data_are_noticed(tmp_path):
+    folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA)
+    folder.check_dataset(DATA)
+    with pytest.raises(UserError, match="train_images was 3, is 4"):
+        folder.check_dataset(DATA | {"train_images": 4})
