@@ -16,29 +16,29 @@ class CustomCNN(nn.Module):
     and 4x4x64, and the linear layer sees 1024 values.
 
     Args:
-      num_classes: Number of logits.
-      batch_norm: Normalize after each convolution. Without it (Table 7) the
-        convolutions have biases; with it they have none.
-      dropout: Rate of the dropout before the linear layer; uses the rng "dropout"
-        when `train` is true.
-      dtype: layers.Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        num_classes: number of logits.
+        batch_norm: normalize after each convolution. Without it (Table 7) the
+            convolutions have biases; with it they have none.
+        dropout: rate of the dropout before the linear layer; uses the rng "dropout"
+            when `train` is true.
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      From `__call__(x, train)`, with images `x` of shape (batch, height, width,
-      channels), at least 8x8: logits of shape (batch, num_classes), float32.
+        From `__call__(x, train)`, with images `x` of shape (batch, height, width,
+        channels), at least 8x8: logits of shape (batch, num_classes), float32.
 
     Raises:
-      ValueError: `x` is no batch of images, or they are smaller than 8x8.
+        ValueError: if `x` is no batch of images, or they are smaller than 8x8.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> model = CustomCNN(num_classes=10)
-      >>> images = jnp.zeros((2, 32, 32, 3))
-      >>> variables = jax.eval_shape(
-      ...     lambda key: model.init(key, images, train=False), jax.random.key(0))
-      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-      34898
+        >>> import jax, jax.numpy as jnp
+        >>> model = CustomCNN(num_classes=10)
+        >>> images = jnp.zeros((2, 32, 32, 3))
+        >>> variables = jax.eval_shape(
+        ...     lambda key: model.init(key, images, train=False), jax.random.key(0))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        34898
 
     Initialised as PyTorch does by default, as in the authors' code: kernels and
     biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).

@@ -105,12 +105,12 @@ def check_images(x: jax.Array, network: nn.Module, smallest: int) -> None:
     """Checks a batch of images against the smallest that a network's strides take.
 
     Args:
-      x: The input, to be of shape (batch, height, width, channels).
-      network: The network, for the message.
-      smallest: The product of its strides, in pixels.
+        x: the input, to be of shape (batch, height, width, channels).
+        network: the network, for the message.
+        smallest: the product of its strides, in pixels.
 
     Raises:
-      ValueError: `x` has another rank, or a side shorter than `smallest`.
+        ValueError: if `x` has another rank, or a side shorter than `smallest`.
     """
     name = type(network).__name__
     if x.ndim != 4:

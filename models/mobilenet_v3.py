@@ -53,9 +53,9 @@ SMALL = (
     Block(5, 576, 96, True, True, 1),
     Block(5, 576, 96, True, True, 1),
 )
-# One line of each kind, for tests: every nonlinearity, gate and shortcut is there.
-TINY_LARGE = (LARGE[0], LARGE[1], LARGE[4], LARGE[13])
-TINY_SMALL = (SMALL[0], SMALL[1], SMALL[4], SMALL[9])
+# For tests: lines with and without gate, of both nonlinearities and both strides.
+TINY_LARGE = (LARGE[0], LARGE[3], LARGE[12])
+TINY_SMALL = (SMALL[0], SMALL[2], SMALL[8])
 
 
 def round_channels(channels: float) -> int:
@@ -92,9 +92,9 @@ class InvertedResidual(nn.Module):
     """Widens the map, convolves each channel by itself, gates, and narrows it.
 
     Args:
-      block: The line of the table, with the channels and stride to use.
-      norm: Maps x to x normalized.
-      dtype: Dtype of the computation.
+        block: the line of the table, with the channels and stride to use.
+        norm: maps x to x normalized.
+        dtype: dtype of the computation.
     """
 
     block: Block
@@ -126,24 +126,24 @@ class MobileNetV3(nn.Module):
     """MobileNetV3; made by `mobilenet_v3_large` and `mobilenet_v3_small`.
 
     Args:
-      blocks: The lines of the network's table.
-      hidden: Width of the hidden layer of the classifier.
-      num_classes: Number of logits.
-      stem: "imagenet", or "cifar": the stem's convolution and the first block of
-        stride 2 after it have stride 1.
-      width_mult: Multiplies every width but the number of logits.
-      dropout: Rate of the dropout before the last layer; uses the rng "dropout" when
-        `train` is true.
-      dtype: Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        blocks: the lines of the network's table.
+        hidden: width of the hidden layer of the classifier.
+        num_classes: number of logits.
+        stem: "imagenet", or "cifar": the stem's convolution and the first block of
+            stride 2 after it have stride 1.
+        width_mult: multiplies every width but the number of logits.
+        dropout: rate of the dropout before the last layer; uses the rng "dropout" when
+            `train` is true.
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      From `__call__(x, train)`, with images `x` of shape (batch, height, width,
-      channels): logits of shape (batch, num_classes), float32.
+        From `__call__(x, train)`, with images `x` of shape (batch, height, width,
+        channels): logits of shape (batch, num_classes), float32.
 
     Raises:
-      ValueError: `x` is no batch of images or smaller than the strides' product; an
-        unknown `stem`.
+        ValueError: if `x` is no batch of images or smaller than the strides' product,
+            or for an unknown `stem`.
 
     Initialised as in torchvision: convolutions and gates from N(0, 2/fan_out)
     (kaiming_normal_ with fan_out), the classifier from N(0, 0.01^2), biases zero.
@@ -227,24 +227,24 @@ def mobilenet_v3_large(
     """MobileNetV3-Large, with torchvision's parameters.
 
     Args:
-      num_classes: Number of logits.
-      blocks: The lines of the network's table; fewer make it shallower.
-      stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
-      width_mult: Multiplies every width but the number of logits.
-      dropout: Rate of the dropout before the last layer.
-      dtype: Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        num_classes: number of logits.
+        blocks: the lines of the network's table; fewer make it shallower.
+        stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
+        width_mult: multiplies every width but the number of logits.
+        dropout: rate of the dropout before the last layer.
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      A `MobileNetV3`; its docstring has the initialisation and the sources.
+        A `MobileNetV3`; its docstring has the initialisation and the sources.
 
     Example:
-      >>> model = mobilenet_v3_large(num_classes=1000)
-      >>> variables = jax.eval_shape(
-      ...     lambda key, x: model.init(key, x, train=False),
-      ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-      5483032
+        >>> model = mobilenet_v3_large(num_classes=1000)
+        >>> variables = jax.eval_shape(
+        ...     lambda key, x: model.init(key, x, train=False),
+        ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        5483032
     """
     return MobileNetV3(
         blocks=blocks,
@@ -271,24 +271,24 @@ def mobilenet_v3_small(
     """MobileNetV3-Small, with torchvision's parameters.
 
     Args:
-      num_classes: Number of logits.
-      blocks: The lines of the network's table; fewer make it shallower.
-      stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
-      width_mult: Multiplies every width but the number of logits.
-      dropout: Rate of the dropout before the last layer.
-      dtype: Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        num_classes: number of logits.
+        blocks: the lines of the network's table; fewer make it shallower.
+        stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
+        width_mult: multiplies every width but the number of logits.
+        dropout: rate of the dropout before the last layer.
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      A `MobileNetV3`; its docstring has the initialisation and the sources.
+        A `MobileNetV3`; its docstring has the initialisation and the sources.
 
     Example:
-      >>> model = mobilenet_v3_small(num_classes=1000)
-      >>> variables = jax.eval_shape(
-      ...     lambda key, x: model.init(key, x, train=False),
-      ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-      2542856
+        >>> model = mobilenet_v3_small(num_classes=1000)
+        >>> variables = jax.eval_shape(
+        ...     lambda key, x: model.init(key, x, train=False),
+        ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        2542856
     """
     return MobileNetV3(
         blocks=blocks,

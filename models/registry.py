@@ -21,18 +21,18 @@ class _Network(NamedTuple):
 
 _NETWORKS = {
     "custom_cnn": _Network(CustomCNN, {}),
-    "resnet20": _Network(resnet20, {"stage_sizes": (1, 1, 1), "width": 8}),
-    "wrn18": _Network(wrn18, {"stage_sizes": (1, 1, 1, 1), "width": 8}),
-    "resnet50": _Network(resnet50, {"stage_sizes": (1, 1, 1, 1), "width": 8}),
+    "resnet20": _Network(resnet20, {"stage_sizes": (1, 1), "width": 8}),
+    "wrn18": _Network(wrn18, {"stage_sizes": (1, 1), "width": 16}),
+    "resnet50": _Network(resnet50, {"stage_sizes": (1, 1), "width": 8}),
     "mobilenet_v3_large": _Network(
         mobilenet_v3_large,
-        {"blocks": mobilenet_v3.TINY_LARGE, "width_mult": 0.25, "stem": "cifar"},
+        {"blocks": mobilenet_v3.TINY_LARGE, "width_mult": 0.25},
     ),
     "mobilenet_v3_small": _Network(
         mobilenet_v3_small,
-        {"blocks": mobilenet_v3.TINY_SMALL, "width_mult": 0.25, "stem": "cifar"},
+        {"blocks": mobilenet_v3.TINY_SMALL, "width_mult": 0.25},
     ),
-    "vit": _Network(ViT, {"width": 32, "depth": 2, "heads": 2, "mlp_width": 32}),
+    "vit": _Network(ViT, {"width": 64, "depth": 2, "heads": 2, "mlp_width": 64}),
 }
 
 
@@ -40,11 +40,11 @@ def names() -> tuple[str, ...]:
     """The names that `create` knows.
 
     Returns:
-      The names, in the order of the documentation.
+        The names, in the order of the documentation.
 
     Example:
-      >>> "custom_cnn" in names()
-      True
+        >>> "custom_cnn" in names()
+        True
     """
     return tuple(_NETWORKS)
 
@@ -53,23 +53,23 @@ def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     """Makes a network by its name.
 
     Args:
-      name: One of `names()`.
-      num_classes: Number of logits.
-      **options: The network's own arguments, as its docstring lists them. Common to
-        all: `dtype` (of the computation) and `axis_name` (of the mapped axis over
-        which batch statistics are averaged).
+        name: one of `names()`.
+        num_classes: number of logits.
+        **options: the network's own arguments, as its docstring lists them. Common to
+            all: `dtype` (of the computation) and `axis_name` (of the mapped axis over
+            which batch statistics are averaged).
 
     Returns:
-      A Linen module. `module.apply(variables, x, train=...)` returns float32 logits
-      for images `x` of shape (batch, height, width, channels).
+        A Linen module. `module.apply(variables, x, train=...)` returns float32 logits
+        for images `x` of shape (batch, height, width, channels).
 
     Raises:
-      ValueError: No network has that name; the message lists the names.
-      TypeError: The network has no such option; the message lists its options.
+        ValueError: if no network has that name; the message lists the names.
+        TypeError: if the network has no such option; the message lists its options.
 
     Example:
-      >>> create("custom_cnn", num_classes=100, batch_norm=False).num_classes
-      100
+        >>> create("custom_cnn", num_classes=100, batch_norm=False).num_classes
+        100
     """
     build = _lookup(name).build
     known = _options(build)
@@ -86,20 +86,20 @@ def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     """Makes the tiny variant of a network, for tests: same layers, fewer and narrower.
 
     Args:
-      name: One of `names()`.
-      num_classes: Number of logits.
-      **options: As for `create`; they take precedence over the variant's own.
+        name: one of `names()`.
+        num_classes: number of logits.
+        **options: as for `create`; they take precedence over the variant's own.
 
     Returns:
-      A Linen module, as from `create`.
+        A Linen module, as from `create`.
 
     Raises:
-      ValueError: No network has that name.
-      TypeError: The network has no such option.
+        ValueError: if no network has that name.
+        TypeError: if the network has no such option.
 
     Example:
-      >>> tiny("custom_cnn").dropout
-      0.2
+        >>> tiny("custom_cnn").dropout
+        0.2
     """
     return create(name, num_classes, **{**_lookup(name).tiny, **options})
 

@@ -1,4 +1,4 @@
-"""Residual networks: ResNet-20 and "Wide ResNet-18" for CIFAR, ResNet-50 for ImageNet."""
+"""Residual networks: ResNet-20 and ResNet-18 for CIFAR, ResNet-50 for ImageNet."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ class ResidualBlock(nn.Module):
     """relu(F(x) + shortcut(x)), where F is two 3x3 convolutions or a bottleneck.
 
     Args:
-      features: Channels of the 3x3 convolutions.
-      stride: Stride of the first 3x3 convolution and of the shortcut.
-      bottleneck: F is 1x1, 3x3, 1x1, the last with four times the channels. The
-        stride is on the 3x3 ("v1.5"); He et al. have it on the first 1x1.
-      shortcut: As in `ResNet`.
-      conv: Maps (x, features, size, stride) to a convolution of x.
-      norm: Maps x to x normalized; `scale_init` initialises its scale.
-      last_scale_init: For the scale of F's last normalization.
+        features: channels of the 3x3 convolutions.
+        stride: stride of the first 3x3 convolution and of the shortcut.
+        bottleneck: F is 1x1, 3x3, 1x1, the last with four times the channels. The
+            stride is on the 3x3 ("v1.5"); He et al. have it on the first 1x1.
+        shortcut: as in `ResNet`.
+        conv: maps (x, features, size, stride) to a convolution of x.
+        norm: maps x to x normalized; `scale_init` initialises its scale.
+        last_scale_init: for the scale of F's last normalization.
     """
 
     features: int
@@ -57,29 +57,29 @@ class ResNet(nn.Module):
     """A residual network of He et al.; made by `resnet20`, `wrn18` and `resnet50`.
 
     Args:
-      stage_sizes: Number of blocks in each stage. Every stage but the first halves
-        the feature map and doubles the channels.
-      width: Channels of the 3x3 convolutions in the first stage, and of the stem.
-      num_classes: Number of logits.
-      bottleneck: Bottleneck blocks instead of two 3x3 convolutions.
-      stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2
-        and a max-pooling of stride 2.
-      shortcut: Where the shape changes, "projection" (a strided 1x1 convolution and
-        its normalization) or "identity" (strided, padded with zero channels).
-      batch_norm: Normalize after each convolution. Without it the convolutions have
-        biases; with it they have none.
-      zero_init_residual: Each block's last normalization starts with a zero scale.
-      kernel_init: Initialises the kernels of the convolutions.
-      dtype: Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        stage_sizes: number of blocks in each stage. Every stage but the first halves
+            the feature map and doubles the channels.
+        width: channels of the 3x3 convolutions in the first stage, and of the stem.
+        num_classes: number of logits.
+        bottleneck: bottleneck blocks instead of two 3x3 convolutions.
+        stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2
+            and a max-pooling of stride 2.
+        shortcut: where the shape changes, "projection" (a strided 1x1 convolution and
+            its normalization) or "identity" (strided, padded with zero channels).
+        batch_norm: normalize after each convolution. Without it the convolutions have
+            biases; with it they have none.
+        zero_init_residual: each block's last normalization starts with a zero scale.
+        kernel_init: initialises the kernels of the convolutions.
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      From `__call__(x, train)`, with images `x` of shape (batch, height, width,
-      channels): logits of shape (batch, num_classes), float32.
+        From `__call__(x, train)`, with images `x` of shape (batch, height, width,
+        channels): logits of shape (batch, num_classes), float32.
 
     Raises:
-      ValueError: `x` is no batch of images or smaller than the strides' product; an
-        unknown `stem` or `shortcut`.
+        ValueError: if `x` is no batch of images or smaller than the strides' product,
+            or for an unknown `stem` or `shortcut`.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
@@ -155,26 +155,26 @@ def resnet20(
     """ResNet-20 for CIFAR (Table 1): three stages of 16, 32 and 64 channels.
 
     Args:
-      num_classes: Number of logits.
-      stage_sizes: Number of blocks in each stage; three stages of n blocks make the
-        ResNet-(6n + 2) of He et al.
-      width: Channels of the first stage.
-      shortcut: "projection" as in the authors' code, or "identity" as in He et al.
-        (their option A).
-      batch_norm: Without it (Table 7) the convolutions have biases.
-      dtype: Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        num_classes: number of logits.
+        stage_sizes: number of blocks in each stage; three stages of n blocks make the
+            ResNet-(6n + 2) of He et al.
+        width: channels of the first stage.
+        shortcut: "projection" as in the authors' code, or "identity" as in He et al.
+            (their option A).
+        batch_norm: without it (Table 7) the convolutions have biases.
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      A `ResNet` for images of at least 4x4.
+        A `ResNet` for images of at least 4x4.
 
     Example:
-      >>> model = resnet20(shortcut="identity")
-      >>> variables = jax.eval_shape(
-      ...     lambda key, x: model.init(key, x, train=False),
-      ...     jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-      269722
+        >>> model = resnet20(shortcut="identity")
+        >>> variables = jax.eval_shape(
+        ...     lambda key, x: model.init(key, x, train=False),
+        ...     jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        269722
 
     Initialised as PyTorch does by default, as in the authors' code: kernels and
     biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)). He et al. draw kernels from
@@ -208,22 +208,22 @@ def wrn18(
     """The paper's "Wide ResNet-18" for CIFAR-100: ResNet-18 with a 3x3 stem.
 
     Args:
-      num_classes: Number of logits.
-      stage_sizes: Number of blocks in each stage.
-      width: Channels of the first stage; 64 is ResNet-18's, more widens every stage.
-      dtype: Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        num_classes: number of logits.
+        stage_sizes: number of blocks in each stage.
+        width: channels of the first stage; 64 is ResNet-18's, more widens every stage.
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      A `ResNet` for images of at least 8x8, with projection shortcuts.
+        A `ResNet` for images of at least 8x8, with projection shortcuts.
 
     Example:
-      >>> model = wrn18(num_classes=100)
-      >>> variables = jax.eval_shape(
-      ...     lambda key, x: model.init(key, x, train=False),
-      ...     jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-      11220132
+        >>> model = wrn18(num_classes=100)
+        >>> variables = jax.eval_shape(
+        ...     lambda key, x: model.init(key, x, train=False),
+        ...     jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        11220132
 
     Initialised as PyTorch does by default, as in the authors' code: kernels and
     biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -255,24 +255,24 @@ def resnet50(
     """ResNet-50 v1.5 for ImageNet, as in torchvision.
 
     Args:
-      num_classes: Number of logits.
-      stage_sizes: Number of blocks in each stage.
-      width: Channels of the 3x3 convolutions in the first stage.
-      zero_init_residual: Each block's last normalization starts with a zero scale, so
-        that each block starts as its shortcut (Goyal et al. 2017, section 5.1).
-      dtype: Dtype of the computation; parameters and statistics are float32.
-      axis_name: Mapped axis over which batch statistics are averaged.
+        num_classes: number of logits.
+        stage_sizes: number of blocks in each stage.
+        width: channels of the 3x3 convolutions in the first stage.
+        zero_init_residual: each block's last normalization starts with a zero scale, so
+            that each block starts as its shortcut (Goyal et al. 2017, section 5.1).
+        dtype: dtype of the computation; parameters and statistics are float32.
+        axis_name: mapped axis over which batch statistics are averaged.
 
     Returns:
-      A `ResNet` for images of at least 32x32, with projection shortcuts.
+        A `ResNet` for images of at least 32x32, with projection shortcuts.
 
     Example:
-      >>> model = resnet50(num_classes=1000)
-      >>> variables = jax.eval_shape(
-      ...     lambda key, x: model.init(key, x, train=False),
-      ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-      25557032
+        >>> model = resnet50(num_classes=1000)
+        >>> variables = jax.eval_shape(
+        ...     lambda key, x: model.init(key, x, train=False),
+        ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        25557032
 
     Initialised as in torchvision: convolutions from N(0, 2/fan_out) (kaiming_normal_
     with fan_out), the linear layer by PyTorch's default, U(-1/sqrt(fan_in),

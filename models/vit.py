@@ -14,12 +14,12 @@ class EncoderBlock(nn.Module):
     tokens and None, the form that `nn.scan` takes.
 
     Args:
-      heads: Number of attention heads.
-      mlp_width: Width of the perceptron's hidden layer.
-      dropout: Rate after the attention and after each layer of the perceptron.
-      layer_norm: Normalize before the attention and before the perceptron.
-      train: Whether dropout is on.
-      dtype: Dtype of the computation.
+        heads: number of attention heads.
+        mlp_width: width of the perceptron's hidden layer.
+        dropout: rate after the attention and after each layer of the perceptron.
+        layer_norm: normalize before the attention and before the perceptron.
+        train: whether dropout is on.
+        dtype: dtype of the computation.
     """
 
     heads: int
@@ -64,42 +64,42 @@ class ViT(nn.Module):
     passes a linear layer.
 
     Args:
-      num_classes: Number of logits.
-      patch: Side of a patch, in pixels.
-      width: Width of a token.
-      depth: Number of encoder blocks.
-      heads: Number of attention heads, each of `width // heads`.
-      mlp_width: Width of the hidden layer in each block's perceptron.
-      dropout: Rate of the dropouts (after the positions, after the attention, after
-        each layer of the perceptron); uses the rng "dropout" when `train` is true.
-      layer_norm: Normalize before each attention and perceptron and before the last
-        layer; without it as in Table 8.
-      scan_layers: Run the blocks as one `nn.scan`, which compiles one block instead
-        of `depth`. The blocks' parameters are stacked under "blocks" with a leading
-        axis of size `depth`, where they are "block_1", "block_2" ... otherwise.
-        Sown "intermediates" are stacked likewise.
-      remat: Recompute the blocks' activations in the backward pass instead of keeping
-        them. Changes no parameter and no result.
-      dtype: Dtype of the computation; parameters are float32.
-      axis_name: Accepted as by every network; without batch statistics it does
-        nothing.
+        num_classes: number of logits.
+        patch: side of a patch, in pixels.
+        width: width of a token.
+        depth: number of encoder blocks.
+        heads: number of attention heads, each of `width // heads`.
+        mlp_width: width of the hidden layer in each block's perceptron.
+        dropout: rate of the dropouts (after the positions, after the attention, after
+            each layer of the perceptron); uses the rng "dropout" when `train` is true.
+        layer_norm: normalize before each attention and perceptron and before the last
+            layer; without it as in Table 8.
+        scan_layers: run the blocks as one `nn.scan`, which compiles one block instead
+            of `depth`. The blocks' parameters are stacked under "blocks" with a leading
+            axis of size `depth`, where they are "block_1", "block_2" ... otherwise.
+            Sown "intermediates" are stacked likewise.
+        remat: recompute the blocks' activations in the backward pass instead of keeping
+            them. Changes no parameter and no result.
+        dtype: dtype of the computation; parameters are float32.
+        axis_name: accepted as by every network; without batch statistics it does
+            nothing.
 
     Returns:
-      From `__call__(x, train)`, with images `x` of shape (batch, height, width,
-      channels) whose sides are multiples of `patch`: logits of shape (batch,
-      num_classes), float32. The positions fix the number of patches.
+        From `__call__(x, train)`, with images `x` of shape (batch, height, width,
+        channels) whose sides are multiples of `patch`: logits of shape (batch,
+        num_classes), float32. The positions fix the number of patches.
 
     Raises:
-      ValueError: `x` is no batch of images or its sides are no multiples of `patch`;
-        `heads` does not divide `width`.
+        ValueError: if `x` is no batch of images, its sides are no multiples of `patch`,
+            or `heads` does not divide `width`.
 
     Example:
-      >>> model = ViT(num_classes=10)
-      >>> variables = jax.eval_shape(
-      ...     lambda key, x: model.init(key, x, train=False),
-      ...     jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-      >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-      9523722
+        >>> model = ViT(num_classes=10)
+        >>> variables = jax.eval_shape(
+        ...     lambda key, x: model.init(key, x, train=False),
+        ...     jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        9523722
 
     Initialised as in the authors' code: linear layers by PyTorch's default, kernels
     and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); class token and positions from
@@ -134,11 +134,11 @@ class ViT(nn.Module):
                 f"The width of a ViT must be a multiple of its heads, "
                 f"got width={self.width} and heads={self.heads}."
             )
-        layers.check_images(x, self, smallest=self.patch)
+        layers.check_images(x, self, smallest=1)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
-                f"ViT cuts images into patches of {self.patch}x{self.patch}: each side "
-                f"must be a multiple of {self.patch}, {self.patch} at least; got "
+                f"ViT takes images of at least {self.patch}x{self.patch} pixels whose "
+                f"sides are multiples of its patch, {self.patch}; got "
                 f"{x.shape[1]}x{x.shape[2]}. Resize the images, or change the patch."
             )
 

@@ -1,0 +1,165 @@
+"""Every network trains with INSGD: ten steps on one batch of real images."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import models
+from insgd_optax import (
+    capture_input_norms,
+    input_norm_shapes,
+    input_powers,
+    insgd,
+    learning_rate_multipliers,
+)
+
+# Layers whose input has a power near or below 1, so that the paper's floor makes their
+# factor 100. At full size there is none: the input of the classifier's last layer,
+# which comes from weights of 0.01, has the squared norm 3.0 in the large network and
+# 1.6 in the small one at first. At a quarter of the width it is below 1.
+AT_FLOOR = {
+    ("mobilenet_v3_large", 2): {"Dense_1"},
+    ("mobilenet_v3_small", 2): {"Dense_1"},
+}
+
+
+@pytest.fixture(scope="module")
+def gradients(digits, tiny, quick_jit):
+    """Maps a name and a dtype to a function of the variables.
+
+    It returns ((loss, (batch_stats, norms)), grads), with the norms by p, so that one
+    compilation serves both.
+    """
+    images, labels = digits
+
+    @functools.cache
+    def make(name, dtype):
+        model = tiny(name)[0].clone(dtype=dtype)
+
+        def loss_fn(params, batch_stats):
+            norms = {}
+            for p in 1, 2:
+                with capture_input_norms(p=p, norm_layers=True):
+                    logits, mutated = model.apply(
+                        {"params": params, "batch_stats": batch_stats},
+                        images,
+                        train=True,
+                        mutable=["batch_stats", "intermediates"],
+                        rngs={"dropout": jax.random.key(1)},
+                    )
+                norms[p] = mutated.pop("intermediates")
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), (mutated.get("batch_stats", {}), norms)
+
+        return quick_jit(jax.value_and_grad(loss_fn, has_aux=True))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def optimizer(quick_jit):
+    """Maps a scope, and a network's name to keep compilations apart, to INSGD."""
+
+    @functools.cache
+    def make(name, scope):
+        del name
+        transform = insgd(0.1, scope=scope)
+        return quick_jit(transform.init), quick_jit(transform.update)
+
+    return make
+
+
+@pytest.mark.parametrize("scope", ["kernel", "layer"])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", models.names())
+def test_ten_steps(name, dtype, p, scope, tiny, gradients, optimizer):
+    variables = tiny(name)[1]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    init, update = optimizer(name, scope)
+    opt_state = init(params)
+    losses, multipliers = [], []
+    for _ in range(11):
+        (loss, (batch_stats, norms)), grads = gradients(name, dtype)(
+            params, batch_stats
+        )
+        losses.append(float(loss))
+        updates, opt_state = update(grads, opt_state, params, input_norms=norms[p])
+        params = optax.apply_updates(params, updates)
+        multipliers.append(learning_rate_multipliers(opt_state))
+
+    # Lower at every step, until almost nothing is left of it.
+    assert losses[-1] < losses[0]
+    assert np.all(np.diff(np.maximum(losses, 0.01)) <= 0), losses
+
+    weights = set(flatten_dict(params, sep="/"))
+    scaled = {weight for weight in weights if weight.endswith("/kernel")}
+    if scope == "layer":
+        scaled = weights - {"class_token", "positions"}
+    assert set(multipliers[-1]) == scaled
+
+    at_floor = {
+        weight.rpartition("/")[0]
+        for step in multipliers
+        for weight, multiplier in step.items()
+        if multiplier > 99
+    }
+    assert at_floor == AT_FLOOR.get((name, p), set())
+
+
+def test_scanned_vit_takes_the_steps_of_the_unscanned(digits, tiny, quick_jit):
+    """One P for each of the stacked layers, not one for their mean."""
+    images, labels = digits
+
+    def train(model, params):
+        rngs = {"params": jax.random.key(0)}
+        with capture_input_norms(norm_layers=True):
+            shapes = input_norm_shapes(model, rngs, images, train=True)
+        tx = insgd(0.1, scope="layer", input_norms_like=shapes)
+
+        def loss_fn(params):
+            with capture_input_norms(norm_layers=True):
+                logits, sown = model.apply(
+                    {"params": params}, images, train=True, mutable=["intermediates"]
+                )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), sown["intermediates"]
+
+        @quick_jit
+        def step(params, opt_state):
+            (_, norms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            updates, opt_state = tx.update(grads, opt_state, params, input_norms=norms)
+            return optax.apply_updates(params, updates), opt_state
+
+        opt_state = tx.init(params)
+        for _ in range(3):
+            params, opt_state = step(params, opt_state)
+        return flatten_dict(params, sep="/"), input_powers(opt_state)
+
+    def stack(values):
+        """Puts the weights of the blocks under one another, as the scan has them."""
+        stacked = {k: v for k, v in values.items() if not k.startswith("block_")}
+        for path in values:
+            if path.startswith("block_1/"):
+                layers = [values[path.replace("block_1", f"block_{i}")] for i in (1, 2)]
+                stacked[path.replace("block_1", "blocks")] = jnp.stack(layers)
+        return stacked
+
+    model, variables = tiny("vit")
+    flat = flatten_dict(variables["params"], sep="/")
+    expected = train(model.clone(dropout=0.0), variables["params"])
+    scanned = train(
+        model.clone(dropout=0.0, scan_layers=True),
+        unflatten_dict(stack(flat), sep="/"),
+    )
+    for ours, theirs in zip(scanned, map(stack, expected), strict=True):
+        assert set(ours) == set(theirs)
+        for path, value in theirs.items():
+            np.testing.assert_allclose(
+                np.ravel(ours[path]), np.ravel(value), rtol=1e-5, atol=1e-5
+            )

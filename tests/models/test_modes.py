@@ -1,0 +1,137 @@
+"""Training and evaluation, and the dtypes of what is computed and kept."""
+
+import functools
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+
+WITH_DROPOUT = {"custom_cnn", "mobilenet_v3_large", "mobilenet_v3_small", "vit"}
+WITH_BATCH_NORM = set(models.names()) - {"vit"}
+
+
+def bind(model, x):
+    """The network with the shapes of its variables, to be called under eval_shape."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_training_and_evaluation(name, digits, tiny, quick_jit):
+    images, _ = digits
+    model, variables = tiny(name)
+
+    @quick_jit
+    def run(variables, key):
+        rngs = {"dropout": key}
+        logits, new = model.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs=rngs
+        )
+        return logits, new, model.apply(variables, images, train=False)
+
+    trained, new, evaluated = run(variables, jax.random.key(1))
+    again, _, evaluated_again = run(variables, jax.random.key(2))
+
+    # Dropout draws in training alone, and nothing else does.
+    assert np.array_equal(trained, again) == (name not in WITH_DROPOUT)
+    np.testing.assert_array_equal(evaluated, evaluated_again)
+    assert not np.array_equal(trained, evaluated)
+
+    # Training moves every running statistic, and evaluation uses them.
+    assert ("batch_stats" in new) == (name in WITH_BATCH_NORM)
+    if name in WITH_BATCH_NORM:
+        moved = jax.tree.map(
+            lambda a, b: not np.array_equal(a, b),
+            new,
+            {"batch_stats": variables["batch_stats"]},
+        )
+        assert all(jax.tree.leaves(moved))
+        *_, after = run({**variables, **new}, jax.random.key(1))
+        assert not np.array_equal(after, evaluated)
+
+
+@pytest.mark.parametrize("name", sorted(WITH_DROPOUT))
+def test_dropout_needs_its_rng_in_training_alone(name, digits):
+    images, _ = digits
+    model = models.tiny(name)
+    variables = bind(model, images)
+
+    def run(variables, train):
+        return model.apply(variables, images, train=train, mutable=["batch_stats"])
+
+    jax.eval_shape(functools.partial(run, train=False), variables)
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        jax.eval_shape(functools.partial(run, train=True), variables)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", models.names())
+def test_dtypes(name, dtype, digits):
+    images, _ = digits
+    model = models.tiny(name, dtype=dtype)
+    variables = bind(model, images)
+    logits, new = jax.eval_shape(
+        lambda variables: model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=True,
+            rngs={"dropout": jax.random.key(0)},
+        ),
+        variables,
+    )
+    assert logits.dtype == jnp.float32
+    kept = {"params": variables["params"], "statistics": new.get("batch_stats", {})}
+    assert {w.dtype for w in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
+    (output,) = new["intermediates"].pop("__call__")
+    assert output.dtype == jnp.float32
+    computed = jax.tree.leaves(new["intermediates"])
+    assert {y.dtype for y in computed} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("name", sorted(WITH_BATCH_NORM))
+def test_batch_normalization_as_documented(name, digits):
+    model = models.tiny(name, axis_name="batch")
+    found = set()
+
+    def look(next_fun, args, kwargs, context):
+        module = context.module
+        if isinstance(module, nn.BatchNorm):
+            found.add((module.momentum, module.epsilon, module.axis_name))
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        bind(model, digits[0])
+    epsilon = 0.001 if name.startswith("mobilenet") else 1e-5
+    assert found == {(0.9, epsilon, "batch")}
+
+
+@pytest.mark.parametrize("name", ["custom_cnn", "resnet20", "mobilenet_v3_small"])
+def test_axis_name_averages_statistics_over_the_axis(name, digits, tiny, quick_jit):
+    images, _ = digits
+    model, variables = tiny(name)
+    options = {} if name == "resnet20" else {"dropout": 0.0}
+
+    def run(model, images):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    shards = images.reshape(2, 8, *images.shape[1:])
+    mapped = jax.vmap(
+        functools.partial(run, model.clone(axis_name="batch", **options)),
+        axis_name="batch",
+    )
+    logits, new = quick_jit(mapped)(shards)
+    expected, expected_new = quick_jit(functools.partial(run, model.clone(**options)))(
+        images
+    )
+    np.testing.assert_allclose(logits.reshape(expected.shape), expected, atol=1e-4)
+    for shard in 0, 1:
+        for a, b in zip(
+            jax.tree.leaves(new), jax.tree.leaves(expected_new), strict=True
+        ):
+            np.testing.assert_allclose(a[shard], b, rtol=1e-4, atol=1e-5)
