@@ -1,6 +1,7 @@
 """The command line: subcommands, options, and errors without tracebacks."""
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,9 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(config, RunConfig) and config.resume is not None:
             config = _resumed(config.resume, arguments[1:])
         return COMMANDS[arguments[0]].execute(config)
-    except UserError as error:
+    # What the file system refuses names the place by itself.
+    except (UserError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,6 +133,13 @@ class RunConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return optimizers.default_learning_rate(self.optimizer)
+
+    @property
+    def load_options(self) -> datasets.LoadOptions:
+        """What loading the data may need beside their name."""
+        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache_dir = self.cache_dir or Path(user_cache) / "insgd_optax"
+        return datasets.LoadOptions(cache_dir.expanduser(), self.skip_corrupt_images)
 
     @property
     def readable_name(self) -> str:

@@ -70,6 +70,9 @@ class Experiment:
         # Each length of a chunk is a program of its own.
         self._chunk_program = functools.cache(self._compile_chunk)
         self._evaluation_program = self._compile_evaluation()
+        self._multipliers_program = self._optimizer.multipliers and jax.jit(
+            self._optimizer.multipliers
+        )
 
     def _check_batch(self) -> None:
         batch_size, num_devices = self._config.batch_size, self._devices.num_devices
@@ -166,11 +169,11 @@ class Experiment:
 
     def multipliers(self, state: TrainState) -> MultiplierSummary | None:
         """What INSGD makes of the learning rate; None for other optimizers."""
-        if self._optimizer.multipliers is None:
+        if self._multipliers_program is None:
             return None
         params = flax.traverse_util.flatten_dict(state.params, sep="/")
         return summarize(
-            jax.device_get(self._optimizer.multipliers(state.opt_state)),
+            jax.device_get(self._multipliers_program(state.opt_state)),
             sizes={name: weight.size for name, weight in params.items()},
             eps=optimizers.EPS,
         )

@@ -52,7 +52,8 @@ def fit(
                 progress = experiment.train_chunk(progress, order, length)
                 step += length
                 if done:
-                    bar.set_postfix(loss=f"{float(previous['loss']) / done:.4f}")
+                    loss = float(previous["loss"]) / done
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update(length)
                 if stopped():
                     break

@@ -14,13 +14,15 @@ import jax
 from train.config import RunConfig
 from train.errors import UserError
 
+RECORD = "record.json"
+
 
 class RunFolder:
     """Names of things in a run folder.
 
     Attributes:
         path: the folder, absolute.
-        record: what `record.json` holds: "config", "dataset" (see
+        record: what its record holds: "config", "dataset" (see
             `ImageDataset.describe`) and "environment".
     """
 
@@ -88,7 +90,7 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
         "dataset": dataset,
         "environment": _environment(),
     }
-    (path / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    (path / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return RunFolder(path, record)
 
 
@@ -100,17 +102,17 @@ def load(path: Path) -> RunFolder:
     """
     path = path.expanduser().absolute()
     try:
-        record = json.loads((path / "record.json").read_text())
+        record = json.loads((path / RECORD).read_text())
         folder = RunFolder(path, record)
         _ = folder.config, record["dataset"]
     except OSError as error:
         raise UserError(
-            f"{path} is no run folder: {error.strerror}: {path / 'record.json'}. Give "
+            f"{path} is no run folder: {error.strerror}: {path / RECORD}. Give "
             "the folder a run named in its last line, such as runs/NAME."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path / 'record.json'} is damaged or of another version ({error!r}). "
+            f"{path / RECORD} is damaged or of another version ({error!r}). "
             "Start a new run."
         ) from error
     return folder

@@ -1,5 +1,6 @@
 """`python -m train` as its user meets it: runs, files, resuming and errors."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import models
 from train import cli, digits, metrics, run_folder
+from train.augment import Augmentation
 from train.checkpoints import Checkpoints
 from train.datasets import Preprocessing
 from train.experiment import Experiment
+
+from .tiny_cnn import TinyCNN
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,8 +33,16 @@ def small_digits(monkeypatch, small_dataset):
 
 
 @pytest.fixture
-def train(tmp_path, small_digits):
-    """Runs with small batches into a folder below `tmp_path`; returns its status."""
+def train(tmp_path, small_digits, monkeypatch):
+    """Runs a small network into a folder below `tmp_path`; returns the status."""
+
+    def create(name, **options):
+        if name != "custom_cnn":
+            return make(name, **options)
+        return TinyCNN(dropout=0.2, **options)
+
+    make = models.create
+    monkeypatch.setattr(models, "create", create)
 
     def run(*options, run_dir="run"):
         where = [] if "--resume" in options else ["--run-dir", str(tmp_path / run_dir)]
@@ -72,14 +85,14 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
         assert row["test_top5"] == 1  # Of three classes.
         assert row["learning_rate"] == 0.1
         assert row["weights_at_floor"] == 0
-        assert len(row["multipliers"]) == 5
+        assert row["multipliers"].keys() == {"Conv_0/kernel", "Dense_0/kernel"}
         assert (
             min(row["multipliers"].values())
             < row["mean_multiplier"]
             < max(row["multipliers"].values())
         )
     assert "epoch 2/3  train loss" in out
-    assert "weights at the floor 0/5" in out
+    assert "weights at the floor 0/2" in out
     closing = out.splitlines()[-1]
     assert f"Test accuracy {100 * recorded[-1]['test_top1']:.2f} %" in closing
     assert str(run) in closing
@@ -105,8 +118,8 @@ def test_options(train, tmp_path, options):
     (row,) = rows(tmp_path / "run")
     assert np.isfinite(row["train_loss"])
     assert ("multipliers" in row) == ("adam" not in options)
-    if "layer" in options:  # Conv and BatchNorm, four times, and the linear layer.
-        assert len(row["multipliers"]) == 4 + 8 + 2
+    if "layer" in options:  # Kernel, scale and bias; kernel and bias.
+        assert len(row["multipliers"]) == 3 + 2
     assert (tmp_path / "run/tensorboard").exists() == ("--tensorboard" in options)
 
 
@@ -159,7 +172,7 @@ def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
     capsys.readouterr()
     # Resumed as it is, it is finished, and says how it ended.
     assert train("--resume", str(tmp_path / "run")) == 0
-    assert "after epoch 1" in capsys.readouterr().out
+    assert "after epoch 1 (best" in capsys.readouterr().out
     assert train("--resume", str(tmp_path / "run"), "--epochs", "3") == 0
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
@@ -179,6 +192,13 @@ def test_another_run_is_not_resumed(train, tmp_path, capsys):
 def test_resuming_what_is_no_run(train, tmp_path, capsys):
     assert train("--resume", str(tmp_path)) == 2
     assert f"Error: {tmp_path} is no run folder" in capsys.readouterr().err
+
+
+def test_lost_metrics_do_not_keep_a_run_from_ending(train, tmp_path, capsys):
+    train("--epochs", "1")
+    (tmp_path / "run/metrics.jsonl").unlink()
+    assert train("--resume", str(tmp_path / "run")) == 0
+    assert "metrics.jsonl was lost" in capsys.readouterr().out
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_over(train, tmp_path):
@@ -208,14 +228,13 @@ def test_layers_at_the_floor_are_warned_of_once(
     train, small_digits, monkeypatch, capsys
 ):
     # Pixels so small that their power is below 1.
-    object.__setattr__(
-        small_digits,
-        "preprocessing",
-        Preprocessing((0.3,), (1000.0,), small_digits.preprocessing.augmentation),
+    faint = dataclasses.replace(
+        small_digits, preprocessing=Preprocessing((0.3,), (10.0,), Augmentation())
     )
+    monkeypatch.setattr(digits, "load", lambda: faint)
     assert train("--epochs", "2") == 0
     out, err = capsys.readouterr()
-    assert "weights at the floor 1/5" in out
+    assert "weights at the floor 1/2" in out
     assert err.count("Warning: after epoch") == 1
     assert "by 100, its largest multiplier, for: Conv_0/kernel." in err
     assert "--normalizer log1p" in err
@@ -312,6 +331,10 @@ def test_help_lists_subcommands_and_options(capsys):
             ["--parallel", "pmap", "--batch-size", "12"],
             "--batch-size 12 cannot be shared out equally to 8 devices",
         ),
+        (
+            ["--model", "vit", "--no-batch-norm"],
+            "--no-batch-norm: The network 'vit' has no option 'batch_norm'",
+        ),
     ],
 )
 def test_data_that_do_not_fit_leave_nothing_behind(
@@ -345,6 +368,24 @@ def test_a_folder_is_trained_on(image_folder, tmp_path, capsys):
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name == "images-custom_cnn-insgd-l2-lr0.1-batch3-seed0"
     assert "6 training, 2 test images" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_named(image_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--dataset", f"folder:{image_folder}"]
+    assert cli.main([*arguments, "--cache-dir", str(tmp_path / "file")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ")
+    assert str(tmp_path / "file") in err
+
+
+def test_interrupted_while_loading(monkeypatch, tmp_path, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(digits, "load", interrupt)
+    assert cli.main(["--runs-dir", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,30 +13,7 @@ from train import epoch, optimizers, parallel
 from train.state import Progress, TrainState, create_state
 from train.step import cross_entropy, train_step
 
-
-class TinyCNN(nn.Module):
-    """A convolution, maybe batch normalization and dropout, and a linear layer."""
-
-    batch_norm: bool = True
-    dropout: float = 0.0
-    dtype: str = "float32"
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x, train):
-        # A bias before a normalization has gradient 0: only its rounding would show.
-        x = nn.Conv(
-            4, (3, 3), strides=2, use_bias=not self.batch_norm, dtype=self.dtype
-        )(x)
-        if self.batch_norm:
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-            )(x)
-        x = nn.relu(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(3, dtype=self.dtype)(x.reshape(x.shape[0], -1))
+from .tiny_cnn import TinyCNN
 
 
 def create_optimizer(name, scope="kernel"):

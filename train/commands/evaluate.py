@@ -7,9 +7,8 @@ from typing import Literal
 import jax
 import tyro
 
-from train import run_folder
+from train import datasets, run_folder
 from train.checkpoints import Checkpoints
-from train.commands.run import load_dataset
 from train.errors import UserError
 from train.experiment import Experiment
 
@@ -28,7 +27,7 @@ def evaluate(config: EvalConfig) -> int:
     """Prints a checkpoint's test loss and accuracies."""
     folder = run_folder.load(config.run_dir)
     run_config = folder.config
-    dataset = load_dataset(run_config)
+    dataset = datasets.load(run_config.dataset, run_config.load_options)
     folder.check_dataset(dataset.describe())
     experiment = Experiment(run_config, dataset)
     checkpoints = Checkpoints(folder.checkpoints)

@@ -1,6 +1,5 @@
 """`python -m train run`: train, and keep what came of it."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,17 +16,6 @@ from train.state import Progress
 from train.warn import Warnings
 
 
-def load_dataset(config: RunConfig) -> datasets.ImageDataset:
-    """Loads a run's data."""
-    cache_dir = config.cache_dir or (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "insgd_optax"
-    )
-    return datasets.load(
-        config.dataset,
-        datasets.LoadOptions(cache_dir.expanduser(), config.skip_corrupt_images),
-    )
-
-
 def run(config: RunConfig) -> int:
     """Runs from the start, or goes on where `config.resume` stands.
 
@@ -37,7 +25,7 @@ def run(config: RunConfig) -> int:
     Returns:
         The exit status: 0, or 128 plus the number of the signal that stopped it.
     """
-    dataset = load_dataset(config)
+    dataset = datasets.load(config.dataset, config.load_options)
     experiment = Experiment(config, dataset)
     progress = experiment.start()
     if config.resume is None:
@@ -82,8 +70,7 @@ def run(config: RunConfig) -> int:
         checkpoints.save(step, progress, None)
     writer.close()
     checkpoints.close()
-    if rows:
-        plots.plot_test_error({config.optimizer: rows}, folder.plot)
+    plots.plot_test_error({config.optimizer: rows}, folder.plot)
     if stop and step < config.epochs * experiment.steps_per_epoch:
         print(
             f"Stopped by {stop.signal.name} and saved at step {step}. Go on with: "
@@ -109,13 +96,18 @@ def _epoch_line(row: Row, num_epochs: int) -> str:
 
 
 def _closing_line(rows: list[Row], folder: RunFolder) -> str:
+    files = (
+        f"In {_short(folder.path)}: {folder.metrics.name}, {folder.plot.name}, "
+        f"{folder.checkpoints.name}/, {run_folder.RECORD}"
+    )
+    if not rows:
+        return f"{folder.metrics.name} was lost; use eval to test again. {files}"
     last = rows[-1]
     best = max(rows, key=lambda row: row["test_top1"])
     return (
         f"Test accuracy {100 * last['test_top1']:.2f} % after epoch {last['epoch']} "
         f"(best: {100 * best['test_top1']:.2f} % after epoch {best['epoch']}, picked "
-        f"on the test images). In {_short(folder.path)}: {folder.metrics.name}, "
-        f"{folder.plot.name}, {folder.checkpoints.name}/, record.json"
+        f"on the test images). {files}"
     )
 
 
