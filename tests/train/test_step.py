@@ -97,13 +97,13 @@ def test_dropout_follows_the_key_and_differs_between_devices():
     losses = jax.jit(jax.vmap(loss))(jax.random.split(jax.random.key(1), 8))
     assert len(set(losses.tolist())) == 8
 
-    # Under pmap the step's loss is the mean over devices: of one image and one key,
-    # it is another than a device's own only if devices drop other units.
-    mapped = jax.pmap(
-        lambda _: loss(jax.random.key(1), "batch"), axis_name="batch", out_axes=None
-    )(jnp.arange(8))
-    alone = jax.jit(loss)(jax.random.fold_in(jax.random.key(1), 0))
-    assert mapped != pytest.approx(float(alone), rel=1e-3)
+    # Of one image and one key, eight devices report the mean loss of eight masks.
+    key = jax.random.key(2)
+    mapped = jax.pmap(lambda _: loss(key, "batch"), axis_name="batch", out_axes=None)(
+        jnp.arange(8)
+    )
+    keys = jax.vmap(lambda device: jax.random.fold_in(key, device))(jnp.arange(8))
+    assert mapped == pytest.approx(jax.jit(jax.vmap(loss))(keys).mean(), rel=1e-5)
 
 
 def test_all_that_devices_share_is_averaged_at_once(monkeypatch):
