@@ -148,10 +148,11 @@ def _listening(original: Call) -> Call:
         layer_norm = capture.layer_norm(layer)
         if layer_norm is None:
             return original(layer, *args, **kwargs)
-        output, is_innermost = _open.run(
-            id(layer), lambda: original(layer, *args, **kwargs)
-        )
-        if is_innermost:
+        before = _times_sown(layer, capture.name)
+        output = original(layer, *args, **kwargs)
+        # A subclass may change the input before it calls `super().__call__`: what
+        # reaches the innermost call is what the kernel sees, and it alone is sown.
+        if _times_sown(layer, capture.name) == before:
             bound = inspect.signature(original).bind(layer, *args, **kwargs)
             arguments = dict(list(bound.arguments.items())[1:])
             statistic = layer_norm(layer, arguments, capture.p)
@@ -159,6 +160,14 @@ def _listening(original: Call) -> Call:
         return output
 
     return call
+
+
+def _times_sown(layer: nnx.Module, name: str) -> int:
+    """How many values of this name `nnx.capture` has from the layer by now."""
+    for variable in getattr(layer, "__captures__", ()):
+        if type(variable) is nnx.Intermediate:
+            return len(variable[name]) if name in variable else 0
+    return 0
 
 
 @contextlib.contextmanager

@@ -180,8 +180,21 @@ class Heir(Doubled):
     pass
 
 
+class Compiled(nnx.Linear):
+    @nnx.jit
+    def __call__(self, x):  # on a copy of the layer
+        return super().__call__(2 * x)
+
+
 @pytest.mark.parametrize(
-    "layer, power", [(Doubled, 16), (Overriding, 4), (Heir, 16), (nnx.LoRALinear, 4)]
+    "layer, power",
+    [
+        (Doubled, 16),
+        (Overriding, 4),
+        (Heir, 16),
+        (Compiled, 16),
+        (nnx.LoRALinear, 4),
+    ],
 )
 def test_subclasses_sow_once_what_their_kernel_sees(layer, power):
     options = {"lora_rank": 1} if layer is nnx.LoRALinear else {}
