@@ -64,8 +64,9 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         >>> variables = model.init(jax.random.key(0), x)
         >>> with capture_released_norms(p=2):
         ...     y, sown = model.apply(variables, x, mutable=["intermediates"])
-        >>> sown["intermediates"]  # (3 - 1 + 0) / 2 + 0.1
-        {'released_input_norm': (Array([[1.1]], dtype=float32),)}
+        >>> (norm,) = sown["intermediates"]["released_input_norm"]
+        >>> print(norm.round(4))  # ((3 - 1) + 0) / 2 + 0.1
+        [[1.1]]
 
     Source: the authors' released PyTorch code; the paper has no standardisation. That
     code fails on grouped convolutions, which are extended here.
