@@ -25,6 +25,10 @@ from insgd_optax._output_layer import inverse_relu as inverse_relu
 from insgd_optax._output_layer import inverse_sigmoid as inverse_sigmoid
 from insgd_optax._output_layer import inverse_tanh as inverse_tanh
 from insgd_optax._output_layer import projection_loss as projection_loss
+from insgd_optax._released import insgd_as_released as insgd_as_released
+from insgd_optax._released_capture import (
+    capture_released_norms as capture_released_norms,
+)
 from insgd_optax._train_state import TrainState as TrainState
 from insgd_optax._value_and_grad import (
     value_and_grad_with_input_norms as value_and_grad_with_input_norms,
