@@ -1,16 +1,10 @@
 """The folder a run leaves behind: what it was, what it measured, where it stands."""
 
 import json
-import platform
-import shlex
-import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from train import environment
 from train.config import RunConfig
 from train.errors import UserError
 
@@ -88,7 +82,7 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
     record = {
         "config": config.to_json(),
         "dataset": dataset,
-        "environment": _environment(),
+        "environment": environment.describe(),
     }
     (path / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return RunFolder(path, record)
@@ -141,39 +135,3 @@ def _make(path: Path, exist_ok: bool = False) -> None:
             f"The run folder {path} cannot be made: {error.strerror}. Give another "
             "--run-dir or --runs-dir."
         ) from error
-
-
-def _environment() -> dict[str, Any]:
-    """What a reader of the numbers must know about where they came from."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "insgd_optax")
-    return {
-        "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "devices": [device.device_kind for device in jax.devices()],
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None  # Run from a checkout that is not installed.
-
-
-def _commit() -> str | None:
-    """The checkout's commit, marked if files differ from it; None outside of git."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
