@@ -17,10 +17,16 @@ ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
 ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
 
 # A run that is resumed may change these; the others make it another run.
-FREE_ON_RESUME = frozenset(
-    ("epochs", "parallel", "runs_dir", "run_dir", "resume", "tensorboard")
-    + ("cache_dir", "skip_corrupt_images")
-)
+FREE_ON_RESUME = {
+    "epochs",
+    "parallel",
+    "runs_dir",
+    "run_dir",
+    "resume",
+    "tensorboard",
+    "cache_dir",
+    "skip_corrupt_images",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Many steps in one program: shuffling, augmentation, normalization and step."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def _step_rng(rng: jax.Array, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(rng, 1), step)
 
 
-def share(tree, axis_name: str):
+def share(tree: Any, axis_name: str) -> Any:
     """This device's equal share of arrays whose first axis is the whole batch."""
 
     def one(whole: jax.Array) -> jax.Array:

@@ -1,7 +1,17 @@
-"""Optimizers by name, set as the paper sets them."""
+"""Optimizers by name, set as the paper sets them.
+
+Beside the learning rate the paper gives a momentum of 0.9 to SGD and INSGD and a weight
+decay to all. What else its baselines have is PyTorch's default: Adam's decays 0.9 and
+0.999, Adadelta's 0.9, RMSprop's 0.99, and no momentum for these and Adagrad. As in
+PyTorch, weight decay is an l2 term in the gradient, which these then rescale too.
+
+LARS is `optax.lars`: weight decay, the trust ratio ||w|| / ||g|| times 0.001, and
+momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilon.
+"""
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +19,7 @@ import jax
 import optax
 
 import insgd_optax
+from train import torch_rules
 
 # The library's floor, max(log P, EPS): a multiplier of 1 / EPS sits on it.
 EPS = 0.01
@@ -38,24 +49,44 @@ class _Entry(NamedTuple):
 
 
 def _sgd(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return _coupled(optax.trace(momentum), learning_rate, weight_decay)
+
+
+def _rescaled(scale_by, learning_rate, *, weight_decay, **_) -> Optimizer:
+    return _coupled(scale_by(), learning_rate, weight_decay)
+
+
+def _coupled(rule, learning_rate, weight_decay) -> Optimizer:
     return _plain(
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(momentum),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            rule,
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )
 
 
-def _adam(learning_rate, *, weight_decay, **_) -> Optimizer:
-    # PyTorch's Adam, which the paper compares with: weight decay enters the moments.
+def _plain(tx: optax.GradientTransformation) -> Optimizer:
+    return Optimizer(optax.with_extra_args_support(tx))
+
+
+def _lars(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return _plain(optax.lars(learning_rate, weight_decay, momentum=momentum))
+
+
+def _lsalr(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
     return _plain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(learning_rate),
+        insgd_optax.lsalr(learning_rate, momentum=momentum, weight_decay=weight_decay)
     )
 
 
-def _plain(*transforms: optax.GradientTransformation) -> Optimizer:
-    return Optimizer(optax.with_extra_args_support(optax.chain(*transforms)))
+def _insgd_as_released(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return Optimizer(
+        tx=insgd_optax.insgd_as_released(
+            learning_rate, momentum=momentum, weight_decay=weight_decay
+        ),
+        capture=insgd_optax.capture_released_norms,
+    )
 
 
 def _insgd(
@@ -79,20 +110,56 @@ def _insgd(
     )
 
 
-# The default learning rates are those of Table 3.
+# The learning rates are those of Table 3. The paper uses no others: RMSprop's is
+# PyTorch's, and LARS moves a weight by about a thousandth of its norm a step.
 _OPTIMIZERS = {
-    "sgd": _Entry(_sgd, learning_rate=0.1),
-    "adam": _Entry(_adam, learning_rate=0.001),
-    "insgd-l1": _Entry(functools.partial(_insgd, p=1), learning_rate=0.1),
-    "insgd-l2": _Entry(functools.partial(_insgd, p=2), learning_rate=0.1),
+    "sgd": _Entry(_sgd, 0.1),
+    "adam": _Entry(functools.partial(_rescaled, optax.scale_by_adam), 0.001),
+    "adagrad": _Entry(functools.partial(_rescaled, torch_rules.scale_by_adagrad), 0.1),
+    "adadelta": _Entry(functools.partial(_rescaled, optax.scale_by_adadelta), 0.1),
+    "rmsprop": _Entry(
+        functools.partial(
+            _rescaled,
+            functools.partial(optax.scale_by_rms, decay=0.99, eps_in_sqrt=False),
+        ),
+        0.01,
+    ),
+    "lars": _Entry(_lars, 1.0),
+    "lsalr": _Entry(_lsalr, 0.1),
+    "insgd-as-released": _Entry(_insgd_as_released, 0.1),
 }
+_INSGD_PREFIX = "insgd-l"
+_INSGD_LEARNING_RATE = 0.1
 
-NAMES = tuple(_OPTIMIZERS)
+NAMES = (*_OPTIMIZERS, "insgd-l1", "insgd-l2", "insgd-linf")
+CHOICES = f"{'|'.join(NAMES)}, or insgd-lP with any P from 1"
+
+
+def _entry(name: str) -> _Entry:
+    if name in _OPTIMIZERS:
+        return _OPTIMIZERS[name]
+    try:
+        prefix, p = name[: len(_INSGD_PREFIX)], float(name[len(_INSGD_PREFIX) :])
+    except ValueError:
+        prefix, p = "", math.nan
+    if prefix != _INSGD_PREFIX or not p >= 1:
+        raise ValueError(f"unknown optimizer {name!r}: give one of {CHOICES}")
+    return _Entry(functools.partial(_insgd, p=p), _INSGD_LEARNING_RATE)
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError that lists the names, unless `name` is an optimizer's."""
+    _entry(name)
+
+
+def is_insgd(name: str) -> bool:
+    """Whether an optimizer is the paper's own rule, with scope and normalizer."""
+    return name not in _OPTIMIZERS
 
 
 def default_learning_rate(name: str) -> float:
     """The learning rate of an optimizer when none is given."""
-    return _OPTIMIZERS[name].learning_rate
+    return _entry(name).learning_rate
 
 
 def create(
@@ -107,17 +174,20 @@ def create(
     """Makes an optimizer by its name.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or "insgd-l" and any p >= 1.
         learning_rate: a rate or a schedule.
-        momentum: of SGD and INSGD; Adam keeps its own.
+        momentum: of SGD, LARS, LSALR and INSGD.
         weight_decay: factor of the l2 term added to the gradients.
         scope: of INSGD, "kernel" or "layer".
         normalizer: of INSGD, "log", "power" or "log1p".
 
     Returns:
         The optimizer.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the names.
     """
-    return _OPTIMIZERS[name].make(
+    return _entry(name).make(
         learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,

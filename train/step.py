@@ -62,7 +62,7 @@ def train_step(
     batch_stats = mutated.get("batch_stats", {})
     metrics = {"loss": loss, "top1": jnp.mean(logits.argmax(-1) == labels)}
     if axis_name is not None:
-        # All that devices must agree on, in one collective.
+        # All that devices must agree on, together: for XLA to make it one collective.
         grads, norms, batch_stats, metrics = jax.lax.pmean(
             (grads, norms, batch_stats, metrics), axis_name
         )

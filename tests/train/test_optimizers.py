@@ -46,23 +46,89 @@ def test_sgd_is_pytorchs(x64):
     assert_close(got, trajectory(optax.with_extra_args_support(reference)))
 
 
-def test_adam_has_pytorchs_coupled_weight_decay(x64):
-    def adam(w, grads):
-        m = v = 0.0
-        for step, g in enumerate(grads, start=1):
-            g = g + 0.01 * w
-            m = 0.9 * m + 0.1 * g
-            v = 0.999 * v + 0.001 * g**2
-            m_hat, v_hat = m / (1 - 0.9**step), v / (1 - 0.999**step)
-            w = w - 0.1 * m_hat / (np.sqrt(v_hat) + 1e-8)
-        return w
+def pytorch_kernel(step_fn, steps=4):
+    """The kernel after some steps of a rule that gets gradients with the l2 term.
 
-    got = trajectory(optimizers.create("adam", 0.1, **SETTINGS).tx)
-    kernel = adam(
-        PARAMS["Dense_0"]["kernel"],
-        [np.array([[0.3, -1.0]]) * (step - 1.5) for step in range(4)],
+    Args:
+        step_fn: (gradient, state dict, number of the step from 1) -> update / -0.1.
+    """
+    w, state = PARAMS["Dense_0"]["kernel"], {}
+    for step in range(steps):
+        g = np.array([[0.3, -1.0]]) * (step - 1.5) + 0.01 * w
+        w = w - 0.1 * step_fn(g, state, step + 1)
+    return w
+
+
+def adam(g, state, step):
+    state["m"] = 0.9 * state.get("m", 0) + 0.1 * g
+    state["v"] = 0.999 * state.get("v", 0) + 0.001 * g**2
+    m_hat, v_hat = state["m"] / (1 - 0.9**step), state["v"] / (1 - 0.999**step)
+    return m_hat / (np.sqrt(v_hat) + 1e-8)
+
+
+def adagrad(g, state, step):
+    del step
+    state["sum"] = state.get("sum", 0) + g**2
+    return g / (np.sqrt(state["sum"]) + 1e-10)
+
+
+def adadelta(g, state, step):
+    del step
+    state["square"] = 0.9 * state.get("square", 0) + 0.1 * g**2
+    delta = g * np.sqrt(state.get("delta", 0) + 1e-6) / np.sqrt(state["square"] + 1e-6)
+    state["delta"] = 0.9 * state.get("delta", 0) + 0.1 * delta**2
+    return delta
+
+
+def rmsprop(g, state, step):
+    del step
+    state["square"] = 0.99 * state.get("square", 0) + 0.01 * g**2
+    return g / (np.sqrt(state["square"]) + 1e-8)
+
+
+@pytest.mark.parametrize("rule", [adam, adagrad, adadelta, rmsprop])
+def test_rescaling_optimizers_are_pytorchs_with_coupled_weight_decay(x64, rule):
+    got = trajectory(optimizers.create(rule.__name__, 0.1, **SETTINGS).tx)
+    np.testing.assert_allclose(
+        got["Dense_0"]["kernel"], pytorch_kernel(rule), rtol=1e-12
     )
-    np.testing.assert_allclose(got["Dense_0"]["kernel"], kernel, rtol=1e-12)
+
+
+def test_adagrad_starts_at_zero(x64):
+    tx = optimizers.create("adagrad", 0.1, **SETTINGS | {"weight_decay": 0.0}).tx
+    grads = {"Dense_0": {"kernel": np.full((1, 2), 1e-3), "bias": np.zeros(2)}}
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, input_norms=NORMS)
+    np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.1, rtol=1e-5)
+    assert np.all(updates["Dense_0"]["bias"] == 0)
+
+
+def test_lars_moves_each_weight_by_a_share_of_its_norm(x64):
+    tx = optimizers.create("lars", 1.0, **SETTINGS | {"weight_decay": 0.0}).tx
+    grads = {"Dense_0": {"kernel": np.array([[3.0, 4.0]]), "bias": np.ones(2)}}
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, input_norms=NORMS)
+    expected = -0.001 * np.sqrt(1 + 4) * np.array([[0.6, 0.8]])
+    np.testing.assert_allclose(updates["Dense_0"]["kernel"], expected, rtol=1e-12)
+
+
+def test_lsalr_is_the_librarys(x64):
+    got = trajectory(optimizers.create("lsalr", 0.1, **SETTINGS).tx)
+    reference = insgd_optax.lsalr(0.1, momentum=0.9, weight_decay=0.01)
+    assert_close(got, trajectory(optax.with_extra_args_support(reference)))
+
+
+def test_released_code_captures_its_own_norms():
+    import flax.linen as nn
+
+    optimizer = optimizers.create("insgd-as-released", 0.1, **SETTINGS)
+    model, x = nn.Dense(1), jnp.array([[1.0, -3.0]])
+    params = model.init(np.zeros(2, np.uint32), x)["params"]
+    with optimizer.capture():
+        _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+    updates, _ = optimizer.tx.update(
+        params, optimizer.tx.init(params), params, input_norms=sown["intermediates"]
+    )
+    assert np.all(np.isfinite(updates["kernel"]))
+    assert optimizer.multipliers is None
 
 
 @pytest.mark.parametrize("name", ["insgd-l1", "insgd-l2"])
@@ -74,8 +140,16 @@ def test_insgd_is_the_librarys(x64, name, scope, normalizer):
     assert_close(got, trajectory(insgd_optax.insgd(0.1, **settings)))
 
 
-@pytest.mark.parametrize(("name", "p"), [("insgd-l1", 1), ("insgd-l2", 2)])
-def test_capture_has_the_norm_of_the_name(name, p):
+@pytest.mark.parametrize(
+    ("name", "power"),
+    [
+        ("insgd-l1", 1 + 3),
+        ("insgd-l2", 1 + 9),
+        ("insgd-l1.5", 1 + 3**1.5),
+        ("insgd-linf", 3),
+    ],
+)
+def test_capture_has_the_norm_of_the_name(name, power):
     import flax.linen as nn
 
     model, x = nn.Dense(1), jnp.array([[1.0, -3.0]])
@@ -83,13 +157,19 @@ def test_capture_has_the_norm_of_the_name(name, p):
     with optimizers.create(name, 0.1, **SETTINGS).capture():
         _, sown = model.apply(params, x, mutable=["intermediates"])
     (norm,) = sown["intermediates"]["input_norm"]
-    assert norm.item() == pytest.approx(1 + 3**p)
+    assert norm.item() == pytest.approx(power)
 
 
-def test_only_insgd_captures():
-    captured = [
+def test_only_optimizers_of_the_input_capture():
+    captured = {
         name
         for name in optimizers.NAMES
         if optimizers.create(name, 0.1, **SETTINGS).capture is not None
-    ]
-    assert captured == ["insgd-l1", "insgd-l2"]
+    }
+    assert captured == {"insgd-l1", "insgd-l2", "insgd-linf", "insgd-as-released"}
+
+
+@pytest.mark.parametrize("name", ["sdg", "insgd", "insgd-l0.5", "insgd-lx", "insgd-l"])
+def test_an_unknown_name_is_an_error_that_lists_the_names(name):
+    with pytest.raises(ValueError, match=f"'{name}'.*sgd.*insgd-l2.*insgd-lP"):
+        optimizers.check_name(name)

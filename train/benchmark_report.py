@@ -1,0 +1,119 @@
+"""What a benchmark found, as JSON and as a Markdown table."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from train import environment
+from train.step_cost import StepCost
+
+_MEBI = 2**20
+
+
+def to_json(costs: Sequence[StepCost], image_size: int, rounds: int) -> dict[str, Any]:
+    """Everything measured, with where it was measured."""
+    return {
+        "environment": environment.describe()
+        | {
+            "cpu_cores": os.cpu_count(),
+            # Above the number of cores, others wanted them too.
+            "load_average_at_end": os.getloadavg(),
+        },
+        "image_size": image_size,
+        "rounds": rounds,
+        "results": [_result(cost) for cost in costs],
+    }
+
+
+def _result(cost: StepCost) -> dict[str, Any]:
+    return {
+        "network": cost.workload.network,
+        "batch_size": cost.workload.batch_size,
+        "dtype": cost.workload.dtype,
+        "overhead": dataclasses.asdict(cost.overhead),
+        "control": dataclasses.asdict(cost.control),
+        "seconds": {
+            name: {
+                "median": float(np.median(times)),
+                "quartiles": np.percentile(times, [25, 75]).tolist(),
+            }
+            for name, times in cost.seconds.items()
+        },
+        "images_per_second": {
+            name: cost.images_per_second(name) for name in cost.memory
+        },
+        "memory": {
+            name: dataclasses.asdict(memory) for name, memory in cost.memory.items()
+        },
+        "flops": cost.flops,
+        "utilisation": cost.utilisation,
+        "state_bytes": cost.state_bytes,
+        "scaled_weights": cost.scaled_weights,
+    }
+
+
+def to_markdown(costs: Sequence[StepCost]) -> str:
+    """The results as a table, a row a workload, with an explanation below."""
+    columns = [
+        "network",
+        "batch",
+        "dtype",
+        "SGD, ms",
+        "INSGD / SGD (95 %)",
+        "paired (quartiles)",
+        "SGD / SGD (95 %)",
+        "images/s",
+        "temporary, MiB",
+        "of SGD's",
+        "peak of SGD's",
+        "state, bytes more",
+        "weights scaled",
+    ]
+    # A column that is empty on every row says nothing.
+    utilisation = any(cost.utilisation is not None for cost in costs)
+    if utilisation:
+        columns.append("FLOP utilisation")
+    lines = [columns, ["---"] * len(columns)]
+    lines += [_cells(cost, utilisation) for cost in costs]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"{table}\n\n{_LEGEND}\n"
+
+
+_LEGEND = (
+    "Ratios are of the medians of interleaved rounds, with the interval in which 95 % "
+    "lie when the rounds are drawn anew; paired, the median of the ratios within a "
+    "round, with its quartiles. SGD / SGD is a second copy of the same program: a "
+    "difference of that size means nothing. Images/s and temporary memory are "
+    "INSGD's."
+)
+
+
+def _cells(cost: StepCost, utilisation: bool) -> list[str]:
+    sgd, insgd = cost.memory["sgd"], cost.memory["insgd"]
+    cells = [
+        cost.workload.network,
+        str(cost.workload.batch_size),
+        cost.workload.dtype,
+        f"{1000 * np.median(cost.seconds['sgd']):.2f}",
+        _ratio(cost.overhead.of_medians, cost.overhead.interval),
+        _ratio(cost.overhead.paired, cost.overhead.quartiles),
+        _ratio(cost.control.of_medians, cost.control.interval),
+        f"{cost.images_per_second('insgd'):.0f}",
+        f"{insgd.temporary / _MEBI:.2f}",
+        f"{insgd.temporary / sgd.temporary:.4f}",
+        "" if insgd.peak is None else f"{insgd.peak / sgd.peak:.4f}",
+        str(cost.state_bytes["insgd"] - cost.state_bytes["sgd"]),
+        str(cost.scaled_weights),
+    ]
+    if utilisation:
+        cells.append(
+            "" if cost.utilisation is None else f"{100 * cost.utilisation:.1f} %"
+        )
+    return cells
+
+
+def _ratio(value: float, spread: tuple[float, float]) -> str:
+    return f"{value:.3f} ({spread[0]:.3f} to {spread[1]:.3f})"
