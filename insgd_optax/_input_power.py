@@ -17,6 +17,7 @@ from insgd_optax._weights import (
     Scope,
     flatten,
     is_masked,
+    is_placeholder,
     path_list,
     path_string,
     replace,
@@ -137,9 +138,8 @@ def scale_by_input_power(
 
     def init_fn(params: Any) -> ScaleByInputPowerState:
         count = jnp.zeros([], jnp.int32)
-        if type(params).__name__ == "_ParamsPlaceholder":
-            # `optax.tree.map_params` asks which parts mirror params: P does not, it
-            # is replicated where a weight is sharded.
+        if is_placeholder(params):
+            # P does not mirror them: it is replicated where a weight is sharded.
             return ScaleByInputPowerState(count=count, power=jnp.zeros([]))
         flat = flatten(params)
         scaled = [

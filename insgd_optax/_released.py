@@ -16,6 +16,7 @@ from insgd_optax._weights import (
     Path,
     flatten,
     is_masked,
+    is_placeholder,
     path_list,
     replace,
     scope_predicate,
@@ -125,7 +126,7 @@ def _scale_by_released_norms(
 
     def init_fn(params: Any) -> optax.EmptyState:
         paths = flatten(params).paths
-        if not any(map(is_kernel, paths)):
+        if not any(map(is_kernel, paths)) and not is_placeholder(params):
             raise ValueError(
                 'no parameter is named "kernel", so nothing would be normalized. The'
                 f" parameters are:\n{path_list(paths)}"
