@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from train import run_folder
+from train.commands.benchmark import BenchmarkConfig, benchmark
 from train.commands.evaluate import EvalConfig, evaluate
 from train.commands.run import run
 from train.config import FREE_ON_RESUME, RunConfig, option
@@ -30,6 +31,7 @@ class _Command(NamedTuple):
 COMMANDS = {
     "run": _Command(RunConfig, run),
     "eval": _Command(EvalConfig, evaluate),
+    "benchmark": _Command(BenchmarkConfig, benchmark),
 }
 DEFAULT = "run"
 

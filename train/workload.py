@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,10 +85,9 @@ def _option(text: str, part: str) -> tuple[str, Any]:
 
 
 def _deepened(workload: Workload, depth: int) -> Workload:
-    parameters = inspect.signature(type(models.create(workload.model))).parameters
-    if "stage_sizes" in parameters:
-        stages = len(models.create(workload.model).stage_sizes)
-        return workload.replace_option("stage_sizes", (depth,) * stages)
+    stages = getattr(models.create(workload.model), "stage_sizes", None)
+    if stages is not None:
+        return workload.replace_option("stage_sizes", (depth,) * len(stages))
     return workload.replace_option("depth", depth)
 
 

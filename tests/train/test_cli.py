@@ -298,7 +298,7 @@ def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys)
         (["--optimiser", "sgd"], "Perhaps you meant: --optimizer"),
         (["--learning-rate", "-1"], "--learning-rate must be a number of at least 0"),
         (["--epochs", "many"], "--epochs"),
-        (["evaluate", "x"], "Available subcommands: run, eval"),
+        (["evaluate", "x"], "Available subcommands: run, eval, benchmark"),
         (["eval"], "Missing from python -m train eval"),
     ],
 )

@@ -1,0 +1,107 @@
+"""`python -m train benchmark`: what it measures, writes and refuses."""
+
+import json
+
+import pytest
+
+import models
+from train import cli, device_peaks, epoch, step_cost
+
+from .tiny_cnn import TinyCNN
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """Measures a small network into `tmp_path`; returns status and record."""
+    create = models.create
+
+    def small(name, **options):
+        return TinyCNN(**options) if name == "custom_cnn" else create(name, **options)
+
+    monkeypatch.setattr(models, "create", small)
+
+    def run(*options):
+        status = cli.main(
+            ["benchmark", "--models", "custom_cnn@8", "--rounds", "3"]
+            + ["--image-size", "8", "--output-dir", str(tmp_path / "out"), *options]
+        )
+        return status, json.loads((tmp_path / "out/benchmark.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
+    # As on an accelerator: many steps in one program.
+    monkeypatch.setattr(epoch, "loops_are_fast", lambda: loop)
+    monkeypatch.setattr(step_cost, "_LOOP_STEPS", 3)
+    monkeypatch.setattr(device_peaks, "peak_flops", lambda kind, dtype: 1e12)
+
+    status, record = benchmark()
+
+    assert status == 0
+    (result,) = record["results"]
+    assert (result["network"], result["batch_size"]) == ("custom_cnn", 8)
+    # One float32 for each of two kernels, and the count of steps.
+    assert result["scaled_weights"] == 2
+    state_bytes = result["state_bytes"]
+    assert state_bytes["insgd"] - state_bytes["sgd"] == 4 * 2 + 4
+    medians = {name: one["median"] for name, one in result["seconds"].items()}
+    assert medians.keys() == {"sgd", "insgd", "sgd_again"}
+    assert result["overhead"]["of_medians"] == pytest.approx(
+        medians["insgd"] / medians["sgd"]
+    )
+    assert result["control"]["of_medians"] == pytest.approx(
+        medians["sgd_again"] / medians["sgd"]
+    )
+    assert result["images_per_second"]["sgd"] == pytest.approx(8 / medians["sgd"])
+    # A multiply and an add for each weight and place in the forward pass at least.
+    assert result["flops"] > 2 * 8 * (4 * 4 * 9 * 4 + 64 * 10)
+    assert result["flops"] < 10 * 2 * 8 * (4 * 4 * 9 * 3 * 4 + 64 * 10)
+    assert result["utilisation"] == pytest.approx(
+        result["flops"] / medians["insgd"] / 1e12
+    )
+    assert result["memory"]["insgd"]["temporary"] > 0
+    assert record["environment"]["versions"]["jax"]
+    out = capsys.readouterr().out
+    assert (tmp_path / "out/benchmark.md").read_text() in out
+    assert "| custom_cnn | 8 | float32 |" in out
+    assert "FLOP utilisation" in out
+
+
+def test_an_axis_and_dtypes(benchmark, capsys):
+    _, record = benchmark("--axis", "batch", "--values", "4", "8")
+    assert [result["batch_size"] for result in record["results"]] == [4, 8]
+    assert "FLOP utilisation" not in capsys.readouterr().out  # Of a CPU: not known.
+    # What was measured is not overwritten.
+    assert benchmark()[0] == 2
+    assert "exists already and is left as it is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--models", "resnet21"], "names no network"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--values", "4"], "give --axis too"),
+        (["--batch-sizes", "0"], "--batch-sizes must all be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", *options])
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_images_too_small_are_an_error_in_words(tmp_path, capsys):
+    options = ["--models", "custom_cnn", "--image-size", "4"]
+    assert cli.main(["benchmark", *options, "--output-dir", str(tmp_path)]) == 2
+    assert "custom_cnn on images of 4x4 pixels" in capsys.readouterr().err
+
+
+def test_peaks_are_found_by_the_start_of_a_name():
+    peak = device_peaks.peak_flops
+    assert peak("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert peak("NVIDIA H100 PCIe", "bfloat16") == 756e12
+    assert peak("Tesla V100-SXM2-16GB", "bfloat16") is None
+    assert peak("cpu", "float32") is None
