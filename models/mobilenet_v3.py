@@ -119,7 +119,9 @@ class InvertedResidual(nn.Module):
         if block.squeeze_excite:
             y = SqueezeExcite(self.dtype)(y)
         y = self.norm(conv(y, block.features, 1))
-        return x + y if y.shape == x.shape else y
+        if block.stride == 1 and block.features == x.shape[-1]:
+            y = x + y
+        return y
 
 
 class MobileNetV3(nn.Module):
@@ -209,8 +211,10 @@ class MobileNetV3(nn.Module):
         ]
         if self.stem == "imagenet":
             return 2, blocks
-        first = next(i for i, block in enumerate(blocks) if block.stride == 2)
-        blocks[first] = blocks[first]._replace(stride=1)
+        for index, block in enumerate(blocks):
+            if block.stride == 2:
+                blocks[index] = block._replace(stride=1)
+                break
         return 1, blocks
 
 

@@ -7,9 +7,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from models import mobilenet_v3
 from models.custom_cnn import CustomCNN
-from models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from models.mobilenet_v3 import (
+    TINY_LARGE,
+    TINY_SMALL,
+    mobilenet_v3_large,
+    mobilenet_v3_small,
+)
 from models.resnet import resnet20, resnet50, wrn18
 from models.vit import ViT
 
@@ -25,12 +29,10 @@ _NETWORKS = {
     "wrn18": _Network(wrn18, {"stage_sizes": (1, 1), "width": 16}),
     "resnet50": _Network(resnet50, {"stage_sizes": (1, 1), "width": 8}),
     "mobilenet_v3_large": _Network(
-        mobilenet_v3_large,
-        {"blocks": mobilenet_v3.TINY_LARGE, "width_mult": 0.25},
+        mobilenet_v3_large, {"blocks": TINY_LARGE, "width_mult": 0.25}
     ),
     "mobilenet_v3_small": _Network(
-        mobilenet_v3_small,
-        {"blocks": mobilenet_v3.TINY_SMALL, "width_mult": 0.25},
+        mobilenet_v3_small, {"blocks": TINY_SMALL, "width_mult": 0.25}
     ),
     "vit": _Network(ViT, {"width": 64, "depth": 2, "heads": 2, "mlp_width": 64}),
 }
@@ -84,6 +86,8 @@ def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
 
 def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     """Makes the tiny variant of a network, for tests: same layers, fewer and narrower.
+
+    Every tiny variant takes images of 8x8.
 
     Args:
         name: one of `names()`.

@@ -98,6 +98,13 @@ def test_ten_steps(name, dtype, p, scope, tiny, gradients, optimizer):
     assert np.all(np.diff(np.maximum(losses, 0.01)) <= 0), losses
 
     weights = set(flatten_dict(params, sep="/"))
+    captured = flatten_dict(norms[p], sep="/")
+    assert set(captured) == {
+        f"{layer}/input_norm"
+        for layer, _, kind in (weight.rpartition("/") for weight in weights)
+        if kind in ("kernel", "scale")
+    }
+    assert all(len(calls) == 1 for calls in captured.values())
     scaled = {weight for weight in weights if weight.endswith("/kernel")}
     if scope == "layer":
         scaled = weights - {"class_token", "positions"}

@@ -94,21 +94,23 @@ def test_dtypes(name, dtype, digits):
     assert {y.dtype for y in computed} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("name", sorted(WITH_BATCH_NORM))
-def test_batch_normalization_as_documented(name, digits):
+@pytest.mark.parametrize("name", models.names())
+def test_normalization_as_documented(name, digits):
     model = models.tiny(name, axis_name="batch")
     found = set()
 
     def look(next_fun, args, kwargs, context):
         module = context.module
         if isinstance(module, nn.BatchNorm):
-            found.add((module.momentum, module.epsilon, module.axis_name))
+            found.add((module.epsilon, module.momentum, module.axis_name))
+        elif isinstance(module, nn.LayerNorm):
+            found.add((module.epsilon,))
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(look):
         bind(model, digits[0])
     epsilon = 0.001 if name.startswith("mobilenet") else 1e-5
-    assert found == {(0.9, epsilon, "batch")}
+    assert found == {(1e-5,) if name == "vit" else (epsilon, 0.9, "batch")}
 
 
 @pytest.mark.parametrize("name", ["custom_cnn", "resnet20", "mobilenet_v3_small"])

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +181,31 @@ def test_scan_and_remat_change_no_logit_and_no_gradient(digits, quick_jit):
             jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
         ):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_scanned_layers_draw_their_own_parameters_and_dropout(digits, quick_jit):
+    images, _ = digits
+    model = models.tiny("vit", scan_layers=True)
+
+    @quick_jit
+    def run(key):
+        variables = model.init(key, images, train=False)
+        _, captured = model.apply(
+            variables,
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+        )
+        return variables["params"]["blocks"], captured["intermediates"]["blocks"]
+
+    params, dropped = run(jax.random.key(0))
+    kernels = [w for path, w in flatten_dict(params).items() if path[-1] == "kernel"]
+    assert all(not np.array_equal(w[0], w[1]) for w in kernels)
+    masks = [y == 0 for y in jax.tree.leaves(dropped)]
+    assert len(masks) == 3
+    assert all(not np.array_equal(mask[0], mask[1]) for mask in masks)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

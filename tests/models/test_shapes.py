@@ -94,6 +94,13 @@ def test_images_need_four_axes(name):
 
 
 @pytest.mark.parametrize("name", models.names())
+def test_tiny_variants_take_images_of_8x8(name):
+    variables, logits = init_shapes(models.tiny(name), 8)
+    assert logits.shape == (2, 10)
+    assert sum(w.size for w in jax.tree.leaves(variables["params"])) < 200_000
+
+
+@pytest.mark.parametrize("name", models.names())
 def test_images_need_not_be_square(name):
     model = models.tiny(name)
     x = jax.ShapeDtypeStruct((1, 32, 64, 1), jnp.uint8)
