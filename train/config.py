@@ -11,7 +11,6 @@ import tyro
 import models
 from train import datasets, optimizers, parallel, schedules
 
-OptimizerName = tyro.extras.literal_type_from_choices(optimizers.NAMES)
 ModelName = tyro.extras.literal_type_from_choices(models.names())
 ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
 ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
@@ -30,8 +29,8 @@ FREE_ON_RESUME = {
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Train a network on images and keep what came of it in a run folder."""
+class Setting:
+    """What is trained, on what and for how long: all of a run but its optimizer."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(datasets.NAMES))] = "digits"
     """Handwritten digits, embedded; or your images in PATH/train/<class>/ and
@@ -40,16 +39,13 @@ class RunConfig:
     """The network."""
     batch_norm: bool = True
     """With --no-batch-norm, the network without its batch normalization."""
+    model_options: tuple[str, ...] = ()
+    """More options of the network, each as NAME=VALUE, such as stem=cifar."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the network's computations; parameters and statistics stay float32."""
 
-    optimizer: OptimizerName = "insgd-l2"
-    """INSGD with the l1 or l2 norm, or one to compare with."""
-    learning_rate: float | None = None
-    """Before any schedule. By default that of the paper's Table 3: 0.1, Adam 0.001.
-    INSGD multiplies it by 1 / log(P), about 0.1 to 0.2."""
     momentum: float = 0.9
-    """Of SGD and INSGD."""
+    """Of SGD, LARS, LSALR and INSGD."""
     weight_decay: float = 5e-4
     """Added to the gradient, l2, as in the paper."""
     scope: Literal["kernel", "layer"] = "kernel"
@@ -73,8 +69,6 @@ class RunConfig:
     """For cosine: epochs from one restart to the next."""
     warmup_epochs: int = 0
     """Epochs of linear warm-up before the schedule."""
-    seed: int = 0
-    """Of initial parameters, order, augmentation and dropout."""
 
     parallel: ParallelName = "jit"
     """jit: one device. pmap: all devices of this machine, each with its share of a
@@ -84,13 +78,6 @@ class RunConfig:
     By default 50; on a CPU 1, as each step adds to the time compilation takes there."""
     runs_dir: Path = Path("runs")
     """Where a new run folder with a readable name is made."""
-    run_dir: Path | None = None
-    """The run folder itself, instead of a new one below --runs-dir."""
-    resume: Path | None = None
-    """A run folder to go on with, from its latest checkpoint. Its options hold;
-    --epochs may be raised."""
-    tensorboard: bool = False
-    """Write metrics for TensorBoard too."""
     cache_dir: Path | None = None
     """Where decoded images of folders are kept. By default insgd_optax in
     $XDG_CACHE_HOME or ~/.cache."""
@@ -99,24 +86,17 @@ class RunConfig:
 
     def __post_init__(self):
         datasets.check_name(self.dataset)
-        for name, least in (
-            ("learning_rate", 0),
-            ("momentum", 0),
-            ("weight_decay", 0),
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("milestone_factor", 0),
-            ("restart_epochs", 1),
-            ("warmup_epochs", 0),
-            ("seed", 0),
-            ("chunk_steps", 1),
-        ):
-            value = getattr(self, name)
-            # So put, nan is refused too.
-            if value is not None and not least <= value < math.inf:
-                raise ValueError(
-                    f"{option(name)} must be a number of at least {least}, got {value}"
-                )
+        _check_numbers(
+            self,
+            momentum=0,
+            weight_decay=0,
+            epochs=1,
+            batch_size=1,
+            milestone_factor=0,
+            restart_epochs=1,
+            warmup_epochs=0,
+            chunk_steps=1,
+        )
         if not self.momentum < 1:
             raise ValueError(f"--momentum must be below 1, got {self.momentum}")
         rising = sorted({0, *self.milestones})
@@ -130,6 +110,45 @@ class RunConfig:
                 f"--milestones must not lie in the {self.warmup_epochs} epochs of "
                 f"warm-up, got {self.milestones}"
             )
+        for text in self.model_options:
+            if not all(text.partition("=")):
+                raise ValueError(
+                    f"--model-options must be NAME=VALUE, such as stem=cifar, got "
+                    f"{text!r}"
+                )
+
+    @property
+    def load_options(self) -> datasets.LoadOptions:
+        """What loading the data may need beside their name."""
+        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache_dir = self.cache_dir or Path(user_cache) / "insgd_optax"
+        return datasets.LoadOptions(cache_dir.expanduser(), self.skip_corrupt_images)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Setting):
+    """Train a network on images and keep what came of it in a run folder."""
+
+    optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = "insgd-l2"
+    """INSGD with the norm of its name, or one to compare with."""
+    learning_rate: float | None = None
+    """Before any schedule. By default that of the paper's Table 3, 0.1 for most, Adam
+    0.001. INSGD multiplies it by 1 / log(P), about 0.1 to 0.2."""
+    seed: int = 0
+    """Of initial parameters, order, augmentation and dropout."""
+
+    run_dir: Path | None = None
+    """The run folder itself, instead of a new one below --runs-dir."""
+    resume: Path | None = None
+    """A run folder to go on with, from its latest checkpoint. Its options hold;
+    --epochs may be raised."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        optimizers.check_name(self.optimizer)
+        _check_numbers(self, learning_rate=0, seed=0)
         if self.run_dir is not None and self.resume is not None:
             raise ValueError("--run-dir is for a new run: with --resume, leave it out")
 
@@ -141,13 +160,6 @@ class RunConfig:
         return optimizers.default_learning_rate(self.optimizer)
 
     @property
-    def load_options(self) -> datasets.LoadOptions:
-        """What loading the data may need beside their name."""
-        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache_dir = self.cache_dir or Path(user_cache) / "insgd_optax"
-        return datasets.LoadOptions(cache_dir.expanduser(), self.skip_corrupt_images)
-
-    @property
     def readable_name(self) -> str:
         """A name for a run folder that says what the run is."""
         kind, _, path = self.dataset.partition(":")
@@ -157,6 +169,7 @@ class RunConfig:
             value = getattr(self, field)
             if value != getattr(RunConfig, field):
                 parts.append("no-batch-norm" if field == "batch_norm" else str(value))
+        parts += [text.replace("=", "-") for text in self.model_options]
         if self.batch_size != RunConfig.batch_size:
             parts.append(f"batch{self.batch_size}")
         return "-".join([*parts, f"seed{self.seed}"])
@@ -177,10 +190,22 @@ class RunConfig:
         for field in ("runs_dir", "run_dir", "resume", "cache_dir"):
             if values.get(field) is not None:
                 values[field] = Path(values[field])
-        values["milestones"] = tuple(values["milestones"])
+        for field in ("milestones", "model_options"):
+            values[field] = tuple(values[field])
         return cls(**values)
 
 
 def option(field: str) -> str:
     """A field's name on the command line."""
     return "--" + field.replace("_", "-")
+
+
+def _check_numbers(config: Any, **least: float) -> None:
+    """Raises unless each option named, if given, is at least so much."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        # So put, nan is refused too.
+        if value is not None and not bound <= value < math.inf:
+            raise ValueError(
+                f"{option(name)} must be a number of at least {bound}, got {value}"
+            )

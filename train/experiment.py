@@ -1,6 +1,8 @@
 """A run's programs, put together from its options and its data."""
 
+import ast
 import functools
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -91,6 +93,9 @@ class Experiment:
     def _create_model(self) -> nn.Module:
         # Only what is asked for: not every network has batch normalization.
         options = {} if self._config.batch_norm else {"batch_norm": False}
+        for text in self._config.model_options:
+            name, _, value = text.partition("=")
+            options[name] = _literal(value)
         try:
             return models.create(
                 self._config.model,
@@ -100,7 +105,7 @@ class Experiment:
                 **options,
             )
         except TypeError as error:
-            raise UserError(f"--no-batch-norm: {error}") from error
+            raise UserError(f"{_given(self._config)}: {error}") from error
 
     def _compile_chunk(self, num_steps: int) -> parallel.Program:
         program = functools.partial(
@@ -177,3 +182,19 @@ class Experiment:
             sizes={name: weight.size for name, weight in params.items()},
             eps=optimizers.EPS,
         )
+
+
+def _literal(text: str) -> Any:
+    """A Python literal's value, such as that of False or 0.5; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _given(config: RunConfig) -> str:
+    """The options that reach the network, as they are given."""
+    given = [] if config.batch_norm else ["--no-batch-norm"]
+    if config.model_options:
+        given.append(" ".join(["--model-options", *config.model_options]))
+    return " and ".join(given)

@@ -298,6 +298,7 @@ def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys)
         (["--optimiser", "sgd"], "Perhaps you meant: --optimizer"),
         (["--learning-rate", "-1"], "--learning-rate must be a number of at least 0"),
         (["--epochs", "many"], "--epochs"),
+        (["--optimizer", "sdg"], "unknown optimizer 'sdg': give one of sgd|adam"),
         (["evaluate", "x"], "Available subcommands: run, eval, benchmark"),
         (["eval"], "Missing from python -m train eval"),
     ],
@@ -309,7 +310,7 @@ def test_a_slip_is_answered_with_help(arguments, expected, capsys):
 def test_help_lists_subcommands_and_options(capsys):
     for arguments, expected in (
         (["--help"], ("run", "eval", "With no subcommand it is `run`")),
-        (["run", "--help"], ("--optimizer {sgd,adam,insgd-l1,insgd-l2}", "--resume")),
+        (["run", "--help"], ("--optimizer sgd|adam|", "--resume")),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
@@ -334,6 +335,10 @@ def test_help_lists_subcommands_and_options(capsys):
         (
             ["--model", "vit", "--no-batch-norm"],
             "--no-batch-norm: The network 'vit' has no option 'batch_norm'",
+        ),
+        (
+            ["--model", "vit", "--model-options", "layernorm=False"],
+            "--model-options layernorm=False: The network 'vit' has no option",
         ),
     ],
 )

@@ -1,5 +1,8 @@
 """Options: what is refused, and names of runs."""
 
+import dataclasses
+import json
+
 import pytest
 
 from train.config import RunConfig
@@ -26,6 +29,8 @@ from train.config import RunConfig
         ({"dataset": "folder:"}, "unknown data set 'folder:'"),
         ({"dataset": "folder"}, "unknown data set 'folder'"),
         ({"dataset": "digits:3"}, "unknown data set 'digits:3'"),
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': give one of sgd"),
+        ({"model_options": ("stem",)}, "--model-options must be NAME=VALUE"),
         ({"run_dir": "a", "resume": "b"}, "--run-dir is for a new run"),
     ],
 )
@@ -53,3 +58,14 @@ def test_names_say_what_is_unusual():
         ).readable_name
         == "pets-custom_cnn-sgd-lr0.25-no-batch-norm-cosine-batch256-seed3"
     )
+
+
+def test_json_keeps_the_options():
+    config = RunConfig(
+        model="vit",
+        model_options=("layer_norm=False",),
+        optimizer="insgd-l3",
+        milestones=(3, 4),
+    )
+    values = json.loads(json.dumps(config.to_json()))
+    assert RunConfig.from_json(values) == dataclasses.replace(config, learning_rate=0.1)
