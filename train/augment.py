@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 
 class Augmentation(NamedTuple):
-    """How training images are varied: padded with zeros, cropped back and flipped."""
+    """How training images are varied: padded, cropped back and flipped."""
 
     padding: int = 0  # Pixels on each side.
     flip: bool = False  # Left to right, with probability 0.5.
+    reflect: bool = False  # Pad with the image mirrored at its edge, else with zeros.
 
 
 class Draws(NamedTuple):
@@ -32,7 +33,7 @@ def draw(rng: jax.Array, batch_size: int, augmentation: Augmentation) -> Draws:
 
 
 def take_augmented(
-    images: jax.Array, indices: jax.Array, draws: Draws, padding: int
+    images: jax.Array, indices: jax.Array, draws: Draws, augmentation: Augmentation
 ) -> jax.Array:
     """Takes samples, each cropped from its padded self and maybe flipped.
 
@@ -43,16 +44,21 @@ def take_augmented(
         images: all images, of shape (samples, height, width, channels).
         indices: which samples, of shape (batch,).
         draws: offset (padding, padding) without a flip leaves a sample as it is.
-        padding: as in the augmentation the draws were made for.
+        augmentation: that the draws were made for.
 
     Returns:
         Images of shape (batch, height, width, channels), in the dtype of `images`.
     """
     _, height, width, _ = images.shape
+    padding = augmentation.padding
     rows = jnp.arange(height)[None, :] + draws.offsets[:, :1] - padding
     columns = jnp.arange(width)[None, :]
     columns = jnp.where(draws.flips[:, None], width - 1 - columns, columns)
     columns = columns + draws.offsets[:, 1:] - padding
+    if augmentation.reflect:
+        # 0 is the mirror's place: a row at -1 is row 1, and one at height, height - 2.
+        rows = height - 1 - jnp.abs(height - 1 - jnp.abs(rows))
+        columns = width - 1 - jnp.abs(width - 1 - jnp.abs(columns))
     inside = ((rows >= 0) & (rows < height))[:, :, None] & (
         (columns >= 0) & (columns < width)
     )[:, None, :]

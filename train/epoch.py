@@ -82,9 +82,7 @@ def train_chunk(
             # augmented the same way, on any number of devices.
             indices, draws = share((indices, draws), axis_name)
         batch = augment.normalize(
-            augment.take_augmented(
-                images, indices, draws, preprocessing.augmentation.padding
-            ),
+            augment.take_augmented(images, indices, draws, preprocessing.augmentation),
             preprocessing.mean,
             preprocessing.std,
         )

@@ -9,16 +9,17 @@ from train import augment
 from train.augment import Augmentation, Draws
 
 
-def crop_and_flip(image, offset, flip, padding):
-    """Pads with black, crops at the offset, then mirrors: one image, in NumPy."""
+def crop_and_flip(image, offset, flip, padding, mode):
+    """Pads, crops at the offset, then mirrors: one image, in NumPy."""
     height, width, _ = image.shape
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode)
     cropped = padded[offset[0] : offset[0] + height, offset[1] : offset[1] + width]
     return cropped[:, ::-1] if flip else cropped
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
-def test_every_sample_is_cropped_and_flipped_as_drawn(padding):
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_every_sample_is_cropped_and_flipped_as_drawn(padding, mode):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (7, 9, 11, 3), dtype=np.uint8)
     indices = rng.integers(0, 7, 40)
@@ -26,14 +27,17 @@ def test_every_sample_is_cropped_and_flipped_as_drawn(padding):
     flips = rng.integers(0, 2, 40).astype(bool)
 
     taken = augment.take_augmented(
-        jnp.asarray(images), indices, Draws(jnp.asarray(offsets), flips), padding
+        jnp.asarray(images),
+        indices,
+        Draws(jnp.asarray(offsets), flips),
+        Augmentation(padding, flip=True, reflect=mode == "reflect"),
     )
 
     assert taken.dtype == jnp.uint8
     for number, index in enumerate(indices):
         np.testing.assert_array_equal(
             taken[number],
-            crop_and_flip(images[index], offsets[number], flips[number], padding),
+            crop_and_flip(images[index], offsets[number], flips[number], padding, mode),
         )
 
 
@@ -54,7 +58,7 @@ def test_without_augmentation_images_stay_as_they_are():
     images = jnp.arange(4 * 8 * 8 * 1, dtype=jnp.uint8).reshape(4, 8, 8, 1)
     draws = augment.draw(jax.random.key(0), 4, Augmentation())
 
-    taken = augment.take_augmented(images, jnp.arange(4), draws, padding=0)
+    taken = augment.take_augmented(images, jnp.arange(4), draws, Augmentation())
 
     np.testing.assert_array_equal(taken, images)
 
