@@ -86,14 +86,14 @@ def train_nnx(model, batches, tx, **options):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"p": 1, "conv_input": "patch"}, {"norm_layers": True}],
-    ids=["plain", "l1-patch", "norm_layers"],
-)
-@pytest.mark.parametrize(
-    "linen, model, shape",
-    [(LinenMLP(), MLP, (5,)), (LinenCNN(), CNN, (6, 6, 2))],
-    ids=["mlp", "cnn"],
+    "linen, model, shape, options",
+    [
+        (LinenMLP(), MLP, (5,), {}),
+        (LinenCNN(), CNN, (6, 6, 2), {}),
+        (LinenCNN(), CNN, (6, 6, 2), {"p": 1, "conv_input": "patch"}),
+        (LinenCNN(), CNN, (6, 6, 2), {"norm_layers": True}),
+    ],
+    ids=["mlp", "cnn", "cnn-l1-patch", "cnn-norm-layers"],
 )
 def test_ten_steps_give_the_parameters_linen_gives(linen, model, shape, options):
     scope = "layer" if "norm_layers" in options else "kernel"
