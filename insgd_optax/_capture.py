@@ -181,15 +181,14 @@ def sow_input_norm(
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> from insgd_optax import sow_input_norm
-        >>> class Scale(nn.Module):
+        >>> class Linear(nn.Module):
         ...     @nn.compact
         ...     def __call__(self, x):
         ...         sow_input_norm(self, x)
-        ...         return x * self.param("kernel", nn.initializers.ones, x.shape[-1:])
+        ...         return x @ self.param("kernel", nn.initializers.ones, (2, 1))
         >>> x = jnp.array([[3.0, 4.0]])
-        >>> _, sown = Scale().apply(
-        ...     {"params": {"kernel": jnp.ones(2)}}, x, mutable=["intermediates"]
-        ... )
+        >>> params = Linear().init(jax.random.key(0), x)["params"]
+        >>> _, sown = Linear().apply({"params": params}, x, mutable=["intermediates"])
         >>> sown["intermediates"]["input_norm"]
         (Array(25., dtype=float32),)
 
