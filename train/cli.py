@@ -12,6 +12,7 @@ import tyro
 from train import run_folder
 from train.commands.benchmark import BenchmarkConfig, benchmark
 from train.commands.evaluate import EvalConfig, evaluate
+from train.commands.prepare import PrepareConfig, prepare
 from train.commands.run import run
 from train.config import FREE_ON_RESUME, RunConfig, option
 from train.errors import UserError
@@ -32,6 +33,7 @@ COMMANDS = {
     "run": _Command(RunConfig, run),
     "eval": _Command(EvalConfig, evaluate),
     "benchmark": _Command(BenchmarkConfig, benchmark),
+    "prepare": _Command(PrepareConfig, prepare),
 }
 DEFAULT = "run"
 

@@ -1,6 +1,7 @@
 """Data sets by name: images as uint8 arrays, and how they are fed to a network."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -73,12 +74,24 @@ def _folder(argument: str, options: LoadOptions) -> ImageDataset:
     )
 
 
+def _cifar(name: str, argument: str, options: LoadOptions) -> ImageDataset:
+    from train import cifar, prepared
+
+    del argument
+    return prepared.load(cifar.ALL[name], options.cache_dir)
+
+
 class _Entry(NamedTuple):
     load: Callable[[str, LoadOptions], ImageDataset]
     argument: str = ""  # What follows the colon, in words for messages.
 
 
-_DATASETS = {"digits": _Entry(_digits), "folder": _Entry(_folder, "PATH")}
+_DATASETS = {
+    "digits": _Entry(_digits),
+    "cifar10": _Entry(functools.partial(_cifar, "cifar10")),
+    "cifar100": _Entry(functools.partial(_cifar, "cifar100")),
+    "folder": _Entry(_folder, "PATH"),
+}
 
 NAMES = tuple(
     f"{name}:{entry.argument}" if entry.argument else name

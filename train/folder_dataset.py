@@ -1,27 +1,21 @@
 """A folder of images as a data set: decoded once, then read from a cache."""
 
 import hashlib
-import io
 import shutil
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from train import array_cache, image_folder
+from train import array_cache, decode, image_folder
 from train.augment import Augmentation
+from train.cifar import CIFAR10
 from train.datasets import ImageDataset, Preprocessing, Split
 from train.errors import UserError
 from train.image_folder import SPLITS, ImageFolder
-
-# Section 4.1: of CIFAR-10, in [0, 1].
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2023, 0.1994, 0.2010)
 
 
 def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageDataset:
@@ -54,7 +48,9 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
         test=Split(arrays["test_images"], arrays["test_labels"]),
         class_names=folder.class_names,
         preprocessing=Preprocessing(
-            MEAN, STD, Augmentation(padding=side // 8, flip=True)
+            CIFAR10.preprocessing.mean,
+            CIFAR10.preprocessing.std,
+            Augmentation(padding=side // 8, flip=True),
         ),
     )
 
@@ -89,8 +85,8 @@ def _decode(
         for example in tqdm(sources[split], f"Decoding {split} images", leave=False):
             name = example["filename"].decode()
             try:
-                image = _rgb(example["image"])
-            except _UNDECODABLE:
+                image = decode.rgb(example["image"])
+            except decode.UNDECODABLE:
                 corrupt.append(name)
                 continue
             first = first or (name, image.shape)
@@ -110,18 +106,6 @@ def _decode(
         arrays[f"{split}_images"] = np.stack(images)
         arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
     return arrays, sorted(corrupt)
-
-
-# What Pillow raises for files that are no images, cut short or absurdly large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-def _rgb(encoded: bytes) -> np.ndarray:
-    with warnings.catch_warnings():
-        # Odd metadata and transparent palettes do not keep pixels from being read.
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image.convert("RGB"))
 
 
 def _check_corrupt(corrupt: list[str], folder: ImageFolder, skip_corrupt: bool) -> None:

@@ -25,7 +25,7 @@ from train.config import RunConfig
             {"schedule": "steps", "milestones": (2, 5), "warmup_epochs": 3},
             "must not lie in the 3 epochs of warm-up",
         ),
-        ({"dataset": "cifar"}, "unknown data set 'cifar': give one of digits, folder"),
+        ({"dataset": "cifar"}, "unknown data set 'cifar': give one of digits, cifar10"),
         ({"dataset": "folder:"}, "unknown data set 'folder:'"),
         ({"dataset": "folder"}, "unknown data set 'folder'"),
         ({"dataset": "digits:3"}, "unknown data set 'digits:3'"),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from train import folder_dataset, tfds_folder
+from train.augment import Augmentation
 from train.errors import UserError
 
 
@@ -34,7 +35,7 @@ def test_every_image_is_read_with_its_label(image_folder, cache):
         assert split.labels.dtype == np.int32
         assert by_bytes(*split) == by_bytes(expected, labels)
     # Section 4.1, at 32x32 pixels.
-    assert dataset.preprocessing.augmentation == (4, True)
+    assert dataset.preprocessing.augmentation == Augmentation(4, flip=True)
     assert dataset.preprocessing.mean == (0.4914, 0.4822, 0.4465)
     assert dataset.preprocessing.std == (0.2023, 0.1994, 0.2010)
 

@@ -1,0 +1,152 @@
+"""CIFAR from archives to arrays, on archives of a few images."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+
+from train import cifar, cli, datasets, prepared
+from train.errors import UserError
+
+PER_FILE = 3
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def options(tmp_path):
+    return datasets.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def name(request):
+    return request.param
+
+
+def write_archive(name, data_dir, monkeypatch):
+    """A small archive in the download folder; returns images and labels by split."""
+    published = cifar.ALL[name]
+    rng = np.random.default_rng(0)
+    sizes = {"label": 100 if name == "cifar100" else 10, "coarse_label": 20}
+    expected, members = {}, {}
+    for split, files in published.files.items():
+        images = rng.integers(0, 256, (len(files) * PER_FILE, 32, 32, 3), np.uint8)
+        labels = {
+            kind: rng.integers(0, sizes[kind], (len(images), 1), np.uint8)
+            for kind in published.labels
+        }
+        expected[split] = images, labels["label"][:, 0]
+        pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        records = np.concatenate([*labels.values(), pixels], axis=1)
+        for file, part in zip(files, np.split(records, len(files)), strict=True):
+            members[file] = part.tobytes()
+    for kind, file in published.labels.items():
+        names = [f"{kind}_{number}" for number in range(sizes[kind])]
+        members[file] = "\n".join([*names, ""]).encode()
+    path = data_dir / "downloads" / published.archive
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for file, content in members.items():
+            info = tarfile.TarInfo(f"{published.folder}/{file}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    small = dataclasses.replace(published, sha256=sha256)
+    monkeypatch.setitem(cifar.ALL, name, small)
+    return expected
+
+
+def test_prepared_from_the_archive_it_loads_the_images(
+    name, data_dir, options, monkeypatch, capsys
+):
+    expected = write_archive(name, data_dir, monkeypatch)
+
+    assert cli.main(["prepare", name]) == 0
+
+    assert "--dataset " + name in capsys.readouterr().out
+    loaded = datasets.load(name, options)
+    assert loaded.name == name
+    assert len(loaded.class_names) == (100 if name == "cifar100" else 10)
+    assert loaded.class_names[3] == "label_3"
+    for split, (images, labels) in expected.items():
+        # tensorflow-datasets shuffles: compared as sets.
+        got = getattr(loaded, split)
+        pairs = {(im.tobytes(), int(label)) for im, label in zip(*got, strict=True)}
+        wanted = zip(images, labels, strict=True)
+        assert pairs == {(im.tobytes(), int(label)) for im, label in wanted}
+    assert "tensorflow" not in sys.modules
+    # Again from the cache, without the records.
+    monkeypatch.setattr(prepared, "_decode", None)
+    again = datasets.load(name, options)
+    np.testing.assert_array_equal(again.train.images, loaded.train.images)
+
+
+def test_tensorflow_datasets_reads_it_by_its_own_name(name, data_dir, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    write_archive(name, data_dir, monkeypatch)
+    assert cli.main(["prepare", name]) == 0
+
+    builder = tfds.builder_from_directory(data_dir / name / "3.0.2")
+
+    assert builder.info.full_name == f"{name}/3.0.2"
+    assert set(builder.info.features) == {"id", "image", *cifar.ALL[name].labels}
+    assert builder.info.splits["test"].num_examples == PER_FILE
+
+
+def test_another_archive_is_refused(data_dir):
+    path = data_dir / "downloads" / cifar.CIFAR10.archive
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half of it")
+    with pytest.raises(UserError, match="is not https.*SHA-256.*Remove it"):
+        prepared.archive(cifar.CIFAR10)
+
+
+def test_a_failed_download_says_where_to_put_the_file(data_dir, tmp_path, monkeypatch):
+    missing = (tmp_path / "missing.tar.gz").as_uri()
+    monkeypatch.setattr(cifar.Cifar, "url", missing)
+    with pytest.raises(UserError, match=f"put the file in {data_dir / 'downloads'}"):
+        prepared.archive(cifar.CIFAR10)
+    assert not any((data_dir / "downloads").iterdir())
+
+
+def test_a_download_is_kept(data_dir, tmp_path, monkeypatch):
+    write_archive("cifar10", tmp_path / "elsewhere", monkeypatch)
+    (source,) = (tmp_path / "elsewhere/downloads").iterdir()
+    monkeypatch.setattr(cifar.Cifar, "url", source.as_uri())
+    path = prepared.archive(cifar.ALL["cifar10"])
+    assert path.read_bytes() == source.read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_tfrecord_files_are_named_with_the_remedy(data_dir, options):
+    folder = data_dir / "cifar10/3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord"}))
+    with pytest.raises(UserError, match="3.0.2 holds tfrecord files.*prepare cifar10"):
+        datasets.load("cifar10", options)
+
+
+def test_what_is_not_prepared_is_an_error_within_two_seconds(name, data_dir, options):
+    started = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        datasets.load(name, options)
+    assert time.perf_counter() - started < 2
+    for part in (
+        f"{name} is not prepared",
+        str(data_dir / name),
+        f"python -m train prepare {name}",
+        str(data_dir / "downloads"),
+        cifar.ALL[name].archive,
+    ):
+        assert part in str(error.value)
