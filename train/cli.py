@@ -14,6 +14,7 @@ from train.commands.benchmark import BenchmarkConfig, benchmark
 from train.commands.evaluate import EvalConfig, evaluate
 from train.commands.prepare import PrepareConfig, prepare
 from train.commands.run import run
+from train.commands.table import TableConfig, table
 from train.config import FREE_ON_RESUME, RunConfig, option
 from train.errors import UserError
 
@@ -34,6 +35,7 @@ COMMANDS = {
     "eval": _Command(EvalConfig, evaluate),
     "benchmark": _Command(BenchmarkConfig, benchmark),
     "prepare": _Command(PrepareConfig, prepare),
+    "table": _Command(TableConfig, table),
 }
 DEFAULT = "run"
 

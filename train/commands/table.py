@@ -1,0 +1,131 @@
+"""`python -m train table`: a table of the paper, run and set beside its figures."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train import datasets, presets, series, table_report
+from train.config import ParallelName, RunConfig
+from train.controls import CONTROLS, has_controls
+from train.errors import UserError
+from train.table_report import Line
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    """Run what is missing of one of the paper's tables, and print it. Stopped, the same
+    command goes on; finished, it prints the table again."""
+
+    number: tyro.conf.Positional[Literal[3, 4, 5, 6, 7, 8, 9, 10]]
+    """The table."""
+    seeds: int | None = None
+    """Runs of each row. By default as many as the paper's: 7, of Table 10 3."""
+    epochs: int | None = None
+    """By default as many as the paper's. Milestones move in proportion."""
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="|".join(datasets.NAMES))] = (
+        None
+    )
+    """By default the paper's."""
+    controls: bool = False
+    """Add the rows the paper lacks, to each of INSGD: SGD at the rate INSGD took (its
+    learning rate times its mean multiplier, from the run of the same seed), INSGD
+    with scope layer, and with normalizer log1p."""
+    dry_run: bool = False
+    """Print what would be run."""
+
+    parallel: ParallelName = RunConfig.parallel
+    """As of run."""
+    runs_dir: Path = RunConfig.runs_dir
+    """Where run folders are, and the folder of the table."""
+    cache_dir: Path | None = None
+    """As of run."""
+    skip_corrupt_images: bool = False
+    """As of run."""
+
+    def __post_init__(self):
+        if self.dataset is not None:
+            datasets.check_name(self.dataset)
+        for name in ("seeds", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
+def table(config: TableConfig) -> int:
+    """Prints the presets, or runs what is missing and prints and writes the table."""
+    chosen = presets.TABLES[config.number]
+    epochs = config.epochs or chosen.epochs
+    seeds = config.seeds or chosen.seeds
+    if config.dry_run:
+        print(table_report.dry_run(config.number, chosen, epochs))
+        return 0
+    dataset = config.dataset or chosen.dataset
+    try:
+        datasets.check_name(dataset)
+    except ValueError as error:
+        raise UserError(
+            f"There is no loader for {dataset} yet. See the presets with --dry-run, or "
+            "give images of one size as --dataset folder:PATH."
+        ) from error
+
+    lines = [
+        Line(
+            tuple(
+                presets.config(
+                    chosen,
+                    row,
+                    seed,
+                    dataset,
+                    epochs,
+                    parallel=config.parallel,
+                    runs_dir=config.runs_dir,
+                    cache_dir=config.cache_dir,
+                    skip_corrupt_images=config.skip_corrupt_images,
+                )
+                for seed in range(seeds)
+            ),
+            top1=row.top1,
+            top5=row.top5,
+        )
+        for row in chosen.rows
+    ]
+    status = series.complete(_seed_by_seed(lines))
+    if config.controls:
+        lines = _with_controls(lines)
+        status = status or series.complete(_seed_by_seed(lines))
+
+    text, values = table_report.report(
+        config.number,
+        chosen,
+        lines,
+        table_report.notes(chosen, seeds, epochs, dataset),
+    )
+    settings = (dataset, epochs, seeds, config.controls)
+    name = f"table{config.number}-{epochs}epochs-{series.digest(settings)}"
+    folder = config.runs_dir.expanduser().absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(text)
+    (folder / "table.json").write_text(json.dumps(values, indent=2) + "\n")
+    print(f"\n{text}\nIn {folder}: table.md, table.json")
+    return status
+
+
+def _seed_by_seed(lines: list[Line]) -> list[RunConfig]:
+    """All runs, so that a table stopped early has every row with fewer seeds."""
+    seeds = zip(*(line.configs for line in lines), strict=True)
+    return [config for configs in seeds for config in configs if config is not None]
+
+
+def _with_controls(lines: list[Line]) -> list[Line]:
+    extended = []
+    for line in lines:
+        extended.append(line)
+        if has_controls(line.configs[0].optimizer):
+            extended += [
+                Line(tuple(map(control.config, line.configs)), control.name)
+                for control in CONTROLS
+            ]
+    return extended

@@ -1,0 +1,51 @@
+"""Rows the paper lacks: how much of INSGD is normalization, and how much its rate."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from train import optimizers, results, series
+from train.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """A row beside an INSGD row.
+
+    Attributes:
+        name: what is other.
+        change: the options changed, from those of an INSGD run of the same seed; None
+            if they depend on that run, and it is not finished or has none to give.
+    """
+
+    name: str
+    change: Callable[[RunConfig], dict[str, Any] | None]
+
+    def config(self, insgd: RunConfig) -> RunConfig | None:
+        """The control of one INSGD run."""
+        change = self.change(insgd)
+        return change and dataclasses.replace(insgd, **change)
+
+
+def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
+    rows = series.finished(insgd)
+    if rows is None:
+        return None
+    rate = insgd.initial_learning_rate * results.mean_multiplier(rows)
+    if not math.isfinite(rate):
+        return None
+    # Readable in names of folders, and exact to half a percent.
+    return {"optimizer": "sgd", "learning_rate": float(f"{rate:.3g}")}
+
+
+CONTROLS = (
+    Control("SGD at INSGD's effective rate", _sgd_at_effective_rate),
+    Control("scope layer", lambda insgd: {"scope": "layer"}),
+    Control("normalizer log1p", lambda insgd: {"normalizer": "log1p"}),
+)
+
+
+def has_controls(optimizer: str) -> bool:
+    """Whether rows of this optimizer get them."""
+    return optimizers.is_insgd(optimizer)
