@@ -15,8 +15,7 @@ WITH_DROPOUT = {"custom_cnn", "mobilenet_v3_large", "mobilenet_v3_small", "vit"}
 WITH_BATCH_NORM = set(models.names()) - {"vit"}
 
 
-def bind(model, x):
-    """The network with the shapes of its variables, to be called under eval_shape."""
+def variable_shapes(model, x):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
 
 
@@ -58,7 +57,7 @@ def test_training_and_evaluation(name, digits, tiny, quick_jit):
 def test_dropout_needs_its_rng_in_training_alone(name, digits):
     images, _ = digits
     model = models.tiny(name)
-    variables = bind(model, images)
+    variables = variable_shapes(model, images)
 
     def run(variables, train):
         return model.apply(variables, images, train=train, mutable=["batch_stats"])
@@ -73,7 +72,7 @@ def test_dropout_needs_its_rng_in_training_alone(name, digits):
 def test_dtypes(name, dtype, digits):
     images, _ = digits
     model = models.tiny(name, dtype=dtype)
-    variables = bind(model, images)
+    variables = variable_shapes(model, images)
     logits, new = jax.eval_shape(
         lambda variables: model.apply(
             variables,
@@ -108,12 +107,12 @@ def test_normalization_as_documented(name, digits):
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(look):
-        bind(model, digits[0])
+        variable_shapes(model, digits[0])
     epsilon = 0.001 if name.startswith("mobilenet") else 1e-5
     assert found == {(1e-5,) if name == "vit" else (epsilon, 0.9, "batch")}
 
 
-@pytest.mark.parametrize("name", ["custom_cnn", "resnet20", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["custom_cnn", "resnet20"])
 def test_axis_name_averages_statistics_over_the_axis(name, digits, tiny, quick_jit):
     images, _ = digits
     model, variables = tiny(name)

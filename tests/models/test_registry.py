@@ -61,4 +61,4 @@ def test_common_options_reach_the_network(name):
 
 def test_options_override_those_of_the_tiny_variant():
     assert models.tiny("vit").width < models.create("vit").width
-    assert models.tiny("vit", width=64).width == 64
+    assert models.tiny("vit", width=96).width == 96

@@ -45,7 +45,6 @@ FULL_SIZE = [
     ("vit", {}, 10, 32, 9_523_722),
     ("vit", {"layer_norm": False}, 10, 32, 9_510_410),
     ("vit", {"scan_layers": True}, 10, 32, 9_523_722),
-    ("vit", {"remat": True}, 10, 32, 9_523_722),
     ("vit", {"scan_layers": True, "remat": True}, 10, 32, 9_523_722),
 ]
 
