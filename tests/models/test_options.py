@@ -69,7 +69,7 @@ def test_width_widens_every_convolution_of_wrn18():
             assert wide[path][-1] == 10 * shape[-1]
 
 
-# The channels of each gate's two layers, from torchvision's checkpoints.
+# The channels of each gate's two layers, rounded as torchvision rounds them.
 GATES = {
     "mobilenet_v3_large": {
         4: (72, 24),
