@@ -11,9 +11,11 @@ import tyro
 
 from train import run_folder
 from train.commands.benchmark import BenchmarkConfig, benchmark
+from train.commands.compare import CompareConfig, compare
 from train.commands.evaluate import EvalConfig, evaluate
 from train.commands.prepare import PrepareConfig, prepare
 from train.commands.run import run
+from train.commands.sweep import SweepConfig, sweep
 from train.commands.table import TableConfig, table
 from train.config import FREE_ON_RESUME, RunConfig, option
 from train.errors import UserError
@@ -36,6 +38,8 @@ COMMANDS = {
     "benchmark": _Command(BenchmarkConfig, benchmark),
     "prepare": _Command(PrepareConfig, prepare),
     "table": _Command(TableConfig, table),
+    "compare": _Command(CompareConfig, compare),
+    "sweep": _Command(SweepConfig, sweep),
 }
 DEFAULT = "run"
 

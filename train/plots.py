@@ -3,35 +3,115 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 # Drawn without pyplot: it looks for a display, and keeps every figure it makes.
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from train.metrics import Row
+from train.sweep_points import Point
+
+# Told apart without color too.
+_MARKERS = "osD^v<>ph*"
 
 
-def plot_test_error(runs: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Draws test error over epochs, as Figure 3 does, one line for each run.
+def plot_test_error(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> None:
+    """Draws test error over epochs, as Figure 3 does, one line for each optimizer.
 
     Args:
-        runs: rows of `metrics.jsonl` by the name in the legend.
+        runs: by the name in the legend, the rows of `metrics.jsonl` of each seed. Of
+            several seeds the line is the mean, and the band one standard deviation.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, rows in runs.items():
-        axes.plot(
-            [row["epoch"] for row in rows],
-            [100 * (1 - row["test_top1"]) for row in rows],
-            marker=".",
-            label=name,
+    figure, (axes,) = _figure(6, panels=1)
+    for name, seeds in runs.items():
+        epochs = [row["epoch"] for row in seeds[0]]
+        errors = np.array(
+            [[100 * (1 - row["test_top1"]) for row in rows] for rows in seeds]
         )
+        marker = "." if len(epochs) < 50 else None
+        (line,) = axes.plot(epochs, errors.mean(0), marker=marker, label=name)
+        if len(seeds) > 1:
+            mean, std = errors.mean(0), errors.std(0, ddof=1)
+            axes.fill_between(
+                epochs, mean - std, mean + std, color=line.get_color(), alpha=0.2
+            )
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Test error (%)")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
+
+
+def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
+    """Draws what INSGD multiplied the learning rate by, weight by weight, over epochs.
+
+    Args:
+        rows: of `metrics.jsonl`, of a run of INSGD.
+        path: the PNG to write.
+    """
+    figure, (axes,) = _figure(7.5, panels=1)
+    epochs = [row["epoch"] for row in rows]
+    for number, name in enumerate(rows[0]["multipliers"]):
+        values = [row["multipliers"][name] for row in rows]
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        axes.plot(epochs, values, style, marker=".", label=name)
+    axes.plot(
+        epochs, [row["mean_multiplier"] for row in rows], "k", lw=2.5, label="mean"
+    )
+    axes.set_yscale("log")
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Multiplier of the learning rate")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
+    figure.savefig(path, dpi=150)
+
+
+def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
+    """Draws accuracy against the learning rate given, and against the one taken.
+
+    Where two curves lie apart on the left and on each other on the right, the one
+    optimizer is the other with its learning rate multiplied.
+
+    Args:
+        points: by the name in the legend.
+        path: the PNG to write.
+    """
+    figure, (given, taken) = _figure(9, panels=2)
+    for number, (name, found) in enumerate(points.items()):
+        marker = _MARKERS[number % len(_MARKERS)]
+        for axes, rates in (
+            (given, [point.learning_rate for point in found]),
+            (taken, [point.effective_rate for point in found]),
+        ):
+            order = np.argsort(rates)
+            axes.errorbar(
+                np.array(rates)[order],
+                np.array([point.accuracy.mean for point in found])[order],
+                yerr=np.array([point.accuracy.std or 0 for point in found])[order],
+                marker=marker,
+                markersize=5,
+                capsize=2,
+                label=name,
+            )
+    given.set_xlabel("Learning rate")
+    given.set_ylabel("Test accuracy after the last epoch (%)")
+    taken.set_xlabel("Learning rate x mean multiplier")
+    for axes in (given, taken):
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+    given.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def _figure(width: float, panels: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    return figure, panels

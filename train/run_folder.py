@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "test_error.png"
 
     @property
+    def multipliers_plot(self) -> Path:
+        """What INSGD made of the learning rate, weight by weight over epochs."""
+        return self.path / "multipliers.png"
+
+    @property
     def checkpoints(self) -> Path:
         """The latest states and the best."""
         return self.path / "checkpoints"

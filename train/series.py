@@ -13,7 +13,7 @@ from typing import Any
 
 from train import metrics, run_folder
 from train.commands.run import run
-from train.config import FREE_ON_RESUME, RunConfig
+from train.config import FREE_ON_RESUME, RunConfig, Setting
 from train.metrics import Row
 
 
@@ -25,11 +25,13 @@ def digest(value: Any) -> str:
 
 def place(config: RunConfig) -> Path:
     """The folder of the one run with these options."""
+    default = RunConfig(optimizer=config.optimizer).to_json()
     identity = {
         name: value
         for name, value in config.to_json().items()
-        # A longer run has other milestones: it is another run here.
-        if name not in FREE_ON_RESUME or name == "epochs"
+        # A longer run has other milestones: it is another run here. An option that
+        # comes into being later does not make runs without it others.
+        if value != default[name] and (name not in FREE_ON_RESUME or name == "epochs")
     }
     name = f"{config.readable_name}-{config.epochs}epochs-{digest(identity)}"
     return config.runs_dir.expanduser().absolute() / name
@@ -61,3 +63,17 @@ def complete(configs: Sequence[RunConfig]) -> int:
             print("The same command again goes on from here.")
             return status
     return 0
+
+
+def report_folder(command: str, config: Setting) -> Path:
+    """Makes the folder for what a command with these options makes of its runs."""
+    options = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in FREE_ON_RESUME or field.name == "epochs"
+    }
+    data = Path(config.dataset.partition(":")[2]).name or config.dataset
+    name = f"{command}-{data}-{config.model}-{config.epochs}epochs-{digest(options)}"
+    folder = config.runs_dir.expanduser().absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

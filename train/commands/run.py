@@ -70,7 +70,9 @@ def run(config: RunConfig) -> int:
         checkpoints.save(step, progress, None)
     writer.close()
     checkpoints.close()
-    plots.plot_test_error({config.optimizer: rows}, folder.plot)
+    plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
+    if rows and "multipliers" in rows[-1]:
+        plots.plot_multipliers(rows, folder.multipliers_plot)
     if stop and step < config.epochs * experiment.steps_per_epoch:
         print(
             f"Stopped by {stop.signal.name} and saved at step {step}. Go on with: "
@@ -96,9 +98,11 @@ def _epoch_line(row: Row, num_epochs: int) -> str:
 
 
 def _closing_line(rows: list[Row], folder: RunFolder) -> str:
+    made = [folder.metrics, folder.plot, folder.multipliers_plot]
+    names = ", ".join(path.name for path in made if path.exists())
     files = (
-        f"In {_short(folder.path)}: {folder.metrics.name}, {folder.plot.name}, "
-        f"{folder.checkpoints.name}/, {run_folder.RECORD}"
+        f"In {_short(folder.path)}: {names}, {folder.checkpoints.name}/, "
+        f"{run_folder.RECORD}"
     )
     if not rows:
         return f"{folder.metrics.name} was lost; use eval to test again. {files}"

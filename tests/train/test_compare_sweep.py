@@ -1,0 +1,157 @@
+"""`compare` and `sweep`: runs, tables, pictures, and what they are made of."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import models
+from train import cli, digits, plots, series, variants
+from train.config import RunConfig
+from train.results import Spread
+from train.sweep_points import Point, usable_range
+
+from .tiny_cnn import TinyCNN
+
+
+@pytest.fixture
+def train(tmp_path, small_dataset, monkeypatch):
+    """Runs a command on a tiny network and data; returns the status."""
+    monkeypatch.setattr(digits, "load", lambda: small_dataset)
+    monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
+
+    def run(*arguments):
+        return cli.main(
+            [*arguments, "--batch-size", "16", "--epochs", "2"]
+            + ["--runs-dir", str(tmp_path)]
+        )
+
+    return run
+
+
+def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkeypatch):
+    drawn = []
+    draw = plots.plot_test_error
+
+    def spy(runs, path):
+        if path.parent.name.startswith("compare-"):
+            drawn.append(runs)
+        draw(runs, path)
+
+    monkeypatch.setattr(plots, "plot_test_error", spy)
+    command = ("compare", "--optimizers", "sgd", "insgd-l2+log1p@0.3", "--seeds", "2")
+    assert train(*command) == 0
+
+    (folder,) = tmp_path.glob("compare-*")
+    with Image.open(folder / "test_error.png") as image:
+        assert image.size == (900, 600)
+    values = json.loads((folder / "compare.json").read_text())
+    assert list(values) == ["sgd", "insgd-l2+log1p@0.3"]
+    (runs,) = drawn
+    assert [len(seeds) for seeds in runs.values()] == [2, 2]
+    for text, seeds in runs.items():
+        last = [100 * rows[-1]["test_top1"] for rows in seeds]
+        assert values[text]["last"]["mean"] == pytest.approx(np.mean(last))
+        assert ("multipliers" in seeds[0][0]) == text.startswith("insgd")
+    out = capsys.readouterr().out
+    assert "insgd-l2+log1p@0.3 | 0.3 " in out
+    # Again, nothing is run.
+    monkeypatch.setattr(series, "run", None)
+    assert train(*command) == 0
+    assert "4 of 4 runs are finished." in capsys.readouterr().out
+
+
+def test_sweep_shows_rates_given_and_taken(train, tmp_path, capsys):
+    rates = ("--learning-rates", "0.01", "0.1")
+    assert train("sweep", "--optimizers", "sgd", "insgd-l2", *rates) == 0
+
+    (folder,) = tmp_path.glob("sweep-*")
+    with Image.open(folder / "sweep.png") as image:
+        assert image.size == (1350, 600)
+    values = json.loads((folder / "sweep.json").read_text())
+    for text, points in values.items():
+        assert [point["learning_rate"] for point in points] == [0.01, 0.1]
+        for point in points:
+            taken = point["effective_rate"] / point["learning_rate"]
+            assert (taken == 1) if text == "sgd" else (0 < taken < 1)
+    out = capsys.readouterr().out
+    assert "Usable rate x multiplier" in out
+    assert (folder / "sweep.md").read_text() in out
+
+
+def points(*accuracies):
+    return [
+        Point(10.0**number, 10.0**number / 8, Spread(accuracy, None), 1)
+        for number, accuracy in enumerate(accuracies)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "low", "high"),
+    [
+        ((10, 56, 60, 57, 20), 10, 1000),
+        ((60, 40, 58), 1, 1),  # Beyond a gap it is another range.
+        ((55, 54.9, 60), 100, 100),
+        ((60,), 1, 1),
+    ],
+)
+def test_the_usable_range_is_that_around_the_best(accuracies, low, high):
+    found = usable_range(points(*accuracies)[::-1])
+    assert (found.low.learning_rate, found.high.learning_rate) == (low, high)
+    assert found.factor == found.effective_factor == high / low
+    assert found.best.accuracy.mean == 60
+
+
+def test_a_variant_changes_what_it_names():
+    setting = RunConfig(momentum=0.5, scope="kernel")
+    config = variants.parse("insgd-l1.5+layer+log1p@0.25").config(setting, seed=3)
+    assert config == RunConfig(
+        momentum=0.5,
+        scope="layer",
+        normalizer="log1p",
+        optimizer="insgd-l1.5",
+        learning_rate=0.25,
+        seed=3,
+    )
+    assert variants.parse("adam").config(setting, 0).initial_learning_rate == 0.001
+    assert variants.parse("sgd").config(setting, 0, 0.7).learning_rate == 0.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizers", "sdg"], "unknown optimizer 'sdg'"),
+        (["--optimizers", "sgd+layer"], "of INSGD alone: layer"),
+        (["--optimizers", "insgd-l2+l"], "'insgd-l2+l' is no optimizer: NAME"),
+        (["--optimizers", "sgd@fast"], "after @ goes a learning rate"),
+        (["--optimizers", "sgd", "sgd"], "names one twice: sgd sgd"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+    ],
+)
+def test_slips_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", *arguments])
+    out = "".join(capsys.readouterr())
+    assert message in " ".join(out.replace("│", " ").split())
+
+
+def test_rates_in_a_sweep_go_to_their_own_option(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "--optimizers", "sgd@0.1"])
+    assert "rates go to --learning-rates" in "".join(capsys.readouterr())
+
+
+def test_pictures_of_multipliers_and_of_a_run_without_metrics(tmp_path):
+    rows = [
+        {
+            "epoch": epoch,
+            "mean_multiplier": 0.2,
+            "multipliers": {f"Conv_{n}/kernel": 0.1 * epoch + n for n in range(12)},
+        }
+        for epoch in (1, 2)
+    ]
+    plots.plot_multipliers(rows, tmp_path / "multipliers.png")
+    plots.plot_test_error({"sgd": [[]]}, tmp_path / "empty.png")
+    for name in ("multipliers.png", "empty.png"):
+        assert (tmp_path / name).stat().st_size > 1000

@@ -1,0 +1,53 @@
+"""Accuracy at learning rates, and the range of rates that can be used."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from train.results import Spread
+
+# Points of accuracy below an optimizer's best that still count as usable.
+MARGIN = 5.0
+
+
+class Point(NamedTuple):
+    """An optimizer at one learning rate."""
+
+    learning_rate: float
+    effective_rate: float  # Times INSGD's mean multiplier, over seeds.
+    accuracy: Spread  # After the last epoch, in percent.
+    seeds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**self._asdict(), "accuracy": self.accuracy._asdict()}
+
+
+class UsableRange(NamedTuple):
+    """The rates around an optimizer's best whose accuracy is near it."""
+
+    best: Point
+    low: Point
+    high: Point
+
+    @property
+    def factor(self) -> float:
+        """How wide: its highest rate over its lowest."""
+        return self.high.learning_rate / self.low.learning_rate
+
+    @property
+    def effective_factor(self) -> float:
+        """The same of the rates taken."""
+        return self.high.effective_rate / self.low.effective_rate
+
+
+def usable_range(points: Sequence[Point]) -> UsableRange:
+    """The unbroken range of rates within `MARGIN` of the best, as far as tried."""
+    points = sorted(points)
+    best = max(range(len(points)), key=lambda number: points[number].accuracy.mean)
+    least = points[best].accuracy.mean - MARGIN
+    low = high = best
+    while low > 0 and points[low - 1].accuracy.mean >= least:
+        low -= 1
+    while high < len(points) - 1 and points[high + 1].accuracy.mean >= least:
+        high += 1
+    return UsableRange(points[best], points[low], points[high])
