@@ -10,6 +10,7 @@ import tyro
 
 import models
 from train import datasets, optimizers, parallel, schedules
+from train.distributed import Launch
 
 ModelName = tyro.extras.literal_type_from_choices(models.names())
 ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
@@ -25,6 +26,7 @@ FREE_ON_RESUME = {
     "tensorboard",
     "cache_dir",
     "skip_corrupt_images",
+    "launch",
 }
 
 
@@ -70,9 +72,10 @@ class Setting:
     warmup_epochs: int = 0
     """Epochs of linear warm-up before the schedule."""
 
-    parallel: ParallelName = "jit"
-    """jit: one device. pmap: all devices of this machine, each with its share of a
-    batch."""
+    parallel: ParallelName = "auto"
+    """jit: one device. mesh, shard_map: all devices, each with its share of a batch;
+    the first leaves the collectives to XLA. pmap: those of one process. auto: jit for
+    one device, mesh for several."""
     chunk_steps: int | None = None
     """Most steps in one program call: the bar moves, and Ctrl-C acts, between calls.
     By default 50; on a CPU 1, as each step adds to the time compilation takes there."""
@@ -144,11 +147,16 @@ class RunConfig(Setting):
     --epochs may be raised."""
     tensorboard: bool = False
     """Write metrics for TensorBoard too."""
+    launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=Launch
+    )
+    """Several processes."""
 
     def __post_init__(self):
         super().__post_init__()
         optimizers.check_name(self.optimizer)
         _check_numbers(self, learning_rate=0, seed=0)
+        self.launch.check()
         if self.run_dir is not None and self.resume is not None:
             raise ValueError("--run-dir is for a new run: with --resume, leave it out")
 
@@ -177,6 +185,8 @@ class RunConfig(Setting):
     def to_json(self) -> dict[str, Any]:
         """The options as JSON holds them, a default learning rate by its value."""
         values = dataclasses.asdict(self)
+        # Of this process, and of this time: resumed, the run may be started otherwise.
+        del values["launch"]
         values["learning_rate"] = self.initial_learning_rate
         return {
             name: str(value) if isinstance(value, Path) else value

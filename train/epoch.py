@@ -42,7 +42,7 @@ def train_chunk(
     num_steps: int,
     batching: Batching,
     preprocessing: Preprocessing,
-    axis_name: str | None = None,
+    share: Callable[[Any], Any] = lambda tree: tree,
 ) -> Progress:
     """Goes on for some steps of the epoch in which `state` stands.
 
@@ -60,7 +60,7 @@ def train_chunk(
         num_steps: how many steps; they must not pass the end of the epoch.
         batching: batch size and steps of an epoch.
         preprocessing: augmentation and normalization.
-        axis_name: the mapped axis of the devices that share each batch.
+        share: gives a device its share of a batch, see `train.parallel`.
 
     Returns:
         Where training stands then.
@@ -77,10 +77,9 @@ def train_chunk(
         indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
         augment_rng, dropout_rng = jax.random.split(_step_rng(rng, state.step))
         draws = augment.draw(augment_rng, batch_size, preprocessing.augmentation)
-        if axis_name is not None:
-            # Drawn for the whole batch and then shared out: the same images,
-            # augmented the same way, on any number of devices.
-            indices, draws = share((indices, draws), axis_name)
+        # Drawn for the whole batch and then shared out: the same images, augmented the
+        # same way, on any number of devices.
+        indices, draws = share((indices, draws))
         batch = augment.normalize(
             augment.take_augmented(images, indices, draws, preprocessing.augmentation),
             preprocessing.mean,
@@ -123,16 +122,6 @@ def _epoch_rng(rng: jax.Array, epoch: jax.Array | int) -> jax.Array:
 
 def _step_rng(rng: jax.Array, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(rng, 1), step)
-
-
-def share(tree: Any, axis_name: str) -> Any:
-    """This device's equal share of arrays whose first axis is the whole batch."""
-
-    def one(whole: jax.Array) -> jax.Array:
-        shares = whole.reshape(jax.lax.axis_size(axis_name), -1, *whole.shape[1:])
-        return shares[jax.lax.axis_index(axis_name)]
-
-    return jax.tree.map(one, tree)
 
 
 def chunk_lengths(steps_per_epoch: int, most: int) -> list[int]:

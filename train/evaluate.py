@@ -1,11 +1,13 @@
 """Loss and accuracy over a whole split."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from train import augment
 from train.datasets import Preprocessing
-from train.epoch import share
 from train.state import TrainState
 from train.step import cross_entropy
 
@@ -18,6 +20,7 @@ def evaluate(
     batch_size: int,
     preprocessing: Preprocessing,
     axis_name: str | None = None,
+    share: Callable[[Any], Any] = lambda tree: tree,
 ) -> dict[str, jax.Array]:
     """Evaluates on every sample once, in one program.
 
@@ -28,6 +31,7 @@ def evaluate(
         batch_size: over all devices; what the last batch lacks is filled up and masked.
         preprocessing: for its normalization.
         axis_name: the mapped axis of the devices that share each batch.
+        share: gives a device its share of a batch, see `train.parallel`.
 
     Returns:
         Means over the samples: "loss", "top1" and "top5" accuracy (of as many classes
@@ -38,8 +42,7 @@ def evaluate(
 
     def body(sums: dict[str, jax.Array], batch: jax.Array):
         indices = batch * batch_size + jnp.arange(batch_size)
-        if axis_name is not None:
-            indices = share(indices, axis_name)
+        indices = share(indices)
         counts = indices < num_samples
         indices = jnp.minimum(indices, num_samples - 1)
         inputs = augment.normalize(

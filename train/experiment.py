@@ -118,7 +118,7 @@ class Experiment:
             num_steps=num_steps,
             batching=epoch.Batching(self._config.batch_size, self.steps_per_epoch),
             preprocessing=self._dataset.preprocessing,
-            axis_name=self._devices.axis_name,
+            share=self._devices.share,
         )
         return self._devices.compile(program, donate_state=True)
 
@@ -130,6 +130,7 @@ class Experiment:
             batch_size=-(-batch_size // shares) * shares,
             preprocessing=self._dataset.preprocessing,
             axis_name=self._devices.axis_name,
+            share=self._devices.share,
         )
         return self._devices.compile(program)
 

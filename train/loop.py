@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from train import distributed
 from train.experiment import Experiment
 from train.metrics import Row
 from train.state import Progress
@@ -40,7 +41,11 @@ def fit(
     steps_per_epoch = experiment.steps_per_epoch
     step = int(progress.state.step)
     with tqdm(
-        total=num_epochs * steps_per_epoch, initial=step, unit="step", mininterval=0.5
+        total=num_epochs * steps_per_epoch,
+        initial=step,
+        unit="step",
+        mininterval=0.5,
+        disable=not distributed.is_first(),
     ) as bar:
         while step < num_epochs * steps_per_epoch and not stopped():
             started = time.perf_counter()

@@ -1,13 +1,22 @@
-"""How a program is spread over devices: one table, one interface."""
+"""How a program is spread over devices: one table, one interface.
+
+Every way keeps all arrays whole on every device and shares out each batch: a program
+asks `share` for its part of it. Under `Jit` and `Mesh` that part is the whole batch,
+which XLA divides where `share` says so, and adds the collectives by itself. Under `Pmap`
+and `ShardMap` it is a device's own, the program has the axis `axis_name`, and averages
+over it.
+"""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from train.errors import UserError
 
 AXIS = "batch"
 
@@ -26,32 +35,88 @@ class Jit:
         """Puts arrays on the device."""
         return jax.device_put(tree, SingleDeviceSharding(self.device))
 
+    def share(self, tree: Any) -> Any:
+        """A device's share of arrays whose first axis is the batch, in a program."""
+        return tree
+
     def compile(self, fn: Program, donate_state: bool = False) -> Program:
         """Compiles a function of the state and other arrays.
 
         With `donate_state` the state given is used up, and its memory used again.
         """
-        return jax.jit(fn, donate_argnums=0 if donate_state else ())
+        return jax.jit(fn, donate_argnums=_donated(donate_state))
 
 
 @dataclasses.dataclass(frozen=True)
-class Pmap:
-    """Several devices of this process, under `jax.pmap`; all arrays on each."""
+class _Several:
+    """What the ways for several devices have in common."""
 
     devices: tuple[jax.Device, ...]
-    axis_name = AXIS
 
     @property
     def num_devices(self) -> int:
         return len(self.devices)
 
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices, in one row."""
+        return jax.make_mesh(
+            (self.num_devices,),
+            (AXIS,),
+            # By itself it would be Explicit, and want a sharding for every operation.
+            axis_types=(AxisType.Auto,),
+            devices=self.devices,
+        )
+
+    @property
+    def _whole(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def put(self, tree: Any) -> Any:
-        """Puts a copy of the arrays on every device."""
-        mesh = Mesh(np.asarray(self.devices), (AXIS,))
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+        """Puts a copy of the arrays, the same in every process, on every device."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self._whole)
+        # device_put takes no random keys to devices of other processes.
+        return _identity(self._whole)(tree)
+
+
+class Mesh(_Several):
+    """Several devices of all processes, as one: `jax.jit` of a batch sharded on them."""
+
+    axis_name = None
+
+    def share(self, tree: Any) -> Any:
+        """See `Jit.share`."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+        return jax.lax.with_sharding_constraint(tree, sharding)
 
     def compile(self, fn: Program, donate_state: bool = False) -> Program:
-        """Compiles as `Jit.compile` does; results must be the same on every device."""
+        """See `Jit.compile`."""
+        return jax.jit(
+            fn, out_shardings=self._whole, donate_argnums=_donated(donate_state)
+        )
+
+
+class _Mapped(_Several):
+    """The ways in which a program is written for one device of several."""
+
+    axis_name = AXIS
+
+    def share(self, tree: Any) -> Any:
+        """See `Jit.share`."""
+
+        def one(whole: jax.Array) -> jax.Array:
+            shares = whole.reshape(self.num_devices, -1, *whole.shape[1:])
+            return shares[jax.lax.axis_index(AXIS)]
+
+        return jax.tree.map(one, tree)
+
+
+class Pmap(_Mapped):
+    """Several devices of this process, under `jax.pmap`."""
+
+    def compile(self, fn: Program, donate_state: bool = False) -> Program:
+        """See `Jit.compile`; results must be the same on every device."""
         # pmap wants a mapped argument. Everything else is whole on every device, and
         # `fn` takes its share by its index on the axis.
         indices = jnp.arange(self.num_devices)
@@ -70,21 +135,93 @@ class Pmap:
         return lambda state, *arrays: compiled(indices, state, arrays)
 
 
+class ShardMap(_Mapped):
+    """Several devices of all processes, under `jax.shard_map`."""
+
+    def compile(self, fn: Program, donate_state: bool = False) -> Program:
+        """See `Jit.compile`; results must be the same on every device."""
+        mapped = jax.shard_map(
+            fn,
+            mesh=self.mesh,
+            in_specs=PartitionSpec(),
+            out_specs=PartitionSpec(),
+            # With the check, gradients of what all devices share arrive summed up
+            # already, and their mean would be too large by the number of devices.
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=_donated(donate_state))
+
+
+Devices = Jit | Mesh | Pmap | ShardMap
+
+
 def jit() -> Jit:
-    """The first device."""
+    """The first device.
+
+    Raises:
+        UserError: in several processes.
+    """
+    _check_one_process("jit")
     return Jit(jax.devices()[0])
 
 
+def mesh() -> Mesh:
+    """All devices of all processes."""
+    return Mesh(tuple(jax.devices()))
+
+
 def pmap() -> Pmap:
-    """All devices of this process."""
-    return Pmap(tuple(jax.local_devices()))
+    """All devices of this process.
+
+    Raises:
+        UserError: if there are others.
+    """
+    _check_one_process("pmap")
+    return Pmap(tuple(jax.devices()))
 
 
-_STRATEGIES = {"jit": jit, "pmap": pmap}
+def shard_map() -> ShardMap:
+    """All devices of all processes."""
+    return ShardMap(tuple(jax.devices()))
+
+
+def auto() -> Jit | Mesh:
+    """The first device if it is the only one, or else all."""
+    return jit() if jax.device_count() == 1 else mesh()
+
+
+_STRATEGIES: dict[str, Callable[[], Devices]] = {
+    "auto": auto,
+    "jit": jit,
+    "mesh": mesh,
+    "pmap": pmap,
+    "shard_map": shard_map,
+}
 
 NAMES = tuple(_STRATEGIES)
 
 
-def create(name: str) -> Jit | Pmap:
-    """The way named, on the devices there are."""
+def create(name: str) -> Devices:
+    """The way named, on the devices there are.
+
+    Raises:
+        UserError: if it is none for several processes, and there are several.
+    """
     return _STRATEGIES[name]()
+
+
+def _check_one_process(name: str) -> None:
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--parallel {name} is for one process, and this is one of "
+            f"{jax.process_count()}. Give --parallel mesh or shard_map."
+        )
+
+
+def _donated(donate_state: bool) -> Sequence[int]:
+    return (0,) if donate_state else ()
+
+
+@functools.cache
+def _identity(sharding: NamedSharding) -> Program:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)

@@ -63,6 +63,7 @@ def test_scores_are_means_over_all_samples(
             # Augmentation is for training: it must not be applied here.
             preprocessing=Preprocessing((0.4,), (0.2,), Augmentation(2, True)),
             axis_name=devices.axis_name,
+            share=devices.share,
         )
     )
 

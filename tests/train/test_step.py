@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import insgd_optax
-from train import epoch, optimizers, parallel
-from train.state import Progress, TrainState, create_state
+from train import optimizers, parallel
+from train.state import TrainState, create_state
 from train.step import cross_entropy, train_step
 
 from .tiny_cnn import TinyCNN
@@ -127,77 +127,6 @@ def test_all_that_devices_share_is_averaged_at_once(monkeypatch):
     assert set(norms) == {"Conv_0", "Dense_0"}
     assert jax.tree.structure(batch_stats) == jax.tree.structure(state.batch_stats)
     assert set(metrics) == {"loss", "top1"}
-
-
-def run_steps(strategy, optimizer, dataset, num_steps, batch_norm, dtype):
-    """All that training changes, after some steps of the whole pipeline."""
-    model = TinyCNN(batch_norm, dtype=dtype, axis_name=strategy.axis_name)
-    state = create_state(model, optimizer.tx, jax.random.key(0), dataset.image_shape)
-    params, batch_stats = jax.tree.map(
-        lambda w: w.astype(dtype), (state.params, state.batch_stats)
-    )
-    state = state.replace(
-        params=params, opt_state=state.tx.init(params), batch_stats=batch_stats
-    )
-    program = strategy.compile(
-        functools.partial(
-            epoch.train_chunk,
-            step_fn=functools.partial(
-                train_step,
-                capture=optimizer.capture,
-                axis_name=strategy.axis_name,
-            ),
-            num_steps=1,
-            batching=epoch.Batching(batch_size=16, steps_per_epoch=3),
-            preprocessing=dataset.preprocessing,
-            axis_name=strategy.axis_name,
-        ),
-        donate_state=True,
-    )
-    totals = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
-    rng = jax.random.key(5)
-    arrays = strategy.put((*dataset.train, rng))
-    progress = strategy.put(Progress(state, totals))
-    for step in range(num_steps):
-        order = strategy.put(epoch.shuffle(rng, step // 3, len(dataset.train.labels)))
-        progress = program(*progress, order, *arrays)
-    state, totals = jax.device_get(progress)
-    assert state.step == num_steps
-    return state.params, state.opt_state, state.batch_stats, totals
-
-
-@pytest.mark.parametrize("batch_norm", [True, False])
-def test_eight_devices_train_as_one(x64, small_dataset, batch_norm):
-    # In float64: with batch normalization, rounding in float32 grows from step to step.
-    optimizer = create_optimizer("insgd-l2", scope="layer")
-    run = functools.partial(
-        run_steps,
-        optimizer=optimizer,
-        dataset=small_dataset,
-        num_steps=20,
-        batch_norm=batch_norm,
-        dtype="float64",
-    )
-
-    one = run(parallel.jit())
-    eight = run(parallel.pmap())
-
-    assert parallel.pmap().num_devices == 8
-    assert_equal_to(1e-8, eight, one)
-
-
-def test_eight_devices_take_one_step_as_one_in_float32(small_dataset):
-    optimizer = create_optimizer("insgd-l2")
-    run = functools.partial(
-        run_steps,
-        optimizer=optimizer,
-        dataset=small_dataset,
-        num_steps=1,
-        batch_norm=True,
-        dtype="float32",
-    )
-    # Sums in another order: some roundings of 6e-8 each.
-    assert_equal_to(1e-5, run(parallel.pmap()), run(parallel.jit()))
 
 
 def test_train_state_is_a_pytree_of_arrays_that_is_stable():

@@ -1,11 +1,15 @@
 """`python -m train run`: train, and keep what came of it."""
 
+import contextlib
+import io
+import signal
 import sys
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
-from train import datasets, loop, metrics, plots, run_folder
+from train import datasets, distributed, loop, metrics, plots, run_folder
 from train.checkpoints import Checkpoints
 from train.config import RunConfig
 from train.experiment import Experiment
@@ -25,11 +29,27 @@ def run(config: RunConfig) -> int:
     Returns:
         The exit status: 0, or 128 plus the number of the signal that stopped it.
     """
+    distributed.start(config.launch)
+    if distributed.is_first():
+        return _run(config)
+    # All compute and save together; the first alone speaks and writes the rest.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return _run(config)
+
+
+def _run(config: RunConfig) -> int:
     dataset = datasets.load(config.dataset, config.load_options)
     experiment = Experiment(config, dataset)
     progress = experiment.start()
     if config.resume is None:
-        folder = run_folder.create(config, dataset.describe())
+        description = dataset.describe()
+        folder = run_folder.load(
+            Path(
+                distributed.from_first(
+                    lambda: str(run_folder.create(config, description).path)
+                )
+            )
+        )
     else:
         folder = run_folder.load(config.resume)
         folder.check_dataset(dataset.describe())
@@ -47,13 +67,21 @@ def run(config: RunConfig) -> int:
 
     rows = [row for row in metrics.read(folder.metrics) if row["step"] <= first_step]
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
-    writer = MetricsWriter(folder.metrics, rows, tensorboard)
+    is_first, in_several = distributed.is_first(), jax.process_count() > 1
+    writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
     warnings = Warnings()
+    stop_in_any = False
 
     def on_epoch(progress: Progress, row: Row) -> None:
+        nonlocal stop_in_any
         rows.append(row)
-        writer.write(row)
+        if is_first:
+            writer.write(row)
         checkpoints.save(row["step"], progress, row["test_top1"])
+        # Processes must stop at the same step, and agree on it here.
+        stop_in_any = distributed.any_process(bool(stop))
+        if not is_first:
+            return
         tqdm.write(_epoch_line(row, config.epochs))
         for warning in warnings.new(row):
             tqdm.write(f"Warning: {warning}", file=sys.stderr)
@@ -63,22 +91,24 @@ def run(config: RunConfig) -> int:
             experiment,
             progress,
             config.epochs,
-            stopped=lambda: bool(stop),
+            stopped=lambda: stop_in_any if in_several else bool(stop),
             on_epoch=on_epoch,
         )
         step = int(progress.state.step)
         checkpoints.save(step, progress, None)
-    writer.close()
     checkpoints.close()
-    plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
-    if rows and "multipliers" in rows[-1]:
-        plots.plot_multipliers(rows, folder.multipliers_plot)
-    if stop and step < config.epochs * experiment.steps_per_epoch:
+    if is_first:
+        writer.close()
+        plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
+        if rows and "multipliers" in rows[-1]:
+            plots.plot_multipliers(rows, folder.multipliers_plot)
+    if step < config.epochs * experiment.steps_per_epoch:
+        stopped_by = stop.signal or signal.SIGTERM  # It may have reached another one.
         print(
-            f"Stopped by {stop.signal.name} and saved at step {step}. Go on with: "
+            f"Stopped by {stopped_by.name} and saved at step {step}. Go on with: "
             f"python -m train --resume {_short(folder.path)}"
         )
-        return 128 + stop.signal
+        return 128 + stopped_by
     print(_closing_line(rows, folder))
     return 0
 

@@ -1,0 +1,40 @@
+"""`python -m train run` on the stripes and the tiny network, for several processes.
+
+`python -m tests.train.distributed_run DIE_AFTER OPTION...`: with DIE_AFTER an epoch,
+this process dies in the one after it, as a machine does.
+"""
+
+import os
+import signal
+import sys
+
+import jax
+
+import models
+from train import cli, digits
+from train.experiment import Experiment
+
+from .stripes import stripes
+from .tiny_cnn import TinyCNN
+
+
+def main(die_after, *options):
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_disable_most_optimizations", True)
+    digits.load = stripes
+    models.create = lambda name, **settings: TinyCNN(**settings)
+    train_chunk = Experiment.train_chunk
+
+    def train_or_die(self, progress, order, num_steps):
+        epoch, step = divmod(int(progress.state.step), self.steps_per_epoch)
+        if (epoch, step) == (int(die_after), 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_chunk(self, progress, order, num_steps)
+
+    if die_after != "never":
+        Experiment.train_chunk = train_or_die
+    return cli.main(["--batch-size", "16", *options])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""The training pipeline, in a few lines, on any devices; also as one of two processes.
+
+`python -m tests.train.pipeline HOST:PORT PROCESS_ID FILE` takes the steps of all
+`CASES` on four devices of its own and four of another process, and writes what came
+of them.
+"""
+
+import contextlib
+import functools
+import pickle
+import sys
+
+import jax
+import jax.numpy as jnp
+
+import insgd_optax
+from train import distributed, epoch, optimizers, parallel
+from train.state import Progress, create_state
+from train.step import train_step
+
+from .stripes import stripes
+from .tiny_cnn import TinyCNN
+
+# By name: way, batch normalization, dtype, steps. In float64 for many steps: with batch
+# normalization, rounding in float32 grows from step to step.
+CASES = {
+    f"{way}-{dtype}-{'bn' if batch_norm else 'plain'}": (way, batch_norm, dtype, steps)
+    for way in ("mesh", "shard_map", "pmap")
+    for batch_norm in (True, False)
+    for dtype, steps in (("float64", 20), ("float32", 1))
+}
+
+
+def run_steps(devices, batch_norm, dtype, num_steps):
+    """All that training changes after some steps, and P by weight."""
+    dataset = stripes()
+    optimizer = optimizers.create(
+        "insgd-l2",
+        0.1,
+        momentum=0.9,
+        weight_decay=0.01,
+        scope="layer",
+        normalizer="log",
+    )
+    model = TinyCNN(batch_norm, dtype=dtype, axis_name=devices.axis_name)
+    state = create_state(model, optimizer.tx, jax.random.key(0), dataset.image_shape)
+    params, batch_stats = jax.tree.map(
+        lambda w: w.astype(dtype), (state.params, state.batch_stats)
+    )
+    state = state.replace(
+        params=params, opt_state=state.tx.init(params), batch_stats=batch_stats
+    )
+    program = devices.compile(
+        functools.partial(
+            epoch.train_chunk,
+            step_fn=functools.partial(
+                train_step, capture=optimizer.capture, axis_name=devices.axis_name
+            ),
+            num_steps=1,
+            batching=epoch.Batching(batch_size=16, steps_per_epoch=3),
+            preprocessing=dataset.preprocessing,
+            share=devices.share,
+        ),
+        donate_state=True,
+    )
+    totals = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
+    rng = jax.random.key(5)
+    arrays = devices.put((*dataset.train, rng))
+    progress = devices.put(Progress(state, totals))
+    for step in range(num_steps):
+        order = devices.put(epoch.shuffle(rng, step // 3, len(dataset.train.labels)))
+        progress = program(*progress, order, *arrays)
+    state, totals = jax.device_get(progress)
+    assert state.step == num_steps
+    trained = (state.params, jax.tree.leaves(state.opt_state), state.batch_stats)
+    return (*trained, totals), insgd_optax.input_powers(state.opt_state)
+
+
+def run_case(name):
+    """Takes the steps of a case of `CASES`."""
+    way, batch_norm, dtype, num_steps = CASES[name]
+    with compiled_for(dtype):
+        return run_steps(parallel.create(way), batch_norm, dtype, num_steps)
+
+
+@contextlib.contextmanager
+def compiled_for(dtype):
+    """Allows float64 or, for float32, compiles as users do.
+
+    Without its optimizations XLA sums float32 one after another on a CPU, and P is off
+    by 3e-6.
+    """
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", dtype == "float64")
+    try:
+        with jax.enable_x64(dtype == "float64"):
+            yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def main(coordinator, process_id, path):
+    """Is one of two processes."""
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_platforms", "cpu")
+    distributed.start(
+        distributed.Launch(
+            coordinator=coordinator, num_processes=2, process_id=int(process_id)
+        )
+    )
+    assert jax.device_count() == 8
+    results = {name: run_case(name) for name in CASES if CASES[name][0] != "pmap"}
+    if process_id == "0":
+        with open(path, "wb") as file:
+            pickle.dump(results, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,54 @@
+"""Processes that work together, on this machine, and never outlive their test."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_address():
+    """An address that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def started(commands, folder):
+    """Starts `python -m ...` commands; yields the processes, and kills what is left.
+
+    What they say goes to 0.log, 1.log ... in `folder`.
+    """
+    processes = []
+    with contextlib.ExitStack() as stack:
+        try:
+            for number, command in enumerate(commands):
+                log = stack.enter_context((folder / f"{number}.log").open("w"))
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *command],
+                        cwd=ROOT,
+                        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def finish(commands, folder, timeout=150):
+    """Runs commands to their end; returns their exit statuses and what they said."""
+    with started(commands, folder) as processes:
+        for process in processes:
+            process.wait(timeout)
+        statuses = [process.returncode for process in processes]
+    said = [(folder / f"{number}.log").read_text() for number in range(len(commands))]
+    return statuses, said

@@ -1,0 +1,130 @@
+"""Several processes: how they are started, what they write, and when one dies."""
+
+import json
+import signal
+
+import pytest
+
+from train import cli, distributed, metrics
+from train.checkpoints import Checkpoints
+from train.distributed import Launch
+from train.errors import UserError
+
+from . import processes
+
+
+def commands(*options, die_after="never"):
+    """A run's two processes; the second dies."""
+    address = processes.free_address()
+    return [
+        ["tests.train.distributed_run", "never" if number == 0 else str(die_after)]
+        + ["--coordinator", address, "--num-processes", "2"]
+        + ["--process-id", str(number), *options]
+        for number in range(2)
+    ]
+
+
+def rows(path):
+    return [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in metrics.read(path / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    statuses, said = processes.finish(
+        commands("--epochs", "3", "--run-dir", str(whole)), tmp_path
+    )
+    assert statuses == [0, 0], said
+    # One writes and speaks.
+    assert "Test accuracy" in said[0]
+    assert "epoch" not in said[1]
+    assert [row["epoch"] for row in rows(whole)] == [1, 2, 3]
+    record = json.loads((whole / "record.json").read_text())
+    assert len(record["environment"]["devices"]) == 4
+    assert "launch" not in record["config"]
+
+    with processes.started(
+        commands("--epochs", "3", "--run-dir", str(died), die_after=1), tmp_path
+    ) as (first, second):
+        assert second.wait(120) == -signal.SIGKILL
+        # The first does not go on alone. It is ended when the context is left, if it
+        # has not noticed yet.
+        assert first.poll() != 0
+    assert [row["epoch"] for row in rows(died)] == [1]
+
+    statuses, said = processes.finish(commands("--resume", str(died)), tmp_path)
+    assert statuses == [0, 0], said
+    assert "Going on from step 3." in said[0]
+    assert rows(died) == rows(whole)
+    for path in (whole, died):
+        checkpoints = Checkpoints(path / "checkpoints")
+        assert checkpoints.latest_step == 9
+        checkpoints.close()
+
+
+@pytest.mark.slow
+def test_an_error_of_the_process_that_writes_ends_both(tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("")
+    statuses, said = processes.finish(commands("--run-dir", str(taken)), tmp_path)
+    assert statuses == [2, 2], said
+    for text in said:
+        assert "exists already and is left as it is" in text
+        assert "Traceback" not in text
+
+
+def test_nobody_at_the_coordinators_address(capsys):
+    address = processes.free_address()
+    options = ["--coordinator", address, "--num-processes", "2", "--process-id", "1"]
+    assert cli.main([*options, "--connect-timeout", "1"]) == 2
+    err = capsys.readouterr().err
+    assert f"Nobody answers at --coordinator {address} after 1 s" in err
+    assert "raise --connect-timeout" in err
+
+
+def test_no_cluster_to_ask(monkeypatch):
+    def initialize(*args, **options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(distributed.jax.config, "update", lambda *args: None)
+    with pytest.raises(UserError, match="found no Slurm.*Give --coordinator"):
+        distributed.start(Launch(distributed=True))
+
+
+def test_one_process_needs_nothing():
+    distributed.start(Launch())
+    assert distributed.is_first()
+    assert distributed.from_first(lambda: "here") == "here"
+    assert distributed.any_process(True)
+    assert not distributed.any_process(False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"coordinator": "a:1"}, "give --num-processes and --process-id too"),
+        ({"num_processes": 2, "process_id": 0}, "give --coordinator too"),
+        ({"coordinator": "a"}, "must be HOST:PORT, such as node1:1234, got 'a'"),
+        ({"coordinator": "a:0"}, "must be HOST:PORT"),
+        ({"process_id": 2}, "--process-id must be from 0 to 1"),
+        ({"num_processes": 0}, "--num-processes must be at least 1"),
+        ({"connect_timeout": 0}, "--connect-timeout must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_together(options, words):
+    whole = {"coordinator": "a:1", "num_processes": 2, "process_id": 0}
+    given = options if "too" in words else whole | options
+    with pytest.raises(ValueError, match=words):
+        Launch(**given).check()
+
+
+def test_the_command_line_names_the_option(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--coordinator", "a:1"])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "give --num-processes and --process-id too" in said

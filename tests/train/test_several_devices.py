@@ -1,0 +1,93 @@
+"""One device, eight devices and two processes of four train alike."""
+
+import functools
+import pickle
+
+import jax
+import numpy as np
+import pytest
+
+from train import parallel
+
+from . import pipeline, processes
+
+TOLERANCE = {"float64": 1e-8, "float32": 1e-5}
+
+
+@functools.cache
+def on_one_device(batch_norm, dtype, num_steps):
+    return pipeline.run_steps(parallel.jit(), batch_norm, dtype, num_steps)
+
+
+def check_as_on_one_device(name, result):
+    """Parameters and the like to so much of each array's largest entry; P relative."""
+    _, *options = pipeline.CASES[name]
+    dtype = options[1]
+    with pipeline.compiled_for(dtype):
+        expected, expected_powers = on_one_device(*options)
+    trained, powers = result
+    assert trained[0]["Dense_0"]["kernel"].dtype == dtype
+
+    def check(got, want):
+        atol = TOLERANCE[dtype] * np.abs(want).max()
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+    jax.tree.map(check, trained, expected)
+    assert powers.keys() == expected_powers.keys()
+    for weight, power in powers.items():
+        np.testing.assert_allclose(power, expected_powers[weight], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", pipeline.CASES)
+def test_eight_devices_train_as_one(name):
+    assert parallel.create(pipeline.CASES[name][0]).num_devices == 8
+    check_as_on_one_device(name, pipeline.run_case(name))
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_train_as_one_device(tmp_path):
+    address = processes.free_address()
+    statuses, said = processes.finish(
+        [
+            ["tests.train.pipeline", address, str(number), str(tmp_path / "results")]
+            for number in range(2)
+        ],
+        tmp_path,
+    )
+    assert statuses == [0, 0], said
+    results = pickle.loads((tmp_path / "results").read_bytes())
+    assert len(results) == 8
+    for name, result in results.items():
+        check_as_on_one_device(name, result)
+
+
+def test_by_default_all_devices_are_used():
+    assert isinstance(parallel.create("auto"), parallel.Mesh)
+    assert parallel.create("auto").num_devices == 8
+
+
+@pytest.mark.parametrize("way", ["mesh", "shard_map"])
+def test_each_device_computes_its_share_alone(way):
+    """The whole batch is on no device: an activation has a share's size."""
+    devices = parallel.create(way)
+
+    def program(state, images):
+        share = devices.share(images)
+        shapes.append(share.shape)
+        return state + (share @ state).mean() * 0
+
+    shapes = []
+    state = devices.put(np.ones((32, 32), np.float32))
+    images = devices.put(np.ones((64, 32), np.float32))
+    compiled = devices.compile(program)
+    np.testing.assert_array_equal(compiled(state, images), state)
+    text = jax.jit(compiled).lower(state, images).compile().as_text()
+    assert "f32[8,32]" in text
+    assert shapes[0] == ((8, 32) if way == "shard_map" else (64, 32))
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_ways_for_one_process_say_so_in_several(monkeypatch, way):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(parallel.UserError, match="--parallel mesh or shard_map"):
+        parallel.create(way)

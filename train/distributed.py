@@ -1,0 +1,176 @@
+"""Several processes that train as one: how they find each other, and who speaks."""
+
+import dataclasses
+import socket
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.errors import UserError
+
+_RETRY_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How this process was started; no part of what the run is."""
+
+    distributed: bool = False
+    """One of several processes that train together, over all their devices. Slurm,
+    Open MPI and Kubernetes say which; elsewhere give the three options below."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 listens and the others find it."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which one this is, from 0. Process 0 alone writes metrics and plots."""
+    connect_timeout: int = 60
+    """Seconds to wait for the other processes."""
+
+    def check(self) -> None:
+        """Raises a ValueError unless the options fit together."""
+        by_hand = {
+            "--coordinator": self.coordinator,
+            "--num-processes": self.num_processes,
+            "--process-id": self.process_id,
+        }
+        missing = [name for name, value in by_hand.items() if value is None]
+        if missing and len(missing) < len(by_hand):
+            raise ValueError(
+                f"{', '.join(by_hand)} belong together: give {' and '.join(missing)} "
+                "too"
+            )
+        if self.connect_timeout < 1:
+            raise ValueError(
+                f"--connect-timeout must be at least 1, got {self.connect_timeout}"
+            )
+        if missing:
+            return
+        _, colon, port = self.coordinator.rpartition(":")
+        if not (colon and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError(
+                "--coordinator must be HOST:PORT, such as node1:1234, got "
+                f"{self.coordinator!r}"
+            )
+        if self.num_processes < 1:
+            raise ValueError(
+                f"--num-processes must be at least 1, got {self.num_processes}"
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"--process-id must be from 0 to {self.num_processes - 1} with "
+                f"--num-processes {self.num_processes}, got {self.process_id}"
+            )
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether there are to be several processes."""
+        return self.distributed or self.coordinator is not None
+
+
+def start(launch: Launch) -> None:
+    """Joins the other processes, before anything asks JAX for its devices.
+
+    Raises:
+        UserError: if they cannot be found.
+    """
+    if not launch.is_asked_for:
+        return
+    # On a CPU's few threads the collectives of two steps under way at once may wait for
+    # each other for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if launch.process_id:
+        _wait_for(launch.coordinator, launch.connect_timeout)
+    try:
+        jax.distributed.initialize(
+            launch.coordinator,
+            launch.num_processes,
+            launch.process_id,
+            initialization_timeout=launch.connect_timeout,
+        )
+    except ValueError as error:
+        raise UserError(
+            "--distributed: JAX found no Slurm, Open MPI or Kubernetes to tell it of "
+            f"the other processes ({error}). Give --coordinator HOST:PORT, "
+            "--num-processes and --process-id."
+        ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"Not all processes came within {launch.connect_timeout} s "
+            f"({str(error).splitlines()[0]}). Check that all were started, with the "
+            "same --coordinator and --num-processes, or raise --connect-timeout."
+        ) from error
+
+
+def _wait_for(address: str, timeout: float) -> None:
+    """Waits until somebody listens. JAX, if nobody does, ends the process."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"Nobody answers at --coordinator {address} after {timeout} s "
+                    f"({error}). Check that process 0 runs there and that the port "
+                    "is open, or raise --connect-timeout."
+                ) from error
+        time.sleep(_RETRY_SECONDS)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks: the first, or the only."""
+    return jax.process_index() == 0
+
+
+def from_first(make: Callable[[], str]) -> str:
+    """What the first process makes, in every process.
+
+    Args:
+        make: called in the first process alone.
+
+    Returns:
+        What it returned there.
+
+    Raises:
+        UserError: in all of them, if it raised one there.
+    """
+    if jax.process_count() == 1:
+        return make()
+    error, text = None, ""
+    if is_first():
+        try:
+            text = make()
+        except (UserError, OSError) as caught:
+            # The others wait for an answer: they get the error for one.
+            error, text = caught, str(caught)
+    failed, text = bool(_broadcast(int(error is not None))), _broadcast_text(text)
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError(f"In the first process: {text}")
+    return text
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _broadcast(number: int) -> int:
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))
+
+
+def _broadcast_text(text: str) -> str:
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = _broadcast(len(data))
+    padded = np.zeros(length, np.uint8)
+    padded[: len(data)] = data[:length]
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode()
