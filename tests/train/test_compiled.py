@@ -1,0 +1,109 @@
+"""The training program as it is compiled: nothing leaves the device on its way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from train import epoch, loop
+from train.config import RunConfig
+from train.experiment import Experiment
+from train.state import Progress
+
+from .tiny_cnn import TinyCNN
+
+
+@pytest.fixture
+def experiment(monkeypatch, small_dataset):
+    """Makes an experiment of chunks in compiled loops, as on an accelerator."""
+    monkeypatch.setattr(epoch, "loops_are_fast", lambda: True)
+    monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
+
+    def make(**options):
+        return Experiment(RunConfig(batch_size=16, **options), small_dataset)
+
+    return make
+
+
+@pytest.mark.parametrize("way", ["jit", "mesh", "pmap", "shard_map"])
+def test_chunks_move_nothing_between_host_and_device(experiment, way):
+    chunks = experiment(parallel=way, chunk_steps=1)
+    order = chunks.order(0)
+    progress = chunks.train_chunk(chunks.start(), order, 1)  # Compiled and loaded.
+    with jax.transfer_guard("disallow_explicit"):
+        with pytest.raises(Exception, match="Disallowed host-to-device"):
+            jax.device_put(np.zeros(3)).block_until_ready()
+        for _ in range(2):
+            progress = chunks.train_chunk(progress, order, 1)
+    assert int(progress.state.step) == 3
+
+
+def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
+    one = experiment(parallel="jit")
+    progress, order = one.start(), one.order(0)
+    assert one.chunk_lengths() == [3]
+
+    lowered = one._chunk_program(3).lower(*progress, order, *one._train)
+
+    images = one._train[0]
+    assert images.dtype == jnp.uint8
+    text = lowered.as_text()
+    assert "callback" not in text
+    # One loop: steps of their own would repeat the convolution for each of three.
+    longer = one._chunk_program(2).lower(*progress, order, *one._train).as_text()
+    assert text.count("stablehlo.convolution") == longer.count("stablehlo.convolution")
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(progress.state))
+    memory = lowered.compile().memory_analysis()
+    assert memory.alias_size_in_bytes == state_bytes
+
+
+def test_bfloat16_computes_and_float32_remembers(experiment):
+    one = experiment(parallel="jit", dtype="bfloat16")
+    progress, order = one.start(), one.order(0)
+    text = one._chunk_program(1).lower(*progress, order, *one._train).as_text()
+    convolutions = [line for line in text.splitlines() if ".convolution" in line]
+    assert convolutions
+    for line in convolutions:
+        assert "bf16" in line and "f32" not in line
+    leaves = jax.tree.leaves(one.train_chunk(progress, order, 1).state)
+    assert {leaf.dtype.name for leaf in leaves} == {"float32", "int32"}
+
+
+def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
+    events = []
+
+    class Total:
+        def __init__(self, step):
+            self.step = step
+
+        def __float__(self):
+            events.append(f"read {self.step}")
+            return 0.0
+
+    class FakeState:
+        step = 0
+
+    class FakeExperiment:
+        steps_per_epoch = 6
+
+        def chunk_lengths(self):
+            return [2, 2, 2]
+
+        def order(self, number):
+            return None
+
+        def train_chunk(self, progress, order, num_steps):
+            step = progress.totals["loss"].step + num_steps
+            events.append(f"start {step}")
+            return Progress(FakeState(), {"loss": Total(step)})
+
+    monkeypatch.setattr(loop, "_row", lambda experiment, progress, step: {})
+    loop.fit(
+        FakeExperiment(),
+        Progress(FakeState(), {"loss": Total(0)}),
+        1,
+        stopped=lambda: False,
+        on_epoch=lambda progress, row: None,
+    )
+    assert events == ["start 2", "start 4", "read 2", "start 6", "read 4"]
