@@ -9,6 +9,7 @@ import numpy as np
 
 from train import environment
 from train.step_cost import StepCost
+from train.timing import Ratio
 
 _MEBI = 2**20
 
@@ -35,6 +36,8 @@ def _result(cost: StepCost) -> dict[str, Any]:
         "dtype": cost.workload.dtype,
         "overhead": dataclasses.asdict(cost.overhead),
         "control": dataclasses.asdict(cost.control),
+        "processor_overhead": _ratio_or_none(cost.processor_overhead),
+        "processor_control": _ratio_or_none(cost.processor_control),
         "seconds": {
             name: {
                 "median": float(np.median(times)),
@@ -55,6 +58,10 @@ def _result(cost: StepCost) -> dict[str, Any]:
     }
 
 
+def _ratio_or_none(ratio: Ratio | None) -> dict[str, Any] | None:
+    return None if ratio is None else dataclasses.asdict(ratio)
+
+
 def to_markdown(costs: Sequence[StepCost]) -> str:
     """The results as a table, a row a workload, with an explanation below."""
     columns = [
@@ -65,19 +72,23 @@ def to_markdown(costs: Sequence[StepCost]) -> str:
         "INSGD / SGD (95 %)",
         "paired (quartiles)",
         "SGD / SGD (95 %)",
+        "INSGD / SGD, CPU time (95 %)",
+        "SGD / SGD, CPU time (95 %)",
         "images/s",
         "temporary, MiB",
         "of SGD's",
         "peak of SGD's",
         "state, bytes more",
         "weights scaled",
+        "FLOP utilisation",
     ]
+    rows = [_cells(cost) for cost in costs]
     # A column that is empty on every row says nothing.
-    utilisation = any(cost.utilisation is not None for cost in costs)
-    if utilisation:
-        columns.append("FLOP utilisation")
-    lines = [columns, ["---"] * len(columns)]
-    lines += [_cells(cost, utilisation) for cost in costs]
+    shown = [any(row[place] for row in rows) for place in range(len(columns))]
+    lines = [
+        [cell for cell, show in zip(line, shown, strict=True) if show]
+        for line in (columns, ["---"] * len(columns), *rows)
+    ]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return f"{table}\n\n{_LEGEND}\n"
 
@@ -86,33 +97,36 @@ _LEGEND = (
     "Ratios are of the medians of interleaved rounds, with the interval in which 95 % "
     "lie when the rounds are drawn anew; paired, the median of the ratios within a "
     "round, with its quartiles. SGD / SGD is a second copy of the same program: a "
-    "difference of that size means nothing. Images/s and temporary memory are "
-    "INSGD's."
+    "difference of that size means nothing. CPU time is that of this process on all "
+    "cores, which the load of others hardly changes. Images/s and temporary memory "
+    "are INSGD's."
 )
 
 
-def _cells(cost: StepCost, utilisation: bool) -> list[str]:
+def _cells(cost: StepCost) -> list[str]:
     sgd, insgd = cost.memory["sgd"], cost.memory["insgd"]
-    cells = [
+    return [
         cost.workload.network,
         str(cost.workload.batch_size),
         cost.workload.dtype,
         f"{1000 * np.median(cost.seconds['sgd']):.2f}",
-        _ratio(cost.overhead.of_medians, cost.overhead.interval),
+        _of_medians(cost.overhead),
         _ratio(cost.overhead.paired, cost.overhead.quartiles),
-        _ratio(cost.control.of_medians, cost.control.interval),
+        _of_medians(cost.control),
+        _of_medians(cost.processor_overhead),
+        _of_medians(cost.processor_control),
         f"{cost.images_per_second('insgd'):.0f}",
         f"{insgd.temporary / _MEBI:.2f}",
         f"{insgd.temporary / sgd.temporary:.4f}",
         "" if insgd.peak is None else f"{insgd.peak / sgd.peak:.4f}",
         str(cost.state_bytes["insgd"] - cost.state_bytes["sgd"]),
         str(cost.scaled_weights),
+        "" if cost.utilisation is None else f"{100 * cost.utilisation:.1f} %",
     ]
-    if utilisation:
-        cells.append(
-            "" if cost.utilisation is None else f"{100 * cost.utilisation:.1f} %"
-        )
-    return cells
+
+
+def _of_medians(ratio: Ratio | None) -> str:
+    return "" if ratio is None else _ratio(ratio.of_medians, ratio.interval)
 
 
 def _ratio(value: float, spread: tuple[float, float]) -> str:

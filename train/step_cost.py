@@ -43,6 +43,9 @@ class StepCost:
         overhead: INSGD's step over SGD's.
         control: SGD's second copy over SGD's: what the method calls a difference
             where there is none.
+        processor_overhead: the same as overhead, in processor time, which others' load
+            on the machine hardly changes; None where the processor does not compute.
+        processor_control: likewise.
         memory: of the program of a step, by name.
         flops: floating-point operations of SGD's step, as XLA counts them before it
             optimizes; None where it does not.
@@ -56,6 +59,8 @@ class StepCost:
     seconds: dict[str, np.ndarray]
     overhead: timing.Ratio
     control: timing.Ratio
+    processor_overhead: timing.Ratio | None
+    processor_control: timing.Ratio | None
     memory: dict[str, Memory]
     flops: float | None
     utilisation: float | None
@@ -182,10 +187,10 @@ def measure(workload: Workload, image_size: int, rounds: int) -> StepCost:
         "insgd": insgd.run_from(insgd.state),
     }
     rng = np.random.default_rng(0)
-    seconds = {
-        name: sgd.per_step(times)
-        for name, times in timing.interleave(programs, rounds, rng).items()
-    }
+    times = timing.interleave(programs, rounds, rng)
+    seconds = {name: sgd.per_step(one.seconds) for name, one in times.items()}
+    processor = {name: one.processor_seconds for name, one in times.items()}
+    on_cpu = jax.default_backend() == "cpu"
     peak = device_peaks.peak_flops(jax.devices()[0].device_kind, workload.dtype)
     utilisation = None
     if peak is not None and flops is not None:
@@ -195,6 +200,12 @@ def measure(workload: Workload, image_size: int, rounds: int) -> StepCost:
         seconds,
         overhead=timing.compare(seconds["insgd"], seconds["sgd"], rng),
         control=timing.compare(seconds["sgd_again"], seconds["sgd"], rng),
+        processor_overhead=timing.compare(processor["insgd"], processor["sgd"], rng)
+        if on_cpu
+        else None,
+        processor_control=timing.compare(processor["sgd_again"], processor["sgd"], rng)
+        if on_cpu
+        else None,
         memory={name: stepper.memory() for name, stepper in steppers.items()},
         flops=flops,
         utilisation=utilisation,

@@ -3,11 +3,19 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 _RESAMPLES = 2000
 _SAMPLE_SECONDS = 0.05  # Shorter ones show the clock and the dispatch.
+
+
+class Times(NamedTuple):
+    """Of one run of a program, in each round."""
+
+    seconds: np.ndarray  # shape=(rounds,): on the clock
+    processor_seconds: np.ndarray  # shape=(rounds,): of all cores, for this process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Ratio:
 
 def interleave(
     programs: Mapping[str, Callable[[int], None]], rounds: int, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+) -> dict[str, Times]:
     """Times programs in turn, in another random order each round.
 
     What changes slowly, such as the clock rate or the load, falls on all of them; and
@@ -42,7 +50,7 @@ def interleave(
         rng: for the orders.
 
     Returns:
-        Seconds of one run, of shape (rounds,), by the same names.
+        The times, by the same names.
     """
     runs = 1
     for program in programs.values():
@@ -53,13 +61,15 @@ def interleave(
         # As often for all, or the longer row would look faster.
         runs = max(runs, int(np.ceil(_SAMPLE_SECONDS / seconds)))
     names = list(programs)
-    times = {name: np.empty(rounds) for name in names}
+    times = {name: Times(np.empty(rounds), np.empty(rounds)) for name in names}
     for number in range(rounds):
         for index in rng.permutation(len(names)):
             name = names[index]
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             programs[name](runs)
-            times[name][number] = (time.perf_counter() - started) / runs
+            ended = time.perf_counter(), time.process_time()
+            for kind in range(2):
+                times[name][kind][number] = (ended[kind] - started[kind]) / runs
     return times
 
 
@@ -69,7 +79,7 @@ def compare(
     """Compares the times of two programs.
 
     Args:
-        times: of the one, of shape (rounds,), from `interleave`.
+        times: of the one, of shape (rounds,), one kind from `interleave`.
         reference: of the other, in the same rounds.
         rng: for the interval.
 

@@ -54,6 +54,7 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     assert result["control"]["of_medians"] == pytest.approx(
         medians["sgd_again"] / medians["sgd"]
     )
+    assert result["processor_overhead"]["of_medians"] > 0
     assert result["images_per_second"]["sgd"] == pytest.approx(8 / medians["sgd"])
     # A multiply and an add for each weight and place in the forward pass at least.
     assert result["flops"] > 2 * 8 * (4 * 4 * 9 * 4 + 64 * 10)

@@ -1,5 +1,7 @@
 """Times that are compared: fair orders, and a ratio that finds what is there."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,23 @@ def test_programs_run_equally_often_in_changing_orders():
     # A program too quick for the clock is repeated, all of them alike.
     assert len({repeats for _, repeats in timed}) == 1
     assert timed[0][1] > 1
-    assert all(len(seconds) == 20 and min(seconds) > 0 for seconds in times.values())
+    assert all(
+        len(one.seconds) == 20 and min(one.seconds) > 0 for one in times.values()
+    )
+
+
+def test_waiting_is_no_processor_time():
+    programs = {"wait": lambda times: time.sleep(0.06), "work": lambda times: spin()}
+
+    def spin():
+        end = time.process_time() + 0.06
+        while time.process_time() < end:
+            pass
+
+    times = timing.interleave(programs, 2, np.random.default_rng(0))
+    assert max(times["wait"].processor_seconds) < 0.03
+    assert min(times["work"].processor_seconds) >= 0.06
+    assert min(times["wait"].seconds) >= 0.06
 
 
 def test_a_difference_is_found_under_a_load_that_comes_and_goes():
