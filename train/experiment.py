@@ -8,7 +8,9 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+import insgd_optax
 import models
 from train import epoch, optimizers, parallel, schedules
 from train.config import RunConfig
@@ -183,6 +185,14 @@ class Experiment:
             sizes={name: weight.size for name, weight in params.items()},
             eps=optimizers.EPS,
         )
+
+    def powers(self, state: TrainState) -> dict[str, float]:
+        """INSGD's estimates P by weight, the mean if its stacked layers have several.
+
+        Only where `multipliers` is not None.
+        """
+        powers = jax.device_get(insgd_optax.input_powers(state.opt_state))
+        return {name: float(np.mean(power)) for name, power in powers.items()}
 
 
 def _literal(text: str) -> Any:

@@ -97,5 +97,6 @@ def _row(experiment: Experiment, progress: Progress, step: int) -> Row:
             "at_floor": list(multipliers.at_floor),
             "mean_multiplier": multipliers.mean,
             "multipliers": multipliers.by_weight,
+            "powers": experiment.powers(state),
         }
     return row

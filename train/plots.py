@@ -48,26 +48,29 @@ def plot_test_error(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> 
 
 
 def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
-    """Draws what INSGD multiplied the learning rate by, weight by weight, over epochs.
+    """Draws INSGD's estimates P of each weight's input, and its multipliers of the rate.
 
     Args:
         rows: of `metrics.jsonl`, of a run of INSGD.
         path: the PNG to write.
     """
-    figure, (axes,) = _figure(7.5, panels=1)
+    figure, (power, multiplier) = _figure(11, panels=2, sharey=False)
     epochs = [row["epoch"] for row in rows]
-    for number, name in enumerate(rows[0]["multipliers"]):
-        values = [row["multipliers"][name] for row in rows]
-        style = ("-", "--", ":", "-.")[number // 10 % 4]
-        axes.plot(epochs, values, style, marker=".", label=name)
-    axes.plot(
-        epochs, [row["mean_multiplier"] for row in rows], "k", lw=2.5, label="mean"
-    )
-    axes.set_yscale("log")
-    axes.set_xlabel("Epoch")
-    axes.set_ylabel("Multiplier of the learning rate")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
+    for axes, values, label in (
+        (power, "powers", "Power P of the input"),
+        (multiplier, "multipliers", "Multiplier of the learning rate"),
+    ):
+        for number, name in enumerate(rows[0][values]):
+            style = ("-", "--", ":", "-.")[number // 10 % 4]
+            line = [row[values][name] for row in rows]
+            axes.plot(epochs, line, style, marker=".", label=name)
+        axes.set_yscale("log")
+        axes.set_xlabel("Epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    mean = [row["mean_multiplier"] for row in rows]
+    multiplier.plot(epochs, mean, "k", lw=2.5, label="mean")
+    multiplier.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
     figure.savefig(path, dpi=150)
 
 
@@ -108,10 +111,12 @@ def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _figure(width: float, panels: int) -> tuple[Figure, Sequence[Axes]]:
+def _figure(
+    width: float, panels: int, sharey: bool = True
+) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(width, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
     for axes in panels:
         axes.grid(alpha=0.3)
     return figure, panels

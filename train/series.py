@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from train import metrics, run_folder
 from train.commands.run import run
 from train.config import FREE_ON_RESUME, RunConfig, Setting
@@ -53,6 +55,8 @@ def complete(configs: Sequence[RunConfig]) -> int:
         0, or the exit status of the run that was stopped; called again, it goes on.
     """
     missing = [config for config in configs if finished(config) is None]
+    if missing:
+        _keep_compiled(missing[0].load_options.cache_dir / "compiled")
     print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
     for number, config in enumerate(missing, start=1):
         path = place(config)
@@ -63,6 +67,12 @@ def complete(configs: Sequence[RunConfig]) -> int:
             print("The same command again goes on from here.")
             return status
     return 0
+
+
+def _keep_compiled(folder: Path) -> None:
+    """Lets runs that differ by their seed alone, and later ones, share programs."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def report_folder(command: str, config: Setting) -> Path:

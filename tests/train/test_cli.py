@@ -88,6 +88,9 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
         assert row["learning_rate"] == 0.1
         assert row["weights_at_floor"] == 0
         assert row["multipliers"].keys() == {"Conv_0/kernel", "Dense_0/kernel"}
+        assert {
+            name: 1 / max(np.log(power), 0.01) for name, power in row["powers"].items()
+        } == pytest.approx(row["multipliers"], rel=1e-5)
         assert (
             min(row["multipliers"].values())
             < row["mean_multiplier"]

@@ -148,6 +148,7 @@ def test_pictures_of_multipliers_and_of_a_run_without_metrics(tmp_path):
             "epoch": epoch,
             "mean_multiplier": 0.2,
             "multipliers": {f"Conv_{n}/kernel": 0.1 * epoch + n for n in range(12)},
+            "powers": {f"Conv_{n}/kernel": 10.0 * epoch + n for n in range(12)},
         }
         for epoch in (1, 2)
     ]

@@ -87,7 +87,7 @@ def _table(config: SweepConfig, points: dict[str, list[Point]]) -> str:
     ]
     note = (
         "Top-1 on the test images after the last epoch in percent, mean ± standard "
-        "deviation over seeds, @ learning rate x mean multiplier."
+        "deviation over seeds, @ learning rate x mean multiplier, which is 1 but for INSGD."
     )
     return f"{markdown.table(('Learning rate', *points), rows)}\n\n{note}"
 
