@@ -31,10 +31,9 @@ CASES = {
 }
 
 
-def run_steps(devices, batch_norm, dtype, num_steps):
-    """All that training changes after some steps, and P by weight."""
-    dataset = stripes()
-    optimizer = optimizers.create(
+def create_optimizer():
+    """INSGD, with biases and batch normalizations scaled too."""
+    return optimizers.create(
         "insgd-l2",
         0.1,
         momentum=0.9,
@@ -42,6 +41,12 @@ def run_steps(devices, batch_norm, dtype, num_steps):
         scope="layer",
         normalizer="log",
     )
+
+
+def run_steps(devices, batch_norm, dtype, num_steps):
+    """All that training changes after some steps, and P by weight."""
+    dataset = stripes()
+    optimizer = create_optimizer()
     model = TinyCNN(batch_norm, dtype=dtype, axis_name=devices.axis_name)
     state = create_state(model, optimizer.tx, jax.random.key(0), dataset.image_shape)
     params, batch_stats = jax.tree.map(

@@ -2,14 +2,18 @@
 
 import functools
 import pickle
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from train import parallel
+from train.state import create_state
+from train.step import train_step
 
 from . import pipeline, processes
+from .tiny_cnn import TinyCNN
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-5}
 
@@ -84,6 +88,33 @@ def test_each_device_computes_its_share_alone(way):
     text = jax.jit(compiled).lower(state, images).compile().as_text()
     assert "f32[8,32]" in text
     assert shapes[0] == ((8, 32) if way == "shard_map" else (64, 32))
+
+
+@pytest.mark.parametrize("way", ["mesh", "shard_map"])
+@pytest.mark.parametrize(("batch_norm", "expected"), [(False, 1), (True, 3)])
+def test_a_step_has_one_collective_and_two_for_each_batch_normalization(
+    way, batch_norm, expected
+):
+    devices = parallel.create(way)
+    optimizer = pipeline.create_optimizer()
+    model = TinyCNN(batch_norm, axis_name=devices.axis_name)
+    state = create_state(model, optimizer.tx, jax.random.key(0), (8, 8, 1))
+    batch = np.ones((16, 8, 8, 1), np.float32), np.zeros(16, np.int32)
+
+    def program(state, batch):
+        return train_step(
+            state,
+            devices.share(batch),
+            jax.random.key(0),
+            capture=optimizer.capture,
+            axis_name=devices.axis_name,
+        )
+
+    arrays = devices.put((state, batch))
+    text = devices.compile(program).lower(*arrays).compile().as_text()
+    # Batch normalization needs the whole batch's statistics on its way forward, and
+    # their gradients on its way back.
+    assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == expected
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])

@@ -1,0 +1,77 @@
+"""Seeds as an axis of one program, beside the same seeds one after another.
+
+python docs/examples/benchmark_seeds.py
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
+
+import models
+from train import optimizers, timing
+from train.state import create_state
+from train.step import train_step
+
+SEEDS, ROUNDS, BATCH_SIZE = 4, 30, 128
+
+
+def measure(image_shape: tuple[int, int, int]) -> timing.Ratio:
+    """The custom CNN with INSGD: the time of the axis over that of one by one."""
+    optimizer = optimizers.create(
+        "insgd-l2",
+        1e-3,
+        momentum=0.9,
+        weight_decay=5e-4,
+        scope="kernel",
+        normalizer="log",
+    )
+    model = models.create("custom_cnn")
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(BATCH_SIZE, *image_shape)).astype(np.float32)
+    batch = jax.device_put((images, rng.integers(0, 10, BATCH_SIZE, np.int32)))
+    keys = jax.random.split(jax.random.key(0), SEEDS)
+
+    def step(state, key):
+        return train_step(state, batch, key, capture=optimizer.capture)[0]
+
+    single = [create_state(model, optimizer.tx, key, image_shape) for key in keys]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
+    one, several = jax.jit(step), jax.jit(jax.vmap(step))
+
+    def one_by_one(times):
+        for _ in range(times):
+            single[:] = [
+                one(state, key) for state, key in zip(single, keys, strict=True)
+            ]
+        jax.block_until_ready(single)
+
+    def axis(times):
+        nonlocal stacked
+        for _ in range(times):
+            stacked = several(stacked, keys)
+        jax.block_until_ready(stacked)
+
+    times = timing.interleave(
+        {"one by one": one_by_one, "axis": axis}, ROUNDS, np.random.default_rng(0)
+    )
+    return timing.compare(
+        times["axis"].seconds,
+        times["one by one"].seconds,
+        np.random.default_rng(0),
+    )
+
+
+if __name__ == "__main__":
+    print(f"{jax.devices()[0].device_kind}, {SEEDS} seeds, axis over one by one")
+    for shape in ((8, 8, 1), (32, 32, 3)):
+        ratio = measure(shape)
+        print(
+            f"{shape[0]}x{shape[1]}: {ratio.of_medians:.2f} (95 %: "
+            f"{ratio.interval[0]:.2f} to {ratio.interval[1]:.2f}), paired "
+            f"{ratio.paired:.2f}"
+        )
