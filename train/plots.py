@@ -16,6 +16,8 @@ from train.sweep_points import Point
 
 # Told apart without color too.
 _MARKERS = "osD^v<>ph*"
+# More names than this do not fit beside a panel.
+_MOST_NAMES = 22
 
 
 def plot_test_error(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> None:
@@ -41,7 +43,7 @@ def plot_test_error(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> 
             )
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Test error (%)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     figure.savefig(path, dpi=150)
@@ -50,12 +52,18 @@ def plot_test_error(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> 
 def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
     """Draws INSGD's estimates P of each weight's input, and its multipliers of the rate.
 
+    Of a network with many weights only those with the smallest and the largest
+    multipliers at the end are named.
+
     Args:
         rows: of `metrics.jsonl`, of a run of INSGD.
         path: the PNG to write.
     """
     figure, (power, multiplier) = _figure(11, panels=2, sharey=False)
     epochs = [row["epoch"] for row in rows]
+    last = rows[-1]["multipliers"]
+    by_size = sorted(last, key=lambda name: last[name])
+    named = set(by_size if len(by_size) <= _MOST_NAMES else by_size[:5] + by_size[-5:])
     for axes, values, label in (
         (power, "powers", "Power P of the input"),
         (multiplier, "multipliers", "Multiplier of the learning rate"),
@@ -63,13 +71,15 @@ def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
         for number, name in enumerate(rows[0][values]):
             style = ("-", "--", ":", "-.")[number // 10 % 4]
             line = [row[values][name] for row in rows]
-            axes.plot(epochs, line, style, marker=".", label=name)
+            # A label that starts with an underscore stays out of the legend.
+            label_of_line = name if name in named else f"_{name}"
+            axes.plot(epochs, line, style, marker=".", label=label_of_line)
         axes.set_yscale("log")
         axes.set_xlabel("Epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     mean = [row["mean_multiplier"] for row in rows]
-    multiplier.plot(epochs, mean, "k", lw=2.5, label="mean")
+    multiplier.plot(epochs, mean, "k", lw=2.5, marker=".", label="mean")
     multiplier.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
     figure.savefig(path, dpi=150)
 
