@@ -183,11 +183,11 @@ def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
             schedule_text(presets.options(table, row, epochs)) for row in table.rows
         }
         found.append(
-            f"Shortened: {epochs} epochs, the paper {table.epochs}. The schedule moves "
+            f"Shortened: epochs {epochs}, the paper {table.epochs}. The schedule moves "
             f"in proportion: {'; '.join(sorted(schedules))}."
         )
     if seeds != table.seeds:
-        found.append(f"{seeds} seeds, the paper {table.seeds}.")
+        found.append(f"Seeds: {seeds}, the paper {table.seeds}.")
     if dataset != table.dataset:
         found.append(
             f"Other data than the paper's {table.dataset}: {dataset}. The two columns "

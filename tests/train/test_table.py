@@ -50,9 +50,9 @@ def test_rows_stand_beside_the_papers_and_are_not_run_again(
         "79.24 ± 0.39",
         "79.30 ± 0.38",
         "as the paper picks it",
-        "Shortened: 2 epochs, the paper 200",
+        "Shortened: epochs 2, the paper 200",
         "x0.2 after epochs 1",
-        "2 seeds, the paper 7",
+        "Seeds: 2, the paper 7",
         "Other data than the paper's cifar10: digits",
     ):
         assert part in text
