@@ -35,8 +35,8 @@ class Setting:
     """What is trained, on what and for how long: all of a run but its optimizer."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(datasets.NAMES))] = "digits"
-    """Handwritten digits, embedded; or your images in PATH/train/<class>/ and
-    PATH/test/<class>/."""
+    """Handwritten digits, embedded; CIFAR, after `prepare`; or your images in
+    PATH/train/<class>/ and PATH/test/<class>/."""
     model: ModelName = "custom_cnn"
     """The network."""
     batch_norm: bool = True
