@@ -126,7 +126,10 @@ def listening(capture: Capture) -> Iterator[None]:
         layer_norm = capture.layer_norm(module)
         if layer_norm is None:
             return next_fun(*args, **kwargs)
-        output, is_innermost = _open.run(module.path, lambda: next_fun(*args, **kwargs))
+        # A lifted subclass is another object inside than outside; a model applied
+        # within a layer has the layer's path, but not its way of taking the norm.
+        layer = (module.path, layer_norm)
+        output, is_innermost = _open.run(layer, lambda: next_fun(*args, **kwargs))
         if is_innermost and module.is_mutable_collection(COLLECTION):
             call = inspect.signature(context.orig_method).bind(*args, **kwargs)
             statistic = layer_norm(module, call.arguments, capture.p)
@@ -167,6 +170,9 @@ def sow_input_norm(
     """Sows the power of a hand-written layer's input, in one line of its `__call__`.
 
     Sows `input_norm(x, p, axis=axis)`, a scalar, beside the parameters of `module`.
+    With `input_norms_like`, a scalar that is stacked is taken for one a layer: in a
+    recurrent cell, whose steps share a kernel, sow the number in the kernel's rank
+    instead, `self.sow("intermediates", "input_norm", input_norm(x).reshape(1, 1))`.
 
     Args:
         module: the module whose `kernel` the input meets; `self` in its `__call__`.
@@ -196,10 +202,9 @@ def sow_input_norm(
     """
     if p is None:
         p = _open.captures[-1].p if _open.captures else 2
+    check_p(p)
     if module.is_mutable_collection(COLLECTION):
         module.sow(COLLECTION, NAME, input_norm(x, p, axis=axis))
-    else:
-        check_p(p)
 
 
 def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -211,8 +216,8 @@ def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) ->
     Args:
         model: a Linen module.
         rngs: as for `model.init`.
-        *args: as for `model.init`; arrays or `jax.ShapeDtypeStruct`.
-        **kwargs: as for `model.init`.
+        *args: as for `model.init`; arrays may be `jax.ShapeDtypeStruct`.
+        **kwargs: likewise.
 
     Returns:
         A tree of `jax.ShapeDtypeStruct` like the model's "intermediates".
@@ -234,12 +239,18 @@ def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) ->
         (4, 1, 1)
     """
 
-    def init(rngs: Any, *args: Any) -> Any:
+    leaves, treedef = jax.tree.flatten((rngs, args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
+
+    def init(arrays: dict[int, Any]) -> Any:
+        # What is no array, such as `train=True`, stays as it is.
+        whole = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        rngs, args, kwargs = jax.tree.unflatten(treedef, whole)
         return model.init(rngs, *args, mutable=True, **kwargs)
 
-    sown = jax.eval_shape(init, rngs, *args).get(COLLECTION, {})
-    leaves = jax.tree_util.tree_flatten_with_path(sown)[0]
-    if not any(getattr(k, "key", None) == NAME for keys, _ in leaves for k in keys):
+    sown = jax.eval_shape(init, arrays).get(COLLECTION, {})
+    paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]]
+    if not any(getattr(key, "key", None) == NAME for keys in paths for key in keys):
         raise ValueError(
             f"{type(model).__name__} sows no input norm: call input_norm_shapes inside"
             " `with capture_input_norms(...)`, with the options training will use"

@@ -39,9 +39,9 @@ NO_NORMS = (
     "input_norms is missing: call tx.update(grads, opt_state, params,"
     " input_norms=norms), where norms is the 'intermediates' collection that"
     " model.apply(..., mutable=['intermediates']) returns inside"
-    " `with insgd_optax.capture_input_norms():`. Wrappers that drop extra arguments"
-    " (flax's TrainState, optax.MultiSteps, optax.lookahead, optax.flatten) are"
-    " replaced by insgd_optax.TrainState and insgd_optax.MultiSteps where possible"
+    " `with insgd_optax.capture_input_norms():`. For flax's TrainState, which does not"
+    " hand them on, take insgd_optax.TrainState; optax.lookahead and optax.flatten drop"
+    " them too"
 )
 _CAUSES = """Likely causes:
   - the model was applied outside `with insgd_optax.capture_input_norms():`
@@ -49,7 +49,9 @@ _CAUSES = """Likely causes:
   - an NNX model was called outside insgd_optax.nnx's capture_input_norms, or not
     through nnx.capture(model, nnx.Intermediate)
   - nn.scan or nn.vmap lacks "intermediates" in its variable_axes
-  - the layer is inside nn.WeightNorm or nn.SpectralNorm, which let nothing be sown
+  - the layer is inside nn.WeightNorm, nn.SpectralNorm or nn.while_loop, which let
+    nothing be sown, or inside nn.cond or nn.switch with `variables` that leave
+    "intermediates" out
   - the layer's type is your own: name it in capture_input_norms(layers=...) or call
     insgd_optax.sow_input_norm(self, x) in it
   - a jax.jit or nn.jit cache was filled outside the context: enter it inside the

@@ -62,7 +62,7 @@ def insgd(
 
     Returns:
         A transformation whose `update` requires the keyword `input_norms`, and the
-        parameters where weight decay is not 0.
+        parameters unless weight decay is the number 0.
 
     Raises:
         ValueError: if a number is out of its range; see also `scale_by_input_power`.
@@ -99,6 +99,8 @@ def insgd(
         ("learning_rate", learning_rate),
         ("weight_decay", weight_decay),
     ):
+        if value is None or isinstance(value, str):
+            raise TypeError(f"{name}={value!r} must be a number or a schedule")
         if is_number(value) and not value >= 0:
             raise ValueError(f"{name}={value} must be at least 0")
     steps: list[optax.GradientTransformation] = [

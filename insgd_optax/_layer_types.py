@@ -181,6 +181,8 @@ def layer_norms(
         table.update(kinds.normalization)
     if layers is None:
         return table
+    if isinstance(layers, type):
+        raise TypeError(f"layers is one class: give layers=[{layers.__name__}]")
     own = layers if isinstance(layers, Mapping) else dict.fromkeys(layers, -1)
     for kind, axis in own.items():
         if not (isinstance(kind, type) and issubclass(kind, kinds.module)):

@@ -14,7 +14,13 @@ from insgd_optax._capture import NAME
 from insgd_optax._diagnostics import power_states
 from insgd_optax._input_power import NO_NORMS, naming
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._weights import FlatWeights, Path, flatten, is_masked
+from insgd_optax._weights import (
+    FlatWeights,
+    Path,
+    flatten,
+    is_masked,
+    is_placeholder,
+)
 
 _PARTS = ("norm_sum", "norm_count")
 
@@ -69,6 +75,9 @@ class MultiSteps:
 
     def init(self, params: Any) -> optax.MultiStepsState:
         """The state; `params` may be abstract."""
+        if is_placeholder(params):
+            # The accumulated norms do not mirror the parameters, as P does not.
+            return self._steps([]).init((params, jnp.zeros([])))
         flat = flatten(params)
         norms = _accumulators(jax.eval_shape(self._opt.init, params))
         return self._steps(flat.weights).init((params, norms))
@@ -89,11 +98,17 @@ class MultiSteps:
         sown = _sown.by_layer(input_norms)
         flat = flatten(updates)
         norms = _micro_norms(flat, layers, sown)
-        # A layer without norm in this pass is the inner optimizer's to judge.
-        absent = [
-            layer for layer, (path, _) in layers.items() if not _sown.find(sown, path)
-        ]
-        (updates, _), state = self._steps(flat.weights, absent).update(
+        if any(_sown.find(sown, path) is None for path, _ in layers.values()):
+            # Whether a layer may be left out of a pass is the inner optimizer's to say.
+            jax.eval_shape(
+                lambda updates, state, params: self._opt.update(
+                    updates, state, params, input_norms=input_norms, **extra_args
+                ),
+                updates,
+                state.inner_opt_state,
+                params,
+            )
+        (updates, _), state = self._steps(flat.weights).update(
             (updates, norms), state, (params, None), **extra_args
         )
         return updates, state
@@ -106,9 +121,7 @@ class MultiSteps:
         """The same as a `GradientTransformationExtraArgs`."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
-    def _steps(
-        self, weights: Sequence[Any], absent: Sequence[Path] = ()
-    ) -> optax.MultiSteps:
+    def _steps(self, weights: Sequence[Any]) -> optax.MultiSteps:
         """Optax's own, accumulating pairs of gradients and norms."""
 
         def init(params: Any) -> Any:
@@ -117,7 +130,7 @@ class MultiSteps:
         def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
             grads, norms = updates
             if norms:
-                extra["input_norms"] = _means(norms, absent)
+                extra["input_norms"] = _means(norms)
             grads, state = self._opt.update(grads, state, params[0], **extra)
             return (grads, norms), state
 
@@ -166,25 +179,25 @@ def _micro_norms(
     kernels = _sown.kernel_shapes(flat.paths, flat.weights)
     parts = {}
     for layer, (path, power) in layers.items():
-        norm = jnp.full(power.shape, jnp.nan, power.dtype)
+        norm, good = jnp.zeros(power.shape), jnp.zeros(power.shape, bool)
         uses = _sown.find(sown, path)
-        if uses:
+        if uses is not None:
             shape = shapes[path].shape
             with naming(path):
                 kernel = kernels.get(layer, shape)
                 norm = mean_over_uses(uses, shape, kernel, power.shape)
-        good = jnp.isfinite(norm)
+            good = jnp.isfinite(norm)
         total, count = _PARTS
         parts[(*layer, total)] = jnp.where(good, norm, 0).astype(power.dtype)
         parts[(*layer, count)] = good.astype(power.dtype)
     return traverse_util.unflatten_dict(parts)
 
 
-def _means(norms: Any, absent: Sequence[Path]) -> Any:
+def _means(norms: Any) -> Any:
     """The input norms of the whole batch, as a tree that a model could have sown."""
     parts = traverse_util.flatten_dict(norms)
     total, count = _PARTS
-    layers = {path[:-1] for path in parts} - set(absent)
+    layers = {path[:-1] for path in parts}
     return traverse_util.unflatten_dict(
         {
             # 0 / 0, where every micro-batch was bad, is nan: P stays.

@@ -30,6 +30,12 @@ def divisor_function(normalizer: Normalizer, eps: Any) -> Callable[[Any], jax.Ar
     }
     if callable(normalizer):
         function = normalizer
+    elif not isinstance(normalizer, str):
+        raise TypeError(
+            f"normalizer is a {type(normalizer).__name__}: give a name or a function"
+            " from P to the divisor; optax.inject_hyperparams takes a function for a"
+            ' schedule unless it is told static_args=("normalizer",)'
+        )
     elif normalizer in functions:
         function = functions[normalizer]
     else:

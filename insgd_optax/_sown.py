@@ -13,10 +13,10 @@ Sown = dict[Path, list[Any]]
 def by_layer(input_norms: Any, name: str = NAME) -> Sown:
     """Sorts the values of one name of a tree by layer; ignores all others.
 
-    `input_norms` is the "intermediates" collection, or a dict that holds it alone.
+    `input_norms` is the "intermediates" collection, or all collections a model mutated.
     """
-    if isinstance(input_norms, Mapping) and list(input_norms) == [COLLECTION]:
-        input_norms = input_norms[COLLECTION]
+    if isinstance(input_norms, Mapping):
+        input_norms = input_norms.get(COLLECTION, input_norms)
     # An NNX layer called twice sows one variable that holds two norms.
     flat = flatten(unboxed(input_norms))
     sown: Sown = {}

@@ -104,6 +104,12 @@ def scope_predicate(scope: Scope) -> Callable[[Path], bool]:
     """Turns a scope's name, or a user's predicate, into a predicate on paths."""
     if callable(scope):
         return scope
+    if not isinstance(scope, str):
+        raise TypeError(
+            f"scope is a {type(scope).__name__}: give a name or a function from a path;"
+            " optax.inject_hyperparams takes a function for a schedule unless it is"
+            ' told static_args=("scope",)'
+        )
     if scope not in _SCOPES:
         raise ValueError(
             f"scope={scope!r} is not known: give one of {sorted(_SCOPES)}, or a function"

@@ -284,6 +284,19 @@ def test_a_layer_within_a_layer_sows_for_itself():
     assert set(sown) == {"input_norm", "Dense_0", "Dense_1"}
 
 
+def test_a_model_applied_within_a_layer_is_not_that_layer():
+    class Taught(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            teacher = nn.Dense(2)
+            teacher.apply(teacher.init(jax.random.key(0), x), x)
+            return x @ self.param("kernel", nn.initializers.ones, (4, 2))
+
+    x = normal(2, 4)
+    _, sown = sow(Taught(), x, layers=[Taught])
+    assert_norm(sown["input_norm"], power(x), ())
+
+
 def test_the_inner_context_wins():
     x = normal(2, 4)
     layer = nn.Dense(3)
@@ -363,6 +376,8 @@ def test_a_layer_type_of_one_s_own():
     assert_norm(sown["input_norm"], power(x), ())
     with pytest.raises(TypeError, match="no subclass of flax.linen.Module"):
         sow(Bilinear(), x, layers=["Bilinear"])
+    with pytest.raises(TypeError, match=r"one class: give layers=\[Bilinear\]"):
+        sow(Bilinear(), x, layers=Bilinear)
 
 
 class HandWritten(nn.Module):
@@ -412,6 +427,9 @@ def test_shapes_without_computing():
         shapes = input_norm_shapes(Net(), rngs, image, train=True)
     assert shapes["Conv_0"]["input_norm"][0].shape == (1, 1, 1, 1)
     assert shapes["Dense_0"]["input_norm"][0].shape == (1, 1)
+    with capture_input_norms():
+        assert input_norm_shapes(Net(), rngs, image, True) == shapes
+        assert input_norm_shapes(Net(), rngs, train=False, x=image) == shapes
     with pytest.raises(ValueError, match="Net sows no input norm.*capture_input_norms"):
         input_norm_shapes(Net(), rngs, image, train=True)
 

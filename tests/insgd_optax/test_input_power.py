@@ -324,6 +324,20 @@ def test_options_out_of_range(options, words):
         insgd(**{"learning_rate": 0.1, **options})
 
 
+@pytest.mark.parametrize("option", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize("value", ["0.1", None])
+def test_what_is_no_number(option, value):
+    with pytest.raises(TypeError, match=f"{option}=.* must be a number or a schedule"):
+        insgd(**{"learning_rate": 0.1, option: value})
+
+
+def test_an_injected_callable_that_was_taken_for_a_schedule():
+    injected = optax.inject_hyperparams(scale_by_input_power)
+    words = 'normalizer is a .*static_args=."normalizer",'
+    with pytest.raises(TypeError, match=words):
+        injected(normalizer=jnp.sqrt).init(PARAMS)
+
+
 def test_powers_of_a_state_without_the_rule():
     with pytest.raises(ValueError, match="holds no ScaleByInputPowerState"):
         input_powers(optax.sgd(0.1).init(PARAMS))

@@ -178,6 +178,36 @@ def test_a_norm_that_is_not_finite_is_left_out_of_the_mean():
         np.testing.assert_allclose(input_powers(state)["dense/kernel"], expected, 1e-6)
 
 
+@pytest.mark.parametrize("absent_at", [0, 1, 2])
+def test_a_layer_left_out_of_some_micro_batches(absent_at):
+    """The mean is over those that have it; without any its P stays."""
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
+    tx = MultiSteps(insgd(0.1, missing="keep"), 2)
+    state = tx.init(params)
+    for step in range(2):
+        norms = {"a": {"input_norm": jnp.array(10.0)}}
+        if absent_at not in (step, 2):
+            norms["b"] = {"input_norm": jnp.array(50.0)}
+        _, state = tx.update(params, state, params, input_norms=norms)
+    powers = input_powers(state)
+    np.testing.assert_allclose(powers["a/kernel"], 10.0, rtol=1e-6)
+    np.testing.assert_allclose(powers["b/kernel"], 0 if absent_at == 2 else 50, 1e-6)
+
+
+def test_multi_steps_under_optax_s_recipe_for_shardings():
+    tx = MultiSteps(insgd(0.1), 2)
+    marked = optax.tree.map_params(
+        tx,
+        lambda _: "like params",
+        tx.init(PARAMS),
+        transform_non_params=lambda _: "replicated",
+    )
+    grads, norms = marked.acc_grads
+    assert set(jax.tree.leaves(grads)) == {"like params"}
+    assert norms == "replicated"
+    assert marked.inner_opt_state[0].power == "replicated"
+
+
 def test_stacked_powers_accumulate_in_their_shape():
     class Block(nn.Module):
         @nn.compact
