@@ -35,8 +35,8 @@ class Setting:
     """What is trained, on what and for how long: all of a run but its optimizer."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(datasets.NAMES))] = "digits"
-    """Handwritten digits, embedded; CIFAR, after `prepare`; or your images in
-    PATH/train/<class>/ and PATH/test/<class>/."""
+    """Handwritten digits, embedded; CIFAR, after `prepare`; or your images
+    in PATH/train/<class>/ and PATH/test/<class>/."""
     model: ModelName = "custom_cnn"
     """The network."""
     batch_norm: bool = True
@@ -51,8 +51,8 @@ class Setting:
     weight_decay: float = 5e-4
     """Added to the gradient, l2, as in the paper."""
     scope: Literal["kernel", "layer"] = "kernel"
-    """What INSGD scales: kernels alone, or with them the biases and the scale and
-    bias of normalization layers."""
+    """What INSGD scales: kernels alone, or with them the biases and the
+    scale and bias of normalization layers."""
     normalizer: Literal["log", "power", "log1p"] = "log"
     """What INSGD divides by: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
 
@@ -61,8 +61,8 @@ class Setting:
     batch_size: int = 128
     """Images a step, over all devices."""
     schedule: ScheduleName = "constant"
-    """Of the learning rate: constant; steps, dropping at milestones; cosine, with warm
-    restarts."""
+    """Of the learning rate: constant; steps, dropping at milestones;
+    cosine, with warm restarts."""
     milestones: tuple[int, ...] = (79, 119, 159)
     """For steps: after which epochs the learning rate drops."""
     milestone_factor: float = 0.2
@@ -73,12 +73,13 @@ class Setting:
     """Epochs of linear warm-up before the schedule."""
 
     parallel: ParallelName = "auto"
-    """jit: one device. mesh, shard_map: all devices, each with its share of a batch;
-    the first leaves the collectives to XLA. pmap: those of one process. auto: jit for
-    one device, mesh for several."""
+    """jit: one device. mesh, shard_map: all devices, each with its share
+    of a batch; the first leaves the collectives to XLA. pmap: those of
+    one process. auto: jit for one device, mesh for several."""
     chunk_steps: int | None = None
-    """Most steps in one program call: the bar moves, and Ctrl-C acts, between calls.
-    By default 50; on a CPU 1, as each step adds to the time compilation takes there."""
+    """Most steps in one program call: the bar moves, and Ctrl-C acts,
+    between calls. By default 50; on a CPU 1, as each step adds to the
+    time compilation takes there."""
     runs_dir: Path = Path("runs")
     """Where a new run folder with a readable name is made."""
     cache_dir: Path | None = None
@@ -135,16 +136,17 @@ class RunConfig(Setting):
     optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = "insgd-l2"
     """INSGD with the norm of its name, or one to compare with."""
     learning_rate: float | None = None
-    """Before any schedule. By default that of the paper's Table 3, 0.1 for most, Adam
-    0.001. INSGD multiplies it by 1 / log(P), about 0.1 to 0.2."""
+    """Before any schedule. By default that of the paper's Table 3, 0.1 for
+    most, Adam 0.001. INSGD multiplies it by 1 / log(P), about 0.1 to
+    0.2."""
     seed: int = 0
     """Of initial parameters, order, augmentation and dropout."""
 
     run_dir: Path | None = None
     """The run folder itself, instead of a new one below --runs-dir."""
     resume: Path | None = None
-    """A run folder to go on with, from its latest checkpoint. Its options hold;
-    --epochs may be raised."""
+    """A run folder to go on with, from its latest checkpoint. Its options
+    hold; --epochs may be raised."""
     tensorboard: bool = False
     """Write metrics for TensorBoard too."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(

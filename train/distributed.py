@@ -19,8 +19,9 @@ class Launch:
     """How this process was started; no part of what the run is."""
 
     distributed: bool = False
-    """One of several processes that train together, over all their devices. Slurm,
-    Open MPI and Kubernetes say which; elsewhere give the three options below."""
+    """One of several processes that train together, over all their
+    devices. Slurm, Open MPI and Kubernetes say which; elsewhere give
+    the three options below."""
     coordinator: str | None = None
     """HOST:PORT at which process 0 listens and the others find it."""
     num_processes: int | None = None

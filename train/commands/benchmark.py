@@ -23,8 +23,8 @@ class BenchmarkConfig:
     models: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="MODEL[:OPTION=VALUE,...][@BATCH] ...")
     ] = DEFAULT_NETWORKS
-    """The networks, with options of their own and batch sizes; a list is given as
-    stage_sizes=1x1x1."""
+    """The networks, with options of their own and batch sizes; a list is
+    given as stage_sizes=1x1x1."""
     batch_sizes: tuple[int, ...] = (128,)
     """Of networks without a batch size of their own: each is measured with each."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
@@ -34,13 +34,14 @@ class BenchmarkConfig:
     rounds: int = 30
     """How often each program is timed."""
     axis: Literal["width", "depth", "batch"] | None = None
-    """Let the first network grow along one axis instead: its width, its depth (blocks
-    in each stage of a ResNet, blocks of a ViT) or its batch."""
+    """Let the first network grow along one axis instead: its width, its
+    depth (blocks in each stage of a ResNet, blocks of a ViT) or its
+    batch."""
     values: tuple[int, ...] = ()
     """Along the axis. By default 8 16 32; 1 2 3; 8 32 128."""
     output_dir: Path | None = None
-    """Where benchmark.json and benchmark.md are written. By default a new folder
-    runs/benchmark-DATE."""
+    """Where benchmark.json and benchmark.md are written. By default a new
+    folder runs/benchmark-DATE."""
 
     def __post_init__(self):
         for name in ("image_size", "rounds"):

@@ -14,8 +14,8 @@ class PrepareConfig:
     """Write a data set as tensorflow-datasets does, once; needs no TensorFlow."""
 
     name: tyro.conf.Positional[Name]
-    """The data set. Its archive is looked for in downloads/ below $TFDS_DATA_DIR or
-    ~/tensorflow_datasets, and else downloaded."""
+    """The data set. Its archive is looked for in downloads/ below
+    $TFDS_DATA_DIR or ~/tensorflow_datasets, and else downloaded."""
 
 
 def prepare(config: PrepareConfig) -> int:

@@ -30,9 +30,10 @@ class TableConfig:
     )
     """By default the paper's."""
     controls: bool = False
-    """Add the rows the paper lacks, to each of INSGD: SGD at the rate INSGD took (its
-    learning rate times its mean multiplier, from the run of the same seed), INSGD
-    with scope layer, and with normalizer log1p."""
+    """Add the rows the paper lacks, to each of INSGD: SGD at the rate
+    INSGD took (its learning rate times its mean multiplier, from the
+    run of the same seed), INSGD with scope layer, and with normalizer
+    log1p."""
     dry_run: bool = False
     """Print what would be run."""
 
