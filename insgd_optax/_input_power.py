@@ -10,8 +10,9 @@ import optax
 
 from insgd_optax import _sown
 from insgd_optax._alignment import Misfit, mean_over_uses, power_shape
-from insgd_optax._normalizers import Normalizer, divisor_function, is_number
+from insgd_optax._normalizers import Normalizer, divisor_function
 from insgd_optax._norms import statistic_dtype
+from insgd_optax._numbers import is_number
 from insgd_optax._weights import (
     Path,
     Scope,

@@ -7,7 +7,9 @@ import optax
 
 from insgd_optax._input_power import scale_by_input_power
 from insgd_optax._momentum import dampened_trace
-from insgd_optax._normalizers import Normalizer, is_number
+from insgd_optax._normalizers import Normalizer
+from insgd_optax._numbers import check_not_negative
+from insgd_optax._weight_decay import add_decayed_weights
 from insgd_optax._weights import Scope
 
 
@@ -95,14 +97,7 @@ def insgd(
     Source: Algorithm 1. The paper prints (1 - gamma) g in the momentum; the authors'
     released code, and every SGD baseline, do not dampen, nor does the default here.
     """
-    for name, value in (
-        ("learning_rate", learning_rate),
-        ("weight_decay", weight_decay),
-    ):
-        if value is None or isinstance(value, str):
-            raise TypeError(f"{name}={value!r} must be a number or a schedule")
-        if is_number(value) and not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0")
+    check_not_negative(learning_rate=learning_rate)
     steps: list[optax.GradientTransformation] = [
         scale_by_input_power(
             power_decay,
@@ -112,10 +107,7 @@ def insgd(
             missing=missing,
             input_norms_like=input_norms_like,
         ),
-        # Without decay the parameters are not asked for, as in `optax.sgd`.
-        optax.identity()
-        if is_number(weight_decay) and weight_decay == 0
-        else optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        add_decayed_weights(weight_decay, weight_decay_mask),
     ]
     if momentum is not None:
         steps.append(dampened_trace(momentum, dampening, nesterov))

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from insgd_optax import _weights
-from insgd_optax._normalizers import is_number
 from insgd_optax._norms import statistic_dtype
+from insgd_optax._numbers import check_not_negative
+from insgd_optax._weight_decay import add_decayed_weights
 
 
 def _square_sum(gradient: jax.Array) -> jax.Array:
@@ -107,7 +108,7 @@ def lsalr(
         w_l <- w_l - gamma b_l
 
     Args:
-        learning_rate: gamma, a number or a schedule.
+        learning_rate: gamma, a number of at least 0 or a schedule.
         momentum: beta; None for Eq. 18 alone, without a buffer.
         nesterov: Nesterov's momentum instead of the heavy ball.
         weight_decay: added to the scaled gradient, as in `insgd`.
@@ -117,6 +118,9 @@ def lsalr(
     Returns:
         One `optax.chain` of `scale_by_lsalr`, `optax.add_decayed_weights`,
         `optax.trace` and `optax.scale_by_learning_rate`.
+
+    Raises:
+        ValueError: if the learning rate or the weight decay is negative.
 
     Example:
         >>> import jax
@@ -136,12 +140,10 @@ def lsalr(
     Source: Eq. 18. The paper gives neither momentum nor weight decay; their order is
     that of `insgd`, so that comparing the two compares the scaling alone.
     """
+    check_not_negative(learning_rate=learning_rate)
     return optax.chain(
         scale_by_lsalr(),
-        # Without decay the parameters are not asked for, as in `insgd`.
-        optax.identity()
-        if is_number(weight_decay) and weight_decay == 0
-        else optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
+        add_decayed_weights(weight_decay, weight_decay_mask),
         optax.identity()
         if momentum is None
         else optax.trace(decay=momentum, nesterov=nesterov),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from insgd_optax._normalizers import is_number
+from insgd_optax._numbers import is_number
 
 
 class DampenedTraceState(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any
 import optax
 
 from insgd_optax._input_power import scale_by_input_power
+from insgd_optax._numbers import check_not_negative
 
 
 def nlms(
@@ -23,7 +24,7 @@ def nlms(
     the same holds for the neurons of a non-linear last layer.
 
     Args:
-        learning_rate: lambda, a number or a schedule.
+        learning_rate: lambda, a number of at least 0 or a schedule.
         eps: what is added to the power, > 0, in units of |x|^p.
 
     Returns:
@@ -33,7 +34,7 @@ def nlms(
         are not normalized and learn as under `optax.sgd`.
 
     Raises:
-        ValueError: as `scale_by_input_power`.
+        ValueError: if the learning rate is negative, and as `scale_by_input_power`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
@@ -56,6 +57,7 @@ def nlms(
     Source: Eq. 7-9 and 20; Eq. 25 for layers inside a network. Eq. 20 does not give
     eps a value.
     """
+    check_not_negative(learning_rate=learning_rate)
     return optax.chain(
         scale_by_input_power(decay=0.0, normalizer="power", eps=eps),
         optax.scale_by_learning_rate(learning_rate),

@@ -1,18 +1,14 @@
 """From a layer's input power P to the divisor of its gradient."""
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from insgd_optax._numbers import is_number
+
 Normalizer = str | Callable[[jax.Array], jax.Array]
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is known now: no array, which may be traced."""
-    return isinstance(value, numbers.Real) and not isinstance(value, jax.Array)
 
 
 def divisor_function(normalizer: Normalizer, eps: Any) -> Callable[[Any], jax.Array]:

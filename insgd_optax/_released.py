@@ -10,8 +10,9 @@ from insgd_optax import _sown
 from insgd_optax._alignment import mean_over_uses, power_shape
 from insgd_optax._input_power import divided, naming
 from insgd_optax._momentum import dampened_trace
-from insgd_optax._normalizers import is_number
+from insgd_optax._numbers import check_not_negative, is_number
 from insgd_optax._released_capture import RELEASED_NAME
+from insgd_optax._weight_decay import add_decayed_weights
 from insgd_optax._weights import (
     Path,
     flatten,
@@ -99,17 +100,9 @@ def insgd_as_released(
     Source: the authors' released PyTorch code. Algorithm 1 has no kappa, normalizes
     before weight decay and momentum, and remembers P: that is `insgd`.
     """
-    for name, value in (
-        ("learning_rate", learning_rate),
-        ("weight_decay", weight_decay),
-    ):
-        if is_number(value) and not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0")
+    check_not_negative(learning_rate=learning_rate)
     return optax.chain(
-        # Without decay the parameters are not asked for, as in `optax.sgd`.
-        optax.identity()
-        if is_number(weight_decay) and weight_decay == 0
-        else optax.add_decayed_weights(weight_decay),
+        add_decayed_weights(weight_decay),
         dampened_trace(momentum, nesterov=nesterov),
         _scale_by_released_norms(momentum),
         optax.scale_by_learning_rate(learning_rate),

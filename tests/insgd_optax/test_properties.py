@@ -427,6 +427,22 @@ def test_strict_dtype_promotion(row):
         tx.update(params, tx.init(params), params, **row.update_kwargs(0))
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, option)
+        for name, row in ROWS.items()
+        for option in ("learning_rate", "weight_decay")
+        if option in row.options
+    ],
+)
+def test_a_negative_rate_is_refused(name, option):
+    row = ROWS[name]
+    options = {**row.options, **row.static_options, option: -0.1}
+    with pytest.raises(ValueError, match=f"{option}=-0.1 must be at least 0"):
+        row.factory(**options)
+
+
 @each_row
 def test_extra_arguments_of_others_are_ignored(row):
     tx, params = row.make(), make_params()

@@ -1,0 +1,20 @@
+"""Options that may be plain numbers, traced values or schedules."""
+
+import numbers
+from typing import Any
+
+import jax
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is known now: no array, which may be traced."""
+    return isinstance(value, numbers.Real) and not isinstance(value, jax.Array)
+
+
+def check_not_negative(**options: Any) -> None:
+    """Raises unless each option is at least 0, a schedule or not known yet."""
+    for name, value in options.items():
+        if value is None or isinstance(value, str):
+            raise TypeError(f"{name}={value!r} must be a number or a schedule")
+        if is_number(value) and not value >= 0:
+            raise ValueError(f"{name}={value} must be at least 0")
