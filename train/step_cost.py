@@ -72,7 +72,7 @@ class StepCost:
         return self.workload.batch_size / float(np.median(self.seconds[name]))
 
 
-class _Stepper:
+class Stepper:
     """Steps of one optimizer on one batch, compiled, and the state they go on from."""
 
     def __init__(self, workload: Workload, image_size: int, optimizer_name: str):
@@ -90,7 +90,7 @@ class _Stepper:
         )
         shape = (image_size, image_size, 3)
         rng = np.random.default_rng(0)
-        self._batch = jax.device_put(
+        self.batch = jax.device_put(
             (
                 rng.normal(size=(workload.batch_size, *shape)).astype(np.float32),
                 rng.integers(0, 10, workload.batch_size, np.int32),
@@ -98,15 +98,15 @@ class _Stepper:
         )
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
         step = functools.partial(
-            _steps, capture=optimizer.capture, num_steps=self._steps_per_call()
+            _steps, capture=optimizer.capture, num_steps=self.steps_per_call()
         )
         # Programs are compared as training uses them: the old state is given up.
         self._compiled = (
-            jax.jit(step, donate_argnums=0).lower(self.state, self._batch).compile()
+            jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
         )
 
     @staticmethod
-    def _steps_per_call() -> int:
+    def steps_per_call() -> int:
         # As `epoch.train_chunk` does: where loops are fast, a call's overhead is
         # spread over many steps, and would otherwise be what is timed.
         return _LOOP_STEPS if epoch.loops_are_fast() else 1
@@ -117,14 +117,14 @@ class _Stepper:
         def run(times: int) -> None:
             nonlocal state
             for _ in range(times):
-                state = self._compiled(state, self._batch)
+                state = self._compiled(state, self.batch)
             jax.block_until_ready(state)
 
         return run
 
     def per_step(self, seconds: np.ndarray) -> np.ndarray:
         """The time of one step, from that of one call."""
-        return seconds / self._steps_per_call()
+        return seconds / self.steps_per_call()
 
     def memory(self) -> Memory:
         """Of the compiled program."""
@@ -135,7 +135,7 @@ class _Stepper:
     def flops(self) -> float | None:
         """Of one step. A loop's body would be counted once or not at all."""
         step = functools.partial(_steps, capture=None, num_steps=1)
-        analysis = jax.jit(step).lower(self.state, self._batch).cost_analysis()
+        analysis = jax.jit(step).lower(self.state, self.batch).cost_analysis()
         return analysis.get("flops") if analysis else None
 
 
@@ -172,7 +172,7 @@ def measure(workload: Workload, image_size: int, rounds: int) -> StepCost:
         ValueError: if the network cannot take the images.
     """
     steppers = {
-        name: _Stepper(workload, image_size, optimizer)
+        name: Stepper(workload, image_size, optimizer)
         for name, optimizer in _CANDIDATES.items()
     }
     sgd, insgd = steppers["sgd"], steppers["insgd"]

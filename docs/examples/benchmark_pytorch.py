@@ -131,12 +131,12 @@ def torch_programs(
 def measure(workload: Workload, rounds: int) -> dict[str, Any]:
     """Times all of them; returns what the JSON holds, by program."""
     ours = {
-        f"JAX {title}": step_cost._Stepper(workload, 32, name)
+        f"JAX {title}": step_cost.Stepper(workload, 32, name)
         for title, name in (("SGD", "sgd"), ("INSGD-l2", "insgd-l2"))
     }
     stepper = ours["JAX SGD"]
-    images, labels = map(np.asarray, stepper._batch)
-    programs = torch_programs(images, labels, workload.dtype, stepper._steps_per_call())
+    images, labels = map(np.asarray, stepper.batch)
+    programs = torch_programs(images, labels, workload.dtype, stepper.steps_per_call())
     all_programs = programs | {n: one.run_from(one.state) for n, one in ours.items()}
     rng = np.random.default_rng(0)
     times = timing.interleave(all_programs, rounds, rng)
