@@ -1,0 +1,76 @@
+"""The whole training loop, beside the bare step on one batch already there.
+
+python docs/examples/benchmark_loop.py [DATASET]
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
+
+from train import datasets, loop, timing
+from train.config import RunConfig
+from train.experiment import Experiment
+from train.step_cost import Stepper
+from train.workload import Workload
+
+STEPS, ROUNDS = 25, 60
+
+
+def whole_loop(dataset):
+    """Shuffling, augmentation, normalization, step, metrics and the progress bar."""
+    config = RunConfig(dataset=dataset, optimizer="insgd-l2", learning_rate=1e-4)
+    loaded = datasets.load(dataset, config.load_options)
+    experiment = Experiment(config, loaded)
+    progress = experiment.start()
+
+    def run(times):
+        nonlocal progress
+        # Asked once before the first chunk, and after each.
+        asked = itertools.count()
+        chunks = times * STEPS // experiment.chunk_lengths()[0]
+        progress = loop.fit(
+            experiment,
+            progress,
+            num_epochs=10**6,
+            stopped=lambda: next(asked) >= chunks,
+            on_epoch=lambda progress, row: None,
+        )
+        jax.block_until_ready(progress)
+
+    return run, loaded.image_shape[0]
+
+
+def main() -> None:
+    dataset = sys.argv[1] if len(sys.argv) > 1 else "digits"
+    run_loop, image_size = whole_loop(dataset)
+    stepper = Stepper(
+        Workload("custom_cnn", (), 128, "float32"), image_size, "insgd-l2"
+    )
+    run_step = stepper.run_from(stepper.state)
+    rng = np.random.default_rng(0)
+    times = timing.interleave(
+        {
+            "loop": run_loop,
+            "step": lambda times: run_step(times * STEPS // stepper.steps_per_call()),
+        },
+        ROUNDS,
+        rng,
+    )
+    for name, one in times.items():
+        print(f"{name}: {1e3 * np.median(one.seconds) / STEPS:.2f} ms a step")
+    for kind, values in zip(("clock", "processor"), zip(*times.values(), strict=True)):
+        ratio = timing.compare(*values, rng)
+        low, high = ratio.interval
+        print(
+            f"loop / step, {kind}: {ratio.of_medians:.3f} (95 %: {low:.3f} to {high:.3f})"
+        )
+    print(jax.devices()[0].device_kind, jax.__version__)
+
+
+if __name__ == "__main__":
+    main()
