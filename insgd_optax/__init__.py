@@ -25,6 +25,9 @@ from insgd_optax._output_layer import inverse_relu as inverse_relu
 from insgd_optax._output_layer import inverse_sigmoid as inverse_sigmoid
 from insgd_optax._output_layer import inverse_tanh as inverse_tanh
 from insgd_optax._output_layer import projection_loss as projection_loss
+from insgd_optax._polyak import ClipByPolyakState as ClipByPolyakState
+from insgd_optax._polyak import clip_by_polyak as clip_by_polyak
+from insgd_optax._polyak import polyak_scale as polyak_scale
 from insgd_optax._released import insgd_as_released as insgd_as_released
 from insgd_optax._released_capture import (
     capture_released_norms as capture_released_norms,

@@ -9,6 +9,7 @@ from insgd_optax._input_power import scale_by_input_power
 from insgd_optax._momentum import dampened_trace
 from insgd_optax._normalizers import Normalizer
 from insgd_optax._numbers import check_not_negative
+from insgd_optax._polyak import clip_by_polyak
 from insgd_optax._weight_decay import add_decayed_weights
 from insgd_optax._weights import Scope
 
@@ -27,6 +28,8 @@ def insgd(
     scope: Scope = "kernel",
     missing: str = "error",
     input_norms_like: Any = None,
+    polyak_factor: Any = None,
+    loss_lower_bound: Any = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Input Normalized SGD with momentum and weight decay.
 
@@ -42,7 +45,9 @@ def insgd(
     where mu is `learning_rate`, beta `power_decay`, epsilon `eps`, lambda
     `weight_decay`, gamma `momentum` and d `dampening`. It is
     `optax.chain(scale_by_input_power(...), optax.add_decayed_weights(...),
-    dampened_trace(...), optax.scale_by_learning_rate(...))`.
+    dampened_trace(...), optax.scale_by_learning_rate(...))`; with `polyak_factor`,
+    the first two are one `clip_by_polyak`, which bounds mu by what the loss leaves to
+    gain.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule. The multiplier
@@ -61,10 +66,13 @@ def insgd(
         scope: see `scale_by_input_power`.
         missing: see `scale_by_input_power`.
         input_norms_like: see `scale_by_input_power`.
+        polyak_factor: c of `clip_by_polyak`, at least 0; None for no bound.
+        loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_norms`, and the
-        parameters unless weight decay is the number 0.
+        A transformation whose `update` requires the keyword `input_norms`, with
+        `polyak_factor` also `value`, the loss, and the parameters unless weight decay
+        is the number 0.
 
     Raises:
         ValueError: if a number is out of its range; see also `scale_by_input_power`.
@@ -98,17 +106,30 @@ def insgd(
     released code, and every SGD baseline, do not dampen, nor does the default here.
     """
     check_not_negative(learning_rate=learning_rate)
-    steps: list[optax.GradientTransformation] = [
-        scale_by_input_power(
-            power_decay,
-            normalizer=normalizer,
-            eps=eps,
-            scope=scope,
-            missing=missing,
-            input_norms_like=input_norms_like,
-        ),
-        add_decayed_weights(weight_decay, weight_decay_mask),
-    ]
+    scaling = scale_by_input_power(
+        power_decay,
+        normalizer=normalizer,
+        eps=eps,
+        scope=scope,
+        missing=missing,
+        input_norms_like=input_norms_like,
+    )
+    steps: list[optax.GradientTransformation]
+    if polyak_factor is None:
+        steps = [scaling, add_decayed_weights(weight_decay, weight_decay_mask)]
+    else:
+        steps = [
+            clip_by_polyak(
+                learning_rate,
+                scaling,
+                factor=polyak_factor,
+                lower_bound=loss_lower_bound,
+                momentum=0.0 if momentum is None else momentum,
+                dampening=0.0 if momentum is None else dampening,
+                weight_decay=weight_decay,
+                weight_decay_mask=weight_decay_mask,
+            )
+        ]
     if momentum is not None:
         steps.append(dampened_trace(momentum, dampening, nesterov))
     steps.append(optax.scale_by_learning_rate(learning_rate))

@@ -35,7 +35,7 @@ class TrainState(train_state.TrainState):
     """
 
     def apply_gradients(
-        self, *, grads: Any, input_norms: Any = None, **kwargs: Any
+        self, *, grads: Any, input_norms: Any = None, value: Any = None, **kwargs: Any
     ) -> "TrainState":
         """Updates the parameters, the optimizer state and the step.
 
@@ -43,6 +43,8 @@ class TrainState(train_state.TrainState):
             grads: gradients, like `params`.
             input_norms: the "intermediates" of the same pass. None for an optimizer
                 that takes no norms.
+            value: the loss that the gradients are of, for `clip_by_polyak` and others
+                that take it. None for an optimizer that does not.
             **kwargs: further fields to replace, such as `batch_stats`.
 
         Returns:
@@ -52,8 +54,10 @@ class TrainState(train_state.TrainState):
         plain = isinstance(self.tx, optax.GradientTransformation) and not isinstance(
             self.tx, optax.GradientTransformationExtraArgs
         )
-        if input_norms is not None and not plain:
-            update = functools.partial(update, input_norms=input_norms)
+        given = {"input_norms": input_norms, "value": value}
+        extra_args = {name: each for name, each in given.items() if each is not None}
+        if not plain:
+            update = functools.partial(update, **extra_args)
         # Flax's own method, whose care for fp8 parameters is not repeated here.
         handing_on = self.replace(tx=optax.GradientTransformation(self.tx.init, update))
         state = super(TrainState, handing_on).apply_gradients(grads=grads, **kwargs)

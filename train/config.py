@@ -47,7 +47,7 @@ class Setting:
     """Of the network's computations; parameters and statistics stay float32."""
 
     momentum: float = 0.9
-    """Of SGD, LARS, LSALR and INSGD."""
+    """Of SGD, LARS, LSALR, Momo and INSGD."""
     weight_decay: float = 5e-4
     """Added to the gradient, l2, as in the paper."""
     scope: Literal["kernel", "layer"] = "kernel"
@@ -55,6 +55,10 @@ class Setting:
     scale and bias of normalization layers."""
     normalizer: Literal["log", "power", "log1p"] = "log"
     """What INSGD divides by: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
+
+    polyak_factor: float | None = None
+    """Bound SGD's or INSGD's rate by so many of Polyak's steps; by default
+    there is no bound."""
 
     epochs: int = 20
     """How often the training images are gone through."""
@@ -94,6 +98,7 @@ class Setting:
             self,
             momentum=0,
             weight_decay=0,
+            polyak_factor=0,
             epochs=1,
             batch_size=1,
             milestone_factor=0,
@@ -158,6 +163,13 @@ class RunConfig(Setting):
         super().__post_init__()
         optimizers.check_name(self.optimizer)
         _check_numbers(self, learning_rate=0, seed=0)
+        if self.polyak_factor is not None and not optimizers.can_be_bounded(
+            self.optimizer
+        ):
+            raise ValueError(
+                f"--polyak-factor is of SGD and INSGD, not of {self.optimizer}: leave it "
+                "out"
+            )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:
             raise ValueError("--run-dir is for a new run: with --resume, leave it out")
@@ -179,6 +191,8 @@ class RunConfig(Setting):
             value = getattr(self, field)
             if value != getattr(RunConfig, field):
                 parts.append("no-batch-norm" if field == "batch_norm" else str(value))
+        if self.polyak_factor is not None:
+            parts.append(f"polyak{self.polyak_factor:g}")
         parts += [text.replace("=", "-") for text in self.model_options]
         if self.batch_size != RunConfig.batch_size:
             parts.append(f"batch{self.batch_size}")

@@ -1,6 +1,6 @@
 """Many steps in one program: shuffling, augmentation, normalization and step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +20,13 @@ class Batching(NamedTuple):
     steps_per_epoch: int
 
 
-def zero_totals() -> dict[str, jax.Array]:
-    """The sums over the steps of an epoch, at its start."""
-    return {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+def zero_totals(measures: Iterable[str] = ()) -> dict[str, jax.Array]:
+    """The sums over the steps of an epoch, at its start.
+
+    Args:
+        measures: names of what `train_step` measures beside loss and accuracy.
+    """
+    return {name: jnp.zeros(()) for name in ("loss", "top1", *measures)}
 
 
 def shuffle(rng: jax.Array, epoch: jax.Array | int, num_samples: int) -> jax.Array:

@@ -61,6 +61,7 @@ class Experiment:
             weight_decay=config.weight_decay,
             scope=config.scope,
             normalizer=config.normalizer,
+            polyak_factor=config.polyak_factor,
         )
         self._model = self._create_model()
         self._init_rng, self._run_rng = jax.random.split(jax.random.key(config.seed))
@@ -115,6 +116,7 @@ class Experiment:
             step_fn=functools.partial(
                 train_step,
                 capture=self._optimizer.capture,
+                measures=self._optimizer.measures,
                 axis_name=self._devices.axis_name,
             ),
             num_steps=num_steps,
@@ -153,7 +155,9 @@ class Experiment:
             raise UserError(
                 f"{self._config.model} on {self._dataset.name}: {error}"
             ) from error
-        return self._devices.put(Progress(state, epoch.zero_totals()))
+        return self._devices.put(
+            Progress(state, epoch.zero_totals(self._optimizer.measures))
+        )
 
     def chunk_lengths(self) -> list[int]:
         """The chunks of an epoch, in steps."""

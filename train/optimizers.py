@@ -12,7 +12,8 @@ momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilo
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from train import torch_rules
 EPS = 0.01
 
 Capture = Callable[[], contextlib.AbstractContextManager[None]]
+Measure = Callable[[Any], jax.Array]
 
 
 class Optimizer(NamedTuple):
@@ -36,20 +38,39 @@ class Optimizer(NamedTuple):
             for an optimizer that needs nothing, and then pays nothing.
         multipliers: optimizer state -> factor on the learning rate, by weight; None
             for an optimizer that has none.
+        measures: by name, scalar functions of the optimizer state, to be averaged over
+            the steps of an epoch.
     """
 
     tx: optax.GradientTransformationExtraArgs
     capture: Capture | None = None
     multipliers: Callable[[Any], dict[str, jax.Array]] | None = None
+    measures: Mapping[str, Measure] = types.MappingProxyType({})
+
+
+_POLYAK_MEASURES = {"polyak_scale": insgd_optax.polyak_scale}
 
 
 class _Entry(NamedTuple):
     make: Callable[..., Optimizer]
     learning_rate: float
+    bounded: bool = False  # Whether it can have a Polyak bound.
 
 
-def _sgd(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
-    return _coupled(optax.trace(momentum), learning_rate, weight_decay)
+def _sgd(learning_rate, *, momentum, weight_decay, polyak_factor, **_) -> Optimizer:
+    if polyak_factor is None:
+        return _coupled(optax.trace(momentum), learning_rate, weight_decay)
+    tx = optax.chain(
+        insgd_optax.clip_by_polyak(
+            learning_rate,
+            factor=polyak_factor,
+            momentum=momentum,
+            weight_decay=weight_decay,
+        ),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return Optimizer(tx, measures=_POLYAK_MEASURES)
 
 
 def _rescaled(scale_by, learning_rate, *, weight_decay, **_) -> Optimizer:
@@ -89,8 +110,18 @@ def _insgd_as_released(learning_rate, *, momentum, weight_decay, **_) -> Optimiz
     )
 
 
+def _momo(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return _plain(
+        optax.contrib.momo(learning_rate, beta=momentum, weight_decay=weight_decay)
+    )
+
+
+def _decoupled(rule, learning_rate, *, weight_decay, **_) -> Optimizer:
+    return _plain(rule(learning_rate, weight_decay=weight_decay))
+
+
 def _insgd(
-    learning_rate, *, p, momentum, weight_decay, scope, normalizer, **_
+    learning_rate, *, p, momentum, weight_decay, scope, normalizer, polyak_factor
 ) -> Optimizer:
     return Optimizer(
         tx=insgd_optax.insgd(
@@ -100,6 +131,7 @@ def _insgd(
             normalizer=normalizer,
             eps=EPS,
             scope=scope,
+            polyak_factor=polyak_factor,
         ),
         capture=functools.partial(
             insgd_optax.capture_input_norms, p=p, norm_layers=scope == "layer"
@@ -107,13 +139,15 @@ def _insgd(
         multipliers=functools.partial(
             insgd_optax.learning_rate_multipliers, normalizer=normalizer, eps=EPS
         ),
+        measures={} if polyak_factor is None else _POLYAK_MEASURES,
     )
 
 
 # The learning rates are those of Table 3. The paper uses no others: RMSprop's is
-# PyTorch's, and LARS moves a weight by about a thousandth of its norm a step.
+# PyTorch's, LARS moves a weight by about a thousandth of its norm a step, and the last
+# three have optax's.
 _OPTIMIZERS = {
-    "sgd": _Entry(_sgd, 0.1),
+    "sgd": _Entry(_sgd, 0.1, bounded=True),
     "adam": _Entry(functools.partial(_rescaled, optax.scale_by_adam), 0.001),
     "adagrad": _Entry(functools.partial(_rescaled, torch_rules.scale_by_adagrad), 0.1),
     "adadelta": _Entry(functools.partial(_rescaled, optax.scale_by_adadelta), 0.1),
@@ -126,6 +160,11 @@ _OPTIMIZERS = {
     ),
     "lars": _Entry(_lars, 1.0),
     "lsalr": _Entry(_lsalr, 0.1),
+    "momo": _Entry(_momo, 1.0),
+    "prodigy": _Entry(functools.partial(_decoupled, optax.contrib.prodigy), 1.0),
+    "dadapt-adamw": _Entry(
+        functools.partial(_decoupled, optax.contrib.dadapt_adamw), 1.0
+    ),
     "insgd-as-released": _Entry(_insgd_as_released, 0.1),
 }
 _INSGD_PREFIX = "insgd-l"
@@ -144,7 +183,7 @@ def _entry(name: str) -> _Entry:
         prefix, p = "", math.nan
     if prefix != _INSGD_PREFIX or not p >= 1:
         raise ValueError(f"unknown optimizer {name!r}: give one of {CHOICES}")
-    return _Entry(functools.partial(_insgd, p=p), _INSGD_LEARNING_RATE)
+    return _Entry(functools.partial(_insgd, p=p), _INSGD_LEARNING_RATE, bounded=True)
 
 
 def check_name(name: str) -> None:
@@ -155,6 +194,11 @@ def check_name(name: str) -> None:
 def is_insgd(name: str) -> bool:
     """Whether an optimizer is the paper's own rule, with scope and normalizer."""
     return name not in _OPTIMIZERS
+
+
+def can_be_bounded(name: str) -> bool:
+    """Whether an optimizer takes `polyak_factor`."""
+    return _entry(name).bounded
 
 
 def default_learning_rate(name: str) -> float:
@@ -170,6 +214,7 @@ def create(
     weight_decay: float,
     scope: str,
     normalizer: str,
+    polyak_factor: float | None = None,
 ) -> Optimizer:
     """Makes an optimizer by its name.
 
@@ -180,6 +225,8 @@ def create(
         weight_decay: factor of the l2 term added to the gradients.
         scope: of INSGD, "kernel" or "layer".
         normalizer: of INSGD, "log", "power" or "log1p".
+        polyak_factor: of SGD and INSGD, see `insgd_optax.clip_by_polyak`; None for no
+            bound.
 
     Returns:
         The optimizer.
@@ -193,4 +240,5 @@ def create(
         weight_decay=weight_decay,
         scope=scope,
         normalizer=normalizer,
+        polyak_factor=polyak_factor,
     )

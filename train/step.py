@@ -1,13 +1,15 @@
 """One step of training."""
 
 import contextlib
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from train.optimizers import Capture
+from train.optimizers import Capture, Measure
 from train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -19,6 +21,7 @@ def train_step(
     rng: jax.Array,
     *,
     capture: Capture | None = None,
+    measures: Mapping[str, Measure] = types.MappingProxyType({}),
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step on one batch; pure, so it runs under jit, pmap and shard_map.
@@ -29,12 +32,13 @@ def train_step(
             of shape (batch,). Inside a mapped axis, this device's equal share.
         rng: the step's key, for dropout; the same on every device.
         capture: the optimizer's capture, see `train.optimizers.Optimizer`.
+        measures: the optimizer's, likewise.
         axis_name: the mapped axis of the devices that share the batch. Batch
             normalization sees the whole batch only if the model has it too.
 
     Returns:
         The next state, the same on every device, and the batch's mean "loss" and
-        "top1" accuracy.
+        "top1" accuracy, and what the measures give.
     """
     images, labels = batch
     if axis_name is not None:
@@ -67,8 +71,9 @@ def train_step(
             (grads, norms, batch_stats, metrics), axis_name
         )
     updates, opt_state = state.tx.update(
-        grads, state.opt_state, state.params, input_norms=norms
+        grads, state.opt_state, state.params, input_norms=norms, value=metrics["loss"]
     )
+    metrics |= {name: measure(opt_state) for name, measure in measures.items()}
     state = state.replace(
         step=optax.safe_increment(state.step),
         params=optax.apply_updates(state.params, updates),

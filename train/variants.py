@@ -1,6 +1,7 @@
-"""Optimizers on one setting, in one word each: "insgd-l2+layer+log1p@0.5"."""
+"""Optimizers on one setting, in one word each: "insgd-l2+layer+log1p+polyak@0.5"."""
 
 import dataclasses
+import re
 from typing import Any
 
 from train import optimizers
@@ -13,7 +14,8 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "log1p": {"normalizer": "log1p"},
     "power": {"normalizer": "power"},
 }
-FORM = "NAME[+layer][+log1p|+power][@RATE]"
+_POLYAK = re.compile(r"polyak(\d+\.?\d*|\.\d+)?")
+FORM = "NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +59,17 @@ def parse(text: str) -> Variant:
     words, at, rate = text.partition("@")
     name, *parts = words.split("+")
     optimizers.check_name(name)
-    unknown = [part for part in parts if part not in _CHANGES]
-    if unknown or (parts and not optimizers.is_insgd(name)):
-        raise ValueError(
-            f"{text!r} is no optimizer: {FORM}, and the words after + are of INSGD "
-            f"alone: {', '.join(_CHANGES)}"
-        )
     changes: dict[str, Any] = {}
     for part in parts:
-        changes |= _CHANGES[part]
+        if (bound := _POLYAK.fullmatch(part)) and optimizers.can_be_bounded(name):
+            changes["polyak_factor"] = float(bound[1] or 1)
+        elif part in _CHANGES and optimizers.is_insgd(name):
+            changes |= _CHANGES[part]
+        else:
+            raise ValueError(
+                f"{text!r} is no optimizer: {FORM}. After + go, of INSGD, "
+                f"{', '.join(_CHANGES)}, and of INSGD and SGD polyak or polyak0.5"
+            )
     try:
         learning_rate = float(rate) if at else None
     except ValueError:

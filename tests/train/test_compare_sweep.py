@@ -122,7 +122,7 @@ def test_a_variant_changes_what_it_names():
     ("arguments", "message"),
     [
         (["--optimizers", "sdg"], "unknown optimizer 'sdg'"),
-        (["--optimizers", "sgd+layer"], "of INSGD alone: layer"),
+        (["--optimizers", "sgd+layer"], "After + go, of INSGD, layer"),
         (["--optimizers", "insgd-l2+l"], "'insgd-l2+l' is no optimizer: NAME"),
         (["--optimizers", "sgd@fast"], "after @ goes a learning rate"),
         (["--optimizers", "sgd", "sgd"], "names one twice: sgd sgd"),

@@ -1,0 +1,252 @@
+"""NLMS's own bound on the step: no rate beyond what the loss leaves to gain."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from insgd_optax._norms import statistic_dtype
+from insgd_optax._numbers import check_not_negative, is_number
+from insgd_optax._weight_decay import add_decayed_weights
+
+
+class ClipByPolyakState(NamedTuple):
+    """State of `clip_by_polyak`."""
+
+    # The field's name in every optax state; it hides tuple.count.
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
+    # Floats of JAX's default dtype, float32 unless jax_enable_x64 is set:
+    peak: jax.Array  # the largest learning rate so far, shape=()
+    scale: jax.Array  # of the last update, in [0, 1], shape=()
+    scaling: Any  # of the transformation given
+    weight_decay: Any
+
+
+_NO_VALUE = (
+    "value is missing: call tx.update(grads, opt_state, params, value=loss), where loss"
+    " is the mean loss that the gradients are of (with insgd input_norms=norms too)."
+    " flax's TrainState does not hand it on: take insgd_optax.TrainState"
+)
+
+
+def clip_by_polyak(
+    learning_rate: Any,
+    scaling: optax.GradientTransformation | None = None,
+    *,
+    factor: Any = 1.0,
+    lower_bound: Any = 0.0,
+    momentum: Any = 0.0,
+    dampening: Any = 0.0,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any | Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bounds the learning rate by Polyak's, in the metric of the input power.
+
+    With g_t the gradient, L_t the loss it is of, and D_t what `scaling` multiplies it
+    by, the linear model of the loss along the step, L_t - a <g_t, D_t g_t>, falls to
+    the lower bound L* at a = (L_t - L*) / <g_t, D_t g_t>. No rate beyond c times that
+    can be meant, and
+
+    .. math::
+        m_t &= \max_{s \le t} \mu_s \\
+        a_t &= c \, \frac{1 - \gamma}{1 - d}
+               \frac{\max(L_t - L^*, 0)}{\langle g_t, D_t g_t \rangle} \\
+        u_t &= \min(1, a_t / m_t) \, (D_t g_t + \lambda w)
+
+    where mu is `learning_rate`, c `factor`, gamma `momentum`, d `dampening` and lambda
+    `weight_decay`. The update is u_t: momentum and the learning rate come after it in
+    the chain, as in
+
+        optax.chain(
+            clip_by_polyak(1.0, scale_by_input_power(), momentum=0.9),
+            optax.trace(0.9),
+            optax.scale_by_learning_rate(1.0),
+        )
+
+    which `insgd(1.0, polyak_factor=1.0)` is.
+
+    Momentum. A gradient enters the buffer once and leaves it over the steps that
+    follow: in all, with Nesterov's look ahead too, it moves the weights
+    (1 - d) / (1 - gamma) times as far as its own step. It is that whole way which is
+    bounded; hence the factor (1 - gamma) / (1 - d), but for the first gradient, which
+    is not dampened.
+
+    Schedule. The bound is on the largest learning rate so far, not on the present
+    one: the step is (mu_t / m_t) min(m_t, a_t). So a schedule that falls shortens
+    also the steps which the bound rules, which else would know nothing of it, while
+    during a warm-up, where m_t = mu_t, the bound is not lowered with the rate.
+
+    Weight decay. It is the learning rate that is bounded, and weight decay is scaled
+    with it. Added after this transformation it would grow with the learning rate
+    alone, and at a large one shrink the weights faster than gradients may move them.
+
+    Args:
+        learning_rate: mu, the one that `optax.scale_by_learning_rate` is given later
+            in the chain: a number of at least 0 or a schedule.
+        scaling: what makes D g of g, such as `scale_by_input_power(...)`; None for
+            the gradient itself, which bounds SGD. A transformation in a chain never
+            sees the gradient that entered it, hence it is given here.
+        factor: c, at least 0. 1 is Polyak's step. On a quadratic loss the linear
+            model reaches the minimum half way: with the loss e^2 / 2, one linear
+            neuron and `normalizer="power"`, 2 is NLMS. Infinity bounds nothing.
+        lower_bound: L*, below which the loss cannot fall, in its units.
+        momentum: gamma, in [0, 1), that of the momentum which follows.
+        dampening: d, in [0, 1], likewise.
+        weight_decay: lambda, at least 0, or a schedule.
+        weight_decay_mask: a tree of bools like the parameters, or a function from
+            them to one: where weight decay applies.
+
+    Returns:
+        A transformation whose `update` requires the keyword `value`: the loss that the
+        gradients are of, a scalar, averaged over devices where they are. What
+        `scaling` needs is handed on. Its state is a `ClipByPolyakState`, whose `scale`
+        is min(1, a_t / m_t); see `polyak_scale`. A loss that is inf or nan bounds
+        nothing that could be known: the update is zero. So it is at a loss of at most
+        `lower_bound`. A gradient that is not finite passes.
+
+    Raises:
+        ValueError: on construction, if a number is out of its range; from `update`,
+            when it is traced, if value is missing or no scalar.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from insgd_optax import clip_by_polyak
+        >>> tx = optax.chain(
+        ...     clip_by_polyak(100.0), optax.scale_by_learning_rate(100.0)
+        ... )
+        >>> w = jnp.array([3.0, 4.0])
+        >>> loss, grad = jax.value_and_grad(lambda w: jnp.sum(jnp.abs(w)))(w)
+        >>> updates, state = tx.update(grad, tx.init(w), w, value=loss)
+        >>> print(updates)  # 7 / 2 along the gradient, whatever the learning rate
+        [-3.5 -3.5]
+
+    Under `optax.masked` or `optax.partition` the scalar product is over the weights
+    that this transformation sees; parts that are bounded each for itself may together
+    go as many times as far.
+
+    Source: this library's. Polyak's step with a largest rate is SPS_max of Loizou et
+    al. (2021, arXiv:2002.10542); in the metric of Eq. 25 it is what NLMS, Eq. 7-9,
+    owes its stability to: its step never goes beyond the error it answers.
+    """
+    check_not_negative(
+        learning_rate=learning_rate, factor=factor, weight_decay=weight_decay
+    )
+    if is_number(momentum) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} must lie in [0, 1)")
+    if is_number(dampening) and not 0 <= dampening <= 1:
+        raise ValueError(f"dampening={dampening} must lie in [0, 1]")
+    inner = optax.with_extra_args_support(scaling or optax.identity())
+    decay = add_decayed_weights(weight_decay, weight_decay_mask)
+
+    def init_fn(params: Any) -> ClipByPolyakState:
+        return ClipByPolyakState(
+            count=jnp.zeros([], jnp.int32),
+            peak=jnp.zeros([]),
+            scale=jnp.ones([]),
+            scaling=inner.init(params),
+            weight_decay=decay.init(params),
+        )
+
+    def update_fn(
+        updates: Any,
+        state: ClipByPolyakState,
+        params: Any = None,
+        *,
+        value: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, ClipByPolyakState]:
+        value = _checked(value)
+        scaled, scaling_state = inner.update(
+            updates, state.scaling, params, value=value, **extra_args
+        )
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        peak = jnp.maximum(state.peak, jnp.asarray(rate, state.peak.dtype))
+        # Of the way a gradient goes in all, the part that is its own step.
+        passed = jnp.where(state.count == 0, 1.0, 1.0 - dampening)
+        own = (1.0 - momentum) / passed
+        gap = jnp.maximum(value - jnp.asarray(lower_bound, value.dtype), 0)
+        allowed = jnp.asarray(factor * own, value.dtype) * gap
+        wanted = peak.astype(value.dtype) * _inner_product(updates, scaled, value.dtype)
+        # Of a gradient that is not a number, and of none, nothing is held back.
+        scale = jnp.where(wanted > allowed, allowed / wanted, 1)
+        finite = jnp.isfinite(value)
+        scale = jnp.where(finite, scale, 0).astype(state.scale.dtype)
+        scaled, decay_state = decay.update(scaled, state.weight_decay, params)
+        state = ClipByPolyakState(
+            optax.safe_increment(state.count), peak, scale, scaling_state, decay_state
+        )
+
+        def clipped(update: jax.Array) -> jax.Array:
+            return jnp.where(finite, scale.astype(update.dtype) * update, 0)
+
+        return jax.tree.map(clipped, scaled), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _checked(value: Any) -> jax.Array:
+    """The loss, float32 or float64."""
+    if value is None:
+        raise ValueError(_NO_VALUE)
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ValueError(
+            f"value has shape {value.shape}, and must be a scalar: give the mean loss"
+            " that the gradients are of"
+        )
+    return value.astype(statistic_dtype(value.dtype))
+
+
+def _inner_product(grads: Any, updates: Any, dtype: Any) -> jax.Array:
+    """<g, D g>, each weight's summed in float32, or float64 if it is float64."""
+    total = jnp.zeros([], dtype)
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True)
+    for grad, update in pairs:
+        wide = statistic_dtype(grad.dtype)
+        product = jnp.sum(grad.astype(wide) * update.astype(wide))
+        total += product.astype(dtype)
+    return total
+
+
+def polyak_scale(opt_state: Any) -> jax.Array:
+    """What the last update was multiplied by, for logging: below 1, the bound ruled.
+
+    Args:
+        opt_state: the state of `insgd(..., polyak_factor=...)`, or of any chain, mask
+            or wrapper that holds one `clip_by_polyak`.
+
+    Returns:
+        min(1, a_t / m_t), a scalar in [0, 1]; 1 before the first update.
+
+    Raises:
+        ValueError: if the state holds no `clip_by_polyak`, or several.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import clip_by_polyak, polyak_scale
+        >>> w = jnp.array(3.0)  # of the loss w^2 / 2
+        >>> tx = clip_by_polyak(2.0)
+        >>> _, state = tx.update(w, tx.init(w), value=w**2 / 2)
+        >>> print(polyak_scale(state))
+        0.25
+    """
+    states = polyak_states(opt_state)
+    if len(states) != 1:
+        raise ValueError(
+            f"the state ({type(opt_state).__name__}) holds {len(states)}"
+            " ClipByPolyakState: give the state of one clip_by_polyak, or of insgd"
+            " with polyak_factor"
+        )
+    return states[0].scale
+
+
+def polyak_states(opt_state: Any) -> list[ClipByPolyakState]:
+    """Every `ClipByPolyakState` in any nesting of optimizer states."""
+
+    def is_polyak_state(node: Any) -> bool:
+        return isinstance(node, ClipByPolyakState)
+
+    leaves = jax.tree.leaves(opt_state, is_leaf=is_polyak_state)
+    return [leaf for leaf in leaves if is_polyak_state(leaf)]
