@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train import environment
+from train import environment, run_lock
 from train.config import RunConfig
 from train.errors import UserError
 
@@ -76,12 +76,12 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
     """
     if config.run_dir is not None:
         path = config.run_dir.expanduser().absolute()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and _is_new(path)):
             raise UserError(
                 f"The run folder {path} exists already and is left as it is. Go on "
                 f"with it: --resume {config.run_dir}; or give another --run-dir."
             )
-        _make(path, exist_ok=True)
+        make(path, exist_ok=True)
     else:
         path = _make_next(config.runs_dir.expanduser().absolute(), config.readable_name)
     record = {
@@ -89,7 +89,9 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
         "dataset": dataset,
         "environment": environment.describe(),
     }
-    (path / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    # Of two commands that found the folder empty one comes first.
+    with (path / RECORD).open("x") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
     return RunFolder(path, record)
 
 
@@ -123,14 +125,25 @@ def _make_next(parent: Path, name: str) -> Path:
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
-            _make(path)
+            make(path)
         except FileExistsError:
             number += 1
         else:
             return path
 
 
-def _make(path: Path, exist_ok: bool = False) -> None:
+def _is_new(path: Path) -> bool:
+    """Whether a folder holds nothing, but for a lock."""
+    return all(entry.name == run_lock.NAME for entry in path.iterdir())
+
+
+def make(path: Path, exist_ok: bool = False) -> None:
+    """Makes a folder for a run.
+
+    Raises:
+        UserError: if it cannot be made.
+        FileExistsError: if it is there, unless that may be.
+    """
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:

@@ -1,13 +1,15 @@
 """Many runs: those that are missing are run, those half done finished, none repeated.
 
 A run's folder is named after its options, so whoever asks for the same run finds it:
-a table and a sweep share it, and a series that is stopped goes on where it was.
+a table and a sweep share it, and a series that is stopped goes on where it was. Each
+run is locked while it is trained, so processes with the same series share its runs.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from train import metrics, run_folder
 from train.commands.run import run
 from train.config import FREE_ON_RESUME, RunConfig, Setting
 from train.metrics import Row
+from train.run_lock import RunInProgress, RunLock
+
+_POLL_SECONDS = 2.0
 
 
 def digest(value: Any) -> str:
@@ -45,8 +50,21 @@ def finished(config: RunConfig) -> list[Row] | None:
     return rows if rows and rows[-1]["epoch"] >= config.epochs else None
 
 
+def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
+    """All runs, so that a series stopped early has every row with fewer seeds.
+
+    Args:
+        rows: runs that differ by their seed, in each row as many; None for one that is
+            not known yet.
+    """
+    seeds = zip(*rows, strict=True)
+    return [config for configs in seeds for config in configs if config is not None]
+
+
 def complete(configs: Sequence[RunConfig]) -> int:
-    """Runs what is missing, in order.
+    """Runs what is missing, in order; those that another process runs come last.
+
+    For these it waits, and takes over what the other leaves unfinished.
 
     Args:
         configs: the runs; `run_dir` and `resume` unset.
@@ -58,15 +76,46 @@ def complete(configs: Sequence[RunConfig]) -> int:
     if missing:
         _keep_compiled(missing[0].load_options.cache_dir / "compiled")
     print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
-    for number, config in enumerate(missing, start=1):
-        path = place(config)
-        print(f"Run {number} of {len(missing)} to do:")
-        where = "resume" if (path / run_folder.RECORD).exists() else "run_dir"
-        status = run(dataclasses.replace(config, **{where: path}))
-        if status:
-            print("The same command again goes on from here.")
-            return status
+    waiting = False
+    numbers = {place(config): n for n, config in enumerate(missing, start=1)}
+    while missing:
+        held = []
+        for config in missing:
+            title = f"Run {numbers[place(config)]} of {len(numbers)} to do:"
+            try:
+                status = _finish(config, title)
+            except RunInProgress as error:
+                held.append((config, error))
+                continue
+            if status:
+                print("The same command again goes on from here.")
+                return status
+        if len(held) == len(missing):
+            if not waiting:
+                reasons = "\n".join(f"- {error}" for _, error in held)
+                print(f"Waiting for what other processes run:\n{reasons}")
+            waiting = True
+            time.sleep(_POLL_SECONDS)
+        missing = [config for config, _ in held if finished(config) is None]
     return 0
+
+
+def _finish(config: RunConfig, title: str) -> int:
+    """Trains a run to its end, unless it is there.
+
+    Raises:
+        RunInProgress: if another process has the run.
+    """
+    path = place(config)
+    run_folder.make(path, exist_ok=True)
+    with RunLock() as lock:
+        lock.take(path)
+        # Another process may have run it since it was found missing.
+        if finished(config) is not None:
+            return 0
+        print(title)
+        where = "resume" if (path / run_folder.RECORD).exists() else "run_dir"
+        return run(dataclasses.replace(config, **{where: path}), lock)
 
 
 def _keep_compiled(folder: Path) -> None:
@@ -78,9 +127,10 @@ def _keep_compiled(folder: Path) -> None:
 def report_folder(command: str, config: Setting) -> Path:
     """Makes the folder for what a command with these options makes of its runs."""
     options = {
-        field.name: getattr(config, field.name)
+        field.name: value
         for field in dataclasses.fields(config)
-        if field.name not in FREE_ON_RESUME or field.name == "epochs"
+        if (value := getattr(config, field.name)) != field.default
+        and (field.name not in FREE_ON_RESUME or field.name == "epochs")
     }
     data = Path(config.dataset.partition(":")[2]).name or config.dataset
     name = f"{command}-{data}-{config.model}-{config.epochs}epochs-{digest(options)}"

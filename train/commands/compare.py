@@ -29,9 +29,7 @@ def compare(config: CompareConfig) -> int:
         text: [variants.parse(text).config(config, n) for n in range(config.seeds)]
         for text in config.optimizers
     }
-    status = series.complete(
-        [each for runs in zip(*configs.values(), strict=True) for each in runs]
-    )
+    status = series.complete(series.by_seed(configs.values()))
     finished = {
         text: [rows for each in runs if (rows := series.finished(each))]
         for text, runs in configs.items()

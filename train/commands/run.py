@@ -16,28 +16,38 @@ from train.experiment import Experiment
 from train.interrupt import StopRequest
 from train.metrics import MetricsWriter, Row
 from train.run_folder import RunFolder
+from train.run_lock import RunLock
 from train.state import Progress
 from train.warn import Warnings
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, lock: RunLock | None = None) -> int:
     """Runs from the start, or goes on where `config.resume` stands.
 
     Args:
         config: the options; with `resume`, already those of the run it names.
+        lock: on the run folder, if the caller has it; otherwise it is taken here.
 
     Returns:
-        The exit status: 0, or 128 plus the number of the signal that stopped it.
+        The exit status: 0, or 128 plus the number of the signal that asked it to stop,
+        even if that came too late.
+
+    Raises:
+        RunInProgress: if another process has the run.
     """
     distributed.start(config.launch)
-    if distributed.is_first():
-        return _run(config)
-    # All compute and save together; the first alone speaks and writes the rest.
-    with contextlib.redirect_stdout(io.StringIO()):
-        return _run(config)
+    with contextlib.ExitStack() as stack:
+        if not distributed.is_first():
+            # All compute and save together; the first alone speaks and writes the rest.
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        return _run(config, lock or stack.enter_context(RunLock()))
 
 
-def _run(config: RunConfig) -> int:
+def _run(config: RunConfig, lock: RunLock) -> int:
+    if config.resume is not None:
+        folder = run_folder.load(config.resume)
+        # First of all: who runs it may need all the memory of the device.
+        distributed.from_first(lambda: str(lock.take(folder.path)))
     dataset = datasets.load(config.dataset, config.load_options)
     experiment = Experiment(config, dataset)
     progress = experiment.start()
@@ -46,12 +56,11 @@ def _run(config: RunConfig) -> int:
         folder = run_folder.load(
             Path(
                 distributed.from_first(
-                    lambda: str(run_folder.create(config, description).path)
+                    lambda: str(lock.take(run_folder.create(config, description).path))
                 )
             )
         )
     else:
-        folder = run_folder.load(config.resume)
         folder.check_dataset(dataset.describe())
     checkpoints = Checkpoints(folder.checkpoints)
     if checkpoints.latest_step is not None:
@@ -110,7 +119,8 @@ def _run(config: RunConfig) -> int:
         )
         return 128 + stopped_by
     print(_closing_line(rows, folder))
-    return 0
+    # Finished all the same; but after it nothing should start.
+    return 128 + stop.signal if stop else 0
 
 
 def _epoch_line(row: Row, num_epochs: int) -> str:

@@ -41,9 +41,7 @@ def sweep(config: SweepConfig) -> int:
         for text in config.optimizers
         for rate in config.learning_rates
     }
-    status = series.complete(
-        [each for runs in zip(*configs.values(), strict=True) for each in runs]
-    )
+    status = series.complete(series.by_seed(configs.values()))
     points: dict[str, list[Point]] = {}
     for (text, _), runs in configs.items():
         if point := _point(runs):

@@ -93,10 +93,12 @@ def table(config: TableConfig) -> int:
         )
         for row in chosen.rows
     ]
-    status = series.complete(_seed_by_seed(lines))
+    status = series.complete(series.by_seed(line.configs for line in lines))
     if config.controls:
         lines = _with_controls(lines)
-        status = status or series.complete(_seed_by_seed(lines))
+        status = status or series.complete(
+            series.by_seed(line.configs for line in lines)
+        )
 
     text, values = table_report.report(
         config.number,
@@ -112,12 +114,6 @@ def table(config: TableConfig) -> int:
     (folder / "table.json").write_text(json.dumps(values, indent=2) + "\n")
     print(f"\n{text}\nIn {folder}: table.md, table.json")
     return status
-
-
-def _seed_by_seed(lines: list[Line]) -> list[RunConfig]:
-    """All runs, so that a table stopped early has every row with fewer seeds."""
-    seeds = zip(*(line.configs for line in lines), strict=True)
-    return [config for configs in seeds for config in configs if config is not None]
 
 
 def _with_controls(lines: list[Line]) -> list[Line]:

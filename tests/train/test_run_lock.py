@@ -1,0 +1,165 @@
+"""Locks on runs: two commands never write the same one, and share a series."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from train import cli, run_folder, series
+from train.config import RunConfig
+from train.errors import UserError
+from train.run_lock import RunInProgress, RunLock
+
+HOLD = """
+import pathlib, sys, time
+from train.run_lock import RunLock
+with RunLock() as lock:
+    lock.take(pathlib.Path(sys.argv[1]))
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_holds_a_folder_at_a_time(tmp_path):
+    with RunLock() as lock:
+        assert lock.take(tmp_path) == tmp_path
+        assert lock.take(tmp_path) == tmp_path
+        with RunLock() as other, pytest.raises(RunInProgress, match="is in progress"):
+            other.take(tmp_path)
+    with RunLock() as other:
+        other.take(tmp_path)
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            with RunLock() as lock:
+                with pytest.raises(RunInProgress, match=f"process {process.pid} on"):
+                    lock.take(tmp_path)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                lock.take(tmp_path)
+        finally:
+            process.kill()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("train.run_lock.fcntl.flock", refuse)
+    with (
+        RunLock() as lock,
+        pytest.raises(UserError, match="has no locks.*--runs-dir"),
+    ):
+        lock.take(tmp_path)
+
+
+def test_a_run_in_progress_is_not_resumed(tmp_path, capsys):
+    path = run_folder.create(RunConfig(runs_dir=tmp_path), {}).path
+    with RunLock() as lock:
+        lock.take(path)
+        assert cli.main(["--resume", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"Error: The run {path} is in progress: process ")
+    assert "go on with it" in err
+
+
+@pytest.fixture
+def configs(tmp_path):
+    return [RunConfig(seed=seed, epochs=1, runs_dir=tmp_path) for seed in range(3)]
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Runs that finish at once, in the order in which they are run."""
+    seeds = []
+
+    def run(config, lock):
+        seeds.append(config.seed)
+        with RunLock() as other, pytest.raises(RunInProgress):
+            other.take(config.run_dir or config.resume)
+        write_metrics(config, config.run_dir or config.resume)
+        return 0
+
+    monkeypatch.setattr(series, "run", run)
+    monkeypatch.setattr(series, "_keep_compiled", lambda folder: None)
+    return seeds
+
+
+def write_metrics(config, path):
+    row = json.dumps({"epoch": config.epochs, "step": 1})
+    (path / "metrics.jsonl").write_text(row + "\n")
+
+
+def held(config):
+    """A lock as another process has it."""
+    path = series.place(config)
+    path.mkdir(exist_ok=True)
+    lock = RunLock()
+    lock.take(path)
+    return lock
+
+
+@pytest.mark.parametrize("other_finishes", [True, False])
+def test_a_series_waits_for_what_others_run_and_takes_over(
+    configs, ran, monkeypatch, capsys, other_finishes
+):
+    first, _, third = configs
+    locks = {0: held(first), 2: held(third)}
+    sleeps = []
+
+    def sleep(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 3:  # The other's runs end one after the other.
+            if other_finishes:
+                write_metrics(third, series.place(third))
+            locks[2].__exit__()
+        if len(sleeps) == 6:
+            locks[0].__exit__()
+
+    monkeypatch.setattr(series.time, "sleep", sleep)
+    assert series.complete(configs) == 0
+
+    assert ran == ([1, 0] if other_finishes else [1, 2, 0])
+    assert all(series.finished(config) for config in configs)
+    out = capsys.readouterr().out
+    assert out.count("Waiting for what other processes run:") == 1
+    assert str(series.place(third)) in out
+    assert "Run 2 of 3 to do:" in out
+
+
+def test_what_another_finished_meanwhile_is_not_run(configs, ran, monkeypatch):
+    finish = series.run
+
+    def run(config, lock):
+        if config.seed == 0:
+            last = configs[2]
+            series.place(last).mkdir()
+            write_metrics(last, series.place(last))
+        return finish(config, lock)
+
+    monkeypatch.setattr(series, "run", run)
+    assert series.complete(configs) == 0
+    assert ran == [0, 1]
+
+
+def test_a_run_left_before_its_record_was_written_is_run(configs, ran):
+    held(configs[0]).__exit__()
+    assert [path.name for path in series.place(configs[0]).iterdir()] == ["lock"]
+    config = dataclasses.replace(configs[0], run_dir=series.place(configs[0]))
+    assert run_folder.create(config, {}).path == config.run_dir
+    with pytest.raises(UserError, match="exists already"):
+        run_folder.create(config, {})
+
+
+def test_a_stopped_run_ends_the_series_and_its_lock(configs, ran, monkeypatch):
+    monkeypatch.setattr(series, "run", lambda config, lock: 128 + signal.SIGTERM)
+    assert series.complete(configs) == 128 + signal.SIGTERM
+    held(configs[0]).__exit__()

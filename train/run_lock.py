@@ -1,0 +1,79 @@
+"""The right to write into a run folder, which one process has at a time."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO, Self
+
+from train.errors import UserError
+
+NAME = "lock"
+
+
+class RunInProgress(UserError):
+    """Another process has the run."""
+
+
+class RunLock:
+    """An exclusive lock on a run folder, within a context.
+
+    The operating system frees it with the process, however that ends; a `lock` file
+    left behind means nothing.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def take(self, path: Path) -> Path:
+        """Locks a folder; nothing happens if that is done already.
+
+        Args:
+            path: the run folder, which exists.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RunInProgress: if another process, or another lock, holds it.
+            UserError: if the file system has no locks.
+        """
+        if self._file is not None:
+            if Path(self._file.name) != path / NAME:
+                raise ValueError(f"holds {self._file.name}, not {path / NAME}")
+            return path
+        file = (path / NAME).open("a+")  # NFS locks only what may be written.
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                raise RunInProgress(
+                    f"The run {path} is in progress: {_holder(file)} has locked its "
+                    f"file {NAME}. Wait until it has ended, or stop it with Ctrl-C or "
+                    f"SIGTERM, which saves; then go on with it."
+                ) from error
+        except OSError as error:
+            file.close()
+            raise UserError(
+                f"The file system of {path} has no locks ({error.strerror}), which "
+                "keep two commands from writing one run. Give a --runs-dir or "
+                "--run-dir on another one."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._file = file
+        return path
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"
