@@ -67,10 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=PROGRAM,
         description=DESCRIPTION,
     )
+
+    def execute() -> int:
+        resumes = isinstance(config, RunConfig) and config.resume is not None
+        return COMMANDS[arguments[0]].execute(
+            _resumed(config.resume, arguments[1:]) if resumes else config
+        )
+
+    return report_errors(execute)
+
+
+def report_errors(execute: Callable[[], int]) -> int:
+    """Executes something; says without a traceback what a user can put right.
+
+    Returns:
+        The exit status.
+    """
     try:
-        if isinstance(config, RunConfig) and config.resume is not None:
-            config = _resumed(config.resume, arguments[1:])
-        return COMMANDS[arguments[0]].execute(config)
+        return execute()
     # What the file system refuses names the place by itself.
     except (UserError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -15,13 +15,16 @@ from typing import Any
 
 import jax
 
-from train import metrics, run_folder
+from train import metrics, run_folder, worker_pool
 from train.commands.run import run
 from train.config import FREE_ON_RESUME, RunConfig, Setting
+from train.errors import UserError
 from train.metrics import Row
 from train.run_lock import RunInProgress, RunLock
 
 _POLL_SECONDS = 2.0
+# Where and how, not what.
+_FREE = FREE_ON_RESUME | {"processes"}
 
 
 def digest(value: Any) -> str:
@@ -61,21 +64,38 @@ def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
     return [config for configs in seeds for config in configs if config is not None]
 
 
-def complete(configs: Sequence[RunConfig]) -> int:
+def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
     """Runs what is missing, in order; those that another process runs come last.
 
     For these it waits, and takes over what the other leaves unfinished.
 
     Args:
         configs: the runs; `run_dir` and `resume` unset.
+        processes: with more than one, this process starts so many that do the work.
 
     Returns:
         0, or the exit status of the run that was stopped; called again, it goes on.
+
+    Raises:
+        UserError: if `processes` is no number of processes, or one of them fails.
     """
+    if processes < 1:
+        raise UserError(f"--processes must be at least 1, got {processes}")
     missing = [config for config in configs if finished(config) is None]
-    if missing:
-        _keep_compiled(missing[0].load_options.cache_dir / "compiled")
     print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
+    if not missing:
+        return 0
+    if processes > 1:
+        return worker_pool.complete(
+            missing,
+            min(processes, len(missing)),
+            is_finished=lambda config: finished(config) is not None,
+        )
+    return _complete_here(missing)
+
+
+def _complete_here(missing: Sequence[RunConfig]) -> int:
+    _keep_compiled(missing[0].load_options.cache_dir / "compiled")
     waiting = False
     numbers = {place(config): n for n, config in enumerate(missing, start=1)}
     while missing:
@@ -130,7 +150,7 @@ def report_folder(command: str, config: Setting) -> Path:
         field.name: value
         for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default
-        and (field.name not in FREE_ON_RESUME or field.name == "epochs")
+        and (field.name not in _FREE or field.name == "epochs")
     }
     data = Path(config.dataset.partition(":")[2]).name or config.dataset
     name = f"{command}-{data}-{config.model}-{config.epochs}epochs-{digest(options)}"

@@ -5,6 +5,7 @@ import json
 
 from train import markdown, plots, results, series, variants
 from train.config import Setting
+from train.worker_pool import Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,7 @@ class CompareConfig(Setting):
     insgd-l2+log1p@0.25; without a rate, the optimizer's own."""
     seeds: int = 1
     """Runs of each."""
+    processes: Processes = 1
 
     def __post_init__(self):
         super().__post_init__()
@@ -29,7 +31,7 @@ def compare(config: CompareConfig) -> int:
         text: [variants.parse(text).config(config, n) for n in range(config.seeds)]
         for text in config.optimizers
     }
-    status = series.complete(series.by_seed(configs.values()))
+    status = series.complete(series.by_seed(configs.values()), config.processes)
     finished = {
         text: [rows for each in runs if (rows := series.finished(each))]
         for text, runs in configs.items()

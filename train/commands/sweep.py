@@ -7,6 +7,7 @@ import statistics
 from train import markdown, plots, results, series, variants
 from train.config import RunConfig, Setting
 from train.sweep_points import MARGIN, Point, usable_range
+from train.worker_pool import Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class SweepConfig(Setting):
     """The rates, of each optimizer."""
     seeds: int = 1
     """Runs of each optimizer at each rate."""
+    processes: Processes = 1
 
     def __post_init__(self):
         super().__post_init__()
@@ -41,7 +43,7 @@ def sweep(config: SweepConfig) -> int:
         for text in config.optimizers
         for rate in config.learning_rates
     }
-    status = series.complete(series.by_seed(configs.values()))
+    status = series.complete(series.by_seed(configs.values()), config.processes)
     points: dict[str, list[Point]] = {}
     for (text, _), runs in configs.items():
         if point := _point(runs):

@@ -12,6 +12,7 @@ from train.config import ParallelName, RunConfig
 from train.controls import CONTROLS, has_controls
 from train.errors import UserError
 from train.table_report import Line
+from train.worker_pool import Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TableConfig:
 
     parallel: ParallelName = RunConfig.parallel
     """As of run."""
+    processes: Processes = 1
     runs_dir: Path = RunConfig.runs_dir
     """Where run folders are, and the folder of the table."""
     cache_dir: Path | None = None
@@ -93,12 +95,10 @@ def table(config: TableConfig) -> int:
         )
         for row in chosen.rows
     ]
-    status = series.complete(series.by_seed(line.configs for line in lines))
+    status = _complete(lines, config.processes)
     if config.controls:
         lines = _with_controls(lines)
-        status = status or series.complete(
-            series.by_seed(line.configs for line in lines)
-        )
+        status = status or _complete(lines, config.processes)
 
     text, values = table_report.report(
         config.number,
@@ -114,6 +114,10 @@ def table(config: TableConfig) -> int:
     (folder / "table.json").write_text(json.dumps(values, indent=2) + "\n")
     print(f"\n{text}\nIn {folder}: table.md, table.json")
     return status
+
+
+def _complete(lines: list[Line], processes: int) -> int:
+    return series.complete(series.by_seed(line.configs for line in lines), processes)
 
 
 def _with_controls(lines: list[Line]) -> list[Line]:

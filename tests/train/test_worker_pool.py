@@ -1,0 +1,341 @@
+"""`--processes`: workers share runs, and stop, fail and end as one command."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from train import cli, metrics, series, worker, worker_pool
+from train.config import RunConfig
+from train.errors import UserError
+
+from . import processes
+
+# What workers do, without the time it takes to train: each writes down its share, and
+# runs every other run. DO is done first.
+STUB = """
+import json, os, pathlib, signal, sys, time
+path = pathlib.Path(sys.argv[1])
+configs = json.loads(path.read_text())
+with (path.parent / "claim").open("a") as file:
+    file.write(".")
+    file.flush()
+    number = file.tell() - 1
+cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+memory = {name: os.environ[name] for name in os.environ if "CLIENT" in name}
+share = {"cores": cores, "memory": memory, "arguments": sys.argv[2:]}
+(path.parent / f"share-{number}").write_text(json.dumps(share))
+def stop(*_):
+    print("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("\\r 1/9\\r 9/9\\nworking", flush=True)
+DO
+for config in configs[number::2]:
+    pathlib.Path(config["runs_dir"], str(config["seed"])).touch()
+"""
+
+
+@pytest.fixture
+def configs(tmp_path):
+    return [RunConfig(seed=seed, runs_dir=tmp_path) for seed in range(5)]
+
+
+@pytest.fixture
+def complete(configs, tmp_path, monkeypatch):
+    """Completes `configs` with two workers that first do something."""
+    monkeypatch.setattr(worker_pool, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(sys, "argv", ["train", "sweep", "--seeds", "5"])
+
+    def run(do="", count=2):
+        stub = (sys.executable, "-c", STUB.replace("DO", do))
+        monkeypatch.setattr(worker_pool, "_WORKER", stub)
+        return worker_pool.complete(
+            configs, count, lambda config: (tmp_path / str(config.seed)).exists()
+        )
+
+    return run
+
+
+def folder(tmp_path):
+    (path,) = (tmp_path / "workers").iterdir()
+    return path
+
+
+def shares(tmp_path):
+    paths = sorted(folder(tmp_path).glob("share-*"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_workers_share_runs_cores_and_memory(
+    complete, configs, tmp_path, monkeypatch, capsys
+):
+    for name in worker_pool._MEMORY_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    cores = worker_pool._usable_cores()
+    assert complete() == 0
+
+    assert worker_pool._usable_cores() == cores
+    out, err = capsys.readouterr()
+    assert f"{folder(tmp_path)}/worker-*.log" in out
+    assert "5/5" in err
+    runs = json.loads((folder(tmp_path) / "runs.json").read_text())
+    assert [series.place(RunConfig.from_json(values)) for values in runs] == [
+        series.place(config) for config in configs
+    ]
+    first, second = shares(tmp_path)
+    for share in (first, second):
+        assert share["memory"] == {"XLA_CLIENT_MEM_FRACTION": "0.450"}
+        assert share["arguments"] == ["sweep", "--seeds", "5"]
+    if len(cores) > 1:
+        assert sorted(first["cores"] + second["cores"]) == cores
+
+
+@pytest.mark.parametrize("name", worker_pool._MEMORY_SETTINGS)
+def test_what_the_user_set_about_memory_stays(name, complete, tmp_path, monkeypatch):
+    for other in worker_pool._MEMORY_SETTINGS:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, ".2")
+    assert complete() == 0
+    assert [share["memory"] for share in shares(tmp_path)] == 2 * [{name: ".2"}]
+
+
+def test_shares_of_cores():
+    assert worker_pool._shares([0, 1, 2, 5, 6], 2) == [{0, 1}, {2, 5, 6}]
+    assert worker_pool._shares([3, 4], 2) == [{3}, {4}]
+    assert worker_pool._shares([3, 4], 3) == [{3}, {4}, {3}]
+    assert worker_pool._shares([], 2) == [set(), set()]
+
+
+def test_a_worker_that_fails_stops_the_others_and_is_quoted(complete, tmp_path, capsys):
+    do = """
+while sum(log.read_text().count("working") for log in path.parent.glob("*.log")) < 2:
+    time.sleep(0.02)
+if number:
+    print("Error: the disk is full")
+    sys.exit(2)
+time.sleep(60)
+"""
+    with pytest.raises(UserError) as caught:
+        complete(do)
+    said = str(caught.value)
+    assert "ended with exit status 2; the others were stopped" in said
+    assert "\n   9/9\n  working\n  Error: the disk is full\n" in said
+    log = Path(re.search(r"of (/\S+\.log):", said)[1])
+    assert "the disk is full" in log.read_text()
+    (other,) = set(log.parent.glob("*.log")) - {log}
+    assert other.read_text().endswith("working\nsaved\n")
+
+
+def test_a_worker_that_is_killed_is_a_failure(complete):
+    with pytest.raises(UserError, match="ended with signal 9;"):
+        complete("if number: os.kill(os.getpid(), 9)\ntime.sleep(60)")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_waits_for_workers_to_save(
+    complete, tmp_path, monkeypatch, capsys, number
+):
+    handler = signal.getsignal(number)
+
+    def sleep(seconds):
+        time.sleep(seconds)
+        logs = (tmp_path / "workers").glob("*/*.log")
+        if not stopped and [path.read_text()[-8:] for path in logs] == 2 * [
+            "working\n"
+        ]:
+            stopped.append(True)
+            signal.raise_signal(number)
+
+    stopped = []
+    monkeypatch.setattr(worker_pool, "time", Clock(sleep))
+    assert complete("time.sleep(60)") == 128 + number
+    assert signal.getsignal(number) == handler
+    assert f"Stopped by {number.name}; the workers have saved." in (
+        capsys.readouterr().out
+    )
+    for log in folder(tmp_path).glob("*.log"):
+        assert log.read_text().endswith("saved\n")
+
+
+class Clock:
+    """The module `time` with another `sleep`."""
+
+    strftime = staticmethod(time.strftime)
+
+    def __init__(self, sleep):
+        self.sleep = sleep
+
+
+def test_interrupted_twice_it_leaves_no_worker_behind(complete, tmp_path, monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    def spy(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def sleep(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker_pool.subprocess, "Popen", spy)
+    monkeypatch.setattr(worker_pool, "time", Clock(sleep))
+    with pytest.raises(KeyboardInterrupt):
+        complete("time.sleep(60)")
+    assert [process.returncode for process in started] == 2 * [-signal.SIGKILL]
+
+
+def test_a_worker_stops_when_its_parent_is_gone(capsys):
+    stopped = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        ours, parents = os.pipe()
+        watch = threading.Thread(target=worker.stop_with_parent, args=(ours,))
+        watch.start()
+        assert not stopped.wait(0.05)
+        os.close(parents)
+        assert stopped.wait(10)
+        watch.join()
+        os.close(ours)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "is gone" in capsys.readouterr().err
+
+
+def test_a_worker_completes_the_runs_of_its_file(
+    configs, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps([config.to_json() for config in configs]))
+    monkeypatch.setattr(sys, "argv", ["worker", str(path), "sweep"])
+    monkeypatch.setattr(worker.os, "read", lambda *_: threading.Event().wait())
+
+    def complete(given):
+        places.extend(series.place(config) for config in given)
+        raise UserError("the data are gone")
+
+    places = []
+    monkeypatch.setattr(series, "complete", complete)
+    assert worker.main() == 2
+    assert places == [series.place(config) for config in configs]
+    assert sys.argv == ["worker", "sweep"]
+    assert capsys.readouterr().err == "Error: the data are gone\n"
+
+
+def test_a_series_hands_over_what_is_missing(configs, monkeypatch, capsys):
+    path = series.place(configs[0])
+    path.mkdir()
+    (path / "metrics.jsonl").write_text('{"epoch": 20}\n')
+    calls = []
+    monkeypatch.setattr(
+        worker_pool, "complete", lambda *given, is_finished: calls.append(given) or 7
+    )
+    assert series.complete(configs, processes=2) == 7
+    assert series.complete(configs, processes=9) == 7
+    assert series.complete(configs[:1], processes=9) == 0
+    assert calls == [(configs[1:], 2), (configs[1:], 4)]
+    assert "1 of 5 runs are finished." in capsys.readouterr().out
+    with pytest.raises(UserError, match="--processes must be at least 1, got 0"):
+        series.complete(configs, processes=0)
+
+
+COMMAND = ["compare", "--optimizers", "sgd", "adam", "--epochs", "1"]
+
+
+@pytest.mark.slow
+def test_the_same_command_twice_runs_each_run_once(tmp_path):
+    """Two commands of two workers, four runs."""
+    command = [*COMMAND, "--seeds", "2", "--processes", "2"]
+    command += ["--runs-dir", str(tmp_path / "runs")]
+    statuses, said = processes.finish([["train", *command]] * 2, tmp_path)
+    assert statuses == [0, 0], said
+
+    logs = [path.read_text() for path in (tmp_path / "runs/workers").glob("*/*.log")]
+    assert len(logs) == 4
+    whole = "".join(logs)
+    assert whole.count("Test accuracy") == 4, whole
+    assert "Going on from step" not in whole
+    for text in said:
+        assert "| sgd " in text
+        assert "2/2" in text
+    runs = list((tmp_path / "runs").glob("digits-*"))
+    assert len(runs) == 4
+    for path in runs:
+        assert len(metrics.read(path / "metrics.jsonl")) == 1
+        record = json.loads((path / "record.json").read_text())
+        command = record["environment"]["command"]
+        assert command.startswith("python -m train compare --optimizers sgd adam")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_command(tmp_path, number):
+    command = [*COMMAND, "--processes", "2", "--epochs", "1000"]
+    command += ["--runs-dir", str(tmp_path / "runs")]
+    with processes.started([["train", *command]], tmp_path) as (parent,):
+
+        def rows():
+            paths = (tmp_path / "runs").glob("digits-*/metrics.jsonl")
+            return [len(metrics.read(path)) for path in paths]
+
+        wait_until(lambda: len(rows()) == 2 and min(rows()) >= 1)
+        parent.send_signal(number)
+        status = parent.wait(60)
+        assert status == (128 + number if number == signal.SIGTERM else -number)
+        logs = list((tmp_path / "runs/workers").glob("*/*.log"))
+        wait_until(
+            lambda: all("Stopped by SIGTERM and saved" in p.read_text() for p in logs)
+        )
+    said = (tmp_path / "0.log").read_text()
+    if number == signal.SIGTERM:
+        assert "The same command again goes on from here." in said
+    # What the workers left can be gone on with: nobody holds it.
+    for path in (tmp_path / "runs").glob("digits-*"):
+        with series.RunLock() as lock:
+            wait_until(lambda path=path, lock=lock: free(lock, path))
+
+
+def free(lock, path):
+    with contextlib.suppress(series.RunInProgress):
+        return lock.take(path)
+
+
+def wait_until(condition, timeout=120):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_the_devices_to_its_workers(tmp_path):
+    code = (
+        "import sys; from train import cli; from jax._src import xla_bridge\n"
+        "assert cli.main(sys.argv[1:]) == 0\n"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    command = [*COMMAND, "--processes", "2", "--runs-dir", str(tmp_path)]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=processes.ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2/2" in result.stderr
+
+
+def test_the_option_is_checked(tmp_path, capsys):
+    command = [*COMMAND, "--processes", "0", "--runs-dir", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err
