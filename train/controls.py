@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from train import optimizers, results, series
@@ -46,6 +46,17 @@ CONTROLS = (
 )
 
 
-def has_controls(optimizer: str) -> bool:
-    """Whether rows of this optimizer get them."""
-    return optimizers.is_insgd(optimizer)
+def of(row: Sequence[RunConfig]) -> dict[str, list[RunConfig | None]]:
+    """The controls of one row: none but for INSGD.
+
+    Args:
+        row: its runs, which differ by their seed.
+
+    Returns:
+        By name the runs, one for each of the row's; None for those that depend on a
+        run that is not finished. A control that is the row itself is left out.
+    """
+    if not optimizers.is_insgd(row[0].optimizer):
+        return {}
+    rows = {control.name: [control.config(run) for run in row] for control in CONTROLS}
+    return {name: runs for name, runs in rows.items() if runs != list(row)}

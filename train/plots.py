@@ -1,5 +1,6 @@
 """Pictures of runs."""
 
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from train.metrics import Row
@@ -16,26 +18,47 @@ from train.sweep_points import Point
 
 # Told apart without color too.
 _MARKERS = "osD^v<>ph*"
+_STYLES = ("-", "--", ":", "-.")
 # More names than this do not fit beside a panel.
 _MOST_NAMES = 22
+# And more than this hide the lines of the panel they stand in.
+_MOST_INSIDE = 5
 
 
-def plot_test_error(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> None:
+def plot_test_error(
+    runs: Mapping[str, Sequence[Sequence[Row]]],
+    path: Path,
+    control_of: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
     """Draws test error over epochs, as Figure 3 does, one line for each optimizer.
 
     Args:
         runs: by the name in the legend, the rows of `metrics.jsonl` of each seed. Of
             several seeds the line is the mean, and the band one standard deviation.
         path: the PNG to write.
+        control_of: names of lines that are drawn broken, in the color of the line
+            whose name stands beside.
     """
-    figure, (axes,) = _figure(6, panels=1)
+    beside = len(runs) > _MOST_INSIDE
+    figure, (axes,) = _figure(10 if beside else 6, panels=1)
+    drawn: dict[str, list[Line2D]] = {}
     for name, seeds in runs.items():
+        group = drawn.setdefault(control_of.get(name, name), [])
+        color = group[0].get_color() if group else None
         epochs = [row["epoch"] for row in seeds[0]]
         errors = np.array(
             [[100 * (1 - row["test_top1"]) for row in rows] for rows in seeds]
         )
         marker = "." if len(epochs) < 50 else None
-        (line,) = axes.plot(epochs, errors.mean(0), marker=marker, label=name)
+        (line,) = axes.plot(
+            epochs,
+            errors.mean(0),
+            _STYLES[len(group) % len(_STYLES)],
+            color=color,
+            marker=marker,
+            label=name,
+        )
+        group.append(line)
         if len(seeds) > 1:
             mean, std = errors.mean(0), errors.std(0, ddof=1)
             axes.fill_between(
@@ -45,7 +68,10 @@ def plot_test_error(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> 
     axes.set_ylabel("Test error (%)")
     axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    if beside:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    else:
+        axes.legend()
     figure.savefig(path, dpi=150)
 
 
@@ -69,7 +95,7 @@ def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
         (multiplier, "multipliers", "Multiplier of the learning rate"),
     ):
         for number, name in enumerate(rows[0][values]):
-            style = ("-", "--", ":", "-.")[number // 10 % 4]
+            style = _STYLES[number // 10 % len(_STYLES)]
             line = [row[values][name] for row in rows]
             # A label that starts with an underscore stays out of the legend.
             label_of_line = name if name in named else f"_{name}"

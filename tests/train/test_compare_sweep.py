@@ -34,10 +34,10 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     drawn = []
     draw = plots.plot_test_error
 
-    def spy(runs, path):
+    def spy(runs, path, *control_of):
         if path.parent.name.startswith("compare-"):
             drawn.append(runs)
-        draw(runs, path)
+        draw(runs, path, *control_of)
 
     monkeypatch.setattr(plots, "plot_test_error", spy)
     command = ("compare", "--optimizers", "sgd", "insgd-l2+log1p@0.3", "--seeds", "2")
@@ -60,6 +60,59 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     monkeypatch.setattr(series, "run", None)
     assert train(*command) == 0
     assert "4 of 4 runs are finished." in capsys.readouterr().out
+
+
+def test_controls_stand_below_insgd(train, tmp_path, capsys):
+    command = ("compare", "--optimizers", "sgd", "insgd-l2+layer@0.3", "--controls")
+    assert train(*command) == 0
+
+    (folder,) = tmp_path.glob("compare-*")
+    values = json.loads((folder / "compare.json").read_text())
+    # Scope layer is what the row has itself.
+    same_rate = "insgd-l2+layer@0.3: SGD at INSGD's effective rate"
+    log1p = "insgd-l2+layer@0.3: normalizer log1p"
+    assert list(values) == ["sgd", "insgd-l2+layer@0.3", same_rate, log1p]
+    (rows,) = [
+        series.metrics.read(path / "metrics.jsonl")
+        for path in tmp_path.glob("*insgd-l2-lr0.3-layer-batch*")
+    ]
+    rate = 0.3 * np.mean([row["mean_multiplier"] for row in rows])
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if same_rate in line
+    ]
+    assert float(line.split("|")[2]) == pytest.approx(rate, rel=5e-3)
+    (path,) = tmp_path.glob("*insgd-l2-lr0.3-layer-log1p-*")
+    (last,) = series.metrics.read(path / "metrics.jsonl")[-1:]
+    assert values[log1p]["last"]["mean"] == pytest.approx(100 * last["test_top1"])
+
+
+def test_a_control_is_drawn_broken_in_the_color_of_its_row(tmp_path, monkeypatch):
+    figures = []
+    make = plots._figure
+    monkeypatch.setattr(
+        plots,
+        "_figure",
+        lambda *given, **o: figures.append(make(*given, **o)) or figures[-1],
+    )
+    rows = [{"epoch": epoch, "test_top1": 0.2 * epoch} for epoch in (1, 2)]
+    names = ["sgd", "a", "a: x", "a: y", "b", "b: x"]
+    control_of = {"a: x": "a", "a: y": "a", "b: x": "b"}
+    plots.plot_test_error(
+        {name: [rows] for name in names}, tmp_path / "p.png", control_of
+    )
+    ((figure, (axes,)),) = figures
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert [line.get_linestyle() for line in lines.values()] == [
+        *("-", "-", "--", ":", "-", "--")
+    ]
+    colors = {name: line.get_color() for name, line in lines.items()}
+    assert colors["a"] == colors["a: x"] == colors["a: y"]
+    assert colors["b"] == colors["b: x"]
+    assert len(set(colors.values())) == 3
+    # So many names stand beside the panel, and none is cut off.
+    legend = axes.get_legend().get_window_extent()
+    assert axes.get_window_extent().x1 < legend.x0
+    assert legend.x1 < figure.get_window_extent().x1
 
 
 def test_sweep_shows_rates_given_and_taken(train, tmp_path, capsys):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import statistics
 
-from train import markdown, plots, results, series, variants
-from train.config import Setting
+from train import controls, markdown, plots, results, series, variants
+from train.config import RunConfig, Setting
 from train.worker_pool import Processes
 
 
@@ -18,6 +19,10 @@ class CompareConfig(Setting):
     insgd-l2+log1p@0.25; without a rate, the optimizer's own."""
     seeds: int = 1
     """Runs of each."""
+    controls: bool = False
+    """Add what each of INSGD is to be told from: SGD at the rate INSGD
+    took (its learning rate times its mean multiplier, from the run of
+    the same seed), INSGD with scope layer, and with normalizer log1p."""
     processes: Processes = 1
 
     def __post_init__(self):
@@ -27,31 +32,36 @@ class CompareConfig(Setting):
 
 def compare(config: CompareConfig) -> int:
     """Runs what is missing; prints and writes the table, draws the picture."""
-    configs = {
+    configs: dict[str, list[RunConfig | None]] = {
         text: [variants.parse(text).config(config, n) for n in range(config.seeds)]
         for text in config.optimizers
     }
     status = series.complete(series.by_seed(configs.values()), config.processes)
+    control_of: dict[str, str] = {}
+    if config.controls:
+        configs, control_of = _with_controls(configs)
+        if not status:
+            status = series.complete(series.by_seed(configs.values()), config.processes)
     finished = {
-        text: [rows for each in runs if (rows := series.finished(each))]
-        for text, runs in configs.items()
+        name: [rows for each in runs if each and (rows := series.finished(each))]
+        for name, runs in configs.items()
     }
-    finished = {text: runs for text, runs in finished.items() if runs}
+    finished = {name: runs for name, runs in finished.items() if runs}
     if not finished:
         return status
 
-    found = {text: results.accuracies(runs) for text, runs in finished.items()}
+    found = {name: results.accuracies(runs) for name, runs in finished.items()}
     table = markdown.table(
         ("Optimizer", "Learning rate", "Last epoch", "Best epoch", "Seeds"),
         [
             (
-                text,
-                f"{configs[text][0].initial_learning_rate:g}",
+                name,
+                f"{_mean_rate(configs[name]):g}",
                 str(each.last),
                 str(each.best),
                 f"{each.seeds}/{config.seeds}",
             )
-            for text, each in found.items()
+            for name, each in found.items()
         ],
     )
     note = (
@@ -60,10 +70,28 @@ def compare(config: CompareConfig) -> int:
     )
     folder = series.report_folder("compare", config)
     (folder / "compare.md").write_text(f"{table}\n\n{note}\n")
-    values = {text: each.to_json() for text, each in found.items()}
+    values = {name: each.to_json() for name, each in found.items()}
     (folder / "compare.json").write_text(json.dumps(values, indent=2) + "\n")
-    plots.plot_test_error(finished, folder / "test_error.png")
+    plots.plot_test_error(finished, folder / "test_error.png", control_of)
     print(
         f"\n{table}\n\n{note}\n\nIn {folder}: compare.md, compare.json, test_error.png"
     )
     return status
+
+
+def _with_controls(
+    configs: dict[str, list[RunConfig | None]],
+) -> tuple[dict[str, list[RunConfig | None]], dict[str, str]]:
+    """The rows with controls below; and of each control, by name, the row it is of."""
+    extended, control_of = {}, {}
+    for text, runs in configs.items():
+        extended[text] = runs
+        for control, theirs in controls.of(runs).items():
+            name = f"{text}: {control}"
+            extended[name], control_of[name] = theirs, text
+    return extended, control_of
+
+
+def _mean_rate(configs: list[RunConfig | None]) -> float:
+    """The learning rate; of SGD at INSGD's it differs between seeds."""
+    return statistics.fmean(each.initial_learning_rate for each in configs if each)

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from train import datasets, presets, series, table_report
+from train import controls, datasets, presets, series, table_report
 from train.config import ParallelName, RunConfig
-from train.controls import CONTROLS, has_controls
 from train.errors import UserError
 from train.table_report import Line
 from train.worker_pool import Processes
@@ -124,9 +123,8 @@ def _with_controls(lines: list[Line]) -> list[Line]:
     extended = []
     for line in lines:
         extended.append(line)
-        if has_controls(line.configs[0].optimizer):
-            extended += [
-                Line(tuple(map(control.config, line.configs)), control.name)
-                for control in CONTROLS
-            ]
+        extended += [
+            Line(tuple(configs), name)
+            for name, configs in controls.of(line.configs).items()
+        ]
     return extended
