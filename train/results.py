@@ -8,22 +8,7 @@ from typing import Any, NamedTuple
 from train import run_folder, series
 from train.config import RunConfig
 from train.metrics import Row
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation; of a single value there is no deviation."""
-
-    mean: float
-    std: float | None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Summarizes at least one value."""
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), std)
+from train.spread import Spread, spread
 
 
 class Accuracies(NamedTuple):

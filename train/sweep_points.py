@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from train.results import Spread
+from train.spread import Spread
 
 # Points of accuracy below an optimizer's best that still count as usable.
 MARGIN = 5.0
