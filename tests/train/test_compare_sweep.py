@@ -1,6 +1,7 @@
 """`compare` and `sweep`: runs, tables, pictures, and what they are made of."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 import models
 from train import cli, digits, plots, series, variants
 from train.config import RunConfig
+from train.experiment import Experiment
 from train.results import Spread
 from train.sweep_points import Point, usable_range
 
@@ -60,6 +62,25 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     monkeypatch.setattr(series, "run", None)
     assert train(*command) == 0
     assert "4 of 4 runs are finished." in capsys.readouterr().out
+
+
+def test_a_stop_in_the_last_step_of_a_run_ends_the_series(
+    train, tmp_path, capsys, monkeypatch
+):
+    train_chunk = Experiment.train_chunk
+
+    def stop_at_the_end(self, progress, *given):
+        if int(progress.state.step) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return train_chunk(self, progress, *given)
+
+    monkeypatch.setattr(Experiment, "train_chunk", stop_at_the_end)
+    assert train("compare", "--optimizers", "sgd", "adam") == 128 + signal.SIGINT
+    (path,) = tmp_path.glob("digits-*")
+    assert len(series.metrics.read(path / "metrics.jsonl")) == 2
+    out = capsys.readouterr().out
+    assert "Test accuracy" in out
+    assert "The same command again goes on from here." in out
 
 
 def test_controls_stand_below_insgd(train, tmp_path, capsys):

@@ -135,6 +135,20 @@ def test_a_series_waits_for_what_others_run_and_takes_over(
     assert "Run 2 of 3 to do:" in out
 
 
+def test_a_finished_run_is_not_waited_for(configs, ran, monkeypatch):
+    """Whoever holds it may draw its pictures, or make it longer."""
+    first = configs[0]
+    with held(first):
+
+        def sleep(seconds):
+            assert series.finished(first) is None
+            write_metrics(first, series.place(first))
+
+        monkeypatch.setattr(series.time, "sleep", sleep)
+        assert series.complete(configs) == 0
+    assert ran == [1, 2]
+
+
 def test_what_another_finished_meanwhile_is_not_run(configs, ran, monkeypatch):
     finish = series.run
 
