@@ -32,6 +32,8 @@ Processes = Annotated[
 
 _WORKER = (sys.executable, "-m", "train.worker")
 _POLL_SECONDS = 1.0
+# Runs take minutes; and in a file each time is a line.
+_BAR_SECONDS = 10.0
 _MEMORY_SETTINGS = (
     "XLA_CLIENT_MEM_FRACTION",
     "XLA_PYTHON_CLIENT_MEM_FRACTION",  # Its former name.
@@ -71,12 +73,12 @@ def complete(
     folder = _make_folder(configs[0].runs_dir.expanduser().absolute())
     runs = folder / "runs.json"
     runs.write_text(json.dumps([config.to_json() for config in configs]))
-    print(f"{processes} workers share the runs. Their output: {folder}/worker-*.log")
+    print(f"Workers that share the runs: {processes}. Output: {folder}/worker-*.log")
     failed, stopping, left = None, False, list(configs)
     with (
         StopRequest() as stop,
         _started(runs, processes) as workers,
-        tqdm(total=len(configs), unit="run") as bar,
+        tqdm(total=len(configs), unit="run", mininterval=_BAR_SECONDS) as bar,
     ):
         running = True
         while running:

@@ -105,12 +105,12 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         )
         step = int(progress.state.step)
         checkpoints.save(step, progress, None)
-    checkpoints.close()
-    if is_first:
-        writer.close()
-        plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
-        if rows and "multipliers" in rows[-1]:
-            plots.plot_multipliers(rows, folder.multipliers_plot)
+        checkpoints.close()
+        if is_first:
+            writer.close()
+            plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
+            if rows and "multipliers" in rows[-1]:
+                plots.plot_multipliers(rows, folder.multipliers_plot)
     if step < config.epochs * experiment.steps_per_epoch:
         stopped_by = stop.signal or signal.SIGTERM  # It may have reached another one.
         print(
