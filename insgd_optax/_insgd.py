@@ -118,6 +118,7 @@ def insgd(
     if polyak_factor is None:
         steps = [scaling, add_decayed_weights(weight_decay, weight_decay_mask)]
     else:
+        check_not_negative(polyak_factor=polyak_factor)
         steps = [
             clip_by_polyak(
                 learning_rate,
@@ -126,6 +127,7 @@ def insgd(
                 lower_bound=loss_lower_bound,
                 momentum=0.0 if momentum is None else momentum,
                 dampening=0.0 if momentum is None else dampening,
+                nesterov=nesterov,
                 weight_decay=weight_decay,
                 weight_decay_mask=weight_decay_mask,
             )

@@ -1,4 +1,4 @@
-"""Gradient accumulation that also averages the input norms."""
+"""Gradient accumulation that also averages the input norms and the loss."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +14,7 @@ from insgd_optax._capture import NAME
 from insgd_optax._diagnostics import power_states
 from insgd_optax._input_power import NO_NORMS, naming
 from insgd_optax._norms import statistic_dtype
+from insgd_optax._polyak import checked_value, polyak_states
 from insgd_optax._weights import (
     FlatWeights,
     Path,
@@ -31,7 +32,8 @@ class MultiSteps:
     Every k calls of `update` take one step of the inner optimizer, with the mean of
     the k gradients and the mean of the k input norms; the other calls return zeros.
     Optax's own hands on the last micro-batch's norms alone. It goes outermost: a chain
-    around it loses the norms.
+    around it loses the norms. The loss that `clip_by_polyak` takes as `value` is
+    averaged, or summed, as the gradients are.
 
     Args:
         opt: the optimizer, such as `insgd(...)`, or a chain with it.
@@ -77,10 +79,11 @@ class MultiSteps:
         """The state; `params` may be abstract."""
         if is_placeholder(params):
             # The accumulated norms do not mirror the parameters, as P does not.
-            return self._steps([]).init((params, jnp.zeros([])))
+            return self._steps([]).init((params, jnp.zeros([]), jnp.zeros([])))
         flat = flatten(params)
-        norms = _accumulators(jax.eval_shape(self._opt.init, params))
-        return self._steps(flat.weights).init((params, norms))
+        inner = jax.eval_shape(self._opt.init, params)
+        values = {"value": jnp.zeros([])} if polyak_states(inner) else {}
+        return self._steps(flat.weights).init((params, _accumulators(inner), values))
 
     def update(
         self,
@@ -89,9 +92,15 @@ class MultiSteps:
         params: Any = None,
         *,
         input_norms: Any = None,
+        value: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, optax.MultiStepsState]:
         """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
+        values = {}
+        if polyak_states(state.inner_opt_state):
+            values["value"] = checked_value(value)
+        elif value is not None:
+            extra_args["value"] = value
         layers = _layer_powers(state.inner_opt_state)
         if layers and input_norms is None:
             raise ValueError(NO_NORMS)
@@ -102,14 +111,19 @@ class MultiSteps:
             # Whether a layer may be left out of a pass is the inner optimizer's to say.
             jax.eval_shape(
                 lambda updates, state, params: self._opt.update(
-                    updates, state, params, input_norms=input_norms, **extra_args
+                    updates,
+                    state,
+                    params,
+                    input_norms=input_norms,
+                    **values,
+                    **extra_args,
                 ),
                 updates,
                 state.inner_opt_state,
                 params,
             )
-        (updates, _), state = self._steps(flat.weights).update(
-            (updates, norms), state, (params, None), **extra_args
+        (updates, _, _), state = self._steps(flat.weights).update(
+            (updates, norms, values), state, (params, None, None), **extra_args
         )
         return updates, state
 
@@ -122,17 +136,17 @@ class MultiSteps:
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def _steps(self, weights: Sequence[Any]) -> optax.MultiSteps:
-        """Optax's own, accumulating pairs of gradients and norms."""
+        """Optax's own, accumulating triples of gradients, norms and losses."""
 
         def init(params: Any) -> Any:
             return self._opt.init(params[0])
 
         def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
-            grads, norms = updates
+            grads, norms, values = updates
             if norms:
                 extra["input_norms"] = _means(norms)
-            grads, state = self._opt.update(grads, state, params[0], **extra)
-            return (grads, norms), state
+            grads, state = self._opt.update(grads, state, params[0], **values, **extra)
+            return (grads, norms, values), state
 
         def should_skip(updates: Any, step: Any, params: Any) -> tuple[Any, Any]:
             assert self._should_skip_update_fn is not None

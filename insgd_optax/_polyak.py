@@ -39,6 +39,7 @@ def clip_by_polyak(
     lower_bound: Any = 0.0,
     momentum: Any = 0.0,
     dampening: Any = 0.0,
+    nesterov: bool = False,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -51,12 +52,11 @@ def clip_by_polyak(
 
     .. math::
         m_t &= \max_{s \le t} \mu_s \\
-        a_t &= c \, \frac{1 - \gamma}{1 - d}
-               \frac{\max(L_t - L^*, 0)}{\langle g_t, D_t g_t \rangle} \\
+        a_t &= \frac{c}{k} \frac{\max(L_t - L^*, 0)}{\langle g_t, D_t g_t \rangle} \\
         u_t &= \min(1, a_t / m_t) \, (D_t g_t + \lambda w)
 
-    where mu is `learning_rate`, c `factor`, gamma `momentum`, d `dampening` and lambda
-    `weight_decay`. The update is u_t: momentum and the learning rate come after it in
+    where mu is `learning_rate`, c `factor`, lambda `weight_decay` and k what momentum
+    makes of a step, 1 without it. The update is u_t: momentum and the learning rate come after it in
     the chain, as in
 
         optax.chain(
@@ -68,10 +68,10 @@ def clip_by_polyak(
     which `insgd(1.0, polyak_factor=1.0)` is.
 
     Momentum. A gradient enters the buffer once and leaves it over the steps that
-    follow: in all, with Nesterov's look ahead too, it moves the weights
-    (1 - d) / (1 - gamma) times as far as its own step. It is that whole way which is
-    bounded; hence the factor (1 - gamma) / (1 - d), but for the first gradient, which
-    is not dampened.
+    follow. It is that whole way which is bounded, k times its own step: with gamma
+    `momentum`, k = 1 + gamma + gamma^2 + ... = 1 / (1 - gamma), Nesterov's look ahead
+    or not; with d `dampening`, (1 - d) / (1 - gamma), or (1 - gamma d) / (1 - gamma)
+    with both, but for the first gradient, which is not dampened.
 
     Schedule. The bound is on the largest learning rate so far, not on the present
     one: the step is (mu_t / m_t) min(m_t, a_t). So a schedule that falls shortens
@@ -94,6 +94,7 @@ def clip_by_polyak(
         lower_bound: L*, below which the loss cannot fall, in its units.
         momentum: gamma, in [0, 1), that of the momentum which follows.
         dampening: d, in [0, 1], likewise.
+        nesterov: whether that momentum looks ahead.
         weight_decay: lambda, at least 0, or a schedule.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
@@ -157,17 +158,16 @@ def clip_by_polyak(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, ClipByPolyakState]:
-        value = _checked(value)
+        value = checked_value(value)
         scaled, scaling_state = inner.update(
             updates, state.scaling, params, value=value, **extra_args
         )
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         peak = jnp.maximum(state.peak, jnp.asarray(rate, state.peak.dtype))
-        # Of the way a gradient goes in all, the part that is its own step.
-        passed = jnp.where(state.count == 0, 1.0, 1.0 - dampening)
-        own = (1.0 - momentum) / passed
+        dampened = 1.0 - dampening * (momentum if nesterov else 1.0)
+        passed = jnp.where(state.count == 0, 1.0, dampened)
         gap = jnp.maximum(value - jnp.asarray(lower_bound, value.dtype), 0)
-        allowed = jnp.asarray(factor * own, value.dtype) * gap
+        allowed = jnp.asarray(factor * (1.0 - momentum) / passed, value.dtype) * gap
         wanted = peak.astype(value.dtype) * _inner_product(updates, scaled, value.dtype)
         # Of a gradient that is not a number, and of none, nothing is held back.
         scale = jnp.where(wanted > allowed, allowed / wanted, 1)
@@ -186,8 +186,12 @@ def clip_by_polyak(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _checked(value: Any) -> jax.Array:
-    """The loss, float32 or float64."""
+def checked_value(value: Any) -> jax.Array:
+    """The loss, float32 or float64.
+
+    Raises:
+        ValueError: if it is missing or no scalar.
+    """
     if value is None:
         raise ValueError(_NO_VALUE)
     value = jnp.asarray(value)

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from insgd_optax import (
     MultiSteps,
+    clip_by_polyak,
     input_powers,
     insgd,
     insgd_as_released,
@@ -66,6 +67,14 @@ def no_norms(step):
     return {}
 
 
+def loss(step):
+    return {"value": jnp.array(1.0 + 0.5 * step)}
+
+
+def norms_and_loss(step):
+    return norms(step) | loss(step)
+
+
 ROWS = {
     "scale_by_input_power": Row(
         scale_by_input_power, {"decay": 0.9, "eps": 0.01}, norms
@@ -99,6 +108,23 @@ ROWS = {
         },
         norms,
         static_options={"nesterov": True, "scope": "layer"},
+    ),
+    # At rates at which the bound rules.
+    "insgd, bounded": Row(
+        insgd,
+        {
+            "learning_rate": 50.0,
+            "momentum": 0.9,
+            "weight_decay": 0.01,
+            "polyak_factor": 0.5,
+            "loss_lower_bound": 0.1,
+        },
+        norms_and_loss,
+    ),
+    "clip_by_polyak": Row(
+        clip_by_polyak,
+        {"learning_rate": 10.0, "factor": 2.0, "momentum": 0.9, "weight_decay": 0.01},
+        loss,
     ),
     "nlms": Row(nlms, {"learning_rate": 1.0, "eps": 0.1}, norms),
     "insgd_as_released": Row(
@@ -274,11 +300,12 @@ def test_masked_weights_pass_through(row):
     state = tx.init(params)
     kwargs = row.update_kwargs(0)
     updates, state = tx.update(params, state, params, **kwargs)
-    full, _ = row.make().update(params, row.make().init(params), params, **kwargs)
+    seen = {name: params[name] for name in ("a", "embedding")}
+    alone, _ = row.make().update(seen, row.make().init(seen), seen, **kwargs)
     np.testing.assert_array_equal(
         updates["b"]["c"]["kernel"], params["b"]["c"]["kernel"]
     )
-    np.testing.assert_array_equal(updates["a"]["kernel"], full["a"]["kernel"])
+    np.testing.assert_array_equal(updates["a"]["kernel"], alone["a"]["kernel"])
     assert "b/c/kernel" not in powers_of(state)
 
 
@@ -298,7 +325,8 @@ def test_partition_between_two_of_them_and_a_frozen_part(row):
             labels,
         )
     actual, state = run(tx, params, row.update_kwargs)
-    expected, expected_state = run(row.make(), params, row.update_kwargs)
+    expected, _ = run(row.make(), {"a": params["a"]}, row.update_kwargs)
+    _, expected_state = run(row.make(), params, row.update_kwargs)
     assert_close(actual["a"], expected["a"])
     np.testing.assert_array_equal(actual["embedding"], params["embedding"])
     assert set(powers_of(state)) == set(powers_of(expected_state))
@@ -314,7 +342,7 @@ def test_freeze(row):
         optax.transforms.freeze(mask),
     )
     actual, _ = run(tx, params, row.update_kwargs)
-    expected, _ = run(row.make(), params, row.update_kwargs)
+    expected, _ = run(row.make(), {"a": params["a"]}, row.update_kwargs)
     assert_close(actual["a"], expected["a"])
     assert_close(actual["b"], params["b"])
 
@@ -447,4 +475,5 @@ def test_a_negative_rate_is_refused(name, option):
 def test_extra_arguments_of_others_are_ignored(row):
     tx, params = row.make(), make_params()
     tx = optax.with_extra_args_support(tx)
-    tx.update(params, tx.init(params), params, value=1.0, **row.update_kwargs(0))
+    others = {"grad": params, "value": 1.0}
+    tx.update(params, tx.init(params), params, **others | row.update_kwargs(0))

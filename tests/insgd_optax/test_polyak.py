@@ -1,0 +1,367 @@
+"""The bound on the learning rate: an oracle, what was derived, and bad losses."""
+
+import itertools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from insgd_optax import (
+    MultiSteps,
+    TrainState,
+    capture_input_norms,
+    clip_by_polyak,
+    dampened_trace,
+    insgd,
+    polyak_scale,
+    scale_by_input_power,
+)
+from tests.insgd_optax.references import nlms_reference
+
+WEIGHT = np.array([0.5, -1.0, 2.0])
+
+
+def bounded(learning_rate, scaling=None, *, momentum=0.0, dampening=0.0, **options):
+    """The bound and all that comes after it; returns the optimizer."""
+    nesterov = options.pop("nesterov", False)
+    return optax.chain(
+        clip_by_polyak(
+            learning_rate,
+            scaling,
+            momentum=momentum,
+            dampening=dampening,
+            nesterov=nesterov,
+            **options,
+        ),
+        dampened_trace(momentum, dampening, nesterov),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def steps_of(tx, grads, values, weight=WEIGHT, **kwargs):
+    """The weights after each step."""
+    weight = jnp.asarray(weight)
+    state, weights = tx.init(weight), []
+    for grad, value in zip(grads, values, strict=True):
+        updates, state = tx.update(
+            jnp.asarray(grad, weight.dtype), state, weight, value=value, **kwargs
+        )
+        weight = optax.apply_updates(weight, updates)
+        weights.append(weight)
+    return np.array(weights)
+
+
+def reference(
+    grads,
+    values,
+    rates,
+    scale,
+    *,
+    factor,
+    lower_bound,
+    momentum,
+    dampening,
+    nesterov,
+    decay,
+):
+    """The docstring's rule in plain NumPy; `scale` is D."""
+    weight, buffer, peak, weights = WEIGHT.copy(), None, 0.0, []
+    for grad, value, rate in zip(grads, values, rates, strict=True):
+        peak = max(peak, rate)
+        passed = 1.0 if buffer is None else 1 - dampening
+        carried = 1.0  # of what enters the buffer, or goes past it
+        if buffer is not None:
+            carried = 1 - momentum * dampening if nesterov else 1 - dampening
+        bound = factor * (1 - momentum) / carried * max(value - lower_bound, 0)
+        bound /= sum(g * s * g for g, s in zip(grad, scale, strict=True))
+        update = min(1.0, bound / peak) * (scale * grad + decay * weight)
+        buffer = update if buffer is None else momentum * buffer + passed * update
+        step = update + momentum * buffer if nesterov else buffer
+        weight = weight - rate * step
+        weights.append(weight)
+    return np.array(weights)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "dampening", "nesterov"),
+    [(0.0, 0.0, False), (0.9, 0.0, False), (0.9, 0.9, False), (0.8, 0.3, True)],
+)
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_against_numpy(momentum, dampening, nesterov, factor, x64):
+    rng = np.random.default_rng(0)
+    grads, values = rng.normal(size=(12, 3)), rng.uniform(0.2, 2.0, size=12)
+    # Warm-up, then a fall: the peak is first the rate itself, then above it.
+    rates = np.concatenate([np.linspace(0.1, 5.0, 6), np.linspace(4.0, 0.5, 6)])
+    scale, table = np.array([0.2, 1.0, 3.0]), jnp.asarray(rates)
+    options = {"factor": factor, "lower_bound": 0.4, "momentum": momentum}
+    options |= {"dampening": dampening, "nesterov": nesterov}
+    scaling = optax.stateless(lambda updates, _: updates * jnp.asarray(scale))
+    tx = bounded(lambda count: table[count], scaling, weight_decay=0.01, **options)
+    actual = steps_of(tx, grads, values)
+    expected = reference(grads, values, rates, scale, decay=0.01, **options)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    free = reference(
+        grads, values, rates, scale, decay=0.01, **options | {"factor": math.inf}
+    )
+    assert not np.allclose(actual, free)  # The bound does rule here.
+
+
+def neuron_steps(tx, x, d, first):
+    """One linear neuron, squared error, one sample a step; its weights after each."""
+    model = nn.Dense(1, use_bias=False, param_dtype=x.dtype)
+    params, weights = {"kernel": first[:, None]}, []
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, x_t, d_t):
+        def loss_fn(params):
+            with capture_input_norms(p=2):
+                y, sown = model.apply(
+                    {"params": params}, x_t[None], mutable=["intermediates"]
+                )
+            return 0.5 * jnp.sum((d_t - y) ** 2), sown["intermediates"]
+
+        (loss, norms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, state = tx.update(grads, state, params, input_norms=norms, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    for x_t, d_t in zip(x, d, strict=True):
+        params, state = step(params, state, x_t, d_t)
+        weights.append(params["kernel"][:, 0])
+    return np.array(weights)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_one_linear_neuron_is_nlms(rate, x64):
+    """By the power normalizer up to rate 1, by the bound alone at any larger rate."""
+    rng = np.random.default_rng(0)
+    u, d = rng.standard_normal(60), rng.standard_normal(60)
+    x, first = nlms_reference.windows(u, 4), rng.standard_normal(4)
+    expected, weight = [], first.copy()
+    for x_t, d_t in zip(x, d, strict=True):
+        weight = weight + rate * (d_t - x_t @ weight) * x_t / (x_t @ x_t)
+        expected.append(weight)
+    x, d, first = map(jnp.asarray, (x, d, first))
+    by_power = insgd(
+        rate,
+        power_decay=0.0,
+        momentum=None,
+        normalizer="power",
+        eps=1e-13,
+        polyak_factor=2.0,
+    )
+    actual = neuron_steps(by_power, x, d, first)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
+    # With 2 for the rate 1: e^2 / 2 is twice as deep as its slope says.
+    by_bound = optax.chain(
+        clip_by_polyak(1e6, factor=2 * rate), optax.scale_by_learning_rate(1e6)
+    )
+    actual = neuron_steps(by_bound, x, d, first)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_rate_that_would_diverge_projects_instead(x64):
+    """At rate 5 NLMS diverges; bounded, it is NLMS at rate 1."""
+    rng = np.random.default_rng(1)
+    x, d, first = rng.normal(size=(40, 4)), rng.normal(size=40), np.zeros(4)
+    options = {"power_decay": 0.0, "momentum": None, "normalizer": "power"}
+    options |= {"eps": 1e-13, "polyak_factor": 2.0}
+    at_one, at_five = (
+        neuron_steps(insgd(rate, **options), *map(jnp.asarray, (x, d, first)))
+        for rate in (1.0, 5.0)
+    )
+    np.testing.assert_allclose(at_five, at_one, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dampening", "nesterov"), [(0.0, False), (0.0, True), (0.4, True)]
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_a_gradients_whole_way_is_bounded(momentum, dampening, nesterov, x64):
+    """Its predicted gain, over all steps in which momentum still carries it."""
+    factor, grad = 0.7, np.array([3.0, -1.0, 2.0])
+    tx = bounded(
+        1e4, factor=factor, momentum=momentum, dampening=dampening, nesterov=nesterov
+    )
+    nothing = np.zeros(3)
+    # The second gradient, as the first is not dampened.
+    grads = [nothing, grad] + 500 * [nothing]
+    values = np.full(len(grads), 0.5)
+    weights = steps_of(tx, grads, values)
+    gain = grad @ (WEIGHT - weights[-1])
+    np.testing.assert_allclose(gain, factor * 0.5, rtol=1e-9)
+
+
+def test_where_the_bound_rules_the_rate_is_nothing(x64):
+    """Also under momentum, weight decay and a schedule, of which its shape remains."""
+    rng = np.random.default_rng(0)
+    grads, values = rng.normal(size=(20, 3)), rng.uniform(0.5, 1.0, size=20)
+
+    def weights(rate, shape=lambda count: 1 / (1 + count)):
+        tx = bounded(lambda count: rate * shape(count), momentum=0.9, weight_decay=0.05)
+        return steps_of(tx, grads, values)
+
+    np.testing.assert_allclose(weights(1e6), weights(1e3), rtol=1e-7)
+    first = weights(1e3)[0]
+    frozen = weights(1e3, lambda count: jnp.where(count == 0, 1.0, 0.0))
+    # With the rate at 0 nothing moves, though the bound is no lower than before.
+    np.testing.assert_array_equal(frozen, np.tile(first, (20, 1)))
+
+
+def test_a_small_rate_is_not_touched():
+    rng = np.random.default_rng(0)
+    grads, values = rng.normal(size=(5, 3)), np.ones(5)
+    actual = steps_of(bounded(1e-3, momentum=0.9), grads, values)
+    expected = steps_of(
+        optax.with_extra_args_support(optax.sgd(1e-3, 0.9)), grads, values
+    )
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, -math.inf, math.nan])
+def test_a_loss_with_nothing_to_gain_or_none_at_all_takes_no_step(value):
+    tx = clip_by_polyak(0.1, weight_decay=0.1)
+    weight = jnp.asarray(WEIGHT, jnp.float32)
+    updates, state = tx.update(weight, tx.init(weight), weight, value=value)
+    np.testing.assert_array_equal(updates, np.zeros(3))
+    assert polyak_scale(state) == 0
+    # The next loss finds all as it was.
+    _, state = tx.update(weight, state, weight, value=1e9)
+    assert polyak_scale(state) == 1
+
+
+def test_lower_bound():
+    weight = jnp.array([2.0])
+    for lower_bound, expected in ((0.0, 4 / 4), (3.0, 1 / 4), (-4.0, 1.0), (5.0, 0.0)):
+        tx = clip_by_polyak(1.0, lower_bound=lower_bound)
+        _, state = tx.update(weight, tx.init(weight), weight, value=4.0)
+        np.testing.assert_allclose(polyak_scale(state), expected)
+
+
+def test_a_bad_loss_leaves_no_nan_of_its_gradient():
+    tx, weight = bounded(0.1, momentum=0.9), jnp.ones(2)
+    state = tx.init(weight)
+    updates, state = tx.update(weight * jnp.nan, state, weight, value=jnp.nan)
+    np.testing.assert_array_equal(updates, np.zeros(2))
+    updates, state = tx.update(weight, state, weight, value=1.0)
+    assert np.isfinite(updates).all()
+    # A gradient gone wrong under a good loss is for others to see.
+    updates, _ = tx.update(weight * jnp.nan, state, weight, value=1.0)
+    assert np.isnan(updates).all()
+
+
+def test_a_gradient_of_zero():
+    tx, weight = clip_by_polyak(1.0, weight_decay=0.5), jnp.ones(2)
+    updates, state = tx.update(0 * weight, tx.init(weight), weight, value=1.0)
+    np.testing.assert_array_equal(updates, 0.5 * weight)  # weight decay alone
+    assert polyak_scale(state) == 1
+
+
+def test_bfloat16_sums_in_float32():
+    weight = jnp.full((4096,), 0.1, jnp.bfloat16)
+    tx = clip_by_polyak(1.0)
+    updates, state = tx.update(weight, tx.init(weight), weight, value=jnp.bfloat16(1.0))
+    entry = float(weight[0])
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_allclose(polyak_scale(state), 1 / (4096 * entry**2), rtol=1e-5)
+
+
+def norms(power):
+    return {"Dense_0": {"input_norm": jnp.array(power)}}
+
+
+PARAMS = {"Dense_0": {"kernel": np.ones((2, 1)), "bias": np.ones(1)}}
+
+
+def test_insgd_with_the_bound_is_the_chain(x64):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    options = {"momentum": 0.9, "dampening": 0.9, "weight_decay": 0.01}
+    ready = insgd(
+        3.0, polyak_factor=0.5, loss_lower_bound=0.1, nesterov=True, **options
+    )
+    chain = bounded(
+        3.0,
+        scale_by_input_power(),
+        factor=0.5,
+        lower_bound=0.1,
+        nesterov=True,
+        **options,
+    )
+    states, weights = [ready.init(params), chain.init(params)], [params, params]
+    for step in range(4):
+        for number, tx in enumerate((ready, chain)):
+            updates, states[number] = tx.update(
+                params,
+                states[number],
+                weights[number],
+                input_norms=norms(10.0 + step),
+                value=1.0,
+            )
+            weights[number] = optax.apply_updates(weights[number], updates)
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+    assert 0 < polyak_scale(states[0]) < 1
+
+
+def test_multi_steps_averages_or_sums_the_loss_as_the_gradients(x64):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    for mean, count in itertools.product((True, False), (1, 4)):
+        inner = insgd(100.0, polyak_factor=1.0)
+        tx = MultiSteps(inner, every_k_schedule=count, use_grad_mean=mean)
+        state = tx.init(params)
+        losses = [1.0, 2.0, 0.5, 4.5][:count]
+        for loss in losses:
+            updates, state = tx.update(
+                params, state, params, input_norms=norms(30.0), value=loss
+            )
+        times = 1 if mean else count
+        expected, _ = inner.update(
+            optax.tree.scale(times, params),
+            inner.init(params),
+            params,
+            input_norms=norms(30.0),
+            value=times * np.mean(losses),
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, 1e-6), updates, expected
+        )
+
+
+def test_the_train_state_hands_the_loss_on():
+    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), PARAMS)
+    for tx, kwargs in (
+        (insgd(1e3, polyak_factor=1.0), {"input_norms": norms(30.0)}),
+        (bounded(1e3), {}),
+    ):
+        state = TrainState.create(apply_fn=None, params=params, tx=tx)
+        state = state.apply_gradients(grads=params, value=jnp.array(0.01), **kwargs)
+        assert polyak_scale(state.opt_state) < 1
+    # Whoever takes no loss is not given one.
+    plain = TrainState.create(apply_fn=None, params=params, tx=optax.trace(0.9))
+    plain.apply_gradients(grads=params, value=jnp.array(1.0))
+
+
+def test_errors():
+    params = jnp.ones(2)
+    tx = clip_by_polyak(0.1)
+    with pytest.raises(ValueError, match="value is missing: call tx.update"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(
+        ValueError, match=r"value has shape \(3,\), and must be a scalar"
+    ):
+        tx.update(params, tx.init(params), params, value=jnp.ones(3))
+    for options in ({"factor": -1.0}, {"learning_rate": -0.1}, {"weight_decay": -1.0}):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError, match=f"{name}={value} must be at least 0"):
+            clip_by_polyak(**{"learning_rate": 0.1} | options)
+    with pytest.raises(ValueError, match=r"momentum=1.0 must lie in \[0, 1\)"):
+        clip_by_polyak(0.1, momentum=1.0)
+    with pytest.raises(ValueError, match=r"dampening=2 must lie in \[0, 1\]"):
+        clip_by_polyak(0.1, dampening=2)
+    with pytest.raises(ValueError, match="holds 0 ClipByPolyakState"):
+        polyak_scale(optax.sgd(0.1).init(params))
+    with pytest.raises(ValueError, match="polyak_factor=-1 must be at least 0"):
+        insgd(0.1, polyak_factor=-1)
