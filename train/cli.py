@@ -14,6 +14,7 @@ from train.commands.benchmark import BenchmarkConfig, benchmark
 from train.commands.compare import CompareConfig, compare
 from train.commands.evaluate import EvalConfig, evaluate
 from train.commands.prepare import PrepareConfig, prepare
+from train.commands.robustness import RobustnessConfig, robustness
 from train.commands.run import run
 from train.commands.sweep import SweepConfig, sweep
 from train.commands.table import TableConfig, table
@@ -40,6 +41,7 @@ COMMANDS = {
     "table": _Command(TableConfig, table),
     "compare": _Command(CompareConfig, compare),
     "sweep": _Command(SweepConfig, sweep),
+    "robustness": _Command(RobustnessConfig, robustness),
 }
 DEFAULT = "run"
 

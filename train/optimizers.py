@@ -186,6 +186,23 @@ def _entry(name: str) -> _Entry:
     return _Entry(functools.partial(_insgd, p=p), _INSGD_LEARNING_RATE, bounded=True)
 
 
+def register(name: str, make: Callable[..., Optimizer], learning_rate: float) -> None:
+    """Makes an optimizer of your own known by a name, in this process.
+
+    Args:
+        name: not yet another's.
+        make: from a learning rate, a number or a schedule, and the keywords of
+            `create`, of which it may ignore any.
+        learning_rate: when none is given.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in _OPTIMIZERS or name.startswith(_INSGD_PREFIX):
+        raise ValueError(f"{name!r} is the name of an optimizer already")
+    _OPTIMIZERS[name] = _Entry(make, learning_rate)
+
+
 def check_name(name: str) -> None:
     """Raises a ValueError that lists the names, unless `name` is an optimizer's."""
     _entry(name)

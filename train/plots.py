@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from train.metrics import Row
-from train.sweep_points import Point
+from train.sweep_points import Point, spanned_range
 
 # Told apart without color too.
 _MARKERS = "osD^v<>ph*"
@@ -144,6 +144,44 @@ def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
     given.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def plot_robustness(
+    points: Mapping[str, Sequence[Point]], margin: float, path: Path
+) -> None:
+    """Draws accuracy against the learning rate, and how far apart usable rates lie.
+
+    Args:
+        points: by the name in the legend.
+        margin: how far below an optimizer's best accuracy is usable, in points.
+        path: the PNG to write.
+    """
+    figure, (curves, bars) = _figure(12, panels=2, sharey=False)
+    for number, (name, found) in enumerate(points.items()):
+        found = sorted(found)
+        usable = spanned_range(found, margin)
+        marker = _MARKERS[number % len(_MARKERS)]
+        (line,) = curves.plot(
+            [point.learning_rate for point in found],
+            [point.accuracy.mean for point in found],
+            marker=marker,
+            markersize=4,
+            lw=1.2,
+            label=name,
+        )
+        bars.barh(name, max(usable.factor, 1.02), left=1, color=line.get_color())
+        text = f" {usable.factor:.3g}x, best {usable.best.accuracy.mean:.1f} %"
+        bars.text(1 + usable.factor, number, text, va="center", fontsize="small")
+    curves.set_xscale("log")
+    curves.set_ylim(bottom=0)
+    curves.set_xlabel("Learning rate")
+    curves.set_ylabel("Test accuracy after the last epoch (%)")
+    curves.legend(fontsize="x-small")
+    bars.set_xscale("log")
+    bars.set_xlim(1, 30 * bars.get_xlim()[1])
+    bars.invert_yaxis()
+    bars.set_xlabel(f"Highest / lowest rate within {margin:g} points of the best")
     figure.savefig(path, dpi=150)
 
 

@@ -9,6 +9,7 @@ from train import run_folder, series
 from train.config import RunConfig
 from train.metrics import Row
 from train.spread import Spread, spread
+from train.sweep_points import Point
 
 
 class Accuracies(NamedTuple):
@@ -41,13 +42,32 @@ def accuracies(runs: Sequence[Sequence[Row]]) -> Accuracies:
 
 
 def mean_multiplier(rows: Sequence[Row]) -> float | None:
-    """What INSGD multiplied the learning rate by: the mean over the ends of epochs.
+    """What INSGD and a Polyak bound multiplied the learning rate by, over the epochs.
 
-    At each, it is the mean over all scaled parameters. Other optimizers have None.
+    INSGD's is the mean over all scaled parameters at the end of each epoch; a bound's
+    the mean over its steps. Other optimizers have None.
     """
-    if "mean_multiplier" not in rows[0]:
+    if not {"mean_multiplier", "train_polyak_scale"} & rows[0].keys():
         return None
-    return statistics.fmean(row["mean_multiplier"] for row in rows)
+    return statistics.fmean(
+        row.get("mean_multiplier", 1.0) * row.get("train_polyak_scale", 1.0)
+        for row in rows
+    )
+
+
+def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
+    """What came of runs that differ by their seed; None if none is finished."""
+    runs = [rows for config in configs if (rows := series.finished(config))]
+    if not runs:
+        return None
+    rate = configs[0].initial_learning_rate
+    multipliers = [mean_multiplier(rows) for rows in runs]
+    return Point(
+        rate,
+        rate * statistics.fmean(1.0 if m is None else m for m in multipliers),
+        accuracies(runs).last,
+        len(runs),
+    )
 
 
 def origins(configs: Sequence[RunConfig]) -> dict[str, list[str]]:

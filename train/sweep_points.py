@@ -40,6 +40,22 @@ class UsableRange(NamedTuple):
         return self.high.effective_rate / self.low.effective_rate
 
 
+def within_margin(points: Sequence[Point], margin: float) -> list[Point]:
+    """Those at most `margin` points of accuracy below the best."""
+    best = max(point.accuracy.mean for point in points)
+    return [point for point in points if point.accuracy.mean >= best - margin]
+
+
+def spanned_range(points: Sequence[Point], margin: float) -> UsableRange:
+    """From the lowest to the highest rate within `margin` of the best.
+
+    Rates between them may be worse, as one run's luck is: see `within_margin`.
+    """
+    usable = sorted(within_margin(points, margin))
+    best = max(usable, key=lambda point: point.accuracy.mean)
+    return UsableRange(best, usable[0], usable[-1])
+
+
 def usable_range(points: Sequence[Point]) -> UsableRange:
     """The unbroken range of rates within `MARGIN` of the best, as far as tried."""
     points = sorted(points)

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import statistics
 
 from train import markdown, plots, results, series, variants
-from train.config import RunConfig, Setting
+from train.config import Setting
 from train.sweep_points import MARGIN, Point, usable_range
 from train.worker_pool import Processes
 
@@ -46,7 +45,7 @@ def sweep(config: SweepConfig) -> int:
     status = series.complete(series.by_seed(configs.values()), config.processes)
     points: dict[str, list[Point]] = {}
     for (text, _), runs in configs.items():
-        if point := _point(runs):
+        if point := results.sweep_point(runs):
             points.setdefault(text, []).append(point)
     if not points:
         return status
@@ -59,20 +58,6 @@ def sweep(config: SweepConfig) -> int:
     plots.plot_sweep(points, folder / "sweep.png")
     print(f"\n{text}\nIn {folder}: sweep.md, sweep.json, sweep.png")
     return status
-
-
-def _point(configs: list[RunConfig]) -> Point | None:
-    finished = [rows for config in configs if (rows := series.finished(config))]
-    if not finished:
-        return None
-    rate = configs[0].initial_learning_rate
-    multipliers = [results.mean_multiplier(rows) for rows in finished]
-    return Point(
-        rate,
-        rate * statistics.fmean(1.0 if m is None else m for m in multipliers),
-        results.accuracies(finished).last,
-        len(finished),
-    )
 
 
 def _table(config: SweepConfig, points: dict[str, list[Point]]) -> str:

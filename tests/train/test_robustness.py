@@ -1,0 +1,121 @@
+"""How wide usable rates are: which are tried, what is counted, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import models
+from train import cli, digits, plots, rate_search, series
+from train.spread import Spread
+from train.sweep_points import Point, spanned_range
+
+from .tiny_cnn import TinyCNN
+
+
+def points(accuracies):
+    return [
+        Point(rate, rate, Spread(float(value), None), 1)
+        for rate, value in accuracies.items()
+    ]
+
+
+def test_the_grid_is_even_in_decades_around_its_center():
+    rates = rate_search.grid(0.1, decades=5, per_decade=2)
+    assert rates[:3] == [0.000316, 0.001, 0.00316] and rates[-1] == 31.6
+    assert len(rates) == 11 and rates[5] == 0.1
+    np.testing.assert_allclose(np.diff(np.log10(rates)), 0.5, atol=1e-3)
+    assert rate_search.grid(2.0, decades=1, per_decade=1) == [2.0]
+
+
+def test_gaps_at_the_edges_are_halved_until_they_are_small():
+    def accuracy(rate):  # usable from 0.02 to 0.7
+        return 60 if 0.02 <= rate <= 0.7 else 20
+
+    found = {rate: accuracy(rate) for rate in rate_search.grid(0.1, 5, 2)}
+    passes = 0
+    while rates := rate_search.refined(points(found), margin=1.0, gap_in_decades=0.125):
+        assert not set(rates) & set(found)
+        found |= {rate: accuracy(rate) for rate in rates}
+        passes += 1
+    assert passes == 2 and len(found) == 11 + 4
+    usable = spanned_range(points(found), 1.0)
+    assert usable.low.learning_rate / 10**0.13 <= 0.02 <= usable.low.learning_rate
+    assert usable.high.learning_rate <= 0.7 <= usable.high.learning_rate * 10**0.13
+
+
+def test_a_better_accuracy_found_on_the_way_moves_the_edges():
+    found = {0.01: 50, 0.1: 55, 1: 10}
+    assert rate_search.refined(points(found), 1.0, 0.5) == [0.0316, 0.316]
+    found |= {0.0316: 60, 0.316: 10}
+    assert spanned_range(points(found), 1.0)[1:] == (points(found)[3],) * 2
+    assert rate_search.refined(points(found), 1.0, 0.5) == []
+
+
+def test_the_range_reaches_over_a_rate_with_bad_luck():
+    span = spanned_range(points({1: 59.5, 10: 58.9, 100: 60, 1000: 10}), margin=1.0)
+    assert span.factor == 100 and span.best.learning_rate == 100
+
+
+@pytest.fixture
+def train(tmp_path, small_dataset, monkeypatch):
+    """Runs the command on a tiny network and data; returns the status."""
+    monkeypatch.setattr(digits, "load", lambda: small_dataset)
+    monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
+
+    def run(*arguments):
+        return cli.main(
+            ["robustness", *arguments, "--batch-size", "16", "--epochs", "1"]
+            + ["--runs-dir", str(tmp_path)]
+        )
+
+    return run
+
+
+def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatch):
+    grid = ("--decades", "2", "--per-decade", "1", "--gap", "0.5", "--seeds", "2")
+    names = ("--optimizers", "sgd", "insgd-l2+polyak@1")
+    assert train(*names, *grid) == 0
+
+    (folder,) = tmp_path.glob("robustness-*")
+    with Image.open(folder / "robustness.png") as image:
+        assert image.size == (1800, 600)
+    found = json.loads((folder / "robustness.json").read_text())
+    for name, center in (("sgd", 0.1), ("insgd-l2+polyak@1", 1.0)):
+        rates = [point["learning_rate"] for point in found["points"][name]]
+        assert {center / 10, center, center * 10} <= set(rates)
+        assert rates == sorted(rates)
+        assert all(point["seeds"] == 2 for point in found["points"][name])
+        # Where two neighbours are not alike, what lies between them was tried.
+        again = points(
+            {p["learning_rate"]: p["accuracy"]["mean"] for p in found["points"][name]}
+        )
+        assert rate_search.refined(again, 1.0, 0.5) == []
+    assert found["devices"]
+    out = capsys.readouterr().out
+    assert "Usable between" in out and (folder / "robustness.md").read_text() in out
+    # Again, nothing is run.
+    monkeypatch.setattr(series, "run", None)
+    assert train(*names, *grid) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--decades", "0"), "--decades must be greater than 0"),
+        (("--gap", "nan"), "--gap must be greater than 0"),
+        (("--optimizers", "adam+polyak"), "of INSGD and SGD polyak or polyak0.5"),
+        (("--optimizers", "sgd+polyakx"), "'sgd+polyakx' is no optimizer"),
+    ],
+)
+def test_slips_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["robustness", *arguments])
+    out = "".join(capsys.readouterr())
+    assert message in " ".join(out.replace("│", " ").split())
+
+
+def test_a_single_point_is_drawn(tmp_path):
+    plots.plot_robustness({"sgd": points({0.1: 50})}, 1.0, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
