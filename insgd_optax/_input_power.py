@@ -212,7 +212,7 @@ def scale_by_input_power(
                     kernel = kernels.get(path[:-1], grad.shape)
                     with naming(path):
                         norm = mean_over_uses(uses, grad.shape, kernel, power.shape)
-                    power = _next_power(power, norm.astype(power.dtype), decay)
+                    power = next_power(power, norm.astype(power.dtype), decay)
                 grads[path] = divided(grad, divisor(power))
             new_powers.append(power)
         if absent and missing == "error":
@@ -245,8 +245,8 @@ def naming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _next_power(power: jax.Array, norm: jax.Array, decay: Any) -> jax.Array:
-    """Eq. 26 and 29, without a first step at 0 and without norms of inf or nan."""
+def next_power(power: jax.Array, norm: jax.Array, decay: Any) -> jax.Array:
+    """A running mean, Eq. 26 and 29, without a first step at 0 and inf or nan."""
     average = decay * power + (1 - decay) * norm
     average = jnp.where(power > 0, average, norm)
     return jnp.where(jnp.isfinite(norm), average, power).astype(power.dtype)

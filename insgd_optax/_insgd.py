@@ -66,7 +66,8 @@ def insgd(
         scope: see `scale_by_input_power`.
         missing: see `scale_by_input_power`.
         input_norms_like: see `scale_by_input_power`.
-        polyak_factor: c of `clip_by_polyak`, at least 0; None for no bound.
+        polyak_factor: c of `clip_by_polyak`, at least 0, such as its default 0.3; None
+            for no bound.
         loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss.
 
     Returns:
@@ -124,6 +125,7 @@ def insgd(
                 learning_rate,
                 scaling,
                 factor=polyak_factor,
+                decay=power_decay,
                 lower_bound=loss_lower_bound,
                 momentum=0.0 if momentum is None else momentum,
                 dampening=0.0 if momentum is None else dampening,

@@ -15,6 +15,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "power": {"normalizer": "power"},
 }
 _POLYAK = re.compile(r"polyak(\d+\.?\d*|\.\d+)?")
+_POLYAK_FACTOR = 0.3
 FORM = "NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]"
 
 
@@ -62,7 +63,7 @@ def parse(text: str) -> Variant:
     changes: dict[str, Any] = {}
     for part in parts:
         if (bound := _POLYAK.fullmatch(part)) and optimizers.can_be_bounded(name):
-            changes["polyak_factor"] = float(bound[1] or 1)
+            changes["polyak_factor"] = float(bound[1] or _POLYAK_FACTOR)
         elif part in _CHANGES and optimizers.is_insgd(name):
             changes |= _CHANGES[part]
         else:

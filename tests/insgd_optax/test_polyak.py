@@ -62,14 +62,15 @@ def reference(
     scale,
     *,
     factor,
+    decay,
     lower_bound,
     momentum,
     dampening,
     nesterov,
-    decay,
+    weight_decay,
 ):
     """The docstring's rule in plain NumPy; `scale` is D."""
-    weight, buffer, peak, weights = WEIGHT.copy(), None, 0.0, []
+    weight, buffer, peak, mean, weights = WEIGHT.copy(), None, 0.0, None, []
     for grad, value, rate in zip(grads, values, rates, strict=True):
         peak = max(peak, rate)
         passed = 1.0 if buffer is None else 1 - dampening
@@ -77,8 +78,10 @@ def reference(
         if buffer is not None:
             carried = 1 - momentum * dampening if nesterov else 1 - dampening
         bound = factor * (1 - momentum) / carried * max(value - lower_bound, 0)
-        bound /= sum(g * s * g for g, s in zip(grad, scale, strict=True))
-        update = min(1.0, bound / peak) * (scale * grad + decay * weight)
+        slope = sum(g * s * g for g, s in zip(grad, scale, strict=True))
+        mean = slope if mean is None else decay * mean + (1 - decay) * slope
+        bound /= max(slope, mean)
+        update = min(1.0, bound / peak) * (scale * grad + weight_decay * weight)
         buffer = update if buffer is None else momentum * buffer + passed * update
         step = update + momentum * buffer if nesterov else buffer
         weight = weight - rate * step
@@ -90,8 +93,8 @@ def reference(
     ("momentum", "dampening", "nesterov"),
     [(0.0, 0.0, False), (0.9, 0.0, False), (0.9, 0.9, False), (0.8, 0.3, True)],
 )
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
-def test_against_numpy(momentum, dampening, nesterov, factor, x64):
+@pytest.mark.parametrize(("factor", "decay"), [(0.5, 0.0), (1.0, 0.9), (2.0, 0.5)])
+def test_against_numpy(momentum, dampening, nesterov, factor, decay, x64):
     rng = np.random.default_rng(0)
     grads, values = rng.normal(size=(12, 3)), rng.uniform(0.2, 2.0, size=12)
     # Warm-up, then a fall: the peak is first the rate itself, then above it.
@@ -100,13 +103,12 @@ def test_against_numpy(momentum, dampening, nesterov, factor, x64):
     options = {"factor": factor, "lower_bound": 0.4, "momentum": momentum}
     options |= {"dampening": dampening, "nesterov": nesterov}
     scaling = optax.stateless(lambda updates, _: updates * jnp.asarray(scale))
-    tx = bounded(lambda count: table[count], scaling, weight_decay=0.01, **options)
+    options |= {"decay": decay, "weight_decay": 0.01}
+    tx = bounded(lambda count: table[count], scaling, **options)
     actual = steps_of(tx, grads, values)
-    expected = reference(grads, values, rates, scale, decay=0.01, **options)
+    expected = reference(grads, values, rates, scale, **options)
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
-    free = reference(
-        grads, values, rates, scale, decay=0.01, **options | {"factor": math.inf}
-    )
+    free = reference(grads, values, rates, scale, **options | {"factor": math.inf})
     assert not np.allclose(actual, free)  # The bound does rule here.
 
 
@@ -158,7 +160,8 @@ def test_one_linear_neuron_is_nlms(rate, x64):
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
     # With 2 for the rate 1: e^2 / 2 is twice as deep as its slope says.
     by_bound = optax.chain(
-        clip_by_polyak(1e6, factor=2 * rate), optax.scale_by_learning_rate(1e6)
+        clip_by_polyak(1e6, factor=2 * rate, decay=0.0),
+        optax.scale_by_learning_rate(1e6),
     )
     actual = neuron_steps(by_bound, x, d, first)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
@@ -212,6 +215,17 @@ def test_where_the_bound_rules_the_rate_is_nothing(x64):
     np.testing.assert_array_equal(frozen, np.tile(first, (20, 1)))
 
 
+def test_a_slope_counts_as_at_least_its_running_mean():
+    tx = clip_by_polyak(1.0, factor=1.0, decay=0.75)
+    weight = jnp.zeros(1)
+    state, scales = tx.init(weight), []
+    for grad in (4.0, 2.0, jnp.nan, 6.0):
+        _, state = tx.update(jnp.array([grad]), state, weight, value=1.0)
+        scales.append(float(polyak_scale(state)))
+    mean = 0.75 * 16 + 0.25 * 4  # The last one is steeper, and counts as it is.
+    np.testing.assert_allclose(scales, [1 / 16, 1 / mean, 1, 1 / 36], rtol=1e-6)
+
+
 def test_a_small_rate_is_not_touched():
     rng = np.random.default_rng(0)
     grads, values = rng.normal(size=(5, 3)), np.ones(5)
@@ -237,7 +251,7 @@ def test_a_loss_with_nothing_to_gain_or_none_at_all_takes_no_step(value):
 def test_lower_bound():
     weight = jnp.array([2.0])
     for lower_bound, expected in ((0.0, 4 / 4), (3.0, 1 / 4), (-4.0, 1.0), (5.0, 0.0)):
-        tx = clip_by_polyak(1.0, lower_bound=lower_bound)
+        tx = clip_by_polyak(1.0, factor=1.0, lower_bound=lower_bound)
         _, state = tx.update(weight, tx.init(weight), weight, value=4.0)
         np.testing.assert_allclose(polyak_scale(state), expected)
 
@@ -263,7 +277,7 @@ def test_a_gradient_of_zero():
 
 def test_bfloat16_sums_in_float32():
     weight = jnp.full((4096,), 0.1, jnp.bfloat16)
-    tx = clip_by_polyak(1.0)
+    tx = clip_by_polyak(1.0, factor=1.0)
     updates, state = tx.update(weight, tx.init(weight), weight, value=jnp.bfloat16(1.0))
     entry = float(weight[0])
     assert updates.dtype == jnp.bfloat16
@@ -359,6 +373,8 @@ def test_errors():
             clip_by_polyak(**{"learning_rate": 0.1} | options)
     with pytest.raises(ValueError, match=r"momentum=1.0 must lie in \[0, 1\)"):
         clip_by_polyak(0.1, momentum=1.0)
+    with pytest.raises(ValueError, match=r"decay=1 must lie in \[0, 1\)"):
+        clip_by_polyak(0.1, decay=1)
     with pytest.raises(ValueError, match=r"dampening=2 must lie in \[0, 1\]"):
         clip_by_polyak(0.1, dampening=2)
     with pytest.raises(ValueError, match="holds 0 ClipByPolyakState"):
