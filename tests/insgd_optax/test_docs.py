@@ -23,11 +23,12 @@ def run(source, namespace):
 
 
 def test_the_guide():
-    loop, stack, *_ = python_blocks("docs/guide.md")
+    loop, bound, stack, *_ = python_blocks("docs/guide.md")
     namespace = {}
     assert "layers_0/kernel" in run(loop, namespace)
     assert float(namespace["loss"]) < 2.5
-    run("import insgd_optax", namespace)
+    scale = run(bound, namespace).removesuffix(" of the learning rate\n")
+    assert 0 < float(scale) < 1
     assert run(stack, namespace) == "(4, 1, 1)\n"
 
 
