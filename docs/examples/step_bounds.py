@@ -1,9 +1,10 @@
 """Other bounds on the step, tried beside `clip_by_polyak` and not kept.
 
-python docs/examples/step_bounds.py [compare options, such as --dataset folder:PATH]
+python docs/examples/step_bounds.py
+python docs/examples/step_bounds.py robustness --optimizers change-0.03@1
 
-An optimizer is BOUND-SIZE@RATE, with BOUND one of layers, change and clip: by default
-a few of each at the rate 100, which no optimizer without a bound survives.
+Every command of `python -m train` knows them here, as BOUND-SIZE. Alone, the script
+compares all at the rate 100, which nothing without a bound survives.
 """
 
 import functools
@@ -119,7 +120,7 @@ def main() -> int:
 
             optimizers.register(name, make, learning_rate=100.0)
             names.append(name)
-    return cli.main(["compare", "--optimizers", *names, *sys.argv[1:]])
+    return cli.main(sys.argv[1:] or ["compare", "--optimizers", *names])
 
 
 if __name__ == "__main__":
