@@ -10,8 +10,8 @@ from PIL import Image
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def rgb(encoded: bytes) -> np.ndarray:
-    """Decodes an image, whatever its colors, to uint8 of (height, width, 3).
+def image(encoded: bytes) -> Image.Image:
+    """Decodes an image, whatever its colors, to RGB.
 
     Raises:
         one of `UNDECODABLE`: if it is none.
@@ -19,5 +19,14 @@ def rgb(encoded: bytes) -> np.ndarray:
     with warnings.catch_warnings():
         # Odd metadata and transparent palettes do not keep pixels from being read.
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image.convert("RGB"))
+        with Image.open(io.BytesIO(encoded)) as opened:
+            return opened.convert("RGB")
+
+
+def rgb(encoded: bytes) -> np.ndarray:
+    """Decodes an image to an array, uint8 of shape (height, width, 3).
+
+    Raises:
+        one of `UNDECODABLE`: if it is none.
+    """
+    return np.asarray(image(encoded))
