@@ -26,6 +26,7 @@ FREE_ON_RESUME = {
     "tensorboard",
     "cache_dir",
     "skip_corrupt_images",
+    "data_workers",
     "launch",
 }
 
@@ -35,8 +36,8 @@ class Setting:
     """What is trained, on what and for how long: all of a run but its optimizer."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(datasets.NAMES))] = "digits"
-    """Handwritten digits, embedded; CIFAR, after `prepare`; or your images
-    in PATH/train/<class>/ and PATH/test/<class>/."""
+    """Handwritten digits, embedded; CIFAR or ImageNet, after `prepare`; or
+    your images in PATH/train/<class>/ and PATH/test/<class>/."""
     model: ModelName = "custom_cnn"
     """The network."""
     batch_norm: bool = True
@@ -83,7 +84,7 @@ class Setting:
     chunk_steps: int | None = None
     """Most steps in one program call: the bar moves, and Ctrl-C acts,
     between calls. By default 50; on a CPU 1, as each step adds to the
-    time compilation takes there."""
+    time compilation takes there, and of ImageNet 1."""
     runs_dir: Path = Path("runs")
     """Where a new run folder with a readable name is made."""
     cache_dir: Path | None = None
@@ -91,6 +92,9 @@ class Setting:
     $XDG_CACHE_HOME or ~/.cache."""
     skip_corrupt_images: bool = False
     """Go on without images that cannot be decoded, and name them."""
+    data_workers: int | None = None
+    """Processes that read and decode ImageNet, in each process that
+    trains; 0 leaves it to that one. By default one a CPU."""
 
     def __post_init__(self):
         datasets.check_name(self.dataset)
@@ -105,6 +109,7 @@ class Setting:
             restart_epochs=1,
             warmup_epochs=0,
             chunk_steps=1,
+            data_workers=0,
         )
         if not self.momentum < 1:
             raise ValueError(f"--momentum must be below 1, got {self.momentum}")
@@ -125,6 +130,15 @@ class Setting:
                     f"--model-options must be NAME=VALUE, such as stem=cifar, got "
                     f"{text!r}"
                 )
+
+    @property
+    def num_data_workers(self) -> int:
+        """The number of workers given, or else one a CPU this process may use."""
+        if self.data_workers is not None:
+            return self.data_workers
+        if hasattr(os, "sched_getaffinity"):  # On Linux a cluster may lend some.
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
     @property
     def load_options(self) -> datasets.LoadOptions:

@@ -1,14 +1,16 @@
-"""Data sets by name: images as uint8 arrays, and how they are fed to a network."""
+"""Data sets by name: images, in memory or to be read, and how a network sees them."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from train.augment import Augmentation
+from train.image_crops import Crops
+from train.records import Records
 
 
 class Preprocessing(NamedTuple):
@@ -16,7 +18,7 @@ class Preprocessing(NamedTuple):
 
     mean: tuple[float, ...]  # Of each channel, of pixels in [0, 1].
     std: tuple[float, ...]
-    augmentation: Augmentation  # In training alone.
+    augmentation: Augmentation = Augmentation()  # In training alone.
 
 
 class Split(NamedTuple):
@@ -27,29 +29,84 @@ class Split(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageDataset:
-    """A data set for classification that fits in memory."""
+class Dataset:
+    """A data set for classification."""
 
     name: str
-    train: Split
-    test: Split
+    train: Any
+    test: Any
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
     @property
+    def num_train(self) -> int:
+        """How many training images there are."""
+        raise NotImplementedError
+
+    @property
+    def num_test(self) -> int:
+        """How many test images there are."""
+        raise NotImplementedError
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
-        """(height, width, channels)."""
-        return self.train.images.shape[1:]
+        """(height, width, channels), as the network sees them."""
+        raise NotImplementedError
 
     def describe(self) -> dict[str, object]:
         """What makes it another data set, for a run's record; JSON."""
         return {
             "name": self.name,
-            "train_images": len(self.train.labels),
-            "test_images": len(self.test.labels),
+            "train_images": self.num_train,
+            "test_images": self.num_test,
             "image_shape": list(self.image_shape),
             "class_names": list(self.class_names),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataset(Dataset):
+    """One that fits in memory, of images of one size."""
+
+    train: Split
+    test: Split
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train.labels)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.train.images.shape[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedDataset(Dataset):
+    """One that is read while it is needed, of encoded images of any size.
+
+    Attributes:
+        crops: what a network sees of an image.
+    """
+
+    train: Records
+    test: Records
+    crops: Crops
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return (self.crops.side, self.crops.side, 3)
 
 
 class LoadOptions(NamedTuple):
@@ -81,8 +138,15 @@ def _cifar(name: str, argument: str, options: LoadOptions) -> ImageDataset:
     return prepared.load(cifar.ALL[name], options.cache_dir)
 
 
+def _imagenet(argument: str, options: LoadOptions) -> StreamedDataset:
+    del argument, options
+    from train import imagenet
+
+    return imagenet.load()
+
+
 class _Entry(NamedTuple):
-    load: Callable[[str, LoadOptions], ImageDataset]
+    load: Callable[[str, LoadOptions], Dataset]
     argument: str = ""  # What follows the colon, in words for messages.
 
 
@@ -90,6 +154,7 @@ _DATASETS = {
     "digits": _Entry(_digits),
     "cifar10": _Entry(functools.partial(_cifar, "cifar10")),
     "cifar100": _Entry(functools.partial(_cifar, "cifar100")),
+    "imagenet2012": _Entry(_imagenet),
     "folder": _Entry(_folder, "PATH"),
 }
 
@@ -107,7 +172,7 @@ def check_name(name: str) -> None:
         raise ValueError(f"unknown data set {name!r}: give one of {', '.join(NAMES)}")
 
 
-def load(name: str, options: LoadOptions) -> ImageDataset:
+def load(name: str, options: LoadOptions) -> Dataset:
     """Loads a data set.
 
     Args:

@@ -1,4 +1,4 @@
-"""Many steps in one program: shuffling, augmentation, normalization and step."""
+"""Steps as programs: many on data that are on the device, or one on a batch given."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -70,28 +70,22 @@ def train_chunk(
         Where training stands then.
     """
     batch_size, steps_per_epoch = batching
-    starts_epoch = state.step % steps_per_epoch == 0
-    totals = jax.tree.map(
-        lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), totals
-    )
+    totals = _of_this_epoch(totals, state.step, steps_per_epoch)
 
     def body(progress: Progress) -> Progress:
-        state, totals = progress
-        first = (state.step % steps_per_epoch) * batch_size
+        step = progress.state.step
+        first = (step % steps_per_epoch) * batch_size
         indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
-        augment_rng, dropout_rng = jax.random.split(_step_rng(rng, state.step))
+        augment_rng, dropout_rng = jax.random.split(_step_rng(rng, step))
         draws = augment.draw(augment_rng, batch_size, preprocessing.augmentation)
         # Drawn for the whole batch and then shared out: the same images, augmented the
         # same way, on any number of devices.
         indices, draws = share((indices, draws))
-        batch = augment.normalize(
-            augment.take_augmented(images, indices, draws, preprocessing.augmentation),
-            preprocessing.mean,
-            preprocessing.std,
+        taken = augment.take_augmented(
+            images, indices, draws, preprocessing.augmentation
         )
-        state, metrics = step_fn(state, (batch, labels[indices]), dropout_rng)
-        totals = {name: totals[name] + metrics[name] for name in totals}
-        return Progress(state, totals)
+        batch = taken, labels[indices]
+        return _advance(progress, batch, dropout_rng, step_fn, preprocessing)
 
     progress = Progress(state, totals)
     if loops_are_fast():
@@ -101,6 +95,65 @@ def train_chunk(
     for _ in range(num_steps):
         progress = body(progress)
     return progress
+
+
+def train_batch(
+    state: TrainState,
+    totals: dict[str, jax.Array],
+    rng: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    step_fn: TrainStep,
+    steps_per_epoch: int,
+    preprocessing: Preprocessing,
+) -> Progress:
+    """Goes on for one step, on a batch that was cropped and flipped before.
+
+    Args:
+        state: where training stands. Its step says where in the epoch.
+        totals: sums over the steps of this epoch so far.
+        rng: the run's key.
+        images: of the batch, uint8; inside a mapped axis, this device's share.
+        labels: theirs.
+        step_fn: `train_step`, with its options bound.
+        steps_per_epoch: of the whole data set.
+        preprocessing: for its normalization.
+
+    Returns:
+        Where training stands then.
+    """
+    _, dropout_rng = jax.random.split(_step_rng(rng, state.step))
+    totals = _of_this_epoch(totals, state.step, steps_per_epoch)
+    return _advance(
+        Progress(state, totals), (images, labels), dropout_rng, step_fn, preprocessing
+    )
+
+
+def _of_this_epoch(
+    totals: dict[str, jax.Array], step: jax.Array, steps_per_epoch: int
+) -> dict[str, jax.Array]:
+    """The totals before a step: zeros before the first of an epoch."""
+    starts_epoch = step % steps_per_epoch == 0
+    return jax.tree.map(
+        lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), totals
+    )
+
+
+def _advance(
+    progress: Progress,
+    batch: tuple[jax.Array, jax.Array],
+    dropout_rng: jax.Array,
+    step_fn: TrainStep,
+    preprocessing: Preprocessing,
+) -> Progress:
+    """Takes a step on uint8 images and their labels."""
+    state, totals = progress
+    images, labels = batch
+    inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
+    state, metrics = step_fn(state, (inputs, labels), dropout_rng)
+    totals = {name: totals[name] + metrics[name] for name in totals}
+    return Progress(state, totals)
 
 
 def loops_are_fast() -> bool:

@@ -14,14 +14,13 @@ import insgd_optax
 import models
 from train import epoch, optimizers, parallel, schedules
 from train.config import RunConfig
-from train.datasets import ImageDataset
+from train.datasets import Dataset, StreamedDataset
 from train.errors import UserError
-from train.evaluate import evaluate
+from train.in_memory import InMemoryFeed
 from train.multipliers import MultiplierSummary, summarize
 from train.state import Progress, TrainState, create_state
 from train.step import train_step
-
-_EVALUATION_BATCH = 1000
+from train.streamed import StreamedFeed
 
 
 class Experiment:
@@ -39,12 +38,12 @@ class Experiment:
         schedule: step -> learning rate.
     """
 
-    def __init__(self, config: RunConfig, dataset: ImageDataset):
+    def __init__(self, config: RunConfig, dataset: Dataset):
         self._config = config
         self._dataset = dataset
         self._devices = parallel.create(config.parallel)
         self._check_batch()
-        self.steps_per_epoch = len(dataset.train.labels) // config.batch_size
+        self.steps_per_epoch = dataset.num_train // config.batch_size
         self.schedule = schedules.create(
             config.schedule,
             config.initial_learning_rate,
@@ -64,24 +63,15 @@ class Experiment:
             polyak_factor=config.polyak_factor,
         )
         self._model = self._create_model()
-        self._init_rng, self._run_rng = jax.random.split(jax.random.key(config.seed))
-        self._train = self._devices.put(
-            (dataset.train.images, dataset.train.labels, self._run_rng)
-        )
-        self._test = self._devices.put(tuple(dataset.test))
-        self._shuffle_program = jax.jit(
-            functools.partial(epoch.shuffle, num_samples=len(dataset.train.labels))
-        )
-        # Each length of a chunk is a program of its own.
-        self._chunk_program = functools.cache(self._compile_chunk)
-        self._evaluation_program = self._compile_evaluation()
+        self._init_rng, run_rng = jax.random.split(jax.random.key(config.seed))
+        self._feed = self._create_feed(run_rng)
         self._multipliers_program = self._optimizer.multipliers and jax.jit(
             self._optimizer.multipliers
         )
 
     def _check_batch(self) -> None:
         batch_size, num_devices = self._config.batch_size, self._devices.num_devices
-        num_samples = len(self._dataset.train.labels)
+        num_samples = self._dataset.num_train
         if batch_size > num_samples:
             raise UserError(
                 f"--batch-size {batch_size} is larger than the {num_samples} training "
@@ -110,33 +100,25 @@ class Experiment:
         except TypeError as error:
             raise UserError(f"{_given(self._config)}: {error}") from error
 
-    def _compile_chunk(self, num_steps: int) -> parallel.Program:
-        program = functools.partial(
-            epoch.train_chunk,
-            step_fn=functools.partial(
-                train_step,
-                capture=self._optimizer.capture,
-                measures=self._optimizer.measures,
-                axis_name=self._devices.axis_name,
-            ),
-            num_steps=num_steps,
-            batching=epoch.Batching(self._config.batch_size, self.steps_per_epoch),
-            preprocessing=self._dataset.preprocessing,
-            share=self._devices.share,
-        )
-        return self._devices.compile(program, donate_state=True)
-
-    def _compile_evaluation(self) -> parallel.Program:
-        shares = self._devices.num_devices
-        batch_size = min(_EVALUATION_BATCH, len(self._dataset.test.labels))
-        program = functools.partial(
-            evaluate,
-            batch_size=-(-batch_size // shares) * shares,
-            preprocessing=self._dataset.preprocessing,
+    def _create_feed(self, rng: jax.Array) -> InMemoryFeed | StreamedFeed:
+        config = self._config
+        step_fn = functools.partial(
+            train_step,
+            capture=self._optimizer.capture,
+            measures=self._optimizer.measures,
             axis_name=self._devices.axis_name,
-            share=self._devices.share,
         )
-        return self._devices.compile(program)
+        batching = epoch.Batching(config.batch_size, self.steps_per_epoch)
+        programs = self._devices, step_fn, batching, rng
+        if isinstance(self._dataset, StreamedDataset):
+            return StreamedFeed(
+                self._dataset,
+                *programs,
+                seed=config.seed,
+                num_steps=config.epochs * self.steps_per_epoch,
+                num_workers=config.num_data_workers,
+            )
+        return InMemoryFeed(self._dataset, *programs)
 
     def start(self) -> Progress:
         """The run before its first step.
@@ -161,23 +143,29 @@ class Experiment:
 
     def chunk_lengths(self) -> list[int]:
         """The chunks of an epoch, in steps."""
-        most = self._config.chunk_steps or epoch.default_chunk_steps()
+        most = self._config.chunk_steps or self._feed.default_chunk_steps
         return epoch.chunk_lengths(self.steps_per_epoch, most)
 
-    def order(self, number: int) -> jax.Array:
-        """The order of the training images in an epoch, counted from 0."""
-        return self._devices.put(self._shuffle_program(self._run_rng, number))
+    def train_chunk(self, progress: Progress, step: int, num_steps: int) -> Progress:
+        """Goes on for some steps of an epoch.
 
-    def train_chunk(
-        self, progress: Progress, order: jax.Array, num_steps: int
-    ) -> Progress:
-        """Goes on for some steps; the state given is used up, its totals are not."""
-        program = self._chunk_program(num_steps)
-        return program(progress.state, progress.totals, order, *self._train)
+        Args:
+            progress: where the run stands. Its state is used up, its totals are not.
+            step: that of its state, known without waiting for the device.
+            num_steps: how many; they must not pass the end of the epoch.
+
+        Returns:
+            Where the run stands then.
+        """
+        return self._feed.train_chunk(progress, step, num_steps)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """Loss and accuracies on the test images."""
-        return self._evaluation_program(state, *self._test)
+        return self._feed.evaluate(state)
+
+    def close(self) -> None:
+        """Ends what feeds the training; it starts again when it is needed."""
+        self._feed.close()
 
     def multipliers(self, state: TrainState) -> MultiplierSummary | None:
         """What INSGD makes of the learning rate; None for other optimizers."""

@@ -1,5 +1,6 @@
 """The training loop: chunks, and what is done at the end of an epoch."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def fit(
     and the end of an epoch.
 
     Args:
-        experiment: the run's programs.
+        experiment: the run's programs; closed at the end.
         progress: where it stands; used up.
         num_epochs: epochs of the whole run.
         stopped: asked after every chunk; True ends the training there.
@@ -40,21 +41,23 @@ def fit(
     """
     steps_per_epoch = experiment.steps_per_epoch
     step = int(progress.state.step)
-    with tqdm(
-        total=num_epochs * steps_per_epoch,
-        initial=step,
-        unit="step",
-        mininterval=0.5,
-        disable=not distributed.is_first(),
-    ) as bar:
+    with (
+        contextlib.closing(experiment),
+        tqdm(
+            total=num_epochs * steps_per_epoch,
+            initial=step,
+            unit="step",
+            mininterval=0.5,
+            disable=not distributed.is_first(),
+        ) as bar,
+    ):
         while step < num_epochs * steps_per_epoch and not stopped():
             started = time.perf_counter()
-            order = experiment.order(step // steps_per_epoch)
             for length in _remaining(
                 experiment.chunk_lengths(), step % steps_per_epoch
             ):
                 previous, done = progress.totals, step % steps_per_epoch
-                progress = experiment.train_chunk(progress, order, length)
+                progress = experiment.train_chunk(progress, step, length)
                 step += length
                 if done:
                     loss = float(previous["loss"]) / done

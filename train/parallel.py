@@ -1,10 +1,10 @@
 """How a program is spread over devices: one table, one interface.
 
-Every way keeps all arrays whole on every device and shares out each batch: a program
-asks `share` for its part of it. Under `Jit` and `Mesh` that part is the whole batch,
-which XLA divides where `share` says so, and adds the collectives by itself. Under `Pmap`
-and `ShardMap` it is a device's own, the program has the axis `axis_name`, and averages
-over it.
+Every way keeps arrays whole on every device and shares out each batch. A program asks
+`share` for its part of a batch it took from whole arrays, or is given its part of one
+that `put_batch` put there in parts. Under `Jit` and `Mesh` that part is the whole batch,
+which XLA divides, and adds the collectives by itself. Under `Pmap` and `ShardMap` it is
+a device's own, the program has the axis `axis_name`, and averages over it.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from train.errors import UserError
@@ -35,15 +36,37 @@ class Jit:
         """Puts arrays on the device."""
         return jax.device_put(tree, SingleDeviceSharding(self.device))
 
+    def whole_batch(self, batch_size: int) -> int:
+        """The least batch of at least so many that all devices have equal shares of."""
+        return batch_size
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Which rows of a batch this process's devices take, in rising order."""
+        return np.arange(batch_size)
+
+    def put_batch(self, tree: Any) -> Any:
+        """Puts a batch's arrays on the devices in parts, of which this process has
+        those of its `rows`."""
+        return self.put(tree)
+
     def share(self, tree: Any) -> Any:
         """A device's share of arrays whose first axis is the batch, in a program."""
         return tree
 
-    def compile(self, fn: Program, donate_state: bool = False) -> Program:
+    def compile(
+        self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
+    ) -> Program:
         """Compiles a function of the state and other arrays.
 
-        With `donate_state` the state given is used up, and its memory used again.
+        Args:
+            fn: the function.
+            donate_state: the state given is used up, and its memory used again.
+            batch_arrays: how many of the arrays, the last ones, are from `put_batch`.
+
+        Returns:
+            The program.
         """
+        del batch_arrays  # Nothing is in parts.
         return jax.jit(fn, donate_argnums=_donated(donate_state))
 
 
@@ -72,12 +95,30 @@ class _Several:
     def _whole(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
 
+    @property
+    def _in_parts(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
     def put(self, tree: Any) -> Any:
         """Puts a copy of the arrays, the same in every process, on every device."""
         if jax.process_count() == 1:
             return jax.device_put(tree, self._whole)
         # device_put takes no random keys to devices of other processes.
         return _identity(self._whole)(tree)
+
+    def whole_batch(self, batch_size: int) -> int:
+        """See `Jit.whole_batch`."""
+        return -(-batch_size // self.num_devices) * self.num_devices
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """See `Jit.rows`."""
+        parts = self._in_parts.addressable_devices_indices_map((batch_size,))
+        rows = np.arange(batch_size)
+        return np.sort(np.concatenate([rows[part] for part in parts.values()]))
+
+    def put_batch(self, tree: Any) -> Any:
+        """See `Jit.put_batch`."""
+        return jax.make_array_from_process_local_data(self._in_parts, tree)
 
 
 class Mesh(_Several):
@@ -87,11 +128,13 @@ class Mesh(_Several):
 
     def share(self, tree: Any) -> Any:
         """See `Jit.share`."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        return jax.lax.with_sharding_constraint(tree, sharding)
+        return jax.lax.with_sharding_constraint(tree, self._in_parts)
 
-    def compile(self, fn: Program, donate_state: bool = False) -> Program:
+    def compile(
+        self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
+    ) -> Program:
         """See `Jit.compile`."""
+        del batch_arrays  # They come with their sharding.
         return jax.jit(
             fn, out_shardings=self._whole, donate_argnums=_donated(donate_state)
         )
@@ -115,41 +158,59 @@ class _Mapped(_Several):
 class Pmap(_Mapped):
     """Several devices of this process, under `jax.pmap`."""
 
-    def compile(self, fn: Program, donate_state: bool = False) -> Program:
+    def put_batch(self, tree: Any) -> Any:
+        """See `Jit.put_batch`."""
+        return super().put_batch(
+            jax.tree.map(
+                lambda array: array.reshape(self.num_devices, -1, *array.shape[1:]),
+                tree,
+            )
+        )
+
+    def compile(
+        self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
+    ) -> Program:
         """See `Jit.compile`; results must be the same on every device."""
         # pmap wants a mapped argument. Everything else is whole on every device, and
         # `fn` takes its share by its index on the axis.
         indices = jnp.arange(self.num_devices)
 
-        def mapped(_: jax.Array, state: Any, arrays: tuple[Any, ...]) -> Any:
-            return fn(state, *arrays)
+        def mapped(_: jax.Array, state: Any, whole: Any, batch: Any) -> Any:
+            return fn(state, *whole, *batch)
 
         compiled = jax.pmap(
             mapped,
             AXIS,
-            in_axes=(0, None, None),
+            in_axes=(0, None, None, 0),
             out_axes=None,
             devices=self.devices,
             donate_argnums=1 if donate_state else (),
         )
-        return lambda state, *arrays: compiled(indices, state, arrays)
+        return lambda state, *arrays: compiled(
+            indices, state, *_divide(arrays, batch_arrays)
+        )
 
 
 class ShardMap(_Mapped):
     """Several devices of all processes, under `jax.shard_map`."""
 
-    def compile(self, fn: Program, donate_state: bool = False) -> Program:
+    def compile(
+        self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
+    ) -> Program:
         """See `Jit.compile`; results must be the same on every device."""
         mapped = jax.shard_map(
-            fn,
+            lambda state, whole, batch: fn(state, *whole, *batch),
             mesh=self.mesh,
-            in_specs=PartitionSpec(),
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
             out_specs=PartitionSpec(),
             # With the check, gradients of what all devices share arrive summed up
             # already, and their mean would be too large by the number of devices.
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=_donated(donate_state))
+        return jax.jit(
+            lambda state, *arrays: mapped(state, *_divide(arrays, batch_arrays)),
+            donate_argnums=_donated(donate_state),
+        )
 
 
 Devices = Jit | Mesh | Pmap | ShardMap
@@ -220,6 +281,14 @@ def _check_one_process(name: str) -> None:
 
 def _donated(donate_state: bool) -> Sequence[int]:
     return (0,) if donate_state else ()
+
+
+def _divide(
+    arrays: tuple[Any, ...], batch_arrays: int
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The arrays that are whole, and the last ones, of a batch."""
+    place = len(arrays) - batch_arrays
+    return arrays[:place], arrays[place:]
 
 
 @functools.cache

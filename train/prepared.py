@@ -4,7 +4,6 @@ Nothing here reaches for the network: what is not on this machine is an error at
 """
 
 import hashlib
-import json
 import os
 import urllib.request
 from pathlib import Path
@@ -15,17 +14,11 @@ from tqdm import tqdm
 
 from train import array_cache, decode
 from train.cifar import Cifar
+from train.data_dir import data_dir, find
 from train.datasets import ImageDataset, Split
 from train.errors import UserError
 
 SPLITS = ("train", "test")
-_INFO = "dataset_info.json"
-
-
-def data_dir() -> Path:
-    """Where tensorflow-datasets keeps its data."""
-    path = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
-    return Path(path).expanduser().absolute()
 
 
 def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
@@ -58,29 +51,10 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
 
 
 def _find(cifar: Cifar) -> Path:
-    """The newest prepared version that can be read without TensorFlow."""
-    place = data_dir() / cifar.name
-    versions = sorted(
-        place.glob(f"*/{_INFO}"),
-        key=lambda path: [int(n) for n in path.parent.name.split(".") if n.isdigit()],
-    )
-    formats = {}
-    for info in reversed(versions):
-        file_format = json.loads(info.read_text()).get("fileFormat")
-        if file_format == "array_record":
-            return info.parent
-        formats[info.parent] = file_format
-    if formats:
-        folder, file_format = next(iter(formats.items()))
-        raise UserError(
-            f"{folder} holds {file_format} files, which only TensorFlow reads. Move the "
-            f"folder away, and run: python -m train prepare {cifar.name}"
-        )
-    raise UserError(
-        f"{cifar.name} is not prepared: {place} does not hold it. Run: python -m train "
-        f"prepare {cifar.name}. It downloads {cifar.url}; with no network, put that "
-        f"file in {data_dir() / 'downloads'} first. TFDS_DATA_DIR names another place "
-        f"than {data_dir()}."
+    return find(
+        cifar.name,
+        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; with no "
+        f"network, put that file in {data_dir() / 'downloads'} first.",
     )
 
 

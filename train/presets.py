@@ -48,8 +48,7 @@ class Table:
 
     Attributes:
         title: what it is about.
-        dataset: by the name `--dataset` takes; of "imagenet2012" the presets are
-            known, but there is no loader yet.
+        dataset: by the name `--dataset` takes.
         epochs: of every row.
         seeds: how many runs a row is the mean of.
         options: of `RunConfig`, the same for every row.

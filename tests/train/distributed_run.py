@@ -25,11 +25,10 @@ def main(die_after, *options):
     models.create = lambda name, **settings: TinyCNN(**settings)
     train_chunk = Experiment.train_chunk
 
-    def train_or_die(self, progress, order, num_steps):
-        epoch, step = divmod(int(progress.state.step), self.steps_per_epoch)
-        if (epoch, step) == (int(die_after), 1):
+    def train_or_die(self, progress, step, num_steps):
+        if divmod(step, self.steps_per_epoch) == (int(die_after), 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        return train_chunk(self, progress, order, num_steps)
+        return train_chunk(self, progress, step, num_steps)
 
     if die_after != "never":
         Experiment.train_chunk = train_or_die

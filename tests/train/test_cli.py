@@ -145,10 +145,10 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
     train_chunk = Experiment.train_chunk
     with monkeypatch.context() as patch:
 
-        def stop_at_step_5(self, progress, order, num_steps):
+        def stop_at_step_5(self, progress, step, num_steps):
             if int(progress.state.step) == 4:
                 signal.raise_signal(number)
-            return train_chunk(self, progress, order, num_steps)
+            return train_chunk(self, progress, step, num_steps)
 
         patch.setattr(Experiment, "train_chunk", stop_at_step_5)
         status = train("--epochs", "3", run_dir="stopped")

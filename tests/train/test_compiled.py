@@ -29,29 +29,35 @@ def experiment(monkeypatch, small_dataset):
 @pytest.mark.parametrize("way", ["jit", "mesh", "pmap", "shard_map"])
 def test_chunks_move_nothing_between_host_and_device(experiment, way):
     chunks = experiment(parallel=way, chunk_steps=1)
-    order = chunks.order(0)
-    progress = chunks.train_chunk(chunks.start(), order, 1)  # Compiled and loaded.
+    progress = chunks.train_chunk(chunks.start(), 0, 1)  # Compiled and loaded.
     with jax.transfer_guard("disallow_explicit"):
         with pytest.raises(Exception, match="Disallowed host-to-device"):
             jax.device_put(np.zeros(3)).block_until_ready()
-        for _ in range(2):
-            progress = chunks.train_chunk(progress, order, 1)
+        for step in (1, 2):
+            progress = chunks.train_chunk(progress, step, 1)
     assert int(progress.state.step) == 3
+
+
+def chunk_program(experiment, progress, num_steps):
+    """The lowered program of a chunk of the first epoch."""
+    feed = experiment._feed
+    program = feed._chunk_program(num_steps)
+    return program.lower(*progress, feed._order(0), *feed._train)
 
 
 def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
     one = experiment(parallel="jit")
-    progress, order = one.start(), one.order(0)
+    progress = one.start()
     assert one.chunk_lengths() == [3]
 
-    lowered = one._chunk_program(3).lower(*progress, order, *one._train)
+    lowered = chunk_program(one, progress, 3)
 
-    images = one._train[0]
+    images = one._feed._train[0]
     assert images.dtype == jnp.uint8
     text = lowered.as_text()
     assert "callback" not in text
     # One loop: steps of their own would repeat the convolution for each of three.
-    longer = one._chunk_program(2).lower(*progress, order, *one._train).as_text()
+    longer = chunk_program(one, progress, 2).as_text()
     assert text.count("stablehlo.convolution") == longer.count("stablehlo.convolution")
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(progress.state))
     memory = lowered.compile().memory_analysis()
@@ -60,13 +66,13 @@ def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
 
 def test_bfloat16_computes_and_float32_remembers(experiment):
     one = experiment(parallel="jit", dtype="bfloat16")
-    progress, order = one.start(), one.order(0)
-    text = one._chunk_program(1).lower(*progress, order, *one._train).as_text()
+    progress = one.start()
+    text = chunk_program(one, progress, 1).as_text()
     convolutions = [line for line in text.splitlines() if ".convolution" in line]
     assert convolutions
     for line in convolutions:
         assert "bf16" in line and "f32" not in line
-    leaves = jax.tree.leaves(one.train_chunk(progress, order, 1).state)
+    leaves = jax.tree.leaves(one.train_chunk(progress, 0, 1).state)
     assert {leaf.dtype.name for leaf in leaves} == {"float32", "int32"}
 
 
@@ -90,13 +96,13 @@ def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
         def chunk_lengths(self):
             return [2, 2, 2]
 
-        def order(self, number):
-            return None
-
-        def train_chunk(self, progress, order, num_steps):
+        def train_chunk(self, progress, first, num_steps):
             step = progress.totals["loss"].step + num_steps
             events.append(f"start {step}")
             return Progress(FakeState(), {"loss": Total(step)})
+
+        def close(self):
+            events.append("close")
 
     monkeypatch.setattr(loop, "_row", lambda experiment, progress, step: {})
     loop.fit(
@@ -106,4 +112,4 @@ def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
         stopped=lambda: False,
         on_epoch=lambda progress, row: None,
     )
-    assert events == ["start 2", "start 4", "read 2", "start 6", "read 4"]
+    assert events == ["start 2", "start 4", "read 2", "start 6", "read 4", "close"]

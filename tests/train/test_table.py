@@ -79,11 +79,11 @@ def test_stopped_it_goes_on_to_the_same_table(table, tmp_path, capsys, monkeypat
     train_chunk = Experiment.train_chunk
     with monkeypatch.context() as patch:
 
-        def stop_in_the_second_run(self, progress, order, num_steps):
+        def stop_in_the_second_run(self, progress, step, num_steps):
             sgd = self._config.optimizer == "sgd"
             if not sgd and int(progress.state.step) == 4:
                 signal.raise_signal(signal.SIGINT)
-            return train_chunk(self, progress, order, num_steps)
+            return train_chunk(self, progress, step, num_steps)
 
         patch.setattr(Experiment, "train_chunk", stop_in_the_second_run)
         assert table("--seeds", "1", runs="stopped") == 128 + signal.SIGINT
@@ -142,11 +142,12 @@ def test_a_dry_run_runs_nothing(table, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_imagenet_has_presets_alone(capsys):
+def test_table_10_asks_for_imagenet(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert cli.main(["table", "10", "--dry-run"]) == 0
     assert "92.81 ± 0.04" in capsys.readouterr().out
-    assert cli.main(["table", "10"]) == 2
-    assert "no loader for imagenet2012 yet" in capsys.readouterr().err
+    assert cli.main(["table", "10", "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert "python -m train prepare imagenet2012" in capsys.readouterr().err
 
 
 def test_accuracies_are_of_the_best_epoch_and_of_the_last():

@@ -46,7 +46,7 @@ def evaluate(config: EvalConfig) -> int:
     scores = jax.device_get(experiment.evaluate(progress.state))
     print(
         f"{config.checkpoint} checkpoint, step {step}, on "
-        f"{len(dataset.test.labels)} test images: loss {scores['loss']:.4f}, "
+        f"{dataset.num_test} test images: loss {scores['loss']:.4f}, "
         f"top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %"
     )
     return 0

@@ -1,12 +1,35 @@
 """`python -m train prepare`: data sets made ready to be read."""
 
 import dataclasses
+from collections.abc import Callable
 
 import tyro
 
-from train import cifar, prepared
+from train import cifar, imagenet, prepared
+from train.data_dir import data_dir
 
-Name = tyro.extras.literal_type_from_choices(tuple(cifar.ALL))
+
+def _cifar(name: str) -> None:
+    from train import tfds_cifar  # Takes seconds to import.
+
+    chosen = cifar.ALL[name]
+    tfds_cifar.prepare(chosen, prepared.archive(chosen), data_dir())
+
+
+def _imagenet(name: str) -> None:
+    del name
+    archives = imagenet.archives()
+    from train import tfds_imagenet  # Takes seconds to import.
+
+    tfds_imagenet.prepare(archives, data_dir())
+
+
+_PREPARE: dict[str, Callable[[str], None]] = {
+    **dict.fromkeys(cifar.ALL, _cifar),
+    imagenet.NAME: _imagenet,
+}
+
+Name = tyro.extras.literal_type_from_choices(tuple(_PREPARE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,18 +37,16 @@ class PrepareConfig:
     """Write a data set as tensorflow-datasets does, once; needs no TensorFlow."""
 
     name: tyro.conf.Positional[Name]
-    """The data set. Its archive is looked for in downloads/ below
-    $TFDS_DATA_DIR or ~/tensorflow_datasets, and else downloaded."""
+    """The data set. CIFAR's archive is looked for in downloads/ below
+    $TFDS_DATA_DIR or ~/tensorflow_datasets, and else downloaded;
+    ImageNet's two must lie in downloads/manual/ there."""
 
 
 def prepare(config: PrepareConfig) -> int:
-    """Finds or downloads the archive, checks it, and writes the data set."""
-    from train import tfds_cifar  # Takes seconds to import.
-
-    chosen = cifar.ALL[config.name]
-    tfds_cifar.prepare(chosen, prepared.archive(chosen), prepared.data_dir())
+    """Finds or downloads the archives, checks them, and writes the data set."""
+    _PREPARE[config.name](config.name)
     print(
-        f"{config.name} is prepared in {prepared.data_dir() / config.name}. Train on "
-        f"it: python -m train --dataset {config.name}"
+        f"{config.name} is prepared in {data_dir() / config.name}. Train on it: "
+        f"python -m train --dataset {config.name}"
     )
     return 0

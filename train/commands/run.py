@@ -67,8 +67,8 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         progress = checkpoints.restore(checkpoints.latest_step, like=progress)
     first_step = int(progress.state.step)
     print(
-        f"{config.model} on {dataset.name} ({len(dataset.train.labels)} training, "
-        f"{len(dataset.test.labels)} test images) with {config.optimizer}, learning "
+        f"{config.model} on {dataset.name} ({dataset.num_train} training, "
+        f"{dataset.num_test} test images) with {config.optimizer}, learning "
         f"rate {config.initial_learning_rate:g}. Run folder: {_short(folder.path)}"
     )
     if first_step:

@@ -9,7 +9,6 @@ import tyro
 
 from train import controls, datasets, presets, series, table_report
 from train.config import ParallelName, RunConfig
-from train.errors import UserError
 from train.table_report import Line
 from train.worker_pool import Processes
 
@@ -46,6 +45,8 @@ class TableConfig:
     """As of run."""
     skip_corrupt_images: bool = False
     """As of run."""
+    data_workers: int | None = None
+    """As of run."""
 
     def __post_init__(self):
         if self.dataset is not None:
@@ -54,6 +55,10 @@ class TableConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
+        if self.data_workers is not None and self.data_workers < 0:
+            raise ValueError(
+                f"--data-workers must be at least 0, got {self.data_workers}"
+            )
 
 
 def table(config: TableConfig) -> int:
@@ -65,14 +70,6 @@ def table(config: TableConfig) -> int:
         print(table_report.dry_run(config.number, chosen, epochs))
         return 0
     dataset = config.dataset or chosen.dataset
-    try:
-        datasets.check_name(dataset)
-    except ValueError as error:
-        raise UserError(
-            f"There is no loader for {dataset} yet. See the presets with --dry-run, or "
-            "give images of one size as --dataset folder:PATH."
-        ) from error
-
     lines = [
         Line(
             tuple(
@@ -86,6 +83,7 @@ def table(config: TableConfig) -> int:
                     runs_dir=config.runs_dir,
                     cache_dir=config.cache_dir,
                     skip_corrupt_images=config.skip_corrupt_images,
+                    data_workers=config.data_workers,
                 )
                 for seed in range(seeds)
             ),

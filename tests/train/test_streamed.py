@@ -1,0 +1,174 @@
+"""Runs on a small ImageNet that is read while it is needed."""
+
+import dataclasses
+import functools
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import models
+from train import batches, cli, datasets, decode, imagenet, metrics, presets
+from train.checkpoints import Checkpoints
+from train.config import RunConfig
+from train.experiment import Experiment
+from train.image_crops import Crops
+
+from . import tiny_imagenet
+from .test_evaluate import Linear, scores
+from .tiny_cnn import TinyCNN
+
+BATCH_SIZE = 8
+STEPS = 27 // BATCH_SIZE
+MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """ImageNet's archives, with a few images in them, prepared; 16x16 is seen."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    tiny_imagenet.write_archives(tmp_path / "data", monkeypatch)
+    assert cli.main(["prepare", "imagenet2012"]) == 0
+    monkeypatch.setattr(imagenet, "CROPS", Crops(side=16, shorter_side=20))
+    return datasets.load("imagenet2012", RunConfig().load_options)
+
+
+@pytest.fixture
+def train(tmp_path, prepared, monkeypatch):
+    """Trains a small network into a folder below `tmp_path`; returns the status."""
+    tiny = functools.partial(TinyCNN, dropout=0.2)
+    monkeypatch.setattr(models, "create", lambda name, **options: tiny(**options))
+
+    def run(*options, run_dir="run"):
+        where = [] if "--resume" in options else ["--run-dir", str(tmp_path / run_dir)]
+        start = ["--dataset", "imagenet2012", "--batch-size", str(BATCH_SIZE)]
+        return cli.main([*start, "--parallel", "jit", *where, *options])
+
+    return run
+
+
+def rows(path):
+    return [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in metrics.read(path / "metrics.jsonl")
+    ]
+
+
+def final_state(path):
+    checkpoints = Checkpoints(path / "checkpoints")
+    config = cli.run_folder.load(path).config
+    dataset = datasets.load(config.dataset, config.load_options)
+    like = Experiment(config, dataset).start()
+    state = checkpoints.restore(checkpoints.latest_step, like=like)
+    checkpoints.close()
+    return state
+
+
+def assert_same_run(one, other):
+    assert rows(one) == rows(other)
+    mine, its = (jax.tree.leaves(final_state(path)) for path in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, mine, its)
+
+
+def test_workers_and_stops_change_nothing(train, tmp_path, monkeypatch, capsys):
+    assert train("--epochs", "2", "--data-workers", "0", run_dir="whole") == 0
+    assert "(27 training, 13 test images)" in capsys.readouterr().out
+    assert [row["epoch"] for row in rows(tmp_path / "whole")] == [1, 2]
+    assert len({row["train_loss"] for row in rows(tmp_path / "whole")}) == 2
+
+    train_chunk = Experiment.train_chunk
+    with monkeypatch.context() as patch:
+
+        def stop(self, progress, step, num_steps):
+            if step == 1:
+                signal.raise_signal(signal.SIGINT)
+            return train_chunk(self, progress, step, num_steps)
+
+        patch.setattr(Experiment, "train_chunk", stop)
+        status = train("--epochs", "2", "--data-workers", "2", run_dir="stopped")
+    assert status == 128 + signal.SIGINT
+    assert "saved at step 2" in capsys.readouterr().out
+
+    resumed = tmp_path / "stopped"
+    assert cli.main(["--resume", str(resumed), "--data-workers", "0"]) == 0
+    assert_same_run(resumed, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("way", ["jit", "mesh", "pmap", "shard_map"])
+def test_a_step_takes_the_normalized_batch_of_its_number(train, prepared, way):
+    del train  # For its network.
+    config = RunConfig(
+        dataset="imagenet2012", batch_size=BATCH_SIZE, parallel=way, data_workers=0
+    )
+    experiment = Experiment(config, prepared)
+    kernel = jax.device_get(experiment.start().state.params["Conv_0"]["kernel"])
+
+    progress = experiment.train_chunk(experiment.start(), 0, 1)
+
+    load = batches.TrainBatches(
+        prepared.train, prepared.crops, 0, BATCH_SIZE, STEPS, np.arange(BATCH_SIZE)
+    )
+    inputs = (load(0).images / 255 - MEAN) / STD
+    convolved = jax.lax.conv_general_dilated(
+        inputs.astype(np.float32),
+        kernel,
+        *((2, 2), "SAME"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    # Batch normalization sees the whole batch, on however many devices.
+    got = progress.state.batch_stats["BatchNorm_0"]["mean"]
+    expected = 0.01 * np.asarray(convolved).mean((0, 1, 2))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    # It goes on with the next batch, and starts anew at another step.
+    progress = experiment.train_chunk(progress, 1, 1)
+    again = experiment.train_chunk(experiment.start(), 0, 2)
+    experiment.close()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.leaves(jax.device_get(again)),
+        jax.tree.leaves(jax.device_get(progress)),
+    )
+
+
+@pytest.mark.parametrize("way", ["jit", "mesh", "pmap", "shard_map"])
+@pytest.mark.parametrize("batch_size", [8, 24])
+def test_scores_are_means_over_all_test_images(prepared, monkeypatch, way, batch_size):
+    monkeypatch.setattr(models, "create", lambda name, **_: Linear(1000))
+    config = RunConfig(
+        dataset="imagenet2012",
+        batch_size=batch_size,
+        parallel=way,
+        data_workers=0,
+        optimizer="sgd",
+    )
+    experiment = Experiment(config, prepared)
+    state = experiment.start().state
+
+    got = experiment.evaluate(state)
+
+    records = prepared.test.read(range(13))
+    pixels = np.stack([prepared.crops.test(decode.image(one.image)) for one in records])
+    inputs = ((pixels / 255 - MEAN) / STD).reshape(13, -1)
+    kernel = np.asarray(state.params["Dense_0"]["kernel"], np.float64)
+    labels = np.array([one.label for one in records])
+    for name, expected in scores(inputs @ kernel, labels).items():
+        assert float(got[name]) == pytest.approx(expected, rel=1e-5), name
+
+
+def test_table_10_runs(train, tmp_path, capsys, monkeypatch):
+    del train  # For its network.
+    whole = presets.TABLES[10]
+    options = {**whole.options, "batch_size": BATCH_SIZE}
+    small = dataclasses.replace(whole, options=options, rows=whole.rows[-1:])
+    monkeypatch.setitem(presets.TABLES, 10, small)
+    runs = str(tmp_path / "runs")
+    options = ["--epochs", "1", "--seeds", "1", "--data-workers", "0"]
+    assert cli.main(["table", "10", "--runs-dir", runs, *options]) == 0
+    out = capsys.readouterr().out
+    assert "92.81 ± 0.04" in out
+    (run,) = (tmp_path / "runs").glob("imagenet2012-resnet50-insgd-l2-*")
+    (row,) = rows(run)
+
+    assert cli.main(["eval", str(run)]) == 0
+    assert f"13 test images: loss {row['test_loss']:.4f}" in capsys.readouterr().out
