@@ -31,6 +31,11 @@ from train.config import RunConfig
         ({"dataset": "digits:3"}, "unknown data set 'digits:3'"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg': give one of sgd"),
         ({"model_options": ("stem",)}, "--model-options must be NAME=VALUE"),
+        ({"polyak_factor": -0.1}, "--polyak-factor must be a number of at least 0"),
+        (
+            {"optimizer": "adam", "polyak_factor": 0.3},
+            "--polyak-factor is of SGD and INSGD, not of adam",
+        ),
         ({"run_dir": "a", "resume": "b"}, "--run-dir is for a new run"),
     ],
 )
@@ -58,6 +63,8 @@ def test_names_say_what_is_unusual():
         ).readable_name
         == "pets-custom_cnn-sgd-lr0.25-no-batch-norm-cosine-batch256-seed3"
     )
+    bounded = RunConfig(learning_rate=1.0, polyak_factor=0.3).readable_name
+    assert bounded == "digits-custom_cnn-insgd-l2-lr1-polyak0.3-seed0"
 
 
 def test_json_keeps_the_options():

@@ -28,7 +28,9 @@ def trajectory(tx, steps=4):
                 "bias": np.array([2.0, 0.1]) * (step + 1),
             }
         }
-        updates, state = tx.update(grads, state, params, input_norms=NORMS)
+        updates, state = tx.update(
+            grads, state, params, input_norms=NORMS, value=1.0 + 0.1 * step
+        )
         params = optax.apply_updates(params, updates)
     return params
 
@@ -138,6 +140,51 @@ def test_insgd_is_the_librarys(x64, name, scope, normalizer):
     settings = SETTINGS | {"scope": scope, "normalizer": normalizer}
     got = trajectory(optimizers.create(name, 0.1, **settings).tx)
     assert_close(got, trajectory(insgd_optax.insgd(0.1, **settings)))
+
+
+@pytest.mark.parametrize("name", ["sgd", "insgd-l2"])
+def test_a_polyak_factor_bounds(x64, name):
+    optimizer = optimizers.create(name, 50.0, **SETTINGS, polyak_factor=0.5)
+    scaling = insgd_optax.scale_by_input_power() if name == "insgd-l2" else None
+    bound = insgd_optax.clip_by_polyak(
+        50.0, scaling, factor=0.5, momentum=0.9, weight_decay=0.01
+    )
+    expected = optax.chain(bound, optax.trace(0.9), optax.scale(-50.0))
+    assert_close(trajectory(optimizer.tx), trajectory(expected))
+    _, state = optimizer.tx.update(
+        PARAMS, optimizer.tx.init(PARAMS), PARAMS, input_norms=NORMS, value=1.0
+    )
+    assert 0 < optimizer.measures["polyak_scale"](state) < 1
+    assert optimizers.create(name, 50.0, **SETTINGS).measures == {}
+
+
+def test_rates_that_are_found_by_the_optimizer_are_optax_s(x64):
+    for name, reference in (
+        ("momo", optax.contrib.momo(1.0, beta=0.9, weight_decay=0.01)),
+        ("prodigy", optax.contrib.prodigy(1.0, weight_decay=0.01)),
+        ("dadapt-adamw", optax.contrib.dadapt_adamw(1.0, weight_decay=0.01)),
+    ):
+        assert optimizers.default_learning_rate(name) == 1.0
+        got = trajectory(optimizers.create(name, 1.0, **SETTINGS).tx)
+        assert_close(got, trajectory(reference))
+
+
+def test_an_optimizer_of_ones_own(monkeypatch):
+    monkeypatch.setattr(optimizers, "_OPTIMIZERS", dict(optimizers._OPTIMIZERS))
+
+    def make(learning_rate, *, momentum, **_):
+        return optimizers.Optimizer(
+            optax.with_extra_args_support(optax.sgd(learning_rate, momentum))
+        )
+
+    optimizers.register("mine", make, learning_rate=0.3)
+    assert optimizers.default_learning_rate("mine") == 0.3
+    got = trajectory(optimizers.create("mine", 0.2, **SETTINGS).tx)
+    expected = optax.with_extra_args_support(optax.sgd(0.2, 0.9))
+    assert_close(got, trajectory(expected))
+    for taken in ("mine", "sgd", "insgd-l3"):
+        with pytest.raises(ValueError, match=f"'{taken}' is the name"):
+            optimizers.register(taken, make, learning_rate=0.3)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
         assert {center / 10, center, center * 10} <= set(rates)
         assert rates == sorted(rates)
         assert all(point["seeds"] == 2 for point in found["points"][name])
+        # What INSGD and the bound left of the rate.
+        for point in found["points"][name]:
+            taken = point["effective_rate"] / point["learning_rate"]
+            assert (taken == 1) if name == "sgd" else (0 < taken < 1)
         # Where two neighbours are not alike, what lies between them was tried.
         again = points(
             {p["learning_rate"]: p["accuracy"]["mean"] for p in found["points"][name]}
