@@ -15,7 +15,7 @@ from train.config import RunConfig
 from train.experiment import Experiment
 from train.image_crops import Crops
 
-from . import tiny_imagenet
+from . import processes, tiny_imagenet
 from .test_evaluate import Linear, scores
 from .tiny_cnn import TinyCNN
 
@@ -172,3 +172,28 @@ def test_table_10_runs(train, tmp_path, capsys, monkeypatch):
 
     assert cli.main(["eval", str(run)]) == 0
     assert f"13 test images: loss {row['test_loss']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(prepared, tmp_path):
+    """Each reads its half of every batch, with a worker; images are of full size."""
+    del prepared  # Found by its environment variable.
+    options = ["--dataset", "imagenet2012", "--epochs", "1", "--optimizer", "sgd"]
+    address = processes.free_address()
+    together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    starts = {"two": [[*together, "0"], [*together, "1"]], "one": [[]]}
+    for name, launches in starts.items():
+        statuses, said = processes.finish(
+            [
+                ["tests.train.distributed_run", "never", *options, *launch]
+                + ["--data-workers", "1", "--run-dir", str(tmp_path / name)]
+                for launch in launches
+            ],
+            tmp_path,
+        )
+        assert set(statuses) == {0}, said
+    ((two,), (one,)) = (rows(tmp_path / name) for name in starts)
+    # One step, and all test images: as far as float32 goes, the same.
+    assert two.keys() == one.keys()
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-4), name
