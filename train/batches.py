@@ -136,11 +136,27 @@ def stream(
     )
     workers = grain.MultiprocessingOptions(num_workers=num_workers)
     made_ahead = in_order.mp_prefetch(workers, worker_init_fn=_end_with_parent)
-    with contextlib.closing(iter(made_ahead)) as batches:
+    with contextlib.closing(iter(made_ahead)) as batches, _deaths_explained():
         with _signals_for_this_process_alone():
             batch = next(batches)  # Starts the workers.
         yield batch
         yield from batches
+
+
+@contextlib.contextmanager
+def _deaths_explained() -> Iterator[None]:
+    """Says what to do when a worker was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"A process that reads images died: {reason} It may have had too little "
+            "memory, or /dev/shm too little room for its batches. Give fewer "
+            "--data-workers, or a smaller --batch-size."
+        ) from error
 
 
 @contextlib.contextmanager

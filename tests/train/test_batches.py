@@ -178,6 +178,17 @@ def test_workers_are_spared_the_signals_that_stop_a_run():
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_an_error_with_remedies():
+    load = train_batches()
+    with contextlib.closing(batches.stream(load, 0, 10**6, 2)) as stream:
+        next(stream)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="exit code -9.*fewer --data-workers"):
+            for _ in stream:
+                pass
+
+
 PARENT = """
 import sys
 from train import batches

@@ -71,7 +71,10 @@ def assert_same_run(one, other):
     jax.tree.map(np.testing.assert_array_equal, mine, its)
 
 
-def test_workers_and_stops_change_nothing(train, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
+def test_workers_and_stops_change_nothing(
+    train, tmp_path, monkeypatch, capsys, workers
+):
     assert train("--epochs", "2", "--data-workers", "0", run_dir="whole") == 0
     assert "(27 training, 13 test images)" in capsys.readouterr().out
     assert [row["epoch"] for row in rows(tmp_path / "whole")] == [1, 2]
@@ -86,7 +89,7 @@ def test_workers_and_stops_change_nothing(train, tmp_path, monkeypatch, capsys):
             return train_chunk(self, progress, step, num_steps)
 
         patch.setattr(Experiment, "train_chunk", stop)
-        status = train("--epochs", "2", "--data-workers", "2", run_dir="stopped")
+        status = train("--epochs", "2", "--data-workers", workers, run_dir="stopped")
     assert status == 128 + signal.SIGINT
     assert "saved at step 2" in capsys.readouterr().out
 
