@@ -7,6 +7,9 @@ PyTorch, weight decay is an l2 term in the gradient, which these then rescale to
 
 LARS is `optax.lars`: weight decay, the trust ratio ||w|| / ||g|| times 0.001, and
 momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilon.
+
+Momo, Prodigy and D-Adaptation, which find a learning rate by themselves, are
+`optax.contrib`'s, with the weight decay they have there, not in the gradient.
 """
 
 import contextlib
