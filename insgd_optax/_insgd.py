@@ -47,7 +47,7 @@ def insgd(
     `optax.chain(scale_by_input_power(...), optax.add_decayed_weights(...),
     dampened_trace(...), optax.scale_by_learning_rate(...))`; with `polyak_factor`,
     the first two are one `clip_by_polyak`, which bounds mu by what the loss leaves to
-    gain.
+    gain, and the learning rate stands before the momentum.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule. The multiplier
@@ -67,7 +67,7 @@ def insgd(
         missing: see `scale_by_input_power`.
         input_norms_like: see `scale_by_input_power`.
         polyak_factor: c of `clip_by_polyak`, at least 0, such as its default 0.3; None
-            for no bound.
+            for no bound. The bound's running mean has the decay `power_decay`.
         loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss.
 
     Returns:
@@ -115,6 +115,7 @@ def insgd(
         missing=missing,
         input_norms_like=input_norms_like,
     )
+    rate = optax.scale_by_learning_rate(learning_rate)
     steps: list[optax.GradientTransformation]
     if polyak_factor is None:
         steps = [scaling, add_decayed_weights(weight_decay, weight_decay_mask)]
@@ -132,9 +133,11 @@ def insgd(
                 nesterov=nesterov,
                 weight_decay=weight_decay,
                 weight_decay_mask=weight_decay_mask,
-            )
+            ),
+            rate,
         ]
     if momentum is not None:
         steps.append(dampened_trace(momentum, dampening, nesterov))
-    steps.append(optax.scale_by_learning_rate(learning_rate))
+    if polyak_factor is None:
+        steps.append(rate)
     return optax.chain(*steps)

@@ -82,8 +82,9 @@ class MultiSteps:
             return self._steps([]).init((params, jnp.zeros([]), jnp.zeros([])))
         flat = flatten(params)
         inner = jax.eval_shape(self._opt.init, params)
-        values = {"value": jnp.zeros([])} if polyak_states(inner) else {}
-        return self._steps(flat.weights).init((params, _accumulators(inner), values))
+        bounded = polyak_states(inner)
+        losses = {"sum": jnp.zeros([]), "bad": jnp.zeros([])} if bounded else {}
+        return self._steps(flat.weights).init((params, _accumulators(inner), losses))
 
     def update(
         self,
@@ -96,11 +97,8 @@ class MultiSteps:
         **extra_args: Any,
     ) -> tuple[Any, optax.MultiStepsState]:
         """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
-        values = {}
-        if polyak_states(state.inner_opt_state):
-            values["value"] = checked_value(value)
-        elif value is not None:
-            extra_args["value"] = value
+        bounded = bool(polyak_states(state.inner_opt_state))
+        losses = _micro_loss(value) if bounded else {}
         layers = _layer_powers(state.inner_opt_state)
         if layers and input_norms is None:
             raise ValueError(NO_NORMS)
@@ -115,15 +113,17 @@ class MultiSteps:
                     state,
                     params,
                     input_norms=input_norms,
-                    **values,
+                    value=value,
                     **extra_args,
                 ),
                 updates,
                 state.inner_opt_state,
                 params,
             )
+        if value is not None and not bounded:
+            extra_args["value"] = value  # As optax's: of the last micro-batch.
         (updates, _, _), state = self._steps(flat.weights).update(
-            (updates, norms, values), state, (params, None, None), **extra_args
+            (updates, norms, losses), state, (params, None, None), **extra_args
         )
         return updates, state
 
@@ -142,11 +142,14 @@ class MultiSteps:
             return self._opt.init(params[0])
 
         def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
-            grads, norms, values = updates
+            grads, norms, losses = updates
             if norms:
                 extra["input_norms"] = _means(norms)
-            grads, state = self._opt.update(grads, state, params[0], **values, **extra)
-            return (grads, norms, values), state
+            if losses:
+                bad = losses["bad"] > 0
+                extra["value"] = jnp.where(bad, jnp.nan, losses["sum"])
+            grads, state = self._opt.update(grads, state, params[0], **extra)
+            return (grads, norms, losses), state
 
         def should_skip(updates: Any, step: Any, params: Any) -> tuple[Any, Any]:
             assert self._should_skip_update_fn is not None
@@ -205,6 +208,16 @@ def _micro_norms(
         parts[(*layer, total)] = jnp.where(good, norm, 0).astype(power.dtype)
         parts[(*layer, count)] = good.astype(power.dtype)
     return traverse_util.unflatten_dict(parts)
+
+
+def _micro_loss(value: Any) -> dict[str, jax.Array]:
+    """One micro-batch's loss, and 1 if it is bad.
+
+    Apart, since sums are set back by a multiplication, after which a nan is still one.
+    """
+    loss = checked_value(value)
+    good = jnp.isfinite(loss)
+    return {"sum": jnp.where(good, loss, 0), "bad": jnp.where(good, 0.0, 1.0)}
 
 
 def _means(norms: Any) -> Any:

@@ -1,5 +1,6 @@
 """NLMS's own bound on the step: no rate beyond what the loss leaves to gain."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,26 +61,29 @@ def clip_by_polyak(
         u_t &= \min(1, a_t / m_t) \, (D_t g_t + \lambda w)
 
     where mu is `learning_rate`, c `factor`, beta `decay`, lambda `weight_decay` and k
-    what momentum makes of a step, 1 without it. The update is u_t: momentum and the learning rate come after it in
+    what momentum makes of a step, 1 without it. The update is u_t: the learning rate, and then momentum, come after it in
     the chain, as in
 
         optax.chain(
             clip_by_polyak(1.0, scale_by_input_power(), momentum=0.9),
-            optax.trace(0.9),
             optax.scale_by_learning_rate(1.0),
+            optax.trace(0.9),
         )
 
     which `insgd(1.0, polyak_factor=0.3)` is.
 
     Running mean. A mini-batch whose gradient happens to be small does not mean a step
     that is as much longer: the slope counts as at least its running mean, which is
-    kept as P is (Eq. 26). A steep one counts at once.
+    kept as P is (Eq. 26). A steep one counts at once, and is remembered as long as P
+    remembers: at a decay of 0.9, 22 steps for every factor of ten.
 
     Momentum. A gradient enters the buffer once and leaves it over the steps that
     follow. It is that whole way which is bounded, k times its own step: with gamma
     `momentum`, k = 1 + gamma + gamma^2 + ... = 1 / (1 - gamma), Nesterov's look ahead
     or not; with d `dampening`, (1 - d) / (1 - gamma), or (1 - gamma d) / (1 - gamma)
-    with both, but for the first gradient, which is not dampened.
+    with both, but for the first gradient, which is not dampened. The learning rate
+    stands before the momentum, so that this is the gradient's way whatever becomes of
+    the rate: after it, what entered at the start of a warm-up would leave at its peak.
 
     Schedule. The bound is on the largest learning rate so far, not on the present
     one: the step is (mu_t / m_t) min(m_t, a_t). So a schedule that falls shortens
@@ -91,7 +95,7 @@ def clip_by_polyak(
     alone, and at a large one shrink the weights faster than gradients may move them.
 
     Args:
-        learning_rate: mu, the one that `optax.scale_by_learning_rate` is given later
+        learning_rate: mu, the one that `optax.scale_by_learning_rate` is given next
             in the chain: a number of at least 0 or a schedule.
         scaling: what makes D g of g, such as `scale_by_input_power(...)`; None for
             the gradient itself, which bounds SGD. A transformation in a chain never
@@ -103,7 +107,8 @@ def clip_by_polyak(
             neuron, `normalizer="power"` and decay 0, 2 is NLMS. Infinity bounds
             nothing.
         decay: beta, in [0, 1). 0 takes each slope as it is.
-        lower_bound: L*, below which the loss cannot fall, in its units.
+        lower_bound: L*, below which the loss cannot fall, in its units; of the summed
+            loss where `MultiSteps` sums gradients.
         momentum: gamma, in [0, 1), that of the momentum which follows.
         dampening: d, in [0, 1], likewise.
         nesterov: whether that momentum looks ahead.
@@ -115,9 +120,10 @@ def clip_by_polyak(
         A transformation whose `update` requires the keyword `value`: the loss that the
         gradients are of, a scalar, averaged over devices where they are. What
         `scaling` needs is handed on. Its state is a `ClipByPolyakState`, whose `scale`
-        is min(1, a_t / m_t); see `polyak_scale`. A loss that is inf or nan bounds
-        nothing that could be known: the update is zero. So it is at a loss of at most
-        `lower_bound`. A gradient that is not finite passes.
+        is min(1, a_t / m_t); see `polyak_scale`. The update is zero where the loss is
+        at most `lower_bound`, and where it is inf or nan: nothing can be known of the
+        bound then. (Momentum that comes after goes on.) If an entry of the gradient is
+        not finite, one of the update is not.
 
     Raises:
         ValueError: on construction, if a number is out of its range; from `update`,
@@ -152,6 +158,8 @@ def clip_by_polyak(
         raise ValueError(f"momentum={momentum} must lie in [0, 1)")
     if is_number(dampening) and not 0 <= dampening <= 1:
         raise ValueError(f"dampening={dampening} must lie in [0, 1]")
+    if lower_bound is None or is_number(lower_bound) and math.isnan(lower_bound):
+        raise ValueError(f"lower_bound={lower_bound} must be a number")
     inner = optax.with_extra_args_support(scaling or optax.identity())
     decayed = add_decayed_weights(weight_decay, weight_decay_mask)
 
@@ -203,7 +211,12 @@ def clip_by_polyak(
         )
 
         def clipped(update: jax.Array) -> jax.Array:
-            return jnp.where(finite, scale.astype(update.dtype) * update, 0)
+            # A scale may be smaller than 16 bits can hold.
+            wide = update.dtype
+            if not jnp.iscomplexobj(update):
+                wide = statistic_dtype(wide)
+            product = scale.astype(wide) * update.astype(wide)
+            return jnp.where(finite, product, 0).astype(update.dtype)
 
         return jax.tree.map(clipped, scaled), state
 
@@ -232,9 +245,10 @@ def _inner_product(grads: Any, updates: Any, dtype: Any) -> jax.Array:
     total = jnp.zeros([], dtype)
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True)
     for grad, update in pairs:
-        wide = statistic_dtype(grad.dtype)
-        product = jnp.sum(grad.astype(wide) * update.astype(wide))
-        total += product.astype(dtype)
+        for part in (jnp.real, jnp.imag)[: 1 + jnp.iscomplexobj(grad)]:
+            wide = statistic_dtype(grad.dtype)
+            product = jnp.sum(part(grad).astype(wide) * part(update).astype(wide))
+            total += product.astype(dtype)
     return total
 
 

@@ -50,7 +50,8 @@ class Setting:
     momentum: float = 0.9
     """Of SGD, LARS, LSALR, Momo and INSGD."""
     weight_decay: float = 5e-4
-    """Added to the gradient, l2, as in the paper."""
+    """Added to the gradient, l2, as in the paper; of Momo, Prodigy and
+    D-Adaptation, as theirs is."""
     scope: Literal["kernel", "layer"] = "kernel"
     """What INSGD scales: kernels alone, or with them the biases and the
     scale and bias of normalization layers."""
@@ -181,8 +182,8 @@ class RunConfig(Setting):
             self.optimizer
         ):
             raise ValueError(
-                f"--polyak-factor is of SGD and INSGD, not of {self.optimizer}: leave it "
-                "out"
+                f"--polyak-factor is of SGD and INSGD, not of {self.optimizer}: leave "
+                "it out"
             )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:

@@ -36,7 +36,11 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
     if not math.isfinite(rate):
         return None
     # Readable in names of folders, and exact to half a percent.
-    return {"optimizer": "sgd", "learning_rate": float(f"{rate:.3g}")}
+    return {
+        "optimizer": "sgd",
+        "learning_rate": float(f"{rate:.3g}"),
+        "polyak_factor": None,  # In the rate already.
+    }
 
 
 CONTROLS = (

@@ -70,8 +70,8 @@ def _sgd(learning_rate, *, momentum, weight_decay, polyak_factor, **_) -> Optimi
             momentum=momentum,
             weight_decay=weight_decay,
         ),
-        optax.trace(momentum),
         optax.scale_by_learning_rate(learning_rate),
+        optax.trace(momentum),
     )
     return Optimizer(tx, measures=_POLYAK_MEASURES)
 
@@ -147,8 +147,8 @@ def _insgd(
 
 
 # The learning rates are those of Table 3. The paper uses no others: RMSprop's is
-# PyTorch's, LARS moves a weight by about a thousandth of its norm a step, and the last
-# three have optax's.
+# PyTorch's, LARS moves a weight by about a thousandth of its norm a step, and Momo,
+# Prodigy and D-Adaptation have optax's.
 _OPTIMIZERS = {
     "sgd": _Entry(_sgd, 0.1, bounded=True),
     "adam": _Entry(functools.partial(_rescaled, optax.scale_by_adam), 0.001),
@@ -241,8 +241,9 @@ def create(
     Args:
         name: one of `NAMES`, or "insgd-l" and any p >= 1.
         learning_rate: a rate or a schedule.
-        momentum: of SGD, LARS, LSALR and INSGD.
-        weight_decay: factor of the l2 term added to the gradients.
+        momentum: of SGD, LARS, LSALR, Momo and INSGD.
+        weight_decay: factor of the l2 term added to the gradients; of those that find
+            a learning rate, optax's.
         scope: of INSGD, "kernel" or "layer".
         normalizer: of INSGD, "log", "power" or "log1p".
         polyak_factor: of SGD and INSGD, see `insgd_optax.clip_by_polyak`; None for no

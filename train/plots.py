@@ -170,9 +170,9 @@ def plot_robustness(
             lw=1.2,
             label=name,
         )
-        bars.barh(name, max(usable.factor, 1.02), left=1, color=line.get_color())
+        bars.barh(name, usable.factor - 1, left=1, color=line.get_color())
         text = f" {usable.factor:.3g}x, best {usable.best.accuracy.mean:.1f} %"
-        bars.text(1 + usable.factor, number, text, va="center", fontsize="small")
+        bars.text(usable.factor, number, text, va="center", fontsize="small")
     curves.set_xscale("log")
     curves.set_ylim(bottom=0)
     curves.set_xlabel("Learning rate")

@@ -12,7 +12,8 @@ def grid(center: float, decades: float, per_decade: int) -> list[float]:
 
     Args:
         center: one of the rates, > 0.
-        decades: how many lie between the lowest and the highest, half on each side.
+        decades: the most that lie between the lowest and the highest; as many rates
+            are on each side.
         per_decade: how many steps there are in a factor of ten.
 
     Returns:
@@ -33,16 +34,19 @@ def refined(
         gap_in_decades: neighbours no farther apart than this are near enough.
 
     Returns:
-        The rates, to three digits; none when all gaps are small enough.
+        The rates, to three digits; none when all gaps are small enough, or as small
+            as three digits can tell.
     """
     points = sorted(points)
     usable = within_margin(points, margin)
-    rates = []
+    tried, rates = {point.learning_rate for point in points}, []
     for low, high in itertools.pairwise(points):
         decades = math.log10(high.learning_rate / low.learning_rate)
         # The rates are rounded: without the tolerance some would be halved once more.
         if (low in usable) != (high in usable) and decades > 1.05 * gap_in_decades:
-            rates.append(_rounded(math.sqrt(low.learning_rate * high.learning_rate)))
+            between = _rounded(math.sqrt(low.learning_rate * high.learning_rate))
+            if between not in tried:
+                rates.append(between)
     return rates
 
 

@@ -13,7 +13,7 @@ class Point(NamedTuple):
     """An optimizer at one learning rate."""
 
     learning_rate: float
-    effective_rate: float  # Times INSGD's mean multiplier, over seeds.
+    effective_rate: float  # Times the mean multiplier, over seeds.
     accuracy: Spread  # After the last epoch, in percent.
     seeds: int
 

@@ -1,6 +1,7 @@
 """Optimizers on one setting, in one word each: "insgd-l2+layer+log1p+polyak@0.5"."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -74,7 +75,9 @@ def parse(text: str) -> Variant:
     try:
         learning_rate = float(rate) if at else None
     except ValueError:
-        raise ValueError(f"{text!r}: after @ goes a learning rate: {FORM}") from None
+        learning_rate = math.nan
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise ValueError(f"{text!r}: after @ goes a learning rate above 0: {FORM}")
     return Variant(text, name, changes, learning_rate)
 
 

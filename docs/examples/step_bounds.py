@@ -3,8 +3,8 @@
 python docs/examples/step_bounds.py
 python docs/examples/step_bounds.py robustness --optimizers change-0.03@1
 
-Every command of `python -m train` knows them here, as BOUND-SIZE. Alone, the script
-compares all at the rate 100, which nothing without a bound survives.
+Every command of `python -m train` knows them here, as BOUND-SIZE, in one process (no
+--processes) and at a constant rate. Alone, the script compares all at the rate 100.
 """
 
 import functools

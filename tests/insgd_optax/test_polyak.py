@@ -37,8 +37,8 @@ def bounded(learning_rate, scaling=None, *, momentum=0.0, dampening=0.0, **optio
             nesterov=nesterov,
             **options,
         ),
-        dampened_trace(momentum, dampening, nesterov),
         optax.scale_by_learning_rate(learning_rate),
+        dampened_trace(momentum, dampening, nesterov),
     )
 
 
@@ -82,9 +82,9 @@ def reference(
         mean = slope if mean is None else decay * mean + (1 - decay) * slope
         bound /= max(slope, mean)
         update = min(1.0, bound / peak) * (scale * grad + weight_decay * weight)
+        update = rate * update
         buffer = update if buffer is None else momentum * buffer + passed * update
-        step = update + momentum * buffer if nesterov else buffer
-        weight = weight - rate * step
+        weight = weight - (update + momentum * buffer if nesterov else buffer)
         weights.append(weight)
     return np.array(weights)
 
@@ -199,6 +199,69 @@ def test_a_gradients_whole_way_is_bounded(momentum, dampening, nesterov, x64):
     np.testing.assert_allclose(gain, factor * 0.5, rtol=1e-9)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [
+        (optax.linear_schedule(0.0, 1e4, 10), 1.0),
+        (optax.linear_schedule(1e3, 1e4, 10), 1.0),
+        (optax.piecewise_constant_schedule(1e4, {8: 0.1}), 0.1),
+    ],
+)
+def test_a_gradients_whole_way_is_bounded_under_a_schedule(
+    momentum, schedule, share, x64
+):
+    """Whatever the rate becomes after it; a fall before it shortens it."""
+    grad = np.array([3.0, -1.0, 2.0])
+    tx = bounded(schedule, factor=1.0, momentum=momentum)
+    for step, expected in ((0, None), (3, 1.0), (9, share)):
+        grads = [np.zeros(3)] * step + [grad] + 300 * [np.zeros(3)]
+        weights = steps_of(tx, grads, np.full(len(grads), 0.5))
+        gain = grad @ (WEIGHT - weights[-1])
+        if expected is None:
+            assert gain <= 0.5 * (1 + 1e-9)
+        else:
+            np.testing.assert_allclose(gain, expected * 0.5, rtol=1e-9)
+
+
+@pytest.mark.parametrize("peak", [1.0, 1e4])
+def test_a_warm_up_to_any_rate_keeps_a_quadratic_loss_down(peak, x64):
+    def loss_fn(weight):
+        return 0.5 * (weight[0] ** 2 + 0.1 * weight[1] ** 2)
+
+    tx = bounded(optax.linear_schedule(0.0, peak, 20), factor=1.0, momentum=0.9)
+
+    @jax.jit
+    def step(weight, state):
+        loss, grad = jax.value_and_grad(loss_fn)(weight)
+        updates, state = tx.update(grad, state, weight, value=loss)
+        return optax.apply_updates(weight, updates), state, loss
+
+    weight, losses = jnp.ones(2), []
+    state = tx.init(weight)
+    for _ in range(100):
+        weight, state, loss = step(weight, state)
+        losses.append(loss)
+    assert max(losses) == losses[0] and losses[-1] < 0.1 * losses[0]
+
+
+def test_an_injected_rate_may_rise(x64):
+    injected = optax.inject_hyperparams(insgd, static_args=("momentum",))
+    tx = injected(100.0, polyak_factor=1.0, momentum=0.9)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state, sizes = tx.init(params), []
+    for rate in [100.0] * 3 + [1000.0] * 3:
+        state.hyperparams["learning_rate"] = jnp.asarray(rate)
+        updates, state = tx.update(
+            params, state, params, input_norms=norms(30.0), value=1.0
+        )
+        sizes.append(float(optax.tree.norm(updates)))
+    # Momentum grows on as if nothing had happened.
+    np.testing.assert_allclose(
+        np.array(sizes) / sizes[0], np.cumsum(0.9 ** np.arange(6))
+    )
+
+
 def test_where_the_bound_rules_the_rate_is_nothing(x64):
     """Also under momentum, weight decay and a schedule, of which its shape remains."""
     rng = np.random.default_rng(0)
@@ -209,10 +272,11 @@ def test_where_the_bound_rules_the_rate_is_nothing(x64):
         return steps_of(tx, grads, values)
 
     np.testing.assert_allclose(weights(1e6), weights(1e3), rtol=1e-7)
-    first = weights(1e3)[0]
+    # With the rate at 0 nothing is added, though the bound is no lower than before.
+    first = weights(1e3)[0] - WEIGHT
     frozen = weights(1e3, lambda count: jnp.where(count == 0, 1.0, 0.0))
-    # With the rate at 0 nothing moves, though the bound is no lower than before.
-    np.testing.assert_array_equal(frozen, np.tile(first, (20, 1)))
+    carried = np.cumsum(0.9 ** np.arange(20))[:, None]
+    np.testing.assert_allclose(frozen, WEIGHT + carried * first, rtol=1e-9)
 
 
 def test_a_slope_counts_as_at_least_its_running_mean():
@@ -263,9 +327,14 @@ def test_a_bad_loss_leaves_no_nan_of_its_gradient():
     np.testing.assert_array_equal(updates, np.zeros(2))
     updates, state = tx.update(weight, state, weight, value=1.0)
     assert np.isfinite(updates).all()
+    # Momentum goes on where nothing enters it.
+    again, state = tx.update(weight, state, weight, value=jnp.inf)
+    np.testing.assert_allclose(again, 0.9 * updates, rtol=1e-6)
     # A gradient gone wrong under a good loss is for others to see.
-    updates, _ = tx.update(weight * jnp.nan, state, weight, value=1.0)
-    assert np.isnan(updates).all()
+    for bad in (jnp.nan, jnp.inf):
+        grad = jnp.array([bad, 1.0])
+        updates, _ = tx.update(grad, state, weight, value=1.0)
+        assert not np.isfinite(updates[0])
 
 
 def test_a_gradient_of_zero():
@@ -282,6 +351,33 @@ def test_bfloat16_sums_in_float32():
     entry = float(weight[0])
     assert updates.dtype == jnp.bfloat16
     np.testing.assert_allclose(polyak_scale(state), 1 / (4096 * entry**2), rtol=1e-5)
+
+
+def test_float16_keeps_a_small_scale():
+    weight = jnp.full((4,), 300.0, jnp.float16)
+    tx = clip_by_polyak(1e3, factor=1.0)
+    updates, _ = tx.update(weight, tx.init(weight), weight, value=1.0)
+    # A scale of 3e-9, which 16 bits cannot hold; its product they can.
+    expected = 1 / (1e3 * 4 * 300.0**2) * 300
+    np.testing.assert_allclose(updates, np.full(4, expected), rtol=0.05)
+
+
+def test_complex_weights():
+    weight = jnp.array([1 + 2j])
+    tx = clip_by_polyak(1.0, factor=1.0)
+    updates, state = tx.update(weight, tx.init(weight), weight, value=1.0)
+    np.testing.assert_allclose(polyak_scale(state), 1 / 5, rtol=1e-6)
+    np.testing.assert_allclose(updates, weight / 5, rtol=1e-6)
+
+
+def test_the_scaling_is_given_what_it_needs():
+    def update(updates, state, params, *, value, of_others):
+        return optax.tree.scale(value * of_others, updates), state
+
+    scaling = optax.GradientTransformationExtraArgs(lambda _: (), update)
+    tx, weight = clip_by_polyak(1e-3, scaling), jnp.ones(2)
+    updates, _ = tx.update(weight, tx.init(weight), weight, value=2.0, of_others=3.0)
+    np.testing.assert_allclose(updates, 6 * weight)
 
 
 def norms(power):
@@ -344,6 +440,36 @@ def test_multi_steps_averages_or_sums_the_loss_as_the_gradients(x64):
         )
 
 
+def test_multi_steps_drops_a_batch_with_a_bad_loss_and_goes_on():
+    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), PARAMS)
+    for mean in (True, False):
+        tx = MultiSteps(insgd(1.0, polyak_factor=1.0), 2, use_grad_mean=mean)
+        state, sizes = tx.init(params), []
+        for loss in (1.0, math.inf, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0):
+            updates, state = tx.update(
+                params, state, params, input_norms=norms(30.0), value=loss
+            )
+            sizes.append(float(optax.tree.norm(updates)))
+        assert sizes[1] == 0 and sizes[3] > 0
+        # Momentum alone, then more.
+        np.testing.assert_allclose(sizes[5], 0.9 * sizes[3], rtol=1e-5)
+        assert sizes[7] > sizes[5]
+
+
+def test_without_momentum_dampening_means_nothing(x64):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    steps = []
+    for options in ({}, {"dampening": 0.5}):
+        tx = insgd(100.0, momentum=None, polyak_factor=1.0, **options)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(
+                params, state, params, input_norms=norms(30.0), value=1.0
+            )
+        steps.append(updates)
+    jax.tree.map(np.testing.assert_array_equal, *steps)
+
+
 def test_the_train_state_hands_the_loss_on():
     params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), PARAMS)
     for tx, kwargs in (
@@ -377,6 +503,9 @@ def test_errors():
         clip_by_polyak(0.1, decay=1)
     with pytest.raises(ValueError, match=r"dampening=2 must lie in \[0, 1\]"):
         clip_by_polyak(0.1, dampening=2)
+    for bad in (None, math.nan):
+        with pytest.raises(ValueError, match=f"lower_bound={bad} must be a number"):
+            clip_by_polyak(0.1, lower_bound=bad)
     with pytest.raises(ValueError, match="holds 0 ClipByPolyakState"):
         polyak_scale(optax.sgd(0.1).init(params))
     with pytest.raises(ValueError, match="polyak_factor=-1 must be at least 0"):

@@ -149,7 +149,7 @@ def test_a_polyak_factor_bounds(x64, name):
     bound = insgd_optax.clip_by_polyak(
         50.0, scaling, factor=0.5, momentum=0.9, weight_decay=0.01
     )
-    expected = optax.chain(bound, optax.trace(0.9), optax.scale(-50.0))
+    expected = optax.chain(bound, optax.scale(-50.0), optax.trace(0.9))
     assert_close(trajectory(optimizer.tx), trajectory(expected))
     _, state = optimizer.tx.update(
         PARAMS, optimizer.tx.init(PARAMS), PARAMS, input_norms=NORMS, value=1.0

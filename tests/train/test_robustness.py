@@ -45,6 +45,11 @@ def test_gaps_at_the_edges_are_halved_until_they_are_small():
     assert usable.high.learning_rate <= 0.7 <= usable.high.learning_rate * 10**0.13
 
 
+def test_a_gap_below_three_digits_ends():
+    found = {0.0199: 60, 0.02: 10}
+    assert rate_search.refined(points(found), margin=1.0, gap_in_decades=1e-6) == []
+
+
 def test_a_better_accuracy_found_on_the_way_moves_the_edges():
     found = {0.01: 50, 0.1: 55, 1: 10}
     assert rate_search.refined(points(found), 1.0, 0.5) == [0.0316, 0.316]
@@ -118,6 +123,20 @@ def test_slips_are_refused(arguments, message, capsys):
         cli.main(["robustness", *arguments])
     out = "".join(capsys.readouterr())
     assert message in " ".join(out.replace("│", " ").split())
+
+
+def test_bars_end_at_the_ratio(tmp_path, monkeypatch):
+    drawn, make = [], plots._figure
+    monkeypatch.setattr(
+        plots,
+        "_figure",
+        lambda *args, **kw: drawn.append(make(*args, **kw)) or drawn[0],
+    )
+    found = {"wide": points({1: 60, 10: 60, 100: 10}), "one": points({1: 60, 10: 20})}
+    plots.plot_robustness(found, 1.0, tmp_path / "plot.png")
+    (_, (_, bars)), *_ = drawn
+    ends = [bar.get_x() + bar.get_width() for bar in bars.patches]
+    assert ends == pytest.approx([10, 1])
 
 
 def test_a_single_point_is_drawn(tmp_path):

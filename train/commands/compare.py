@@ -15,7 +15,7 @@ class CompareConfig(Setting):
     Stopped, the same command goes on."""
 
     optimizers: tuple[str, ...] = ("sgd", "adam", "insgd-l1", "insgd-l2")
-    """Each as NAME[+layer][+log1p|+power][@RATE], such as
+    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE], such as
     insgd-l2+log1p@0.25; without a rate, the optimizer's own."""
     seeds: int = 1
     """Runs of each."""

@@ -31,7 +31,8 @@ class RobustnessConfig(Setting):
     """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]. Rates
     lie around RATE, by default the optimizer's own."""
     decades: float = 5
-    """From the lowest rate to the highest, half of them on each side."""
+    """At most so many from the lowest rate to the highest, as many rates
+    on each side."""
     per_decade: int = 2
     """Steps of the learning rate in a factor of ten."""
     gap: float = 0.125
@@ -142,9 +143,9 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
     header = ["Optimizer", "Best", "Usable rates", "Ratio", "Usable between", "Runs"]
     note = (
         f"Usable: within {config.margin:g} points of the optimizer's own best, top-1 on "
-        "the test images after the last epoch in percent, mean ± standard deviation over "
-        f"{config.seeds} seeds. Usable between: how many of the rates tried from the "
-        "lowest to the highest usable one are usable."
+        "the test images after the last epoch in percent, mean ± standard deviation "
+        f"over {config.seeds} seeds. Usable between: how many of the rates tried from "
+        "the lowest to the highest usable one are usable."
     )
     return f"{markdown.table(header, rows)}\n\n{note}"
 

@@ -15,7 +15,8 @@ class SweepConfig(Setting):
     against rate times INSGD's mean multiplier. Stopped, the same command goes on."""
 
     optimizers: tuple[str, ...] = ("sgd", "insgd-l2")
-    """Each as NAME[+layer][+log1p|+power], such as insgd-l2+layer+log1p."""
+    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]], such as
+    insgd-l2+layer+log1p."""
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
     """The rates, of each optimizer."""
     seeds: int = 1
@@ -72,7 +73,8 @@ def _table(config: SweepConfig, points: dict[str, list[Point]]) -> str:
     ]
     note = (
         "Top-1 on the test images after the last epoch in percent, mean ± standard "
-        "deviation over seeds, @ learning rate x mean multiplier, which is 1 but for INSGD."
+        "deviation over seeds, @ learning rate x mean multiplier, which is 1 but for "
+        "INSGD and with a bound."
     )
     return f"{markdown.table(('Learning rate', *points), rows)}\n\n{note}"
 
