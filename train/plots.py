@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 # Drawn without pyplot: it looks for a display, and keeps every figure it makes.
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,13 +15,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from train.metrics import Row
-from train.sweep_points import Point, spanned_range
+from train.sweep_points import Point, open_ends, spanned_range
 
 # Told apart without color too.
-_MARKERS = "osD^v<>ph*"
+_MARKERS = "osD^v<>ph*PX"
 _STYLES = ("-", "--", ":", "-.")
 # More names than this do not fit beside a panel.
 _MOST_NAMES = 22
+# Points of accuracy below the best that are drawn where rates are compared.
+_DEPTH = 25
 # And more than this hide the lines of the panel they stand in.
 _MOST_INSIDE = 5
 
@@ -158,28 +161,41 @@ def plot_robustness(
         path: the PNG to write.
     """
     figure, (curves, bars) = _figure(12, panels=2, sharey=False)
+    spans = {name: spanned_range(found, margin) for name, found in points.items()}
+    best = max(span.best.accuracy.mean for span in spans.values())
+    colors = colormaps["tab10" if len(points) <= 10 else "tab20"].colors
     for number, (name, found) in enumerate(points.items()):
-        found = sorted(found)
-        usable = spanned_range(found, margin)
-        marker = _MARKERS[number % len(_MARKERS)]
-        (line,) = curves.plot(
-            [point.learning_rate for point in found],
-            [point.accuracy.mean for point in found],
-            marker=marker,
+        color, span = colors[number % len(colors)], spans[name]
+        curves.errorbar(
+            [point.learning_rate for point in sorted(found)],
+            [point.accuracy.mean for point in sorted(found)],
+            yerr=[point.accuracy.std or 0 for point in sorted(found)],
+            marker=_MARKERS[number % len(_MARKERS)],
             markersize=4,
+            capsize=2,
             lw=1.2,
+            color=color,
             label=name,
         )
-        bars.barh(name, usable.factor - 1, left=1, color=line.get_color())
-        text = f" {usable.factor:.3g}x, best {usable.best.accuracy.mean:.1f} %"
-        bars.text(usable.factor, number, text, va="center", fontsize="small")
+        bars.barh(name, span.factor - 1, left=1, color=color)
+        at_least = "at least " * any(open_ends(found, span))
+        ratio = f"{span.factor:.3g}" if span.factor < 100 else f"{span.factor:,.0f}"
+        text = f" {at_least}{ratio}, best {span.best.accuracy.mean:.1f} %"
+        bars.text(span.factor, number, text, va="center", fontsize="small")
     curves.set_xscale("log")
-    curves.set_ylim(bottom=0)
+    # What is far below the best is out of question: how far hardly matters.
+    curves.set_ylim(max(0, best - _DEPTH), best + 2)
     curves.set_xlabel("Learning rate")
     curves.set_ylabel("Test accuracy after the last epoch (%)")
-    curves.legend(fontsize="x-small")
+    figure.legend(
+        *curves.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        fontsize="small",
+    )
     bars.set_xscale("log")
-    bars.set_xlim(1, 30 * bars.get_xlim()[1])
+    bars.set_xlim(1, 100 * max(span.factor for span in spans.values()))
+    bars.set_axisbelow(True)
     bars.invert_yaxis()
     bars.set_xlabel(f"Highest / lowest rate within {margin:g} points of the best")
     figure.savefig(path, dpi=150)

@@ -56,6 +56,11 @@ def spanned_range(points: Sequence[Point], margin: float) -> UsableRange:
     return UsableRange(best, usable[0], usable[-1])
 
 
+def open_ends(points: Sequence[Point], span: UsableRange) -> tuple[bool, bool]:
+    """Whether the range reaches the lowest, and the highest, of the rates tried."""
+    return span.low == min(points), span.high == max(points)
+
+
 def usable_range(points: Sequence[Point]) -> UsableRange:
     """The unbroken range of rates within `MARGIN` of the best, as far as tried."""
     points = sorted(points)

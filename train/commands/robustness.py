@@ -5,7 +5,7 @@ import json
 
 from train import markdown, plots, rate_search, results, series, variants
 from train.config import RunConfig, Setting
-from train.sweep_points import Point, spanned_range, within_margin
+from train.sweep_points import Point, open_ends, spanned_range, within_margin
 from train.worker_pool import Processes
 
 
@@ -122,20 +122,18 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
     rows = []
     for text, found in points.items():
         found = sorted(found)
-        usable, span = (
-            within_margin(found, config.margin),
-            spanned_range(found, config.margin),
-        )
+        usable = within_margin(found, config.margin)
+        span = spanned_range(found, config.margin)
         inside = [p for p in found if span.low <= p <= span.high]
         low, high = (f"{p.learning_rate:g}" for p in (span.low, span.high))
         # Nothing is known of what lies beyond the rates tried.
-        ends = span.low == found[0], span.high == found[-1]
+        ends = open_ends(found, span)
         rows.append(
             [
                 text,
                 f"{span.best.accuracy} @ {span.best.learning_rate:g}",
                 f"{'<= ' * ends[0]}{low} - {'>= ' * ends[1]}{high}",
-                f"{'>= ' * any(ends)}{span.factor:.3g}",
+                f"{'>= ' * any(ends)}{span.factor:.4g}",
                 f"{len(usable)}/{len(inside)}",
                 str(sum(point.seeds for point in found)),
             ]
