@@ -134,6 +134,8 @@ def _epoch_line(row: Row, num_epochs: int) -> str:
         parts.append(
             f"weights at the floor {row['weights_at_floor']}/{len(row['multipliers'])}"
         )
+    if "train_polyak_scale" in row:
+        parts.append(f"bounded to {row['train_polyak_scale']:.2g} of the learning rate")
     return "  ".join(parts)
 
 
