@@ -194,10 +194,10 @@ def plot_robustness(
         fontsize="small",
     )
     bars.set_xscale("log")
-    bars.set_xlim(1, 100 * max(span.factor for span in spans.values()))
+    bars.set_xlim(1, 1000 * max(span.factor for span in spans.values()))
     bars.set_axisbelow(True)
     bars.invert_yaxis()
-    bars.set_xlabel(f"Highest / lowest rate within {margin:g} points of the best")
+    bars.set_xlabel(f"Highest / lowest rate no more than {margin:g} % below the best")
     figure.savefig(path, dpi=150)
 
 

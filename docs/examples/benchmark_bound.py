@@ -37,8 +37,12 @@ def stepper(polyak_factor):
     state = create_state(
         models.create("custom_cnn"), optimizer.tx, jax.random.key(0), (32, 32, 3)
     )
-    step = functools.partial(train_step, capture=optimizer.capture)
-    step = jax.jit(lambda state: step_of(step, state, batch), donate_argnums=0)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state):
+        rng = jax.random.key(1)
+        return train_step(state, batch, rng, capture=optimizer.capture)[0]
+
     memory = step.lower(state).compile().memory_analysis().temp_size_in_bytes
 
     def run(times):
@@ -48,10 +52,6 @@ def stepper(polyak_factor):
         jax.block_until_ready(state)
 
     return run, memory
-
-
-def step_of(step, state, batch):
-    return step(state, batch, jax.random.key(1))[0]
 
 
 def main() -> None:

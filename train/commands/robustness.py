@@ -140,7 +140,7 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
         )
     header = ["Optimizer", "Best", "Usable rates", "Ratio", "Usable between", "Runs"]
     note = (
-        f"Usable: within {config.margin:g} points of the optimizer's own best, top-1 on "
+        f"Usable: at most {config.margin:g} % below the optimizer's own best, top-1 on "
         "the test images after the last epoch in percent, mean ± standard deviation "
         f"over {config.seeds} seeds. Usable between: how many of the rates tried from "
         "the lowest to the highest usable one are usable."
