@@ -6,17 +6,13 @@ import jax
 
 from insgd_optax._input_power import ScaleByInputPowerState
 from insgd_optax._normalizers import Normalizer, divisor_function
+from insgd_optax._states import states_of
 from insgd_optax._weights import flatten, is_masked, path_string
 
 
 def power_states(opt_state: Any) -> list[ScaleByInputPowerState]:
     """Every `ScaleByInputPowerState` in any nesting of optimizer states."""
-
-    def is_power_state(node: Any) -> bool:
-        return isinstance(node, ScaleByInputPowerState)
-
-    leaves = jax.tree.leaves(opt_state, is_leaf=is_power_state)
-    return [leaf for leaf in leaves if is_power_state(leaf)]
+    return states_of(opt_state, ScaleByInputPowerState)
 
 
 def input_powers(opt_state: Any) -> dict[str, jax.Array]:

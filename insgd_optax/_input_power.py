@@ -12,7 +12,7 @@ from insgd_optax import _sown
 from insgd_optax._alignment import Misfit, mean_over_uses, power_shape
 from insgd_optax._normalizers import Normalizer, divisor_function
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._numbers import is_number
+from insgd_optax._numbers import check_fraction
 from insgd_optax._weights import (
     Path,
     Scope,
@@ -131,8 +131,7 @@ def scale_by_input_power(
     leaves P undefined at decay 0; "log1p", the guard against norms that are not
     finite and `scope` are this library's.
     """
-    if is_number(decay) and not 0 <= decay < 1:
-        raise ValueError(f"decay={decay} must lie in [0, 1)")
+    check_fraction(decay=decay)
     if missing not in ("error", "keep"):
         raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
     divisor = divisor_function(normalizer, eps)

@@ -116,28 +116,25 @@ def insgd(
         input_norms_like=input_norms_like,
     )
     rate = optax.scale_by_learning_rate(learning_rate)
-    steps: list[optax.GradientTransformation]
-    if polyak_factor is None:
-        steps = [scaling, add_decayed_weights(weight_decay, weight_decay_mask)]
+    trace: list[optax.GradientTransformation] = []
+    if momentum is None:
+        momentum, dampening = 0.0, 0.0
     else:
-        check_not_negative(polyak_factor=polyak_factor)
-        steps = [
-            clip_by_polyak(
-                learning_rate,
-                scaling,
-                factor=polyak_factor,
-                decay=power_decay,
-                lower_bound=loss_lower_bound,
-                momentum=0.0 if momentum is None else momentum,
-                dampening=0.0 if momentum is None else dampening,
-                nesterov=nesterov,
-                weight_decay=weight_decay,
-                weight_decay_mask=weight_decay_mask,
-            ),
-            rate,
-        ]
-    if momentum is not None:
-        steps.append(dampened_trace(momentum, dampening, nesterov))
+        trace = [dampened_trace(momentum, dampening, nesterov)]
     if polyak_factor is None:
-        steps.append(rate)
-    return optax.chain(*steps)
+        decay = add_decayed_weights(weight_decay, weight_decay_mask)
+        return optax.chain(scaling, decay, *trace, rate)
+    check_not_negative(polyak_factor=polyak_factor)
+    bounded = clip_by_polyak(
+        learning_rate,
+        scaling,
+        factor=polyak_factor,
+        decay=power_decay,
+        lower_bound=loss_lower_bound,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+    )
+    return optax.chain(bounded, rate, *trace)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from insgd_optax._numbers import is_number
+from insgd_optax._numbers import check_fraction, is_number
 
 
 class DampenedTraceState(NamedTuple):
@@ -53,10 +53,8 @@ def dampened_trace(
     Source: Algorithm 1, lines "Gradient with Momentum". The authors' released code and
     every SGD baseline use d = 0, which is therefore the default.
     """
-    if is_number(decay) and not 0 <= decay < 1:
-        raise ValueError(f"momentum decay={decay} must lie in [0, 1)")
-    if is_number(dampening) and not 0 <= dampening <= 1:
-        raise ValueError(f"dampening={dampening} must lie in [0, 1]")
+    check_fraction(**{"momentum decay": decay})
+    check_fraction(below_one=False, dampening=dampening)
     if is_number(dampening) and dampening == 0:
         return optax.trace(decay, nesterov)
 

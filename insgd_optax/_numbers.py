@@ -11,6 +11,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, jax.Array)
 
 
+def check_fraction(*, below_one: bool = True, **options: Any) -> None:
+    """Raises unless each option is in [0, 1), else in [0, 1], or not known yet."""
+    for name, value in options.items():
+        if is_number(value) and not (0 <= value < 1 or value == 1 and not below_one):
+            end = ")" if below_one else "]"
+            raise ValueError(f"{name}={value} must lie in [0, 1{end}")
+
+
 def check_not_negative(**options: Any) -> None:
     """Raises unless each option is at least 0, a schedule or not known yet."""
     for name, value in options.items():

@@ -10,7 +10,8 @@ import optax
 
 from insgd_optax._input_power import next_power
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._numbers import check_not_negative, is_number
+from insgd_optax._numbers import check_fraction, check_not_negative, is_number
+from insgd_optax._states import states_of
 from insgd_optax._weight_decay import add_decayed_weights
 
 
@@ -149,15 +150,11 @@ def clip_by_polyak(
     al. (2021, arXiv:2002.10542); in the metric of Eq. 25 it is what NLMS, Eq. 7-9,
     owes its stability to: its step never goes beyond the error it answers.
     """
-    if is_number(decay) and not 0 <= decay < 1:
-        raise ValueError(f"decay={decay} must lie in [0, 1)")
     check_not_negative(
         learning_rate=learning_rate, factor=factor, weight_decay=weight_decay
     )
-    if is_number(momentum) and not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum} must lie in [0, 1)")
-    if is_number(dampening) and not 0 <= dampening <= 1:
-        raise ValueError(f"dampening={dampening} must lie in [0, 1]")
+    check_fraction(decay=decay, momentum=momentum)
+    check_fraction(below_one=False, dampening=dampening)
     if lower_bound is None or is_number(lower_bound) and math.isnan(lower_bound):
         raise ValueError(f"lower_bound={lower_bound} must be a number")
     inner = optax.with_extra_args_support(scaling or optax.identity())
@@ -286,9 +283,4 @@ def polyak_scale(opt_state: Any) -> jax.Array:
 
 def polyak_states(opt_state: Any) -> list[ClipByPolyakState]:
     """Every `ClipByPolyakState` in any nesting of optimizer states."""
-
-    def is_polyak_state(node: Any) -> bool:
-        return isinstance(node, ClipByPolyakState)
-
-    leaves = jax.tree.leaves(opt_state, is_leaf=is_polyak_state)
-    return [leaf for leaf in leaves if is_polyak_state(leaf)]
+    return states_of(opt_state, ClipByPolyakState)
