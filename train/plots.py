@@ -3,6 +3,7 @@
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,21 +126,8 @@ def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
     """
     figure, (given, taken) = _figure(9, panels=2)
     for number, (name, found) in enumerate(points.items()):
-        marker = _MARKERS[number % len(_MARKERS)]
-        for axes, rates in (
-            (given, [point.learning_rate for point in found]),
-            (taken, [point.effective_rate for point in found]),
-        ):
-            order = np.argsort(rates)
-            axes.errorbar(
-                np.array(rates)[order],
-                np.array([point.accuracy.mean for point in found])[order],
-                yerr=np.array([point.accuracy.std or 0 for point in found])[order],
-                marker=marker,
-                markersize=5,
-                capsize=2,
-                label=name,
-            )
+        for axes, rate in ((given, "learning_rate"), (taken, "effective_rate")):
+            _plot_accuracy(axes, found, rate, number, label=name, markersize=5)
     given.set_xlabel("Learning rate")
     given.set_ylabel("Test accuracy after the last epoch (%)")
     taken.set_xlabel("Learning rate x mean multiplier")
@@ -166,16 +154,15 @@ def plot_robustness(
     colors = colormaps["tab10" if len(points) <= 10 else "tab20"].colors
     for number, (name, found) in enumerate(points.items()):
         color, span = colors[number % len(colors)], spans[name]
-        curves.errorbar(
-            [point.learning_rate for point in sorted(found)],
-            [point.accuracy.mean for point in sorted(found)],
-            yerr=[point.accuracy.std or 0 for point in sorted(found)],
-            marker=_MARKERS[number % len(_MARKERS)],
+        _plot_accuracy(
+            curves,
+            found,
+            "learning_rate",
+            number,
+            label=name,
             markersize=4,
-            capsize=2,
             lw=1.2,
             color=color,
-            label=name,
         )
         bars.barh(name, span.factor - 1, left=1, color=color)
         at_least = "at least " * any(open_ends(found, span))
@@ -199,6 +186,21 @@ def plot_robustness(
     bars.invert_yaxis()
     bars.set_xlabel(f"Highest / lowest rate no more than {margin:g} % below the best")
     figure.savefig(path, dpi=150)
+
+
+def _plot_accuracy(
+    axes: Axes, points: Sequence[Point], rate: str, number: int, **style: Any
+) -> None:
+    """Draws one optimizer's accuracy over a kind of rate, with the spread over seeds."""
+    points = sorted(points, key=lambda point: getattr(point, rate))
+    axes.errorbar(
+        [getattr(point, rate) for point in points],
+        [point.accuracy.mean for point in points],
+        yerr=[point.accuracy.std or 0 for point in points],
+        marker=_MARKERS[number % len(_MARKERS)],
+        capsize=2,
+        **style,
+    )
 
 
 def _figure(

@@ -41,14 +41,12 @@ def accuracies(runs: Sequence[Sequence[Row]]) -> Accuracies:
     )
 
 
-def mean_multiplier(rows: Sequence[Row]) -> float | None:
+def mean_multiplier(rows: Sequence[Row]) -> float:
     """What INSGD and a Polyak bound multiplied the learning rate by, over the epochs.
 
     INSGD's is the mean over all scaled parameters at the end of each epoch; a bound's
-    the mean over its steps. Other optimizers have None.
+    the mean over its steps. Of other optimizers it is 1.
     """
-    if not {"mean_multiplier", "train_polyak_scale"} & rows[0].keys():
-        return None
     return statistics.fmean(
         row.get("mean_multiplier", 1.0) * row.get("train_polyak_scale", 1.0)
         for row in rows
@@ -61,10 +59,9 @@ def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
     if not runs:
         return None
     rate = configs[0].initial_learning_rate
-    multipliers = [mean_multiplier(rows) for rows in runs]
     return Point(
         rate,
-        rate * statistics.fmean(1.0 if m is None else m for m in multipliers),
+        rate * statistics.fmean(map(mean_multiplier, runs)),
         accuracies(runs).last,
         len(runs),
     )

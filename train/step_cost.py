@@ -75,7 +75,13 @@ class StepCost:
 class Stepper:
     """Steps of one optimizer on one batch, compiled, and the state they go on from."""
 
-    def __init__(self, workload: Workload, image_size: int, optimizer_name: str):
+    def __init__(
+        self,
+        workload: Workload,
+        image_size: int,
+        optimizer_name: str,
+        polyak_factor: float | None = None,
+    ):
         optimizer = optimizers.create(
             optimizer_name,
             # So small that no network diverges: what is timed are ordinary numbers.
@@ -84,6 +90,7 @@ class Stepper:
             weight_decay=5e-4,
             scope="kernel",
             normalizer="log",
+            polyak_factor=polyak_factor,
         )
         model = models.create(
             workload.model, dtype=jnp.dtype(workload.dtype), **dict(workload.options)

@@ -63,12 +63,11 @@ def open_ends(points: Sequence[Point], span: UsableRange) -> tuple[bool, bool]:
 
 def usable_range(points: Sequence[Point]) -> UsableRange:
     """The unbroken range of rates within `MARGIN` of the best, as far as tried."""
-    points = sorted(points)
-    best = max(range(len(points)), key=lambda number: points[number].accuracy.mean)
-    least = points[best].accuracy.mean - MARGIN
-    low = high = best
-    while low > 0 and points[low - 1].accuracy.mean >= least:
+    points, usable = sorted(points), within_margin(points, MARGIN)
+    best = spanned_range(points, MARGIN).best
+    low = high = points.index(best)
+    while low > 0 and points[low - 1] in usable:
         low -= 1
-    while high < len(points) - 1 and points[high + 1].accuracy.mean >= least:
+    while high < len(points) - 1 and points[high + 1] in usable:
         high += 1
-    return UsableRange(points[best], points[low], points[high])
+    return UsableRange(best, points[low], points[high])

@@ -125,7 +125,7 @@ def _measure(line: Line) -> _Measured:
         known,
         runs=[series.place(config).name for config in done],
         effective_rates=[
-            config.initial_learning_rate * (results.mean_multiplier(rows) or 1)
+            config.initial_learning_rate * results.mean_multiplier(rows)
             for config, rows in done.items()
         ],
         accuracies=results.accuracies(list(done.values())) if done else None,

@@ -1,21 +1,16 @@
 """docs/adaptive_filtering.md: its code, its pictures and its claims about impulses."""
 
 import doctest
-import importlib.util
-import pathlib
 
 import pytest
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+from tests.insgd_optax import docs_examples
+from tests.insgd_optax.docs_examples import DOCS
 
 
 @pytest.fixture(scope="module")
 def figures():
-    path = DOCS / "examples" / "adaptive_filtering.py"
-    spec = importlib.util.spec_from_file_location("adaptive_filtering_figures", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_examples.load("adaptive_filtering")
 
 
 def test_the_code_on_the_page():

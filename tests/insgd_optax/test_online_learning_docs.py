@@ -1,21 +1,15 @@
 """docs/online_learning.md: its script, on a short stream, and its picture."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+from tests.insgd_optax import docs_examples
+from tests.insgd_optax.docs_examples import DOCS
 
 
 @pytest.fixture(scope="module")
 def example():
-    path = DOCS / "examples" / "online_learning.py"
-    spec = importlib.util.spec_from_file_location("online_learning", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return docs_examples.load("online_learning")
 
 
 def test_the_scale_drifts_by_a_factor_of_100_and_back(example):

@@ -6,12 +6,28 @@ import pytest
 from PIL import Image
 
 from .stripes import stripes
+from .tiny_cnn import TinyCNN
 
 
 @pytest.fixture
 def small_dataset():
     """48 training and 20 test images of 8x8 pixels in 3 classes."""
     return stripes()
+
+
+@pytest.fixture
+def tiny_setting(small_dataset, monkeypatch):
+    """Commands train a tiny network on small data, whichever they are told."""
+    # By their names: scikit-learn, behind the first, takes a second to import.
+    monkeypatch.setattr("train.digits.load", lambda: small_dataset)
+    monkeypatch.setattr("models.create", lambda name, **options: TinyCNN(**options))
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """Where tensorflow-datasets keeps its data; not there yet."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
 
 
 @pytest.fixture

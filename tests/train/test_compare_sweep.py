@@ -7,21 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import models
-from train import cli, digits, plots, series, variants
+from train import cli, plots, series, variants
 from train.config import RunConfig
 from train.experiment import Experiment
 from train.results import Spread
 from train.sweep_points import Point, usable_range
 
-from .tiny_cnn import TinyCNN
-
 
 @pytest.fixture
-def train(tmp_path, small_dataset, monkeypatch):
+def train(tmp_path, tiny_setting):
     """Runs a command on a tiny network and data; returns the status."""
-    monkeypatch.setattr(digits, "load", lambda: small_dataset)
-    monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
 
     def run(*arguments):
         return cli.main(

@@ -15,12 +15,6 @@ from . import tiny_imagenet
 
 
 @pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def load(tmp_path):
     options = datasets.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
     return lambda: datasets.load("imagenet2012", options)

@@ -18,12 +18,6 @@ PER_FILE = 3
 
 
 @pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def options(tmp_path):
     return datasets.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
 

@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import models
-from train import cli, digits, plots, rate_search, series
+from train import cli, plots, rate_search, series
 from train.spread import Spread
 from train.sweep_points import Point, spanned_range
-
-from .tiny_cnn import TinyCNN
 
 
 def points(accuracies):
@@ -64,10 +61,8 @@ def test_the_range_reaches_over_a_rate_with_bad_luck():
 
 
 @pytest.fixture
-def train(tmp_path, small_dataset, monkeypatch):
+def train(tmp_path, tiny_setting):
     """Runs the command on a tiny network and data; returns the status."""
-    monkeypatch.setattr(digits, "load", lambda: small_dataset)
-    monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
 
     def run(*arguments):
         return cli.main(

@@ -6,18 +6,13 @@ import signal
 
 import pytest
 
-import models
-from train import cli, digits, presets, results, series
+from train import cli, presets, results, series
 from train.experiment import Experiment
-
-from .tiny_cnn import TinyCNN
 
 
 @pytest.fixture
-def table(tmp_path, small_dataset, monkeypatch):
+def table(tmp_path, tiny_setting, monkeypatch):
     """Runs a Table 6 of two rows, of three steps an epoch; returns the status."""
-    monkeypatch.setattr(digits, "load", lambda: small_dataset)
-    monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
     whole = presets.TABLES[6]
     rows = (whole.rows[0], whole.rows[2])
     options = {**whole.options, "batch_size": 16}

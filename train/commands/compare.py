@@ -1,10 +1,9 @@
 """`python -m train compare`: several optimizers on one setting, as in Figure 3."""
 
 import dataclasses
-import json
 import statistics
 
-from train import controls, markdown, plots, results, series, variants
+from train import controls, markdown, plots, report_files, results, series, variants
 from train.config import RunConfig, Setting
 from train.worker_pool import Processes
 
@@ -69,13 +68,10 @@ def compare(config: CompareConfig) -> int:
         "best epoch is picked on these same images."
     )
     folder = series.report_folder("compare", config)
-    (folder / "compare.md").write_text(f"{table}\n\n{note}\n")
     values = {name: each.to_json() for name, each in found.items()}
-    (folder / "compare.json").write_text(json.dumps(values, indent=2) + "\n")
     plots.plot_test_error(finished, folder / "test_error.png", control_of)
-    print(
-        f"\n{table}\n\n{note}\n\nIn {folder}: compare.md, compare.json, test_error.png"
-    )
+    text = f"{table}\n\n{note}\n"
+    report_files.write(folder, "compare", text, values, "test_error.png")
     return status
 
 

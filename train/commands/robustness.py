@@ -1,10 +1,9 @@
 """`python -m train robustness`: how far apart learning rates may lie that still do."""
 
 import dataclasses
-import json
 
-from train import markdown, plots, rate_search, results, series, variants
-from train.config import RunConfig, Setting
+from train import markdown, plots, rate_search, report_files, results, series, variants
+from train.config import RunConfig, Setting, option
 from train.sweep_points import Point, open_ends, spanned_range, within_margin
 from train.worker_pool import Processes
 
@@ -50,8 +49,7 @@ class RobustnessConfig(Setting):
         for name in ("decades", "per_decade", "gap", "margin"):
             if not getattr(self, name) > 0:
                 raise ValueError(
-                    f"--{name.replace('_', '-')} must be greater than 0, got "
-                    f"{getattr(self, name)}"
+                    f"{option(name)} must be greater than 0, got {getattr(self, name)}"
                 )
 
 
@@ -59,8 +57,7 @@ def robustness(config: RobustnessConfig) -> int:
     """Runs what is missing; prints and writes the table, draws the picture."""
     configs = {text: _grid(config, text) for text in config.optimizers}
     while True:
-        runs = [each for rates in configs.values() for each in rates.values()]
-        status = series.complete(series.by_seed(runs), config.processes)
+        status = series.complete(_all(configs), config.processes)
         points = {
             text: [
                 point for each in rates.values() if (point := results.sweep_point(each))
@@ -83,6 +80,10 @@ def robustness(config: RobustnessConfig) -> int:
     return status
 
 
+def _all(configs: dict[str, dict[float, list[RunConfig]]]) -> list[RunConfig]:
+    return series.by_seed(runs for rates in configs.values() for runs in rates.values())
+
+
 def _grid(config: RobustnessConfig, text: str) -> dict[float, list[RunConfig]]:
     center = variants.parse(text).config(config, seed=0).initial_learning_rate
     rates = rate_search.grid(center, config.decades, config.per_decade)
@@ -101,21 +102,16 @@ def _report(
 ) -> None:
     text = f"{_table(config, points)}\n\n{_accuracies(points)}\n"
     folder = series.report_folder("robustness", config)
-    (folder / "robustness.md").write_text(text)
-    every = [
-        each for rates in configs.values() for runs in rates.values() for each in runs
-    ]
     values = {
         "margin": config.margin,
         "points": {
             name: [point.to_json() for point in sorted(found)]
             for name, found in points.items()
         },
-        **results.origins(every),
+        **results.origins(_all(configs)),
     }
-    (folder / "robustness.json").write_text(json.dumps(values, indent=2) + "\n")
     plots.plot_robustness(points, config.margin, folder / "robustness.png")
-    print(f"\n{text}\nIn {folder}: robustness.md, robustness.json, robustness.png")
+    report_files.write(folder, "robustness", text, values, "robustness.png")
 
 
 def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:

@@ -1,9 +1,8 @@
 """`python -m train sweep`: accuracy against learning rate, for several optimizers."""
 
 import dataclasses
-import json
 
-from train import markdown, plots, results, series, variants
+from train import markdown, plots, report_files, results, series, variants
 from train.config import Setting
 from train.sweep_points import MARGIN, Point, usable_range
 from train.worker_pool import Processes
@@ -53,11 +52,9 @@ def sweep(config: SweepConfig) -> int:
 
     text = f"{_table(config, points)}\n\n{_ranges(points)}\n"
     folder = series.report_folder("sweep", config)
-    (folder / "sweep.md").write_text(text)
     values = {name: [p.to_json() for p in each] for name, each in points.items()}
-    (folder / "sweep.json").write_text(json.dumps(values, indent=2) + "\n")
     plots.plot_sweep(points, folder / "sweep.png")
-    print(f"\n{text}\nIn {folder}: sweep.md, sweep.json, sweep.png")
+    report_files.write(folder, "sweep", text, values, "sweep.png")
     return status
 
 

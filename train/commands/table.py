@@ -1,13 +1,12 @@
 """`python -m train table`: a table of the paper, run and set beside its figures."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from train import controls, datasets, presets, series, table_report
+from train import controls, datasets, presets, report_files, series, table_report
 from train.config import ParallelName, RunConfig
 from train.table_report import Line
 from train.worker_pool import Processes
@@ -107,9 +106,7 @@ def table(config: TableConfig) -> int:
     name = f"table{config.number}-{epochs}epochs-{series.digest(settings)}"
     folder = config.runs_dir.expanduser().absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text)
-    (folder / "table.json").write_text(json.dumps(values, indent=2) + "\n")
-    print(f"\n{text}\nIn {folder}: table.md, table.json")
+    report_files.write(folder, "table", text, values)
     return status
 
 
