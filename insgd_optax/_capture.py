@@ -2,8 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,28 +11,19 @@ from flax.core.scope import in_filter
 
 from insgd_optax._layer_types import LINEN, LayerNorm, LayerTypes, layer_norms
 from insgd_optax._norms import check_p, input_norm
-from insgd_optax._open_calls import OpenCalls
+from insgd_optax._open_calls import (
+    Calls,
+    Capture,
+    Take,
+    active_captures,
+    opened,
+    task_settings,
+)
 
 COLLECTION = "intermediates"
 NAME = "input_norm"
 
-
-class Capture(NamedTuple):
-    """The settings of one open context."""
-
-    p: float
-    layer_norms: Mapping[type, LayerNorm]
-    name: str = NAME  # under which the statistic is sown
-
-    def layer_norm(self, layer: Any) -> LayerNorm | None:
-        """How this layer's input power is taken; None for a layer without kernel."""
-        for kind in type(layer).__mro__:
-            if kind in self.layer_norms:
-                return self.layer_norms[kind]
-        return None
-
-
-_open = OpenCalls()
+_calls = Calls()
 
 
 @contextlib.contextmanager
@@ -67,8 +58,10 @@ def capture_input_norms(
     The statistic has the rank of the kernel it scales, with singleton axes where it
     does not vary, float32 (float64 for float64 inputs), cut off from differentiation.
 
-    Enter it inside the function that is traced: a `jax.jit` or `nn.jit` whose cache
-    was filled outside the context stays without norms. The model must be applied with
+    Enter it inside the function that is traced, so that one compiled function has one
+    setting. The settings are a part of JAX's cache keys: a function that was traced
+    outside the context, or with other settings, is traced again. The model must be
+    applied with
     "intermediates" in `mutable`, and `nn.scan` or `nn.vmap` need "intermediates" in
     their `variable_axes` (`nn.RNN` is given it for the call).
 
@@ -82,7 +75,8 @@ def capture_input_norms(
             axes. A subclass of a known layer needs no entry.
 
     Yields:
-        Nothing. Contexts nest: the innermost one decides.
+        Nothing. Contexts nest: of those that sow the same, the innermost one is
+        active. Other threads and other asyncio tasks do not notice.
 
     Raises:
         ValueError: if `p` is less than 1, or an option is not known.
@@ -103,45 +97,72 @@ def capture_input_norms(
     """
     check_p(p)
     table = layer_norms(LINEN, conv_input, norm_layers, layers)
-    with listening(Capture(p, table)):
+    key = settings_key(p, conv_input, norm_layers, layers)
+    with listening(Capture("linen", NAME, takes(table, p), p, key)):
         yield
+
+
+def takes(table: Mapping[type, LayerNorm], p: float) -> dict[type, Take]:
+    """A table of layer types whose norms are taken with this p."""
+
+    def take(layer_norm: LayerNorm) -> Take:
+        return lambda layer, arguments: layer_norm(layer, arguments, p)
+
+    return {kind: take(layer_norm) for kind, layer_norm in table.items()}
+
+
+def settings_key(
+    p: float, conv_input: str, norm_layers: bool, layers: LayerTypes | None
+) -> Hashable:
+    """Equal for equal settings; equal to nothing if they cannot be compared."""
+    own = layers or ()
+    pairs = own.items() if isinstance(own, Mapping) else [(kind, -1) for kind in own]
+    types = [(k, tuple(v) if isinstance(v, Sequence) else v) for k, v in pairs]
+    try:
+        return p, conv_input, norm_layers, frozenset(types)
+    except TypeError:
+        return object()
 
 
 @contextlib.contextmanager
 def listening(capture: Capture) -> Iterator[None]:
     """Makes the layers of any Linen model sow what `capture` takes of their input."""
+    with opened(capture, nn.intercept_methods(_intercept)):
+        yield
 
-    def interceptor(
-        next_fun: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
-        if _open.captures[-1] is not capture or context.method_name != "__call__":
+
+def _intercept(
+    next_fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Runs one method of a module; the same for all open captures."""
+    if _calls.is_intercepted(context):
+        return next_fun(*args, **kwargs)
+    with _calls.intercepted(context), task_settings():
+        if context.method_name != "__call__":
             return next_fun(*args, **kwargs)
         module = context.module
-        if isinstance(module, nn.RNN):
+        captures = active_captures("linen")
+        if captures and isinstance(module, nn.RNN):
             with _stacked_over_time(module):
                 return next_fun(*args, **kwargs)
-        layer_norm = capture.layer_norm(module)
-        if layer_norm is None:
+        found = [(capture, capture.take(module)) for capture in captures]
+        taken = [(capture, take) for capture, take in found if take is not None]
+        if not taken:
             return next_fun(*args, **kwargs)
         # A lifted subclass is another object inside than outside; a model applied
         # within a layer has the layer's path, but not its way of taking the norm.
-        layer = (module.path, layer_norm)
-        output, is_innermost = _open.run(layer, lambda: next_fun(*args, **kwargs))
-        if is_innermost and module.is_mutable_collection(COLLECTION):
+        layers = [(capture.name, module.path, take) for capture, take in taken]
+        output, innermost = _calls.run(layers, lambda: next_fun(*args, **kwargs))
+        if module.is_mutable_collection(COLLECTION):
             call = inspect.signature(context.orig_method).bind(*args, **kwargs)
-            statistic = layer_norm(module, call.arguments, capture.p)
-            module.sow(COLLECTION, capture.name, statistic)
+            for (capture, take), is_innermost in zip(taken, innermost, strict=True):
+                if is_innermost:
+                    value = take(module, call.arguments)
+                    module.sow(COLLECTION, capture.name, value)
         return output
-
-    _open.captures.append(capture)
-    try:
-        with nn.intercept_methods(interceptor):
-            yield
-    finally:
-        _open.captures.pop()
 
 
 @contextlib.contextmanager
@@ -201,7 +222,8 @@ def sow_input_norm(
     Source: Eq. 26 and 29.
     """
     if p is None:
-        p = _open.captures[-1].p if _open.captures else 2
+        around = [each.p for each in active_captures("linen") if each.name == NAME]
+        p = around[0] if around and around[0] is not None else 2
     check_p(p)
     if module.is_mutable_collection(COLLECTION):
         module.sow(COLLECTION, NAME, input_norm(x, p, axis=axis))

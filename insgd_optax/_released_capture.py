@@ -12,9 +12,10 @@ import numpy as np
 from flax.linen.recurrent import DenseParams
 
 from insgd_optax import _layer_norms as norms
-from insgd_optax._capture import Capture, listening
+from insgd_optax._capture import listening, takes
 from insgd_optax._layer_types import LayerNorm, layer_input, sizes
 from insgd_optax._norms import check_p, mean_power, statistic_dtype
+from insgd_optax._open_calls import Capture
 
 # Another name than `input_norm`: each optimizer finds its own and misses the other's.
 RELEASED_NAME = "released_input_norm"
@@ -50,8 +51,9 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
             std over the tokens, feature by feature, as the CIFAR scripts do.
 
     Yields:
-        Nothing. Contexts nest, those of `capture_input_norms` too: the innermost one
-        decides. Enter it where that one is entered: in the function that is traced.
+        Nothing. Contexts nest: the innermost one is active. `capture_input_norms` may
+        be open at the same time, and layers then sow both. Enter it where that one is
+        entered: in the function that is traced.
 
     Raises:
         ValueError: if `p` is less than 1 or infinite, or `tokens` is not known.
@@ -90,7 +92,9 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         nn.Conv: _conv,
         nn.ConvTranspose: _conv_transpose,
     }
-    with listening(Capture(p, table, RELEASED_NAME)):
+    with listening(
+        Capture("linen", RELEASED_NAME, takes(table, p), p, key=(p, tokens))
+    ):
         yield
 
 

@@ -55,14 +55,17 @@ import jax
 from flax import nnx
 
 from insgd_optax import _sown
-from insgd_optax._capture import NAME, Capture
+from insgd_optax._capture import NAME, settings_key, takes
 from insgd_optax._layer_types import LayerTypes, layer_norms
 from insgd_optax._nnx_layer_types import NNX
 from insgd_optax._norms import check_p
-from insgd_optax._open_calls import OpenCalls
+from insgd_optax._open_calls import (
+    Capture,
+    active_captures,
+    opened,
+    task_settings,
+)
 from insgd_optax._replaced_calls import Call, replaced_calls
-
-_open = OpenCalls()
 
 
 @contextlib.contextmanager
@@ -85,8 +88,9 @@ def capture_input_norms(
     statistic, its dtype and its being cut off from differentiation are as for
     `insgd_optax.capture_input_norms`.
 
-    Enter it inside the function that is traced: an `nnx.jit` whose cache was filled
-    outside the context stays without norms. Under `nnx.scan` and `nnx.vmap` norms
+    Enter it inside the function that is traced, so that one compiled function has one
+    setting. The settings are a part of JAX's cache keys: a function that was traced
+    outside the context, or with other settings, is traced again. Under `nnx.scan` and `nnx.vmap` norms
     follow the axes of the model: with `in_axes=0` layers are stacked, and so are
     their norms. A model that is shared there, or carried, needs an axis for what it
     sows: `nnx.StateAxes({nnx.Intermediate: 0, ...: None})`, or `...: nnx.Carry`.
@@ -103,7 +107,8 @@ def capture_input_norms(
             to the axis or axes. A subclass of a known layer needs no entry.
 
     Yields:
-        Nothing. Contexts nest: the innermost one decides. Other threads do not notice.
+        Nothing. Contexts nest: of those that sow the same, the innermost one is
+        active. Other threads and other asyncio tasks do not notice.
 
     Raises:
         ValueError: if `p` is less than 1, or an option is not known.
@@ -124,13 +129,17 @@ def capture_input_norms(
     open the classes' `__call__` are replaced.
     """
     check_p(p)
-    capture = Capture(p, layer_norms(NNX, conv_input, norm_layers, layers))
-    with replaced_calls([*capture.layer_norms, nnx.RNN], _listening):
-        _open.captures.append(capture)
-        try:
-            yield
-        finally:
-            _open.captures.pop()
+    table = takes(layer_norms(NNX, conv_input, norm_layers, layers), p)
+    key = settings_key(p, conv_input, norm_layers, layers)
+    with listening(Capture("nnx", NAME, table, p, key)):
+        yield
+
+
+@contextlib.contextmanager
+def listening(capture: Capture) -> Iterator[None]:
+    """Makes the layers of any NNX model sow what `capture` takes of their input."""
+    with opened(capture, replaced_calls([*capture.layers, nnx.RNN], _listening)):
+        yield
 
 
 def _listening(original: Call) -> Call:
@@ -138,26 +147,28 @@ def _listening(original: Call) -> Call:
 
     @functools.wraps(original)
     def call(layer: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+        captures = active_captures("nnx")
         # Outside `nnx.capture` a sown value would stay in the model.
-        if not _open.captures or not hasattr(layer, "__captures__"):
+        if not captures or not hasattr(layer, "__captures__"):
             return original(layer, *args, **kwargs)
-        if isinstance(layer, nnx.RNN):
-            with _stacked_over_time(layer):
-                return original(layer, *args, **kwargs)
-        capture = _open.captures[-1]
-        layer_norm = capture.layer_norm(layer)
-        if layer_norm is None:
-            return original(layer, *args, **kwargs)
-        before = _times_sown(layer, capture.name)
-        output = original(layer, *args, **kwargs)
-        # A subclass may change the input before it calls `super().__call__`: what
-        # reaches the innermost call is what the kernel sees, and it alone is sown.
-        if _times_sown(layer, capture.name) == before:
-            bound = inspect.signature(original).bind(layer, *args, **kwargs)
-            arguments = dict(list(bound.arguments.items())[1:])
-            statistic = layer_norm(layer, arguments, capture.p)
-            layer.sow(nnx.Intermediate, capture.name, statistic)
-        return output
+        with task_settings():
+            if isinstance(layer, nnx.RNN):
+                return _stacked_over_time(original, layer, *args, **kwargs)
+            found = [(capture, capture.take(layer)) for capture in captures]
+            taken = [(capture.name, take) for capture, take in found if take]
+            before = {name: _times_sown(layer, name) for name, _ in taken}
+            output = original(layer, *args, **kwargs)
+            # A subclass may change the input before it calls `super().__call__`: what
+            # reaches the innermost call is what the kernel sees, and it alone is sown.
+            wanted = [
+                each for each in taken if _times_sown(layer, each[0]) == before[each[0]]
+            ]
+            if wanted:
+                bound = inspect.signature(original).bind(layer, *args, **kwargs)
+                arguments = dict(list(bound.arguments.items())[1:])
+                for name, take in wanted:
+                    layer.sow(nnx.Intermediate, name, take(layer, arguments))
+            return output
 
     return call
 
@@ -170,20 +181,23 @@ def _times_sown(layer: nnx.Module, name: str) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _stacked_over_time(rnn: nnx.RNN) -> Iterator[None]:
-    """Lets what the cell sows out of `nnx.RNN`'s scan, stacked over time."""
-    own = rnn.state_axes
-    if nnx.Intermediate in list(own):
-        yield
-        return
+def _stacked_over_time(original: Call, rnn: nnx.RNN, *args: Any, **kwargs: Any) -> Any:
+    """Runs an RNN whose scan lets out what the cell sows, stacked over time."""
+    if nnx.Intermediate in list(rnn.state_axes):
+        return original(rnn, *args, **kwargs)
+    # A copy, which shares the cell: other threads may be calling the RNN itself.
+    twin = object.__new__(type(rnn))
+    vars(twin).update(vars(rnn))
     # By default the cell's state is carried, which what is sown cannot be.
-    axes: dict[Any, Any] = {nnx.Intermediate: 0, **own}
-    object.__setattr__(rnn, "state_axes", nnx.StateAxes(axes))
-    try:
-        yield
-    finally:
-        object.__setattr__(rnn, "state_axes", own)
+    axes: dict[Any, Any] = {nnx.Intermediate: 0, **rnn.state_axes}
+    object.__setattr__(twin, "state_axes", nnx.StateAxes(axes))
+    before = dict(vars(twin))
+    output = original(twin, *args, **kwargs)
+    # A subclass may set attributes in its call.
+    for name, value in vars(twin).items():
+        if name not in before or value is not before[name]:
+            setattr(rnn, name, value)
+    return output
 
 
 def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
