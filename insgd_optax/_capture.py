@@ -7,8 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core.scope import in_filter
 
+from insgd_optax._compat import let_out
 from insgd_optax._layer_types import LINEN, LayerNorm, LayerTypes, layer_norms
 from insgd_optax._norms import check_p, input_norm
 from insgd_optax._open_calls import (
@@ -61,9 +61,9 @@ def capture_input_norms(
     Enter it inside the function that is traced, so that one compiled function has one
     setting. The settings are a part of JAX's cache keys: a function that was traced
     outside the context, or with other settings, is traced again. The model must be
-    applied with
-    "intermediates" in `mutable`, and `nn.scan` or `nn.vmap` need "intermediates" in
-    their `variable_axes` (`nn.RNN` is given it for the call).
+    applied with "intermediates" in `mutable`. Norms leave `nn.scan`, `nn.vmap` and
+    `nn.RNN` stacked along axis 0, whether or not their `variable_axes` mention
+    "intermediates"; where parameters are stacked along another axis it must.
 
     Args:
         p: the norm: any number >= 1, or `jnp.inf`.
@@ -127,6 +127,7 @@ def settings_key(
 @contextlib.contextmanager
 def listening(capture: Capture) -> Iterator[None]:
     """Makes the layers of any Linen model sow what `capture` takes of their input."""
+    let_out(COLLECTION, lambda: {each.name for each in active_captures("linen")})
     with opened(capture, nn.intercept_methods(_intercept)):
         yield
 
@@ -145,9 +146,6 @@ def _intercept(
             return next_fun(*args, **kwargs)
         module = context.module
         captures = active_captures("linen")
-        if captures and isinstance(module, nn.RNN):
-            with _stacked_over_time(module):
-                return next_fun(*args, **kwargs)
         found = [(capture, capture.take(module)) for capture in captures]
         taken = [(capture, take) for capture, take in found if take is not None]
         if not taken:
@@ -163,22 +161,6 @@ def _intercept(
                     value = take(module, call.arguments)
                     module.sow(COLLECTION, capture.name, value)
         return output
-
-
-@contextlib.contextmanager
-def _stacked_over_time(rnn: nn.RNN) -> Iterator[None]:
-    """Lets what the cell sows out of `nn.RNN`'s scan, stacked over time."""
-    filters = [*rnn.variable_axes, rnn.variable_broadcast, rnn.variable_carry]
-    if any(in_filter(each, COLLECTION) for each in filters):
-        yield
-        return
-    own = rnn.variable_axes
-    # Modules are frozen dataclasses; a clone would be another module to Flax.
-    object.__setattr__(rnn, "variable_axes", {**own, COLLECTION: 0})
-    try:
-        yield
-    finally:
-        object.__setattr__(rnn, "variable_axes", own)
 
 
 def sow_input_norm(

@@ -49,14 +49,14 @@ _CAUSES = """Likely causes:
   - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
   - an NNX model was called outside insgd_optax.nnx's capture_input_norms, or not
     through nnx.capture(model, nnx.Intermediate)
-  - nn.scan or nn.vmap lacks "intermediates" in its variable_axes
+  - nn.scan or nn.vmap stacks the parameters along another axis than 0 and lacks
+    "intermediates" in its variable_axes
+  - the layer is an NNX module inside nnx.bridge.ToLinen, which lets nothing be sown
   - the layer is inside nn.WeightNorm, nn.SpectralNorm or nn.while_loop, which let
     nothing be sown, or inside nn.cond or nn.switch with `variables` that leave
     "intermediates" out
   - the layer's type is your own: name it in capture_input_norms(layers=...) or call
     insgd_optax.sow_input_norm(self, x) in it
-  - a jax.jit or nn.jit cache was filled outside the context: enter it inside the
-    function that is traced
   - scope="layer" also scales the scale and bias of normalization layers: capture with
     norm_layers=True
   - the norms are those of capture_released_norms, which only insgd_as_released takes

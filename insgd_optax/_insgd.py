@@ -91,7 +91,7 @@ def insgd(
         ...         y, sown = model.apply(
         ...             {"params": params}, x, mutable=["intermediates"]
         ...         )
-        ...     return jnp.mean(y**2), sown["intermediates"]
+        ...     return jnp.mean(y**2), sown
         >>> losses = []
         >>> for _ in range(20):
         ...     (loss, norms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)

@@ -47,7 +47,7 @@ def nlms(
         ...         y, sown = model.apply(
         ...             {"params": params}, x, mutable=["intermediates"]
         ...         )
-        ...     return 0.5 * jnp.sum((d - y) ** 2), sown["intermediates"]
+        ...     return 0.5 * jnp.sum((d - y) ** 2), sown
         >>> grads, norms = jax.grad(loss_fn, has_aux=True)(params)
         >>> updates, _ = tx.update(grads, tx.init(params), params, input_norms=norms)
         >>> params = optax.apply_updates(params, updates)

@@ -85,7 +85,7 @@ def insgd_as_released(
         ...         y, sown = model.apply(
         ...             {"params": params}, x, mutable=["intermediates"]
         ...         )
-        ...     return jnp.mean(y**2), sown["intermediates"]
+        ...     return jnp.mean(y**2), sown
         >>> losses = []
         >>> for _ in range(20):
         ...     (loss, norms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -176,6 +176,5 @@ def _missing(absent: list[Path], input_norms: Any) -> str:
         )
     return (
         f"{message}Only Dense, DenseGeneral, Conv, ConvTranspose and recurrent cells"
-        f" have one; nn.scan and nn.vmap need 'intermediates' in their variable_axes;"
-        f" {_CAPTURE}"
+        f" have one: {_CAPTURE}"
     )

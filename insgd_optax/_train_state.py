@@ -27,7 +27,7 @@ class TrainState(train_state.TrainState):
         ...         y, sown = state.apply_fn(
         ...             {"params": params}, x, mutable=["intermediates"]
         ...         )
-        ...     return jnp.mean(y**2), sown["intermediates"]
+        ...     return jnp.mean(y**2), sown
         >>> grads, norms = jax.grad(loss_fn, has_aux=True)(state.params)
         >>> state = state.apply_gradients(grads=grads, input_norms=norms)
         >>> int(state.step)

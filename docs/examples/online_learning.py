@@ -102,7 +102,7 @@ def errors(model, make, rates, num_steps, seed):
                     y, sown = model.apply(
                         {"params": params}, inputs, mutable=["intermediates"]
                     )
-                return 0.5 * jnp.sum((target - y) ** 2), sown["intermediates"]
+                return 0.5 * jnp.sum((target - y) ** 2), sown
 
             (loss, norms), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
             updates, state = tx.update(grads, state, params, input_norms=norms)

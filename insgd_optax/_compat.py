@@ -1,0 +1,122 @@
+"""Private parts of Flax that the capture needs; each has a test that it is there."""
+
+import functools
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax.core import lift
+from flax.core.scope import Scope, in_filter
+
+_lock = threading.Lock()
+
+
+class _Added(str):
+    """A collection that the user's `variable_axes` does not mention."""
+
+
+def let_out(collection: str, names: Callable[[], Collection[str]]) -> None:
+    """Lets what is sown under some names out of `nn.scan` and `nn.vmap`.
+
+    Both drop what is sown into a collection that their `variable_axes` does not
+    mention. Here it leaves stacked along axis 0. The two functions of Flax that scan
+    and vmap look the axes up by and publish variables with are replaced, once and for
+    all threads, by ones that act as Flax's own where `names()` is empty.
+    """
+    with _lock:
+        if hasattr(lift._split_in_out_axes, "let_out"):
+            return
+        replaced: Any = lift
+        split, pack = lift._split_in_out_axes, lift.pack
+
+        @functools.wraps(split)
+        def split_in_out_axes(axes: Mapping[Any, Any]) -> tuple[Any, Any]:
+            into, out = split(axes)
+            if not names() or any(in_filter(key, collection) for key in axes):
+                return into, out
+            # A layer's norm is stacked as its kernel is. A scalar has only axis 0.
+            if any(
+                axes[key] not in (0, None) for key in axes if in_filter(key, "params")
+            ):
+                return into, out
+            # Last: `variable_broadcast` and `variable_carry` go first. Only out, since
+            # what the layers around have sown has no axis to scan over.
+            return into, {**out, _Added(collection): 0}
+
+        @functools.wraps(pack)
+        def appending_pack(
+            fn: Any, into: Sequence[Any], out: Sequence[Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            if not (out and isinstance(out[-1], _Added)):
+                return pack(fn, into, out, *args, **kwargs)
+            if any(in_filter(each, collection) for each in out[:-1]):
+                return pack(fn, into, out, *args, **kwargs)
+            wanted = names()
+
+            @functools.wraps(fn)
+            def only_wanted(scope_fn: Any, repack_fn: Any, *args: Any) -> Any:
+                def repack(scopes: Any) -> Any:
+                    # The model's own sown values stay inside, as they would.
+                    *others, sown = repack_fn(scopes)
+                    return (*others, tuple(_only(each, wanted) for each in sown))
+
+                return fn(scope_fn, repack, *args)
+
+            lifted = pack(only_wanted, into, out, *args, **kwargs)
+
+            @functools.wraps(lifted)
+            def appending(scopes: Any, *args: Any, **kwargs: Any) -> Any:
+                found = lift._dedup_scopes(jax.tree.leaves(scopes))[0]
+                before = [_sown(scope, collection) for scope in found]
+                output = lifted(scopes, *args, **kwargs)
+                for scope, earlier in zip(found, before, strict=True):
+                    # Publishing replaces what an earlier call of the module sowed.
+                    later = _sown(scope, collection)
+                    for name in earlier.keys() & later.keys():
+                        both = _appended(earlier[name], later[name])
+                        if both is not later[name]:
+                            scope.put_variable(collection, name, both)
+                return output
+
+            return appending
+
+        replaced.pack = appending_pack
+        replaced._split_in_out_axes = split_in_out_axes
+        replaced._split_in_out_axes.let_out = True
+
+
+def _only(sown: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The values of these names, in a tree without empty branches."""
+    kept = {}
+    for name, value in sown.items():
+        if isinstance(value, Mapping):
+            value = _only(value, names)
+            if value:
+                kept[name] = value
+        elif name in names:
+            kept[name] = value
+    return kept
+
+
+def _sown(scope: Scope, collection: str) -> dict[str, Any]:
+    """A copy, since publishing writes into the mappings of a collection."""
+    if not scope.is_mutable_collection(collection):
+        return {}
+    return _copied(scope._collection(collection))
+
+
+def _copied(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _copied(value) for name, value in tree.items()}
+    return tree
+
+
+def _appended(earlier: Any, later: Any) -> Any:
+    """What both calls sowed, by name; tuples in the order of the calls."""
+    if isinstance(earlier, Mapping) and isinstance(later, Mapping):
+        both = {n: _appended(earlier[n], later[n]) for n in earlier if n in later}
+        return {**earlier, **later, **both}
+    if later is not earlier and type(earlier) is type(later) is tuple:
+        return earlier + later
+    return later
