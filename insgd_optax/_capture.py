@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -141,11 +141,13 @@ def _intercept(
     """Runs one method of a module; the same for all open captures."""
     if _calls.is_intercepted(context):
         return next_fun(*args, **kwargs)
-    with _calls.intercepted(context), task_settings():
-        if context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
+    with _calls.intercepted(context) as is_outermost, task_settings():
         module = context.module
         captures = active_captures("linen")
+        if is_outermost:
+            _check_not_fed_back(module, {capture.name for capture in captures})
+        if context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
         found = [(capture, capture.take(module)) for capture in captures]
         taken = [(capture, take) for capture, take in found if take is not None]
         if not taken:
@@ -161,6 +163,29 @@ def _intercept(
                     value = take(module, call.arguments)
                     module.sow(COLLECTION, capture.name, value)
         return output
+
+
+def _check_not_fed_back(module: nn.Module, names: Container[str]) -> None:
+    """Raises if a model starts out with values that an earlier pass has sown."""
+    scope = module.scope
+    if scope is None or module.path or not module.is_mutable_collection(COLLECTION):
+        return
+    # A bound module may be called again; so may a lifted one, such as `nn.jit`'s,
+    # whose scope, named by its debug path, starts with what its last call sowed.
+    if scope.root in _calls.started or scope.debug_path:
+        return
+    _calls.started.add(scope.root)
+    sown = module.variables.get(COLLECTION, {})
+    for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]:
+        for key in keys:
+            name = getattr(key, "key", None)
+            if name in names:
+                path = jax.tree_util.keystr(keys, simple=True, separator="/")
+                raise ValueError(
+                    f"the variables given to {type(module).__name__} hold {path} of an"
+                    f" earlier pass, with which this pass's {name} would be averaged:"
+                    ' leave "intermediates" out of what apply is given'
+                )
 
 
 def sow_input_norm(

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -129,6 +130,7 @@ class Calls(threading.local):
     def __init__(self) -> None:
         self._calls: list[_Call] = []
         self._intercepted: list[Any] = []
+        self.started: weakref.WeakSet[Any] = weakref.WeakSet()  # root scopes
 
     def is_intercepted(self, context: Any) -> bool:
         """Whether this very call is already being handled."""

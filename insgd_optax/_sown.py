@@ -34,9 +34,17 @@ def find(sown: Sown, weight: Path) -> list[Any] | None:
     layer = weight[:-1]
     if layer in sown:
         return sown[layer]
-    # Parameters are often kept as {"params": ...}; intermediates never are.
-    if layer[:1] == ("params",):
-        return sown.get(layer[1:])
+    # Parameters are often kept as {"params": ...}, and several models in one tree as
+    # {"gen": {"params": ...}}, beside {"gen": {"intermediates": ...}} or {"gen": ...}.
+    bare = layer
+    if "params" in layer:
+        i = layer.index("params")
+        bare = layer[:i] + layer[i + 1 :]
+    if bare in sown:
+        return sown[bare]
+    for i in range(len(bare) + 1):
+        if (*bare[:i], COLLECTION, *bare[i:]) in sown:
+            return sown[*bare[:i], COLLECTION, *bare[i:]]
     return None
 
 
