@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 
@@ -95,3 +96,13 @@ def test_an_nnx_module_inside_linen_is_named_as_a_cause():
     params, tx = variables["params"], insgd(0.1)
     with pytest.raises(ValueError, match=r"nnx\.bridge\.ToLinen"):
         tx.update(params, tx.init(params), params, input_norms=sown)
+
+
+def test_map_params_hands_over_all_powers_at_once():
+    """As the guide says; a leaf each, once Optax can tell them apart."""
+    params = Net().init(jax.random.key(0), X)["params"]
+    tx, seen = insgd(0.1), []
+    optax.tree.map_params(
+        tx, lambda x: x, tx.init(params), transform_non_params=seen.append
+    )
+    assert [type(each) for each in seen if isinstance(each, dict)] == [dict]
