@@ -407,3 +407,26 @@ def test_threads_share_neither_settings_nor_traces():
     for thread in threads:
         thread.join()
     assert found == {1: [[7]] * 3, 2: [[25]] * 3}
+
+
+class NnxLinear(nnx.Linear):
+    """A subclass changes what its kernel sees."""
+
+    def __call__(self, inputs):
+        return super().__call__(2 * inputs)
+
+
+def test_nnx_captures_of_several_kinds_are_open_at_once():
+    layer, x = NnxLinear(2, 1, rngs=nnx.Rngs(0)), jnp.array([[3.0, 4.0]])
+
+    def take(layer, call):
+        return {"x": call["inputs"], "n": 1}
+
+    pair = Capture("nnx", "pair", {nnx.Linear: take})
+    inner = insgd_optax.nnx.capture_input_norms(p=2)
+    outer = insgd_optax.nnx.capture_input_norms(p=1)
+    with outer, insgd_optax.nnx.listening(pair), inner:
+        _, sown = nnx.capture(layer, nnx.Intermediate)(x)
+    (norm,), (both,) = (sown[name].get_value() for name in ("input_norm", "pair"))
+    assert norm.item() == 100
+    np.testing.assert_array_equal(both["x"], 2 * x)
