@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from train import run_folder
-from train.commands.benchmark import BenchmarkConfig, benchmark
-from train.commands.compare import CompareConfig, compare
-from train.commands.evaluate import EvalConfig, evaluate
-from train.commands.prepare import PrepareConfig, prepare
-from train.commands.robustness import RobustnessConfig, robustness
-from train.commands.run import run
-from train.commands.sweep import SweepConfig, sweep
-from train.commands.table import TableConfig, table
+from train.benchmark.command import BenchmarkConfig, benchmark
 from train.config import FREE_ON_RESUME, RunConfig, option
+from train.data.tfds.prepare import PrepareConfig, prepare
 from train.errors import UserError
+from train.experiments.compare import CompareConfig, compare
+from train.experiments.paper.table import TableConfig, table
+from train.experiments.rates.robustness import RobustnessConfig, robustness
+from train.experiments.rates.sweep import SweepConfig, sweep
+from train.run import folder as run_folder
+from train.run.command import run
+from train.run.eval import EvalConfig, evaluate
 
 PROGRAM = "python -m train"
 DESCRIPTION = (

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import models
-from train import datasets, optimizers, parallel, schedules
-from train.distributed import Launch
+from train.data import registry
+from train.training import optimizers, parallel, schedules
+from train.training.distributed import Launch
 
 ModelName = tyro.extras.literal_type_from_choices(models.names())
 ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
@@ -35,7 +36,7 @@ FREE_ON_RESUME = {
 class Setting:
     """What is trained, on what and for how long: all of a run but its optimizer."""
 
-    dataset: Annotated[str, tyro.conf.arg(metavar="|".join(datasets.NAMES))] = "digits"
+    dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Handwritten digits, embedded; CIFAR or ImageNet, after `prepare`; or
     your images in PATH/train/<class>/ and PATH/test/<class>/."""
     model: ModelName = "custom_cnn"
@@ -98,7 +99,7 @@ class Setting:
     trains; 0 leaves it to that one. By default one a CPU."""
 
     def __post_init__(self):
-        datasets.check_name(self.dataset)
+        registry.check_name(self.dataset)
         _check_numbers(
             self,
             momentum=0,
@@ -142,11 +143,11 @@ class Setting:
         return os.cpu_count() or 1
 
     @property
-    def load_options(self) -> datasets.LoadOptions:
+    def load_options(self) -> registry.LoadOptions:
         """What loading the data may need beside their name."""
         user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache_dir = self.cache_dir or Path(user_cache) / "insgd_optax"
-        return datasets.LoadOptions(cache_dir.expanduser(), self.skip_corrupt_images)
+        return registry.LoadOptions(cache_dir.expanduser(), self.skip_corrupt_images)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
-from train import timing
-from train.step_cost import Stepper
-from train.workload import Workload
+from train.benchmark import timing
+from train.benchmark.measure import Stepper
+from train.benchmark.workload import Workload
 
 ROUNDS = 40
 

@@ -12,11 +12,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
-from train import datasets, loop, timing
+from train.benchmark import timing
+from train.benchmark.measure import Stepper
+from train.benchmark.workload import Workload
 from train.config import RunConfig
-from train.experiment import Experiment
-from train.step_cost import Stepper
-from train.workload import Workload
+from train.data import registry
+from train.run import loop
+from train.run.experiment import Experiment
 
 STEPS, ROUNDS = 25, 60
 
@@ -24,7 +26,7 @@ STEPS, ROUNDS = 25, 60
 def whole_loop(dataset):
     """Shuffling, augmentation, normalization, step, metrics and the progress bar."""
     config = RunConfig(dataset=dataset, optimizer="insgd-l2", learning_rate=1e-4)
-    loaded = datasets.load(dataset, config.load_options)
+    loaded = registry.load(dataset, config.load_options)
     experiment = Experiment(config, loaded)
     progress = experiment.start()
 

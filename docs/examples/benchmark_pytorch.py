@@ -25,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 import jax
 import numpy as np
 
-from train import environment, step_cost, timing
-from train.workload import Workload
+from train import provenance
+from train.benchmark import measure as step_cost
+from train.benchmark import timing
+from train.benchmark.workload import Workload
 
 try:
     import torch
@@ -182,7 +184,7 @@ def main() -> None:
             f"{torch.__version__} {'does not see a' if on_gpu else 'sees a'} GPU: "
             "install both for it, or hide it with CUDA_VISIBLE_DEVICES=''."
         )
-    about = environment.describe()
+    about = provenance.describe()
     about["command"] = shlex.join(["python", *sys.argv])
     about["versions"] |= {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
     about |= {"cpu_cores": os.cpu_count(), "load_average": os.getloadavg()}

@@ -13,9 +13,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
 import models
-from train import optimizers, timing
-from train.state import create_state
-from train.step import train_step
+from train.benchmark import timing
+from train.training import optimizers
+from train.training.state import create_state
+from train.training.step import train_step
 
 SEEDS, ROUNDS, BATCH_SIZE = 4, 30, 128
 

@@ -18,7 +18,8 @@ import optax
 sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
 import insgd_optax
-from train import cli, optimizers
+from train import cli
+from train.training import optimizers
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 SIZES = {"layers": (0.3, 1.0, 3.0), "change": (0.01, 0.03, 0.1), "clip": (0.01, 0.1)}

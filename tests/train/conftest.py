@@ -19,7 +19,7 @@ def small_dataset():
 def tiny_setting(small_dataset, monkeypatch):
     """Commands train a tiny network on small data, whichever they are told."""
     # By their names: scikit-learn, behind the first, takes a second to import.
-    monkeypatch.setattr("train.digits.load", lambda: small_dataset)
+    monkeypatch.setattr("train.data.digits.load", lambda: small_dataset)
     monkeypatch.setattr("models.create", lambda name, **options: TinyCNN(**options))
 
 

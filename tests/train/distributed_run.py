@@ -11,8 +11,9 @@ import sys
 import jax
 
 import models
-from train import cli, digits
-from train.experiment import Experiment
+from train import cli
+from train.data import digits
+from train.run.experiment import Experiment
 
 from .stripes import stripes
 from .tiny_cnn import TinyCNN

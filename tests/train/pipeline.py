@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 import insgd_optax
-from train import distributed, epoch, optimizers, parallel
-from train.state import Progress, create_state
-from train.step import train_step
+from train.training import distributed, optimizers, parallel, programs
+from train.training.state import Progress, create_state
+from train.training.step import train_step
 
 from .stripes import stripes
 from .tiny_cnn import TinyCNN
@@ -57,12 +57,12 @@ def run_steps(devices, batch_norm, dtype, num_steps):
     )
     program = devices.compile(
         functools.partial(
-            epoch.train_chunk,
+            programs.train_chunk,
             step_fn=functools.partial(
                 train_step, capture=optimizer.capture, axis_name=devices.axis_name
             ),
             num_steps=1,
-            batching=epoch.Batching(batch_size=16, steps_per_epoch=3),
+            batching=programs.Batching(batch_size=16, steps_per_epoch=3),
             preprocessing=dataset.preprocessing,
             share=devices.share,
         ),
@@ -73,7 +73,7 @@ def run_steps(devices, batch_norm, dtype, num_steps):
     arrays = devices.put((*dataset.train, rng))
     progress = devices.put(Progress(state, totals))
     for step in range(num_steps):
-        order = devices.put(epoch.shuffle(rng, step // 3, len(dataset.train.labels)))
+        order = devices.put(programs.shuffle(rng, step // 3, len(dataset.train.labels)))
         progress = program(*progress, order, *arrays)
     state, totals = jax.device_get(progress)
     assert state.step == num_steps

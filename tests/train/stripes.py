@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from train.augment import Augmentation
-from train.datasets import ImageDataset, Preprocessing, Split
+from train.data.augment import Augmentation
+from train.data.registry import ImageDataset, Preprocessing, Split
 
 
 def stripes() -> ImageDataset:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train import array_cache
+from train.data import cache as array_cache
 
 ARRAYS = {
     "images": np.arange(600, dtype=np.uint8).reshape(10, 60),

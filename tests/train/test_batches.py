@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import batches
+from train.data import loader as batches
+from train.data.crops import Crops
+from train.data.tfds.records import Record
 from train.errors import UserError
-from train.image_crops import Crops
-from train.records import Record
 
 from . import processes
 
@@ -191,7 +191,7 @@ def test_a_worker_that_is_killed_is_an_error_with_remedies():
 
 PARENT = """
 import sys
-from train import batches
+from train.data import loader as batches
 
 def load(number):
     return number

@@ -5,7 +5,9 @@ import json
 import pytest
 
 import models
-from train import cli, device_peaks, epoch, step_cost
+from train import cli
+from train.benchmark import device_peaks, measure
+from train.training import programs
 
 from .tiny_cnn import TinyCNN
 
@@ -33,8 +35,8 @@ def benchmark(monkeypatch, tmp_path):
 @pytest.mark.parametrize("loop", [False, True])
 def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     # As on an accelerator: many steps in one program.
-    monkeypatch.setattr(epoch, "loops_are_fast", lambda: loop)
-    monkeypatch.setattr(step_cost, "_LOOP_STEPS", 3)
+    monkeypatch.setattr(programs, "loops_are_fast", lambda: loop)
+    monkeypatch.setattr(measure, "_LOOP_STEPS", 3)
     monkeypatch.setattr(device_peaks, "peak_flops", lambda kind, dtype: 1e12)
 
     status, record = benchmark()

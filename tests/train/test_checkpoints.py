@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import models
-from train import epoch, optimizers
-from train.checkpoints import Checkpoints
 from train.errors import UserError
-from train.state import Progress, create_state
+from train.run.checkpoints import Checkpoints
+from train.training import optimizers, programs
+from train.training.state import Progress, create_state
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def progress(batch_norm=True, name="insgd-l2"):
     ).tx
     model = models.create("custom_cnn", batch_norm=batch_norm)
     state = create_state(model, tx, jax.random.key(0), (8, 8, 1))
-    return Progress(state, epoch.zero_totals())
+    return Progress(state, programs.zero_totals())
 
 
 def test_a_train_state_comes_back_bit_by_bit(checkpoints):

@@ -14,11 +14,14 @@ import pytest
 from PIL import Image
 
 import models
-from train import cli, digits, metrics, run_folder
-from train.augment import Augmentation
-from train.checkpoints import Checkpoints
-from train.datasets import Preprocessing
-from train.experiment import Experiment
+from train import cli
+from train.data import digits
+from train.data.augment import Augmentation
+from train.data.registry import Preprocessing
+from train.run import folder as run_folder
+from train.run import metrics
+from train.run.checkpoints import Checkpoints
+from train.run.experiment import Experiment
 
 from .tiny_cnn import TinyCNN
 

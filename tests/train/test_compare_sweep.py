@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import cli, plots, series, variants
+from train import cli
 from train.config import RunConfig
-from train.experiment import Experiment
-from train.results import Spread
-from train.sweep_points import Point, usable_range
+from train.experiments import plots, series, variants
+from train.experiments.rates.points import Point, usable_range
+from train.experiments.results import Spread
+from train.run.experiment import Experiment
 
 
 @pytest.fixture

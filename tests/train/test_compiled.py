@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import models
-from train import epoch, loop
 from train.config import RunConfig
-from train.experiment import Experiment
-from train.state import Progress
+from train.run import loop
+from train.run.experiment import Experiment
+from train.training import programs
+from train.training.state import Progress
 
 from .tiny_cnn import TinyCNN
 
@@ -17,7 +18,7 @@ from .tiny_cnn import TinyCNN
 @pytest.fixture
 def experiment(monkeypatch, small_dataset):
     """Makes an experiment of chunks in compiled loops, as on an accelerator."""
-    monkeypatch.setattr(epoch, "loops_are_fast", lambda: True)
+    monkeypatch.setattr(programs, "loops_are_fast", lambda: True)
     monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
 
     def make(**options):

@@ -1,7 +1,8 @@
 """The rows that the paper lacks."""
 
-from train import controls, series
 from train.config import RunConfig
+from train.experiments import series
+from train.experiments.paper import controls
 
 
 def test_sgd_takes_what_insgd_and_its_bound_left_of_the_rate(monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from train import datasets, digits
+from train.data import digits, registry
 
 
 def test_split_is_fixed_stratified_and_whole():
@@ -31,6 +31,6 @@ def test_normalized_training_pixels_have_mean_0_and_deviation_1():
 
 
 def test_loading_by_name(tmp_path):
-    options = datasets.LoadOptions(tmp_path, skip_corrupt_images=False)
-    assert datasets.load("digits", options).name == "digits"
+    options = registry.LoadOptions(tmp_path, skip_corrupt_images=False)
+    assert registry.load("digits", options).name == "digits"
     assert list(tmp_path.iterdir()) == []

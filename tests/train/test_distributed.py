@@ -5,10 +5,12 @@ import signal
 
 import pytest
 
-from train import cli, distributed, metrics
-from train.checkpoints import Checkpoints
-from train.distributed import Launch
+from train import cli
 from train.errors import UserError
+from train.run import metrics
+from train.run.checkpoints import Checkpoints
+from train.training import distributed
+from train.training.distributed import Launch
 
 from . import processes
 

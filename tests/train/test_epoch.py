@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import epoch
-from train.augment import Augmentation
-from train.datasets import Preprocessing
+from train.data.augment import Augmentation
+from train.data.registry import Preprocessing
+from train.training import programs
 
 NUM_SAMPLES, BATCH_SIZE, STEPS = 23, 4, 5
 
@@ -45,10 +45,10 @@ def run(chunks, padding=1):
     def program(num_steps):
         return jax.jit(
             functools.partial(
-                epoch.train_chunk,
+                programs.train_chunk,
                 step_fn=record,
                 num_steps=num_steps,
-                batching=epoch.Batching(BATCH_SIZE, STEPS),
+                batching=programs.Batching(BATCH_SIZE, STEPS),
                 preprocessing=Preprocessing(
                     (0.5,), (0.25,), Augmentation(padding, flip=True)
                 ),
@@ -62,10 +62,10 @@ def run(chunks, padding=1):
         jnp.zeros((2, STEPS)),
     )
     totals = []
-    progress = (state, epoch.zero_totals())
+    progress = (state, programs.zero_totals())
     rng = jax.random.key(0)
     for num_steps in chunks:
-        order = epoch.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
+        order = programs.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
         progress = program(num_steps)(*progress, order, images, labels, rng)
         totals.append(progress.totals)
     return progress.state, totals
@@ -93,7 +93,7 @@ def test_every_step_has_its_own_key_and_augmentation():
 
 @pytest.mark.parametrize("loop", [True, False])
 def test_chunks_do_not_change_what_is_done(monkeypatch, loop):
-    monkeypatch.setattr(epoch, "loops_are_fast", lambda: loop)
+    monkeypatch.setattr(programs, "loops_are_fast", lambda: loop)
     whole, whole_totals = run([5, 5])
     parts, parts_totals = run([2, 3, 2, 2, 1])
 
@@ -108,7 +108,7 @@ def test_chunks_do_not_change_what_is_done(monkeypatch, loop):
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 97, 390, 391])
 @pytest.mark.parametrize("most", [1, 7, 50, 1000])
 def test_chunks_fill_the_epoch_with_few_lengths_near_the_most(steps_per_epoch, most):
-    lengths = epoch.chunk_lengths(steps_per_epoch, most)
+    lengths = programs.chunk_lengths(steps_per_epoch, most)
     assert sum(lengths) == steps_per_epoch
     assert max(lengths) <= most
     assert max(lengths) > min(most, steps_per_epoch) // 2

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from train import parallel
-from train.augment import Augmentation
-from train.datasets import Preprocessing
-from train.evaluate import evaluate
-from train.state import create_state
+from train.data.augment import Augmentation
+from train.data.registry import Preprocessing
+from train.training import parallel
+from train.training.evaluate import evaluate
+from train.training.state import create_state
 
 
 class Linear(nn.Module):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import folder_dataset, tfds_folder
-from train.augment import Augmentation
+from train.data import folder as folder_dataset
+from train.data.augment import Augmentation
+from train.data.tfds import folder as tfds_folder
 from train.errors import UserError
 
 
@@ -211,7 +212,8 @@ import socket, sys
 def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = socket.getaddrinfo = refuse
 from pathlib import Path
-from train import digits, folder_dataset
+from train.data import digits
+from train.data import folder as folder_dataset
 digits.load()
 assert "tensorflow_datasets" not in sys.modules
 folder_dataset.load(sys.argv[1], Path(sys.argv[2]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.image_crops import Crops, draw_box
+from train.data.crops import Crops, draw_box
 
 
 def picture(width, height):

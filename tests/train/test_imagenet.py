@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import cli, datasets, imagenet
+from train import cli
+from train.data import imagenet, registry
 from train.errors import UserError
 
 from . import tiny_imagenet
@@ -16,8 +17,8 @@ from . import tiny_imagenet
 
 @pytest.fixture
 def load(tmp_path):
-    options = datasets.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
-    return lambda: datasets.load("imagenet2012", options)
+    options = registry.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
+    return lambda: registry.load("imagenet2012", options)
 
 
 def pixels(encoded):
@@ -30,7 +31,7 @@ def test_prepared_from_the_archives_it_holds_their_images(
 ):
     written = tiny_imagenet.write_archives(data_dir, monkeypatch)
     # Several files a split.
-    monkeypatch.setattr("train.tfds_imagenet._SHARD_BYTES", 10_000)
+    monkeypatch.setattr("train.data.tfds.imagenet._SHARD_BYTES", 10_000)
 
     assert cli.main(["prepare", "imagenet2012"]) == 0
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from train import metrics
-from train.metrics import MetricsWriter
+from train.run import metrics
+from train.run.metrics import MetricsWriter
 
 ROWS = [
     {"epoch": 1, "loss": 0.1 + 0.2, "multipliers": {"a/kernel": 0.125}, "names": ["a"]},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.multipliers import summarize
+from train.training.multipliers import summarize
 
 
 def test_weights_count_by_their_entries_and_the_floor_is_found():

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import insgd_optax
-from train import optimizers
+from train.training import optimizers
 
 PARAMS = {"Dense_0": {"kernel": np.array([[1.0, -2.0]]), "bias": np.array([0.5, 3.0])}}
 NORMS = {"Dense_0": {"input_norm": np.full((1, 1), np.exp(4.0))}}

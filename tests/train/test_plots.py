@@ -2,7 +2,7 @@
 
 import pytest
 
-from train import plots
+from train.experiments import plots
 
 
 @pytest.mark.parametrize("num_weights", [1, 22, 23, 160])

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from train import cifar, cli, datasets, prepared
+from train import cli
+from train.data import cifar, prepared, registry
 from train.errors import UserError
 
 PER_FILE = 3
@@ -19,7 +20,7 @@ PER_FILE = 3
 
 @pytest.fixture
 def options(tmp_path):
-    return datasets.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
+    return registry.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
 
 
 @pytest.fixture(params=["cifar10", "cifar100"])
@@ -68,7 +69,7 @@ def test_prepared_from_the_archive_it_loads_the_images(
     assert cli.main(["prepare", name]) == 0
 
     assert "--dataset " + name in capsys.readouterr().out
-    loaded = datasets.load(name, options)
+    loaded = registry.load(name, options)
     assert loaded.name == name
     assert len(loaded.class_names) == (100 if name == "cifar100" else 10)
     assert loaded.class_names[3] == "label_3"
@@ -81,7 +82,7 @@ def test_prepared_from_the_archive_it_loads_the_images(
     assert "tensorflow" not in sys.modules
     # Again from the cache, without the records.
     monkeypatch.setattr(prepared, "_decode", None)
-    again = datasets.load(name, options)
+    again = registry.load(name, options)
     np.testing.assert_array_equal(again.train.images, loaded.train.images)
 
 
@@ -128,13 +129,13 @@ def test_tfrecord_files_are_named_with_the_remedy(data_dir, options):
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match="3.0.2 holds tfrecord files.*prepare cifar10"):
-        datasets.load("cifar10", options)
+        registry.load("cifar10", options)
 
 
 def test_what_is_not_prepared_is_an_error_within_two_seconds(name, data_dir, options):
     started = time.perf_counter()
     with pytest.raises(UserError) as error:
-        datasets.load(name, options)
+        registry.load(name, options)
     assert time.perf_counter() - started < 2
     for part in (
         f"{name} is not prepared",

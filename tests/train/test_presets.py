@@ -3,7 +3,8 @@
 import pytest
 
 import models
-from train import optimizers, presets
+from train.experiments.paper import presets
+from train.training import optimizers
 
 # Optimizer, what else the paper's table has, learning rate, top-1 (and top-5).
 PAPER = {

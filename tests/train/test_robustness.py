@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import cli, plots, rate_search, series
-from train.spread import Spread
-from train.sweep_points import Point, spanned_range
+from train import cli
+from train.experiments import plots, series
+from train.experiments.rates import search as rate_search
+from train.experiments.rates.points import Point, spanned_range
+from train.experiments.spread import Spread
 
 
 def points(accuracies):

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from train import run_folder
 from train.config import RunConfig
 from train.errors import UserError
+from train.run import folder as run_folder
 
 DATA = {"name": "digits", "train_images": 3, "class_names": ["a", "b"]}
 

@@ -8,14 +8,16 @@ import sys
 
 import pytest
 
-from train import cli, run_folder, series
+from train import cli
 from train.config import RunConfig
 from train.errors import UserError
-from train.run_lock import RunInProgress, RunLock
+from train.experiments import series
+from train.run import folder as run_folder
+from train.run.lock import RunInProgress, RunLock
 
 HOLD = """
 import pathlib, sys, time
-from train.run_lock import RunLock
+from train.run.lock import RunLock
 with RunLock() as lock:
     lock.take(pathlib.Path(sys.argv[1]))
     print("held", flush=True)
@@ -53,7 +55,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def refuse(file, operation):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("train.run_lock.fcntl.flock", refuse)
+    monkeypatch.setattr("train.run.lock.fcntl.flock", refuse)
     with (
         RunLock() as lock,
         pytest.raises(UserError, match="has no locks.*--runs-dir"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from train import schedules
+from train.training import schedules
 
 STEPS_PER_EPOCH = 10
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from train import parallel
-from train.state import create_state
-from train.step import train_step
+from train.training import parallel
+from train.training.state import create_state
+from train.training.step import train_step
 
 from . import pipeline, processes
 from .tiny_cnn import TinyCNN

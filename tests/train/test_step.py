@@ -9,9 +9,9 @@ import optax
 import pytest
 
 import insgd_optax
-from train import optimizers, parallel
-from train.state import TrainState, create_state
-from train.step import cross_entropy, train_step
+from train.training import optimizers, parallel
+from train.training.state import TrainState, create_state
+from train.training.step import cross_entropy, train_step
 
 from .tiny_cnn import TinyCNN
 

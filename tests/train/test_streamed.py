@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 import models
-from train import batches, cli, datasets, decode, imagenet, metrics, presets
-from train.checkpoints import Checkpoints
+from train import cli
 from train.config import RunConfig
-from train.experiment import Experiment
-from train.image_crops import Crops
+from train.data import decode, imagenet, registry
+from train.data import loader as batches
+from train.data.crops import Crops
+from train.experiments.paper import presets
+from train.run import metrics
+from train.run.checkpoints import Checkpoints
+from train.run.experiment import Experiment
 
 from . import processes, tiny_imagenet
 from .test_evaluate import Linear, scores
@@ -31,7 +35,7 @@ def prepared(tmp_path, monkeypatch):
     tiny_imagenet.write_archives(tmp_path / "data", monkeypatch)
     assert cli.main(["prepare", "imagenet2012"]) == 0
     monkeypatch.setattr(imagenet, "CROPS", Crops(side=16, shorter_side=20))
-    return datasets.load("imagenet2012", RunConfig().load_options)
+    return registry.load("imagenet2012", RunConfig().load_options)
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def rows(path):
 def final_state(path):
     checkpoints = Checkpoints(path / "checkpoints")
     config = cli.run_folder.load(path).config
-    dataset = datasets.load(config.dataset, config.load_options)
+    dataset = registry.load(config.dataset, config.load_options)
     like = Experiment(config, dataset).start()
     state = checkpoints.restore(checkpoints.latest_step, like=like)
     checkpoints.close()

@@ -6,8 +6,10 @@ import signal
 
 import pytest
 
-from train import cli, presets, results, series
-from train.experiment import Experiment
+from train import cli
+from train.experiments import results, series
+from train.experiments.paper import presets
+from train.run.experiment import Experiment
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from train import timing
+from train.benchmark import timing
 
 
 def test_programs_run_equally_often_in_changing_orders():

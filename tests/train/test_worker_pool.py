@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from train import cli, metrics, series, worker, worker_pool
+from train import cli
 from train.config import RunConfig
 from train.errors import UserError
+from train.experiments import series, worker, workers
+from train.run import metrics
 
 from . import processes
 
@@ -52,13 +54,13 @@ def configs(tmp_path):
 @pytest.fixture
 def complete(configs, tmp_path, monkeypatch):
     """Completes `configs` with two workers that first do something."""
-    monkeypatch.setattr(worker_pool, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(sys, "argv", ["train", "sweep", "--seeds", "5"])
 
     def run(do="", count=2):
         stub = (sys.executable, "-c", STUB.replace("DO", do))
-        monkeypatch.setattr(worker_pool, "_WORKER", stub)
-        return worker_pool.complete(
+        monkeypatch.setattr(workers, "_WORKER", stub)
+        return workers.complete(
             configs, count, lambda config: (tmp_path / str(config.seed)).exists()
         )
 
@@ -78,12 +80,12 @@ def shares(tmp_path):
 def test_workers_share_runs_cores_and_memory(
     complete, configs, tmp_path, monkeypatch, capsys
 ):
-    for name in worker_pool._MEMORY_SETTINGS:
+    for name in workers._MEMORY_SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    cores = worker_pool._usable_cores()
+    cores = workers._usable_cores()
     assert complete() == 0
 
-    assert worker_pool._usable_cores() == cores
+    assert workers._usable_cores() == cores
     out, err = capsys.readouterr()
     assert f"{folder(tmp_path)}/worker-*.log" in out
     assert "5/5" in err
@@ -99,9 +101,9 @@ def test_workers_share_runs_cores_and_memory(
         assert sorted(first["cores"] + second["cores"]) == cores
 
 
-@pytest.mark.parametrize("name", worker_pool._MEMORY_SETTINGS)
+@pytest.mark.parametrize("name", workers._MEMORY_SETTINGS)
 def test_what_the_user_set_about_memory_stays(name, complete, tmp_path, monkeypatch):
-    for other in worker_pool._MEMORY_SETTINGS:
+    for other in workers._MEMORY_SETTINGS:
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, ".2")
     assert complete() == 0
@@ -109,10 +111,10 @@ def test_what_the_user_set_about_memory_stays(name, complete, tmp_path, monkeypa
 
 
 def test_shares_of_cores():
-    assert worker_pool._shares([0, 1, 2, 5, 6], 2) == [{0, 1}, {2, 5, 6}]
-    assert worker_pool._shares([3, 4], 2) == [{3}, {4}]
-    assert worker_pool._shares([3, 4], 3) == [{3}, {4}, {3}]
-    assert worker_pool._shares([], 2) == [set(), set()]
+    assert workers._shares([0, 1, 2, 5, 6], 2) == [{0, 1}, {2, 5, 6}]
+    assert workers._shares([3, 4], 2) == [{3}, {4}]
+    assert workers._shares([3, 4], 3) == [{3}, {4}, {3}]
+    assert workers._shares([], 2) == [set(), set()]
 
 
 def test_a_worker_that_fails_stops_the_others_and_is_quoted(complete, tmp_path, capsys):
@@ -156,7 +158,7 @@ def test_stopped_it_waits_for_workers_to_save(
             signal.raise_signal(number)
 
     stopped = []
-    monkeypatch.setattr(worker_pool, "time", Clock(sleep))
+    monkeypatch.setattr(workers, "time", Clock(sleep))
     assert complete("time.sleep(60)") == 128 + number
     assert signal.getsignal(number) == handler
     assert f"Stopped by {number.name}; the workers have saved." in (
@@ -186,8 +188,8 @@ def test_interrupted_twice_it_leaves_no_worker_behind(complete, tmp_path, monkey
     def sleep(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker_pool.subprocess, "Popen", spy)
-    monkeypatch.setattr(worker_pool, "time", Clock(sleep))
+    monkeypatch.setattr(workers.subprocess, "Popen", spy)
+    monkeypatch.setattr(workers, "time", Clock(sleep))
     with pytest.raises(KeyboardInterrupt):
         complete("time.sleep(60)")
     assert [process.returncode for process in started] == 2 * [-signal.SIGKILL]
@@ -236,7 +238,7 @@ def test_a_series_hands_over_what_is_missing(configs, monkeypatch, capsys):
     (path / "metrics.jsonl").write_text('{"epoch": 20}\n')
     calls = []
     monkeypatch.setattr(
-        worker_pool, "complete", lambda *given, is_finished: calls.append(given) or 7
+        workers, "complete", lambda *given, is_finished: calls.append(given) or 7
     )
     assert series.complete(configs, processes=2) == 7
     assert series.complete(configs, processes=9) == 7

@@ -2,8 +2,8 @@
 
 import pytest
 
-from train import workload
-from train.workload import Workload
+from train.benchmark import workload
+from train.benchmark.workload import Workload
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from train import imagenet
+from train.data import imagenet
 
 CLASSES = ("n01440764", "n01443537", "n01484850")  # Labels 0, 1 and 2.
 TRAIN_PER_CLASS = 9

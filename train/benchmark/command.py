@@ -1,0 +1,112 @@
+"""`python -m train benchmark`: what INSGD's step costs beside SGD's."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train.benchmark import measure, workload
+from train.benchmark import report as benchmark_report
+from train.benchmark.workload import Workload
+from train.errors import UserError
+
+# Small enough for two CPU cores, and three kinds of networks.
+DEFAULT_NETWORKS = ("custom_cnn@128", "resnet20@32", "vit:width=128,depth=4@32")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """Time a step of INSGD beside one of SGD, and count their memory."""
+
+    models: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="MODEL[:OPTION=VALUE,...][@BATCH] ...")
+    ] = DEFAULT_NETWORKS
+    """The networks, with options of their own and batch sizes; a list is
+    given as stage_sizes=1x1x1."""
+    batch_sizes: tuple[int, ...] = (128,)
+    """Of networks without a batch size of their own: each is measured with each."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    """Of the networks' computations: each is measured in each."""
+    image_size: int = 32
+    """Side of the images, which are random."""
+    rounds: int = 30
+    """How often each program is timed."""
+    axis: Literal["width", "depth", "batch"] | None = None
+    """Let the first network grow along one axis instead: its width, its
+    depth (blocks in each stage of a ResNet, blocks of a ViT) or its
+    batch."""
+    values: tuple[int, ...] = ()
+    """Along the axis. By default 8 16 32; 1 2 3; 8 32 128."""
+    output_dir: Path | None = None
+    """Where benchmark.json and benchmark.md are written. By default a new
+    folder runs/benchmark-DATE."""
+
+    def __post_init__(self):
+        for name in ("image_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got "
+                    f"{getattr(self, name)}"
+                )
+        for name in ("batch_sizes", "values"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must all be at least 1, got "
+                    f"{getattr(self, name)}"
+                )
+        if self.values and self.axis is None:
+            raise ValueError("--values are those along an axis: give --axis too")
+        if not (self.models and self.batch_sizes and self.dtypes):
+            raise ValueError("--models, --batch-sizes and --dtypes need a value each")
+        _ = self.workloads
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """What is measured, in its order."""
+        texts = self.models
+        if self.axis is not None and texts == DEFAULT_NETWORKS:
+            texts = ("resnet20@32",)
+        listed = [
+            one
+            for text in texts
+            for dtype in self.dtypes
+            for one in workload.parse(text, self.batch_sizes, dtype)
+        ]
+        if self.axis is None:
+            return listed
+        return workload.along(self.axis, listed[0], self.values)
+
+
+def benchmark(config: BenchmarkConfig) -> int:
+    """Measures, and writes and prints what it found."""
+    directory = config.output_dir or Path(
+        "runs", time.strftime("benchmark-%Y%m%d-%H%M%S")
+    )
+    directory = directory.expanduser().absolute()
+    table, record = directory / "benchmark.md", directory / "benchmark.json"
+    for path in (table, record):
+        if path.exists():
+            raise UserError(
+                f"{path} exists already and is left as it is. Give another "
+                "--output-dir."
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    costs = []
+    for one in config.workloads:
+        print(f"{one.network}, batch {one.batch_size}, {one.dtype} ...", flush=True)
+        try:
+            costs.append(measure.measure(one, config.image_size, config.rounds))
+        except ValueError as error:
+            raise UserError(
+                f"{one.network} on images of {config.image_size}x{config.image_size} "
+                f"pixels: {error}"
+            ) from error
+        # Written each time: a benchmark that is stopped has not run for nothing.
+        found = benchmark_report.to_json(costs, config.image_size, config.rounds)
+        record.write_text(json.dumps(found, indent=2) + "\n")
+        table.write_text(benchmark_report.to_markdown(costs))
+    print(f"\n{table.read_text()}\nIn {directory}: {record.name}, {table.name}")
+    return 0

@@ -1,0 +1,133 @@
+"""What a benchmark found, as JSON and as a Markdown table."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from train import provenance
+from train.benchmark.measure import StepCost
+from train.benchmark.timing import Ratio
+
+_MEBI = 2**20
+
+
+def to_json(costs: Sequence[StepCost], image_size: int, rounds: int) -> dict[str, Any]:
+    """Everything measured, with where it was measured."""
+    return {
+        "environment": provenance.describe()
+        | {
+            "cpu_cores": os.cpu_count(),
+            # Above the number of cores, others wanted them too.
+            "load_average_at_end": os.getloadavg(),
+        },
+        "image_size": image_size,
+        "rounds": rounds,
+        "results": [_result(cost) for cost in costs],
+    }
+
+
+def _result(cost: StepCost) -> dict[str, Any]:
+    return {
+        "network": cost.workload.network,
+        "batch_size": cost.workload.batch_size,
+        "dtype": cost.workload.dtype,
+        "overhead": dataclasses.asdict(cost.overhead),
+        "control": dataclasses.asdict(cost.control),
+        "processor_overhead": _ratio_or_none(cost.processor_overhead),
+        "processor_control": _ratio_or_none(cost.processor_control),
+        "seconds": {
+            name: {
+                "median": float(np.median(times)),
+                "quartiles": np.percentile(times, [25, 75]).tolist(),
+            }
+            for name, times in cost.seconds.items()
+        },
+        "images_per_second": {
+            name: cost.images_per_second(name) for name in cost.memory
+        },
+        "memory": {
+            name: dataclasses.asdict(memory) for name, memory in cost.memory.items()
+        },
+        "flops": cost.flops,
+        "utilisation": cost.utilisation,
+        "state_bytes": cost.state_bytes,
+        "scaled_weights": cost.scaled_weights,
+    }
+
+
+def _ratio_or_none(ratio: Ratio | None) -> dict[str, Any] | None:
+    return None if ratio is None else dataclasses.asdict(ratio)
+
+
+def to_markdown(costs: Sequence[StepCost]) -> str:
+    """The results as a table, a row a workload, with an explanation below."""
+    columns = [
+        "network",
+        "batch",
+        "dtype",
+        "SGD, ms",
+        "INSGD / SGD (95 %)",
+        "paired (quartiles)",
+        "SGD / SGD (95 %)",
+        "INSGD / SGD, CPU time (95 %)",
+        "SGD / SGD, CPU time (95 %)",
+        "images/s",
+        "temporary, MiB",
+        "of SGD's",
+        "peak of SGD's",
+        "state, bytes more",
+        "weights scaled",
+        "FLOP utilisation",
+    ]
+    rows = [_cells(cost) for cost in costs]
+    # A column that is empty on every row says nothing.
+    shown = [any(row[place] for row in rows) for place in range(len(columns))]
+    lines = [
+        [cell for cell, show in zip(line, shown, strict=True) if show]
+        for line in (columns, ["---"] * len(columns), *rows)
+    ]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"{table}\n\n{_LEGEND}\n"
+
+
+_LEGEND = (
+    "Ratios are of the medians of interleaved rounds, with the interval in which 95 % "
+    "lie when the rounds are drawn anew; paired, the median of the ratios within a "
+    "round, with its quartiles. SGD / SGD is a second copy of the same program: a "
+    "difference of that size means nothing. CPU time is that of this process on all "
+    "cores, which the load of others hardly changes. Images/s and temporary memory "
+    "are INSGD's."
+)
+
+
+def _cells(cost: StepCost) -> list[str]:
+    sgd, insgd = cost.memory["sgd"], cost.memory["insgd"]
+    return [
+        cost.workload.network,
+        str(cost.workload.batch_size),
+        cost.workload.dtype,
+        f"{1000 * np.median(cost.seconds['sgd']):.2f}",
+        _of_medians(cost.overhead),
+        _ratio(cost.overhead.paired, cost.overhead.quartiles),
+        _of_medians(cost.control),
+        _of_medians(cost.processor_overhead),
+        _of_medians(cost.processor_control),
+        f"{cost.images_per_second('insgd'):.0f}",
+        f"{insgd.temporary / _MEBI:.2f}",
+        f"{insgd.temporary / sgd.temporary:.4f}",
+        "" if insgd.peak is None else f"{insgd.peak / sgd.peak:.4f}",
+        str(cost.state_bytes["insgd"] - cost.state_bytes["sgd"]),
+        str(cost.scaled_weights),
+        "" if cost.utilisation is None else f"{100 * cost.utilisation:.1f} %",
+    ]
+
+
+def _of_medians(ratio: Ratio | None) -> str:
+    return "" if ratio is None else _ratio(ratio.of_medians, ratio.interval)
+
+
+def _ratio(value: float, spread: tuple[float, float]) -> str:
+    return f"{value:.3f} ({spread[0]:.3f} to {spread[1]:.3f})"

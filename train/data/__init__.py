@@ -1,0 +1,1 @@
+"""Data sets: read, decoded, prepared, and handed to the device."""

@@ -1,0 +1,123 @@
+"""CIFAR as tensorflow-datasets prepared it, or `python -m train prepare` did.
+
+Nothing here reaches for the network: what is not on this machine is an error at once.
+"""
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from train.data import cache as array_cache
+from train.data import decode
+from train.data.cifar import Cifar
+from train.data.registry import ImageDataset, Split
+from train.data.tfds.data_dir import data_dir, find
+from train.errors import UserError
+
+SPLITS = ("train", "test")
+
+
+def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
+    """Loads a prepared data set; its decoded arrays are kept in `cache_dir`.
+
+    Raises:
+        UserError: if it is not prepared, or not in array_record files.
+    """
+    folder = _find(cifar)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    states = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]
+    fingerprint = hashlib.sha256(repr(states).encode()).hexdigest()
+    cache = cache_dir / cifar.name
+    found = array_cache.read(cache, fingerprint)
+    if found is None:
+        arrays, class_names = _decode(folder)
+        record = {"fingerprint": fingerprint, "class_names": class_names}
+        array_cache.write(cache, arrays, record)
+    else:
+        arrays, record = found
+    return ImageDataset(
+        name=cifar.name,
+        train=Split(arrays["train_images"], arrays["train_labels"]),
+        test=Split(arrays["test_images"], arrays["test_labels"]),
+        class_names=tuple(record["class_names"]),
+        preprocessing=cifar.preprocessing,
+    )
+
+
+def _find(cifar: Cifar) -> Path:
+    return find(
+        cifar.name,
+        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; with no "
+        f"network, put that file in {data_dir() / 'downloads'} first.",
+    )
+
+
+def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    import tensorflow_datasets as tfds  # Takes seconds, and only when not cached.
+
+    builder = tfds.builder_from_directory(folder)
+    arrays: dict[str, np.ndarray] = {}
+    for split in SPLITS:
+        source: Any = builder.as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        images, labels = [], []
+        for example in tqdm(source, f"Decoding {split} images", leave=False):
+            images.append(decode.rgb(example["image"]))
+            labels.append(example["label"])
+        arrays[f"{split}_images"] = np.stack(images)
+        arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
+    return arrays, builder.info.features["label"].names
+
+
+def archive(cifar: Cifar) -> Path:
+    """The archive in the download folder, downloaded if it is not there.
+
+    Raises:
+        UserError: if it can be had from neither, or is not the published file.
+    """
+    folder = data_dir() / "downloads"
+    path = folder / cifar.archive
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(cifar, path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != cifar.sha256:
+        raise UserError(
+            f"{path} is not {cifar.url} as published: its SHA-256 is {sha256}, not "
+            f"{cifar.sha256}. Remove it, and download it again."
+        )
+    return path
+
+
+def _download(cifar: Cifar, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        with (
+            urllib.request.urlopen(cifar.url, timeout=10) as response,
+            partial.open("wb") as file,
+            tqdm(
+                total=int(response.headers.get("Content-Length") or 0) or None,
+                desc=cifar.archive,
+                unit="B",
+                unit_scale=True,
+            ) as bar,
+        ):
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{cifar.url} cannot be downloaded: {error}. With no network, put the file "
+            f"in {path.parent} and run this again."
+        ) from error
+    os.replace(partial, path)

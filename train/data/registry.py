@@ -1,0 +1,191 @@
+"""Data sets by name: images, in memory or to be read, and how a network sees them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from train.data.augment import Augmentation
+from train.data.crops import Crops
+from train.data.tfds.records import Records
+
+
+class Preprocessing(NamedTuple):
+    """What is done to images on the device."""
+
+    mean: tuple[float, ...]  # Of each channel, of pixels in [0, 1].
+    std: tuple[float, ...]
+    augmentation: Augmentation = Augmentation()  # In training alone.
+
+
+class Split(NamedTuple):
+    """Images and labels."""
+
+    images: np.ndarray  # shape=(samples, height, width, channels), dtype=uint8
+    labels: np.ndarray  # shape=(samples,), dtype=int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set for classification."""
+
+    name: str
+    train: Any
+    test: Any
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    @property
+    def num_train(self) -> int:
+        """How many training images there are."""
+        raise NotImplementedError
+
+    @property
+    def num_test(self) -> int:
+        """How many test images there are."""
+        raise NotImplementedError
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width, channels), as the network sees them."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, object]:
+        """What makes it another data set, for a run's record; JSON."""
+        return {
+            "name": self.name,
+            "train_images": self.num_train,
+            "test_images": self.num_test,
+            "image_shape": list(self.image_shape),
+            "class_names": list(self.class_names),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataset(Dataset):
+    """One that fits in memory, of images of one size."""
+
+    train: Split
+    test: Split
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train.labels)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.train.images.shape[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedDataset(Dataset):
+    """One that is read while it is needed, of encoded images of any size.
+
+    Attributes:
+        crops: what a network sees of an image.
+    """
+
+    train: Records
+    test: Records
+    crops: Crops
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return (self.crops.side, self.crops.side, 3)
+
+
+class LoadOptions(NamedTuple):
+    """What loading may need beside the name."""
+
+    cache_dir: Path
+    skip_corrupt_images: bool
+
+
+def _digits(argument: str, options: LoadOptions) -> ImageDataset:
+    del argument, options
+    from train.data import digits  # scikit-learn takes a second to import.
+
+    return digits.load()
+
+
+def _folder(argument: str, options: LoadOptions) -> ImageDataset:
+    from train.data import folder as folder_dataset
+
+    return folder_dataset.load(
+        argument, options.cache_dir, skip_corrupt=options.skip_corrupt_images
+    )
+
+
+def _cifar(name: str, argument: str, options: LoadOptions) -> ImageDataset:
+    from train.data import cifar, prepared
+
+    del argument
+    return prepared.load(cifar.ALL[name], options.cache_dir)
+
+
+def _imagenet(argument: str, options: LoadOptions) -> StreamedDataset:
+    del argument, options
+    from train.data import imagenet
+
+    return imagenet.load()
+
+
+class _Entry(NamedTuple):
+    load: Callable[[str, LoadOptions], Dataset]
+    argument: str = ""  # What follows the colon, in words for messages.
+
+
+_DATASETS = {
+    "digits": _Entry(_digits),
+    "cifar10": _Entry(functools.partial(_cifar, "cifar10")),
+    "cifar100": _Entry(functools.partial(_cifar, "cifar100")),
+    "imagenet2012": _Entry(_imagenet),
+    "folder": _Entry(_folder, "PATH"),
+}
+
+NAMES = tuple(
+    f"{name}:{entry.argument}" if entry.argument else name
+    for name, entry in _DATASETS.items()
+)
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError that lists the names, unless `name` is a data set's."""
+    kind, colon, argument = name.partition(":")
+    entry = _DATASETS.get(kind)
+    if entry is None or bool(entry.argument) != bool(colon and argument):
+        raise ValueError(f"unknown data set {name!r}: give one of {', '.join(NAMES)}")
+
+
+def load(name: str, options: LoadOptions) -> Dataset:
+    """Loads a data set.
+
+    Args:
+        name: one of `NAMES`.
+        options: see `LoadOptions`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: for an unknown name.
+        train.errors.UserError: if the data cannot be used as they are.
+    """
+    check_name(name)
+    kind, _, argument = name.partition(":")
+    return _DATASETS[kind].load(argument, options)

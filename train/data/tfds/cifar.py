@@ -1,0 +1,80 @@
+"""Preparing CIFAR as tensorflow-datasets does, but without TensorFlow.
+
+The result has the names, version and features of tensorflow-datasets' own, in
+array_record files. Importing this module imports tensorflow-datasets.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from train.data.cifar import Cifar
+
+
+# tensorflow-datasets has its own by these names; nothing is to be found by name here.
+class _CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Either of the two."""
+
+    VERSION = tfds.core.Version("3.0.2")
+
+    def __init__(self, cifar: Cifar, archive: Path, **kwargs: Any):
+        self.name = cifar.name
+        self._cifar = cifar
+        self._archive = archive
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        labels = {
+            kind: tfds.features.ClassLabel(names=names)
+            for kind, names in self._cifar.label_names(self._archive).items()
+        }
+        return self.dataset_info_from_configs(
+            description=f"{self._cifar.archive}, as published.",
+            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(32, 32, 3)),
+                    **labels,
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._cifar.files}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
+        examples = self._cifar.examples(self._archive, split)
+        for index, example in enumerate(
+            tqdm(examples, f"Reading {split} images", leave=False)
+        ):
+            # Encoded here: tensorflow-datasets would take TensorFlow for it.
+            encoded = io.BytesIO()
+            Image.fromarray(example.image).save(encoded, "png")
+            yield (
+                index,
+                {
+                    "id": f"{split}_{index:05d}",
+                    "image": encoded.getvalue(),
+                    **example.labels,
+                },
+            )
+
+
+def prepare(cifar: Cifar, archive: Path, data_dir: Path) -> None:
+    """Writes the data set below `data_dir`, unless it is there already."""
+    tfds.disable_progress_bar()
+    builder = _CifarBuilder(cifar, archive, data_dir=data_dir)
+    # It announces downloads of unknown size; nothing is downloaded.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )

@@ -1,0 +1,52 @@
+"""`python -m train prepare`: data sets made ready to be read."""
+
+import dataclasses
+from collections.abc import Callable
+
+import tyro
+
+from train.data import cifar, imagenet, prepared
+from train.data.tfds.data_dir import data_dir
+
+
+def _cifar(name: str) -> None:
+    from train.data.tfds import cifar as tfds_cifar  # Takes seconds to import.
+
+    chosen = cifar.ALL[name]
+    tfds_cifar.prepare(chosen, prepared.archive(chosen), data_dir())
+
+
+def _imagenet(name: str) -> None:
+    del name
+    archives = imagenet.archives()
+    from train.data.tfds import imagenet as tfds_imagenet  # Takes seconds to import.
+
+    tfds_imagenet.prepare(archives, data_dir())
+
+
+_PREPARE: dict[str, Callable[[str], None]] = {
+    **dict.fromkeys(cifar.ALL, _cifar),
+    imagenet.NAME: _imagenet,
+}
+
+Name = tyro.extras.literal_type_from_choices(tuple(_PREPARE))
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Write a data set as tensorflow-datasets does, once; needs no TensorFlow."""
+
+    name: tyro.conf.Positional[Name]
+    """The data set. CIFAR's archive is looked for in downloads/ below
+    $TFDS_DATA_DIR or ~/tensorflow_datasets, and else downloaded;
+    ImageNet's two must lie in downloads/manual/ there."""
+
+
+def prepare(config: PrepareConfig) -> int:
+    """Finds or downloads the archives, checks them, and writes the data set."""
+    _PREPARE[config.name](config.name)
+    print(
+        f"{config.name} is prepared in {data_dir() / config.name}. Train on it: "
+        f"python -m train --dataset {config.name}"
+    )
+    return 0

@@ -1,0 +1,95 @@
+"""`python -m train compare`: several optimizers on one setting, as in Figure 3."""
+
+import dataclasses
+import statistics
+
+from train import markdown
+from train.config import RunConfig, Setting
+from train.experiments import plots, report_files, results, series, variants
+from train.experiments.paper import controls
+from train.experiments.workers import Processes
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(Setting):
+    """Run several optimizers on one setting, and draw their test errors over epochs.
+    Stopped, the same command goes on."""
+
+    optimizers: tuple[str, ...] = ("sgd", "adam", "insgd-l1", "insgd-l2")
+    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE], such as
+    insgd-l2+log1p@0.25; without a rate, the optimizer's own."""
+    seeds: int = 1
+    """Runs of each."""
+    controls: bool = False
+    """Add what each of INSGD is to be told from: SGD at the rate INSGD
+    took (its learning rate times its mean multiplier, from the run of
+    the same seed), INSGD with scope layer, and with normalizer log1p."""
+    processes: Processes = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        variants.check(self.optimizers, self.seeds)
+
+
+def compare(config: CompareConfig) -> int:
+    """Runs what is missing; prints and writes the table, draws the picture."""
+    configs: dict[str, list[RunConfig | None]] = {
+        text: [variants.parse(text).config(config, n) for n in range(config.seeds)]
+        for text in config.optimizers
+    }
+    status = series.complete(series.by_seed(configs.values()), config.processes)
+    control_of: dict[str, str] = {}
+    if config.controls:
+        configs, control_of = _with_controls(configs)
+        if not status:
+            status = series.complete(series.by_seed(configs.values()), config.processes)
+    finished = {
+        name: [rows for each in runs if each and (rows := series.finished(each))]
+        for name, runs in configs.items()
+    }
+    finished = {name: runs for name, runs in finished.items() if runs}
+    if not finished:
+        return status
+
+    found = {name: results.accuracies(runs) for name, runs in finished.items()}
+    table = markdown.table(
+        ("Optimizer", "Learning rate", "Last epoch", "Best epoch", "Seeds"),
+        [
+            (
+                name,
+                f"{_mean_rate(configs[name]):g}",
+                str(each.last),
+                str(each.best),
+                f"{each.seeds}/{config.seeds}",
+            )
+            for name, each in found.items()
+        ],
+    )
+    note = (
+        "Top-1 on the test images in percent, mean ± standard deviation over seeds; the "
+        "best epoch is picked on these same images."
+    )
+    folder = series.report_folder("compare", config)
+    values = {name: each.to_json() for name, each in found.items()}
+    plots.plot_test_error(finished, folder / "test_error.png", control_of)
+    text = f"{table}\n\n{note}\n"
+    report_files.write(folder, "compare", text, values, "test_error.png")
+    return status
+
+
+def _with_controls(
+    configs: dict[str, list[RunConfig | None]],
+) -> tuple[dict[str, list[RunConfig | None]], dict[str, str]]:
+    """The rows with controls below; and of each control, by name, the row it is of."""
+    extended, control_of = {}, {}
+    for text, runs in configs.items():
+        extended[text] = runs
+        for control, theirs in controls.of(runs).items():
+            name = f"{text}: {control}"
+            extended[name], control_of[name] = theirs, text
+    return extended, control_of
+
+
+def _mean_rate(configs: list[RunConfig | None]) -> float:
+    """The learning rate; of SGD at INSGD's it differs between seeds."""
+    return statistics.fmean(each.initial_learning_rate for each in configs if each)

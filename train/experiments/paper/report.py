@@ -1,0 +1,215 @@
+"""A table of the paper with our figures beside its own, as Markdown and as JSON."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from train import markdown
+from train.config import RunConfig
+from train.experiments import results, series
+from train.experiments.paper import presets
+from train.experiments.paper.presets import Figure, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A row and its runs.
+
+    Attributes:
+        configs: one for each seed; None for a run that is not known yet.
+        control: what is other than in the paper's row above; empty for that row.
+        top1: the paper's.
+        top5: the paper's.
+    """
+
+    configs: tuple[RunConfig | None, ...]
+    control: str = ""
+    top1: Figure | None = None
+    top5: Figure | None = None
+
+
+def dry_run(number: int, table: Table, epochs: int) -> str:
+    """The presets of a table: what would be run."""
+    header = ["Optimizer", *table.columns.values(), "Learning rate", "Paper, top-1"]
+    top5 = _has_top5(table)
+    header += ["Paper, top-5"] * top5
+    batch = "batch_size" not in table.columns
+    header += ["Network", *(["Batch"] * batch), "Epochs", "Schedule"]
+    header += ["Weight decay", "Momentum"]
+    rows = []
+    for row in table.rows:
+        chosen = {
+            name: getattr(RunConfig, name) for name in ("batch_norm", "model_options")
+        } | presets.options(table, row, epochs)
+        rows.append(
+            [
+                chosen["optimizer"],
+                *(_text(chosen[name]) for name in table.columns),
+                f"{chosen['learning_rate']:g}",
+                str(row.top1),
+                *([str(row.top5)] * top5),
+                _network(chosen),
+                *([str(chosen["batch_size"])] * batch),
+                str(chosen["epochs"]),
+                schedule_text(chosen),
+                f"{chosen['weight_decay']:g}",
+                f"{chosen['momentum']:g}",
+            ]
+        )
+    return "\n\n".join(
+        [
+            f"{_title(number, table)} {table.dataset}, {table.seeds} seeds.",
+            markdown.table(header, rows),
+        ]
+    )
+
+
+def schedule_text(options: dict[str, Any]) -> str:
+    """A schedule in words."""
+    if options["schedule"] == "steps":
+        epochs = "/".join(map(str, options["milestones"]))
+        return f"x{options['milestone_factor']:g} after epochs {epochs}"
+    if options["schedule"] == "cosine":
+        return f"cosine, restarts every {options['restart_epochs']} epochs"
+    return options["schedule"]
+
+
+def report(
+    number: int, table: Table, lines: Sequence[Line], notes: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """The table with figures, as Markdown and as what JSON holds."""
+    top5 = _has_top5(table)
+    header = ["Optimizer", *table.columns.values(), "Learning rate"]
+    header += ["Rate x multiplier", "Paper, top-1", "Best epoch", "Last epoch"]
+    header += ["Paper, top-5", "Top-5 of best"] * top5
+    header += ["Seeds"]
+    measured = [_measure(line) for line in lines]
+    origins = results.origins(
+        [config for line in lines for config in line.configs if config is not None]
+    )
+    source = (
+        f"From commit {', '.join(origins['commits']) or 'none'}, on "
+        f"{', '.join(origins['devices']) or 'no device'}."
+    )
+    notes = [*notes, source]
+    text = "\n\n".join(
+        [
+            _title(number, table),
+            markdown.table(
+                header,
+                [
+                    _cells(line, found, table.columns, top5)
+                    for line, found in zip(lines, measured, strict=True)
+                ],
+            ),
+            "\n".join(f"- {note}" for note in notes),
+        ]
+    )
+    entries = [_entry(line, found) for line, found in zip(lines, measured, strict=True)]
+    return text + "\n", {"table": number, "rows": entries, "notes": notes, **origins}
+
+
+class _Measured(NamedTuple):
+    """What is known of a line."""
+
+    known: list[RunConfig]  # The runs that can be told, finished or not.
+    runs: list[str]  # The folders of the finished ones.
+    effective_rates: list[float]  # Of these: learning rate times mean multiplier.
+    accuracies: results.Accuracies | None  # None without any.
+
+
+def _measure(line: Line) -> _Measured:
+    known = [config for config in line.configs if config is not None]
+    done = {config: series.finished(config) for config in known}
+    done = {config: rows for config, rows in done.items() if rows is not None}
+    return _Measured(
+        known,
+        runs=[series.place(config).name for config in done],
+        effective_rates=[
+            config.initial_learning_rate * results.mean_multiplier(rows)
+            for config, rows in done.items()
+        ],
+        accuracies=results.accuracies(list(done.values())) if done else None,
+    )
+
+
+def _cells(
+    line: Line, found: _Measured, columns: Iterable[str], top5: bool
+) -> list[str]:
+    # A control whose runs are not known yet differs by its optimizer and rate alone.
+    sample = found.known[0] if found.known else None
+    rates = [config.initial_learning_rate for config in found.known]
+    accuracies = found.accuracies
+    cells = [
+        f"+ {line.control}" if line.control else sample.optimizer,
+        *("" if sample is None else _text(getattr(sample, name)) for name in columns),
+        _mean(rates),
+        _mean(found.effective_rates),
+        str(line.top1 or ""),
+        str(accuracies.best) if accuracies else "not run",
+        str(accuracies.last) if accuracies else "not run",
+    ]
+    if top5:
+        cells += [str(line.top5 or ""), str(accuracies.top5) if accuracies else ""]
+    return [*cells, f"{len(found.runs)}/{len(line.configs)}"]
+
+
+def _entry(line: Line, found: _Measured) -> dict[str, Any]:
+    return {
+        "optimizer": found.known[0].optimizer if found.known else None,
+        "control": line.control,
+        "learning_rates": [config.initial_learning_rate for config in found.known],
+        "effective_rates": found.effective_rates,
+        "paper_top1": line.top1 and line.top1._asdict(),
+        "paper_top5": line.top5 and line.top5._asdict(),
+        "measured": found.accuracies and found.accuracies.to_json(),
+        "runs": found.runs,
+    }
+
+
+def _mean(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.3g}" if values else ""
+
+
+def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
+    """How our figures differ from the paper's by the way they were made."""
+    how = (
+        "Accuracies in percent, mean ± standard deviation over seeds. Best epoch: the "
+        "one with the highest top-1 on the test images, as the paper picks it, which "
+        "flatters every row; last epoch: no picking."
+    )
+    found = [how]
+    if epochs != table.epochs:
+        schedules = {
+            schedule_text(presets.options(table, row, epochs)) for row in table.rows
+        }
+        found.append(
+            f"Shortened: epochs {epochs}, the paper {table.epochs}. The schedule moves "
+            f"in proportion: {'; '.join(sorted(schedules))}."
+        )
+    if seeds != table.seeds:
+        found.append(f"Seeds: {seeds}, the paper {table.seeds}.")
+    if dataset != table.dataset:
+        found.append(
+            f"Other data than the paper's {table.dataset}: {dataset}. The two columns "
+            "are not of the same images."
+        )
+    return found
+
+
+def _title(number: int, table: Table) -> str:
+    return f"Table {number}. {table.title}."
+
+
+def _has_top5(table: Table) -> bool:
+    return any(row.top5 is not None for row in table.rows)
+
+
+def _network(chosen: dict[str, Any]) -> str:
+    parts = [chosen["model"], *chosen["model_options"]]
+    return " ".join([*parts, *(["without batch norm"] * (not chosen["batch_norm"]))])
+
+
+def _text(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,128 @@
+"""`python -m train table`: a table of the paper, run and set beside its figures."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train.config import ParallelName, RunConfig
+from train.data import registry
+from train.experiments import report_files, series
+from train.experiments.paper import controls, presets
+from train.experiments.paper import report as table_report
+from train.experiments.paper.report import Line
+from train.experiments.workers import Processes
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    """Run what is missing of one of the paper's tables, and print it. Stopped, the same
+    command goes on; finished, it prints the table again."""
+
+    number: tyro.conf.Positional[Literal[3, 4, 5, 6, 7, 8, 9, 10]]
+    """The table."""
+    seeds: int | None = None
+    """Runs of each row. By default as many as the paper's: 7, of Table 10 3."""
+    epochs: int | None = None
+    """By default as many as the paper's. Milestones move in proportion."""
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="|".join(registry.NAMES))] = (
+        None
+    )
+    """By default the paper's."""
+    controls: bool = False
+    """Add the rows the paper lacks, to each of INSGD: SGD at the rate
+    INSGD took (its learning rate times its mean multiplier, from the
+    run of the same seed), INSGD with scope layer, and with normalizer
+    log1p."""
+    dry_run: bool = False
+    """Print what would be run."""
+
+    parallel: ParallelName = RunConfig.parallel
+    """As of run."""
+    processes: Processes = 1
+    runs_dir: Path = RunConfig.runs_dir
+    """Where run folders are, and the folder of the table."""
+    cache_dir: Path | None = None
+    """As of run."""
+    skip_corrupt_images: bool = False
+    """As of run."""
+    data_workers: int | None = None
+    """As of run."""
+
+    def __post_init__(self):
+        if self.dataset is not None:
+            registry.check_name(self.dataset)
+        for name in ("seeds", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if self.data_workers is not None and self.data_workers < 0:
+            raise ValueError(
+                f"--data-workers must be at least 0, got {self.data_workers}"
+            )
+
+
+def table(config: TableConfig) -> int:
+    """Prints the presets, or runs what is missing and prints and writes the table."""
+    chosen = presets.TABLES[config.number]
+    epochs = config.epochs or chosen.epochs
+    seeds = config.seeds or chosen.seeds
+    if config.dry_run:
+        print(table_report.dry_run(config.number, chosen, epochs))
+        return 0
+    dataset = config.dataset or chosen.dataset
+    lines = [
+        Line(
+            tuple(
+                presets.config(
+                    chosen,
+                    row,
+                    seed,
+                    dataset,
+                    epochs,
+                    parallel=config.parallel,
+                    runs_dir=config.runs_dir,
+                    cache_dir=config.cache_dir,
+                    skip_corrupt_images=config.skip_corrupt_images,
+                    data_workers=config.data_workers,
+                )
+                for seed in range(seeds)
+            ),
+            top1=row.top1,
+            top5=row.top5,
+        )
+        for row in chosen.rows
+    ]
+    status = _complete(lines, config.processes)
+    if config.controls:
+        lines = _with_controls(lines)
+        status = status or _complete(lines, config.processes)
+
+    text, values = table_report.report(
+        config.number,
+        chosen,
+        lines,
+        table_report.notes(chosen, seeds, epochs, dataset),
+    )
+    settings = (dataset, epochs, seeds, config.controls)
+    name = f"table{config.number}-{epochs}epochs-{series.digest(settings)}"
+    folder = config.runs_dir.expanduser().absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    report_files.write(folder, "table", text, values)
+    return status
+
+
+def _complete(lines: list[Line], processes: int) -> int:
+    return series.complete(series.by_seed(line.configs for line in lines), processes)
+
+
+def _with_controls(lines: list[Line]) -> list[Line]:
+    extended = []
+    for line in lines:
+        extended.append(line)
+        extended += [
+            Line(tuple(configs), name)
+            for name, configs in controls.of(line.configs).items()
+        ]
+    return extended

@@ -1,0 +1,1 @@
+"""Accuracy against learning rate: sweeps, and how far apart usable rates lie."""

@@ -1,0 +1,164 @@
+"""`python -m train robustness`: how far apart learning rates may lie that still do."""
+
+import dataclasses
+
+from train import markdown
+from train.config import RunConfig, Setting, option
+from train.experiments import plots, report_files, results, series, variants
+from train.experiments.rates import search as rate_search
+from train.experiments.rates.points import (
+    Point,
+    open_ends,
+    spanned_range,
+    within_margin,
+)
+from train.experiments.workers import Processes
+
+
+@dataclasses.dataclass(frozen=True)
+class RobustnessConfig(Setting):
+    """Measure how wide the range of usable learning rates is: for each optimizer the
+    ratio of the highest to the lowest rate whose test accuracy after the last epoch is
+    near the optimizer's own best. Stopped, the same command goes on."""
+
+    optimizers: tuple[str, ...] = (
+        "sgd",
+        "sgd+polyak",
+        "insgd-l2",
+        "insgd-l2+polyak",
+        "insgd-l2+layer+log1p",
+        "insgd-l2+layer+log1p+polyak",
+        "adam",
+        "lars",
+        "momo",
+        "prodigy",
+        "dadapt-adamw",
+    )
+    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]. Rates
+    lie around RATE, by default the optimizer's own."""
+    decades: float = 5
+    """At most so many from the lowest rate to the highest, as many rates
+    on each side."""
+    per_decade: int = 2
+    """Steps of the learning rate in a factor of ten."""
+    gap: float = 0.125
+    """In decades: between a usable rate and its neighbour that is not, the
+    gap is halved until it is no wider."""
+    margin: float = 1.0
+    """Points of accuracy below the optimizer's best that are usable."""
+    seeds: int = 1
+    """Runs of each optimizer at each rate."""
+    processes: Processes = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        variants.check(self.optimizers, self.seeds)
+        for name in ("decades", "per_decade", "gap", "margin"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"{option(name)} must be greater than 0, got {getattr(self, name)}"
+                )
+
+
+def robustness(config: RobustnessConfig) -> int:
+    """Runs what is missing; prints and writes the table, draws the picture."""
+    configs = {text: _grid(config, text) for text in config.optimizers}
+    while True:
+        status = series.complete(_all(configs), config.processes)
+        points = {
+            text: [
+                point for each in rates.values() if (point := results.sweep_point(each))
+            ]
+            for text, rates in configs.items()
+        }
+        if status:
+            break
+        missing = 0
+        for text, found in points.items():
+            for rate in rate_search.refined(found, config.margin, config.gap):
+                configs[text][rate] = _runs(config, text, rate)
+                missing += 1
+        if not missing:
+            break
+        print(f"{missing} learning rates to add where usable ones end.")
+    points = {text: found for text, found in points.items() if found}
+    if points:
+        _report(config, configs, points)
+    return status
+
+
+def _all(configs: dict[str, dict[float, list[RunConfig]]]) -> list[RunConfig]:
+    return series.by_seed(runs for rates in configs.values() for runs in rates.values())
+
+
+def _grid(config: RobustnessConfig, text: str) -> dict[float, list[RunConfig]]:
+    center = variants.parse(text).config(config, seed=0).initial_learning_rate
+    rates = rate_search.grid(center, config.decades, config.per_decade)
+    return {rate: _runs(config, text, rate) for rate in rates}
+
+
+def _runs(config: RobustnessConfig, text: str, rate: float) -> list[RunConfig]:
+    variant = variants.parse(text)
+    return [variant.config(config, seed, rate) for seed in range(config.seeds)]
+
+
+def _report(
+    config: RobustnessConfig,
+    configs: dict[str, dict[float, list[RunConfig]]],
+    points: dict[str, list[Point]],
+) -> None:
+    text = f"{_table(config, points)}\n\n{_accuracies(points)}\n"
+    folder = series.report_folder("robustness", config)
+    values = {
+        "margin": config.margin,
+        "points": {
+            name: [point.to_json() for point in sorted(found)]
+            for name, found in points.items()
+        },
+        **results.origins(_all(configs)),
+    }
+    plots.plot_robustness(points, config.margin, folder / "robustness.png")
+    report_files.write(folder, "robustness", text, values, "robustness.png")
+
+
+def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
+    rows = []
+    for text, found in points.items():
+        found = sorted(found)
+        usable = within_margin(found, config.margin)
+        span = spanned_range(found, config.margin)
+        inside = [p for p in found if span.low <= p <= span.high]
+        low, high = (f"{p.learning_rate:g}" for p in (span.low, span.high))
+        # Nothing is known of what lies beyond the rates tried.
+        ends = open_ends(found, span)
+        rows.append(
+            [
+                text,
+                f"{span.best.accuracy} @ {span.best.learning_rate:g}",
+                f"{'<= ' * ends[0]}{low} - {'>= ' * ends[1]}{high}",
+                f"{'>= ' * any(ends)}{span.factor:.4g}",
+                f"{len(usable)}/{len(inside)}",
+                str(sum(point.seeds for point in found)),
+            ]
+        )
+    header = ["Optimizer", "Best", "Usable rates", "Ratio", "Usable between", "Runs"]
+    note = (
+        f"Usable: at most {config.margin:g} % below the optimizer's own best, top-1 on "
+        "the test images after the last epoch in percent, mean ± standard deviation "
+        f"over {config.seeds} seeds. Usable between: how many of the rates tried from "
+        "the lowest to the highest usable one are usable."
+    )
+    return f"{markdown.table(header, rows)}\n\n{note}"
+
+
+def _accuracies(points: dict[str, list[Point]]) -> str:
+    rows = [
+        (
+            text,
+            ", ".join(
+                f"{p.accuracy.mean:.1f} @ {p.learning_rate:g}" for p in sorted(found)
+            ),
+        )
+        for text, found in points.items()
+    ]
+    return markdown.table(("Optimizer", "Accuracy @ learning rate"), rows)

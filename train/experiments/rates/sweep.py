@@ -1,0 +1,101 @@
+"""`python -m train sweep`: accuracy against learning rate, for several optimizers."""
+
+import dataclasses
+
+from train import markdown
+from train.config import Setting
+from train.experiments import plots, report_files, results, series, variants
+from train.experiments.rates.points import MARGIN, Point, usable_range
+from train.experiments.workers import Processes
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig(Setting):
+    """Run optimizers at several learning rates, and draw accuracy against the rate, and
+    against rate times INSGD's mean multiplier. Stopped, the same command goes on."""
+
+    optimizers: tuple[str, ...] = ("sgd", "insgd-l2")
+    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]], such as
+    insgd-l2+layer+log1p."""
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
+    """The rates, of each optimizer."""
+    seeds: int = 1
+    """Runs of each optimizer at each rate."""
+    processes: Processes = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        variants.check(self.optimizers, self.seeds)
+        if not self.learning_rates:
+            raise ValueError("--learning-rates must be one or more")
+        for text in self.optimizers:
+            if variants.parse(text).learning_rate is not None:
+                raise ValueError(f"{text!r}: in a sweep, rates go to --learning-rates")
+
+
+def sweep(config: SweepConfig) -> int:
+    """Runs what is missing; prints and writes the table, draws the picture."""
+    configs = {
+        (text, rate): [
+            variants.parse(text).config(config, seed, rate)
+            for seed in range(config.seeds)
+        ]
+        for text in config.optimizers
+        for rate in config.learning_rates
+    }
+    status = series.complete(series.by_seed(configs.values()), config.processes)
+    points: dict[str, list[Point]] = {}
+    for (text, _), runs in configs.items():
+        if point := results.sweep_point(runs):
+            points.setdefault(text, []).append(point)
+    if not points:
+        return status
+
+    text = f"{_table(config, points)}\n\n{_ranges(points)}\n"
+    folder = series.report_folder("sweep", config)
+    values = {name: [p.to_json() for p in each] for name, each in points.items()}
+    plots.plot_sweep(points, folder / "sweep.png")
+    report_files.write(folder, "sweep", text, values, "sweep.png")
+    return status
+
+
+def _table(config: SweepConfig, points: dict[str, list[Point]]) -> str:
+    cells = {
+        (text, point.learning_rate): f"{point.accuracy} @ {point.effective_rate:.3g}"
+        for text, each in points.items()
+        for point in each
+    }
+    rows = [
+        [f"{rate:g}", *(cells.get((text, rate), "not run") for text in points)]
+        for rate in sorted(config.learning_rates)
+    ]
+    note = (
+        "Top-1 on the test images after the last epoch in percent, mean ± standard "
+        "deviation over seeds, @ learning rate x mean multiplier, which is 1 but for "
+        "INSGD and with a bound."
+    )
+    return f"{markdown.table(('Learning rate', *points), rows)}\n\n{note}"
+
+
+def _ranges(points: dict[str, list[Point]]) -> str:
+    """Moved or widened: the usable range of each optimizer in rates given and taken."""
+    rows = []
+    for text, each in points.items():
+        found = usable_range(each)
+        rows.append(
+            [
+                text,
+                f"{found.best.accuracy.mean:.2f} @ {found.best.learning_rate:g}",
+                f"{found.low.learning_rate:g} - {found.high.learning_rate:g}",
+                f"{found.factor:.3g}",
+                f"{found.low.effective_rate:.3g} - {found.high.effective_rate:.3g}",
+                f"{found.effective_factor:.3g}",
+            ]
+        )
+    header = ["Optimizer", "Best", "Usable rates", "Factor"]
+    header += ["Usable rate x multiplier", "Factor"]
+    note = (
+        f"Usable: within {MARGIN:g} points of the optimizer's best, of the rates tried. "
+        "A range that lies elsewhere is moved; one whose factor is larger is widened."
+    )
+    return f"{markdown.table(header, rows)}\n\n{note}"

@@ -1,0 +1,161 @@
+"""Many runs: those that are missing are run, those half done finished, none repeated.
+
+A run's folder is named after its options, so whoever asks for the same run finds it:
+a table and a sweep share it, and a series that is stopped goes on where it was. Each
+run is locked while it is trained, so processes with the same series share its runs.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train.config import FREE_ON_RESUME, RunConfig, Setting
+from train.errors import UserError
+from train.experiments import workers
+from train.run import folder as run_folder
+from train.run import metrics
+from train.run.command import run
+from train.run.lock import RunInProgress, RunLock
+from train.run.metrics import Row
+
+_POLL_SECONDS = 2.0
+# Where and how, not what.
+_FREE = FREE_ON_RESUME | {"processes"}
+
+
+def digest(value: Any) -> str:
+    """A short name for anything JSON can hold."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def place(config: RunConfig) -> Path:
+    """The folder of the one run with these options."""
+    default = RunConfig(optimizer=config.optimizer).to_json()
+    identity = {
+        name: value
+        for name, value in config.to_json().items()
+        # A longer run has other milestones: it is another run here. An option that
+        # comes into being later does not make runs without it others.
+        if value != default[name] and (name not in FREE_ON_RESUME or name == "epochs")
+    }
+    name = f"{config.readable_name}-{config.epochs}epochs-{digest(identity)}"
+    return config.runs_dir.expanduser().absolute() / name
+
+
+def finished(config: RunConfig) -> list[Row] | None:
+    """The metrics of each epoch of a run; None if it is not finished."""
+    rows = metrics.read(run_folder.RunFolder(place(config), {}).metrics)
+    return rows if rows and rows[-1]["epoch"] >= config.epochs else None
+
+
+def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
+    """All runs, so that a series stopped early has every row with fewer seeds.
+
+    Args:
+        rows: runs that differ by their seed, in each row as many; None for one that is
+            not known yet.
+    """
+    seeds = zip(*rows, strict=True)
+    return [config for configs in seeds for config in configs if config is not None]
+
+
+def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
+    """Runs what is missing, in order; those that another process runs come last.
+
+    For these it waits, and takes over what the other leaves unfinished.
+
+    Args:
+        configs: the runs; `run_dir` and `resume` unset.
+        processes: with more than one, this process starts so many that do the work.
+
+    Returns:
+        0, or the exit status of the run that was stopped; called again, it goes on.
+
+    Raises:
+        UserError: if `processes` is no number of processes, or one of them fails.
+    """
+    if processes < 1:
+        raise UserError(f"--processes must be at least 1, got {processes}")
+    missing = [config for config in configs if finished(config) is None]
+    print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
+    if not missing:
+        return 0
+    if processes > 1:
+        return workers.complete(
+            missing,
+            min(processes, len(missing)),
+            is_finished=lambda config: finished(config) is not None,
+        )
+    return _complete_here(missing)
+
+
+def _complete_here(missing: Sequence[RunConfig]) -> int:
+    _keep_compiled(missing[0].load_options.cache_dir / "compiled")
+    waiting = False
+    numbers = {place(config): n for n, config in enumerate(missing, start=1)}
+    while missing:
+        held = []
+        for config in missing:
+            title = f"Run {numbers[place(config)]} of {len(numbers)} to do:"
+            try:
+                status = _finish(config, title)
+            except RunInProgress as error:
+                held.append((config, error))
+                continue
+            if status:
+                print("The same command again goes on from here.")
+                return status
+        if len(held) == len(missing):
+            if not waiting:
+                reasons = "\n".join(f"- {error}" for _, error in held)
+                print(f"Waiting for what other processes run:\n{reasons}")
+            waiting = True
+            time.sleep(_POLL_SECONDS)
+        missing = [config for config, _ in held if finished(config) is None]
+    return 0
+
+
+def _finish(config: RunConfig, title: str) -> int:
+    """Trains a run to its end, unless it is there.
+
+    Raises:
+        RunInProgress: if another process has the run.
+    """
+    path = place(config)
+    run_folder.make(path, exist_ok=True)
+    with RunLock() as lock:
+        lock.take(path)
+        # Another process may have run it since it was found missing.
+        if finished(config) is not None:
+            return 0
+        print(title)
+        where = "resume" if (path / run_folder.RECORD).exists() else "run_dir"
+        return run(dataclasses.replace(config, **{where: path}), lock)
+
+
+def _keep_compiled(folder: Path) -> None:
+    """Lets runs that differ by their seed alone, and later ones, share programs."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def report_folder(command: str, config: Setting) -> Path:
+    """Makes the folder for what a command with these options makes of its runs."""
+    options = {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+        and (field.name not in _FREE or field.name == "epochs")
+    }
+    data = Path(config.dataset.partition(":")[2]).name or config.dataset
+    name = f"{command}-{data}-{config.model}-{config.epochs}epochs-{digest(options)}"
+    folder = config.runs_dir.expanduser().absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

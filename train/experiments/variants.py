@@ -1,0 +1,93 @@
+"""Optimizers on one setting, in one word each: "insgd-l2+layer+log1p+polyak@0.5"."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from train.config import RunConfig, Setting
+from train.training import optimizers
+
+_CHANGES: dict[str, dict[str, Any]] = {
+    "layer": {"scope": "layer"},
+    "kernel": {"scope": "kernel"},
+    "log": {"normalizer": "log"},
+    "log1p": {"normalizer": "log1p"},
+    "power": {"normalizer": "power"},
+}
+_POLYAK = re.compile(r"polyak(\d+\.?\d*|\.\d+)?")
+_POLYAK_FACTOR = 0.3
+FORM = "NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """An optimizer, and what it has that the setting has not.
+
+    Attributes:
+        text: as it was written, for legends.
+        optimizer: its name.
+        changes: options of the setting it changes.
+        learning_rate: None for the optimizer's own.
+    """
+
+    text: str
+    optimizer: str
+    changes: dict[str, Any]
+    learning_rate: float | None
+
+    def config(
+        self, setting: Setting, seed: int, learning_rate: float | None = None
+    ) -> RunConfig:
+        """One run; a learning rate given takes the place of its own."""
+        shared = {
+            field.name: getattr(setting, field.name)
+            for field in dataclasses.fields(Setting)
+        }
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        return RunConfig(
+            **shared
+            | self.changes
+            | {"optimizer": self.optimizer, "learning_rate": rate, "seed": seed}
+        )
+
+
+def parse(text: str) -> Variant:
+    """Reads a variant.
+
+    Raises:
+        ValueError: if it is none; the message gives the form.
+    """
+    words, at, rate = text.partition("@")
+    name, *parts = words.split("+")
+    optimizers.check_name(name)
+    changes: dict[str, Any] = {}
+    for part in parts:
+        if (bound := _POLYAK.fullmatch(part)) and optimizers.can_be_bounded(name):
+            changes["polyak_factor"] = float(bound[1] or _POLYAK_FACTOR)
+        elif part in _CHANGES and optimizers.is_insgd(name):
+            changes |= _CHANGES[part]
+        else:
+            raise ValueError(
+                f"{text!r} is no optimizer: {FORM}. After + go, of INSGD, "
+                f"{', '.join(_CHANGES)}, and of INSGD and SGD polyak or polyak0.5"
+            )
+    try:
+        learning_rate = float(rate) if at else None
+    except ValueError:
+        learning_rate = math.nan
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise ValueError(f"{text!r}: after @ goes a learning rate above 0: {FORM}")
+    return Variant(text, name, changes, learning_rate)
+
+
+def check(texts: tuple[str, ...], seeds: int) -> None:
+    """Raises a ValueError unless these are variants, each once, and seeds a number."""
+    if not texts:
+        raise ValueError("--optimizers must be one or more")
+    for text in texts:
+        parse(text)
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"--optimizers names one twice: {' '.join(texts)}")
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")

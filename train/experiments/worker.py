@@ -1,0 +1,44 @@
+"""One of several processes that share runs: `python -m train.experiments.worker RUNS.json ...`.
+
+`worker_pool` starts it. What follows the file is the command line it works for, which
+the records of its runs name.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from train import cli
+from train.config import RunConfig
+from train.experiments import series
+
+
+def main() -> int:
+    """Completes the runs in the file that the first argument names."""
+    path = Path(sys.argv.pop(1))
+    watch = threading.Thread(target=stop_with_parent, args=(0,), daemon=True)
+    watch.start()
+    configs = [RunConfig.from_json(values) for values in json.loads(path.read_text())]
+    return cli.report_errors(lambda: series.complete(configs))
+
+
+def stop_with_parent(pipe: int) -> None:
+    """Stops this process, as SIGTERM does, when the other end of a pipe is closed.
+
+    The system closes it even if the parent is killed.
+
+    Args:
+        pipe: the descriptor of this end, on which nothing comes.
+    """
+    # Not through sys.stdin, whose lock a thread must not hold when Python ends.
+    os.read(pipe, 1)
+    print("The command that started this worker is gone.", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.exit(main())

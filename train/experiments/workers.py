@@ -1,0 +1,191 @@
+"""Processes that share the runs of a series, on this machine."""
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+from tqdm import tqdm
+
+from train.config import RunConfig
+from train.errors import UserError
+from train.run.signals import StopRequest
+
+# The option of every command that completes a series.
+Processes = Annotated[
+    int,
+    tyro.conf.arg(
+        help=(
+            "Worker processes that share the runs: each has its share of the CPU's "
+            "cores, and of an accelerator's memory."
+        )
+    ),
+]
+
+_WORKER = (sys.executable, "-m", "train.experiments.worker")
+_POLL_SECONDS = 1.0
+# Runs take minutes; and in a file each time is a line.
+_BAR_SECONDS = 10.0
+_MEMORY_SETTINGS = (
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",  # Its former name.
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+)
+# Of an accelerator's memory, which all workers use together.
+_MEMORY = 0.9
+_LINES_SHOWN = 10
+
+
+class _Worker(NamedTuple):
+    process: subprocess.Popen
+    log: Path
+
+
+def complete(
+    configs: Sequence[RunConfig],
+    processes: int,
+    is_finished: Callable[[RunConfig], bool],
+) -> int:
+    """Lets workers complete runs, and shows how many are finished.
+
+    They must be started before this process asks JAX for its devices: it would take
+    most of an accelerator's memory.
+
+    Args:
+        configs: the runs that are missing.
+        processes: the number of workers, at least 1.
+        is_finished: whether a run is.
+
+    Returns:
+        0, or 128 plus the number of the signal that stopped it and the workers.
+
+    Raises:
+        UserError: if a worker fails; the others have been stopped, and have saved.
+    """
+    folder = _make_folder(configs[0].runs_dir.expanduser().absolute())
+    runs = folder / "runs.json"
+    runs.write_text(json.dumps([config.to_json() for config in configs]))
+    print(f"Workers that share the runs: {processes}. Output: {folder}/worker-*.log")
+    failed, stopping, left = None, False, list(configs)
+    with (
+        StopRequest() as stop,
+        _started(runs, processes) as workers,
+        tqdm(total=len(configs), unit="run", mininterval=_BAR_SECONDS) as bar,
+    ):
+        running = True
+        while running:
+            time.sleep(_POLL_SECONDS)
+            statuses = [worker.process.poll() for worker in workers]
+            running = None in statuses
+            if failed is None and not stop and any(statuses):
+                failed = next(w for w in workers if w.process.returncode)
+            if (stop or failed) and not stopping:
+                stopping = True
+                # After Ctrl-C they have had SIGINT too, and save already.
+                for worker in workers:
+                    worker.process.terminate()
+            still_left = [config for config in left if not is_finished(config)]
+            bar.update(len(left) - len(still_left))
+            left = still_left
+    if failed is not None:
+        raise UserError(_report(failed))
+    if stop:
+        print(
+            f"Stopped by {stop.signal.name}; the workers have saved. The same command "
+            "again goes on from here."
+        )
+        return 128 + stop.signal
+    return 0
+
+
+def _make_folder(runs_dir: Path) -> Path:
+    """A folder for what workers say, of this process; others may share `runs_dir`."""
+    started = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{started}-{socket.gethostname()}-{os.getpid()}"
+    folder = runs_dir / "workers" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _started(runs: Path, processes: int) -> Iterator[list[_Worker]]:
+    """Starts workers, and leaves none behind."""
+    workers = []
+    try:
+        for number, cores in enumerate(_shares(_usable_cores(), processes), start=1):
+            log = runs.parent / f"worker-{number}.log"
+            with log.open("a") as output, _pinned(cores):
+                process = subprocess.Popen(
+                    [*_WORKER, str(runs), *sys.argv[1:]],
+                    env=os.environ | _memory_share(processes),
+                    # Stays open as long as this process lives: see `worker`.
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            workers.append(_Worker(process, log))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            worker.process.wait()
+            worker.process.stdin.close()
+
+
+def _memory_share(processes: int) -> dict[str, str]:
+    """What keeps one worker from taking most of an accelerator's memory."""
+    if any(name in os.environ for name in _MEMORY_SETTINGS):
+        return {}
+    return {_MEMORY_SETTINGS[0]: f"{_MEMORY / processes:.3f}"}
+
+
+def _usable_cores() -> list[int]:
+    """The cores this process may use; none where that cannot be told or changed."""
+    # Linux has it; macOS has not.
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _shares(cores: Sequence[int], processes: int) -> list[set[int]]:
+    """The cores of each worker; if there are too few, several have the same one."""
+    if not cores:
+        return [set()] * processes
+    if len(cores) < processes:
+        return [{cores[number % len(cores)]} for number in range(processes)]
+    # Neighbours, which have a cache in common.
+    bounds = [len(cores) * number // processes for number in range(processes + 1)]
+    return [set(cores[first:end]) for first, end in itertools.pairwise(bounds)]
+
+
+@contextlib.contextmanager
+def _pinned(cores: set[int]) -> Iterator[None]:
+    """Binds this thread to some cores, and with it the processes it starts."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _report(worker: _Worker) -> str:
+    text = worker.log.read_bytes().decode(errors="replace")
+    # Of a bar that was drawn again and again, as it looked last.
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.rstrip().split("\n")]
+    shown = "\n".join(f"  {line}" for line in lines[-_LINES_SHOWN:])
+    status = worker.process.returncode
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return (
+        f"A worker ended with {how}; the others were stopped and have saved. Its last "
+        f"lines, of {worker.log}:\n{shown}\nThe same command again goes on from here."
+    )

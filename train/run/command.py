@@ -1,0 +1,167 @@
+"""`python -m train run`: train, and keep what came of it."""
+
+import contextlib
+import io
+import signal
+import sys
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from train.config import RunConfig
+from train.data import registry
+from train.experiments import plots
+from train.run import folder as run_folder
+from train.run import loop, metrics
+from train.run.checkpoints import Checkpoints
+from train.run.experiment import Experiment
+from train.run.folder import RunFolder
+from train.run.lock import RunLock
+from train.run.metrics import MetricsWriter, Row
+from train.run.signals import StopRequest
+from train.run.warn import Warnings
+from train.training import distributed
+from train.training.state import Progress
+
+
+def run(config: RunConfig, lock: RunLock | None = None) -> int:
+    """Runs from the start, or goes on where `config.resume` stands.
+
+    Args:
+        config: the options; with `resume`, already those of the run it names.
+        lock: on the run folder, if the caller has it; otherwise it is taken here.
+
+    Returns:
+        The exit status: 0, or 128 plus the number of the signal that asked it to stop,
+        even if that came too late.
+
+    Raises:
+        RunInProgress: if another process has the run.
+    """
+    distributed.start(config.launch)
+    with contextlib.ExitStack() as stack:
+        if not distributed.is_first():
+            # All compute and save together; the first alone speaks and writes the rest.
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        return _run(config, lock or stack.enter_context(RunLock()))
+
+
+def _run(config: RunConfig, lock: RunLock) -> int:
+    if config.resume is not None:
+        folder = run_folder.load(config.resume)
+        # First of all: who runs it may need all the memory of the device.
+        distributed.from_first(lambda: str(lock.take(folder.path)))
+    dataset = registry.load(config.dataset, config.load_options)
+    experiment = Experiment(config, dataset)
+    progress = experiment.start()
+    if config.resume is None:
+        description = dataset.describe()
+        folder = run_folder.load(
+            Path(
+                distributed.from_first(
+                    lambda: str(lock.take(run_folder.create(config, description).path))
+                )
+            )
+        )
+    else:
+        folder.check_dataset(dataset.describe())
+    checkpoints = Checkpoints(folder.checkpoints)
+    if checkpoints.latest_step is not None:
+        progress = checkpoints.restore(checkpoints.latest_step, like=progress)
+    first_step = int(progress.state.step)
+    print(
+        f"{config.model} on {dataset.name} ({dataset.num_train} training, "
+        f"{dataset.num_test} test images) with {config.optimizer}, learning "
+        f"rate {config.initial_learning_rate:g}. Run folder: {_short(folder.path)}"
+    )
+    if first_step:
+        print(f"Going on from step {first_step}.")
+
+    rows = [row for row in metrics.read(folder.metrics) if row["step"] <= first_step]
+    tensorboard = folder.path / "tensorboard" if config.tensorboard else None
+    is_first, in_several = distributed.is_first(), jax.process_count() > 1
+    writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
+    warnings = Warnings()
+    stop_in_any = False
+
+    def on_epoch(progress: Progress, row: Row) -> None:
+        nonlocal stop_in_any
+        rows.append(row)
+        if is_first:
+            writer.write(row)
+        checkpoints.save(row["step"], progress, row["test_top1"])
+        # Processes must stop at the same step, and agree on it here.
+        stop_in_any = distributed.any_process(bool(stop))
+        if not is_first:
+            return
+        tqdm.write(_epoch_line(row, config.epochs))
+        for warning in warnings.new(row):
+            tqdm.write(f"Warning: {warning}", file=sys.stderr)
+
+    with StopRequest() as stop:
+        progress = loop.fit(
+            experiment,
+            progress,
+            config.epochs,
+            stopped=lambda: stop_in_any if in_several else bool(stop),
+            on_epoch=on_epoch,
+        )
+        step = int(progress.state.step)
+        checkpoints.save(step, progress, None)
+        checkpoints.close()
+        if is_first:
+            writer.close()
+            plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
+            if rows and "multipliers" in rows[-1]:
+                plots.plot_multipliers(rows, folder.multipliers_plot)
+    if step < config.epochs * experiment.steps_per_epoch:
+        stopped_by = stop.signal or signal.SIGTERM  # It may have reached another one.
+        print(
+            f"Stopped by {stopped_by.name} and saved at step {step}. Go on with: "
+            f"python -m train --resume {_short(folder.path)}"
+        )
+        return 128 + stopped_by
+    print(_closing_line(rows, folder))
+    # Finished all the same; but after it nothing should start.
+    return 128 + stop.signal if stop else 0
+
+
+def _epoch_line(row: Row, num_epochs: int) -> str:
+    parts = [
+        f"epoch {row['epoch']}/{num_epochs}",
+        f"train loss {row['train_loss']:.4f}",
+        f"test loss {row['test_loss']:.4f}",
+        f"test top-1 {100 * row['test_top1']:.2f} %",
+    ]
+    if "weights_at_floor" in row:
+        parts.append(
+            f"weights at the floor {row['weights_at_floor']}/{len(row['multipliers'])}"
+        )
+    if "train_polyak_scale" in row:
+        parts.append(f"bounded to {row['train_polyak_scale']:.2g} of the learning rate")
+    return "  ".join(parts)
+
+
+def _closing_line(rows: list[Row], folder: RunFolder) -> str:
+    made = [folder.metrics, folder.plot, folder.multipliers_plot]
+    names = ", ".join(path.name for path in made if path.exists())
+    files = (
+        f"In {_short(folder.path)}: {names}, {folder.checkpoints.name}/, "
+        f"{run_folder.RECORD}"
+    )
+    if not rows:
+        return f"{folder.metrics.name} was lost; use eval to test again. {files}"
+    last = rows[-1]
+    best = max(rows, key=lambda row: row["test_top1"])
+    return (
+        f"Test accuracy {100 * last['test_top1']:.2f} % after epoch {last['epoch']} "
+        f"(best: {100 * best['test_top1']:.2f} % after epoch {best['epoch']}, picked "
+        f"on the test images). {files}"
+    )
+
+
+def _short(path: Path) -> str:
+    """The path as seen from here, if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,53 @@
+"""`python -m train eval`: a finished run's network, evaluated again."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+import tyro
+
+from train.data import registry
+from train.errors import UserError
+from train.run import folder as run_folder
+from train.run.checkpoints import Checkpoints
+from train.run.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a run's checkpoint on its test images."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """The run folder."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which: the best is picked by its accuracy on these same test images."""
+
+
+def evaluate(config: EvalConfig) -> int:
+    """Prints a checkpoint's test loss and accuracies."""
+    folder = run_folder.load(config.run_dir)
+    run_config = folder.config
+    dataset = registry.load(run_config.dataset, run_config.load_options)
+    folder.check_dataset(dataset.describe())
+    experiment = Experiment(run_config, dataset)
+    checkpoints = Checkpoints(folder.checkpoints)
+    step = (
+        checkpoints.best_step
+        if config.checkpoint == "best"
+        else checkpoints.latest_step
+    )
+    if step is None:
+        raise UserError(
+            f"{folder.checkpoints} holds no checkpoint yet. Go on with the run: "
+            f"python -m train --resume {config.run_dir}"
+        )
+    progress = checkpoints.restore(step, like=experiment.start())
+    checkpoints.close()
+    scores = jax.device_get(experiment.evaluate(progress.state))
+    print(
+        f"{config.checkpoint} checkpoint, step {step}, on "
+        f"{dataset.num_test} test images: loss {scores['loss']:.4f}, "
+        f"top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %"
+    )
+    return 0

@@ -1,0 +1,204 @@
+"""A run's programs, put together from its options and its data."""
+
+import ast
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import insgd_optax
+import models
+from train.config import RunConfig
+from train.data.registry import Dataset, StreamedDataset
+from train.errors import UserError
+from train.training import optimizers, parallel, schedules
+from train.training import programs as epoch
+from train.training.in_memory import InMemoryFeed
+from train.training.multipliers import MultiplierSummary, summarize
+from train.training.state import Progress, TrainState, create_state
+from train.training.step import train_step
+from train.training.streamed import StreamedFeed
+
+
+class Experiment:
+    """Everything that can be computed in a run.
+
+    Args:
+        config: the run's options.
+        dataset: the data.
+
+    Raises:
+        UserError: if the two do not fit.
+
+    Attributes:
+        steps_per_epoch: optimizer steps; samples that fill no batch are left out.
+        schedule: step -> learning rate.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset):
+        self._config = config
+        self._dataset = dataset
+        self._devices = parallel.create(config.parallel)
+        self._check_batch()
+        self.steps_per_epoch = dataset.num_train // config.batch_size
+        self.schedule = schedules.create(
+            config.schedule,
+            config.initial_learning_rate,
+            self.steps_per_epoch,
+            milestones=config.milestones,
+            milestone_factor=config.milestone_factor,
+            restart_epochs=config.restart_epochs,
+            warmup_epochs=config.warmup_epochs,
+        )
+        self._optimizer = optimizers.create(
+            config.optimizer,
+            self.schedule,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            scope=config.scope,
+            normalizer=config.normalizer,
+            polyak_factor=config.polyak_factor,
+        )
+        self._model = self._create_model()
+        self._init_rng, run_rng = jax.random.split(jax.random.key(config.seed))
+        self._feed = self._create_feed(run_rng)
+        self._multipliers_program = self._optimizer.multipliers and jax.jit(
+            self._optimizer.multipliers
+        )
+
+    def _check_batch(self) -> None:
+        batch_size, num_devices = self._config.batch_size, self._devices.num_devices
+        num_samples = self._dataset.num_train
+        if batch_size > num_samples:
+            raise UserError(
+                f"--batch-size {batch_size} is larger than the {num_samples} training "
+                f"images of {self._dataset.name}. Give at most {num_samples}."
+            )
+        if batch_size % num_devices:
+            raise UserError(
+                f"--batch-size {batch_size} cannot be shared out equally to "
+                f"{num_devices} devices. Give a multiple of {num_devices}."
+            )
+
+    def _create_model(self) -> nn.Module:
+        # Only what is asked for: not every network has batch normalization.
+        options = {} if self._config.batch_norm else {"batch_norm": False}
+        for text in self._config.model_options:
+            name, _, value = text.partition("=")
+            options[name] = _literal(value)
+        try:
+            return models.create(
+                self._config.model,
+                num_classes=len(self._dataset.class_names),
+                dtype=jnp.dtype(self._config.dtype),
+                axis_name=self._devices.axis_name,
+                **options,
+            )
+        except TypeError as error:
+            raise UserError(f"{_given(self._config)}: {error}") from error
+
+    def _create_feed(self, rng: jax.Array) -> InMemoryFeed | StreamedFeed:
+        config = self._config
+        step_fn = functools.partial(
+            train_step,
+            capture=self._optimizer.capture,
+            measures=self._optimizer.measures,
+            axis_name=self._devices.axis_name,
+        )
+        batching = epoch.Batching(config.batch_size, self.steps_per_epoch)
+        programs = self._devices, step_fn, batching, rng
+        if isinstance(self._dataset, StreamedDataset):
+            return StreamedFeed(
+                self._dataset,
+                *programs,
+                seed=config.seed,
+                num_steps=config.epochs * self.steps_per_epoch,
+                num_workers=config.num_data_workers,
+            )
+        return InMemoryFeed(self._dataset, *programs)
+
+    def start(self) -> Progress:
+        """The run before its first step.
+
+        Raises:
+            UserError: if the network cannot take the images.
+        """
+        try:
+            state = create_state(
+                self._model,
+                self._optimizer.tx,
+                self._init_rng,
+                self._dataset.image_shape,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{self._config.model} on {self._dataset.name}: {error}"
+            ) from error
+        return self._devices.put(
+            Progress(state, epoch.zero_totals(self._optimizer.measures))
+        )
+
+    def chunk_lengths(self) -> list[int]:
+        """The chunks of an epoch, in steps."""
+        most = self._config.chunk_steps or self._feed.default_chunk_steps
+        return epoch.chunk_lengths(self.steps_per_epoch, most)
+
+    def train_chunk(self, progress: Progress, step: int, num_steps: int) -> Progress:
+        """Goes on for some steps of an epoch.
+
+        Args:
+            progress: where the run stands. Its state is used up, its totals are not.
+            step: that of its state, known without waiting for the device.
+            num_steps: how many; they must not pass the end of the epoch.
+
+        Returns:
+            Where the run stands then.
+        """
+        return self._feed.train_chunk(progress, step, num_steps)
+
+    def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
+        """Loss and accuracies on the test images."""
+        return self._feed.evaluate(state)
+
+    def close(self) -> None:
+        """Ends what feeds the training; it starts again when it is needed."""
+        self._feed.close()
+
+    def multipliers(self, state: TrainState) -> MultiplierSummary | None:
+        """What INSGD makes of the learning rate; None for other optimizers."""
+        if self._multipliers_program is None:
+            return None
+        params = flax.traverse_util.flatten_dict(state.params, sep="/")
+        return summarize(
+            jax.device_get(self._multipliers_program(state.opt_state)),
+            sizes={name: weight.size for name, weight in params.items()},
+            eps=optimizers.EPS,
+        )
+
+    def powers(self, state: TrainState) -> dict[str, float]:
+        """INSGD's estimates P by weight, the mean if its stacked layers have several.
+
+        Only where `multipliers` is not None.
+        """
+        powers = jax.device_get(insgd_optax.input_powers(state.opt_state))
+        return {name: float(np.mean(power)) for name, power in powers.items()}
+
+
+def _literal(text: str) -> Any:
+    """A Python literal's value, such as that of False or 0.5; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _given(config: RunConfig) -> str:
+    """The options that reach the network, as they are given."""
+    given = [] if config.batch_norm else ["--no-batch-norm"]
+    if config.model_options:
+        given.append(" ".join(["--model-options", *config.model_options]))
+    return " and ".join(given)

@@ -1,0 +1,156 @@
+"""The folder a run leaves behind: what it was, what it measured, where it stands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from train import provenance
+from train.config import RunConfig
+from train.errors import UserError
+from train.run import lock
+
+RECORD = "record.json"
+
+
+class RunFolder:
+    """Names of things in a run folder.
+
+    Attributes:
+        path: the folder, absolute.
+        record: what its record holds: "config", "dataset" (see
+            `ImageDataset.describe`) and "environment".
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]):
+        self.path = path
+        self.record = record
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON for each epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plot(self) -> Path:
+        """Test error over epochs."""
+        return self.path / "test_error.png"
+
+    @property
+    def multipliers_plot(self) -> Path:
+        """What INSGD made of the learning rate, weight by weight over epochs."""
+        return self.path / "multipliers.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The latest states and the best."""
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> RunConfig:
+        """The options the run was started with."""
+        return RunConfig.from_json(self.record["config"])
+
+    def check_dataset(self, description: dict[str, Any]) -> None:
+        """Raises unless the data are those the run was started with."""
+        recorded = self.record["dataset"]
+        for name, value in description.items():
+            if recorded.get(name) != value:
+                raise UserError(
+                    f"The data are not those of the run {self.path}: {name} was "
+                    f"{recorded.get(name)}, is {value}. Bring back the data it was "
+                    "started with, or start a new run."
+                )
+
+
+def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
+    """Makes a new run folder; never one that is there already.
+
+    Args:
+        config: the run's options.
+        dataset: from `ImageDataset.describe`.
+
+    Returns:
+        The folder, with its record written.
+
+    Raises:
+        UserError: if `config.run_dir` is there and holds anything.
+    """
+    if config.run_dir is not None:
+        path = config.run_dir.expanduser().absolute()
+        if path.exists() and not (path.is_dir() and _is_new(path)):
+            raise UserError(
+                f"The run folder {path} exists already and is left as it is. Go on "
+                f"with it: --resume {config.run_dir}; or give another --run-dir."
+            )
+        make(path, exist_ok=True)
+    else:
+        path = _make_next(config.runs_dir.expanduser().absolute(), config.readable_name)
+    record = {
+        "config": config.to_json(),
+        "dataset": dataset,
+        "environment": provenance.describe(),
+    }
+    # Of two commands that found the folder empty one comes first.
+    with (path / RECORD).open("x") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
+    return RunFolder(path, record)
+
+
+def load(path: Path) -> RunFolder:
+    """Opens the folder of a run.
+
+    Raises:
+        UserError: if it is none.
+    """
+    path = path.expanduser().absolute()
+    try:
+        record = json.loads((path / RECORD).read_text())
+        folder = RunFolder(path, record)
+        _ = folder.config, record["dataset"]
+    except OSError as error:
+        raise UserError(
+            f"{path} is no run folder: {error.strerror}: {path / RECORD}. Give "
+            "the folder a run named in its last line, such as runs/NAME."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path / RECORD} is damaged or of another version ({error!r}). "
+            "Start a new run."
+        ) from error
+    return folder
+
+
+def _make_next(parent: Path, name: str) -> Path:
+    """Makes `name`, or else `name-2`, `name-3`, ..., below `parent`."""
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            make(path)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _is_new(path: Path) -> bool:
+    """Whether a folder holds nothing, but for a lock."""
+    return all(entry.name == lock.NAME for entry in path.iterdir())
+
+
+def make(path: Path, exist_ok: bool = False) -> None:
+    """Makes a folder for a run.
+
+    Raises:
+        UserError: if it cannot be made.
+        FileExistsError: if it is there, unless that may be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"The run folder {path} cannot be made: {error.strerror}. Give another "
+            "--run-dir or --runs-dir."
+        ) from error

@@ -1,0 +1,105 @@
+"""The training loop: chunks, and what is done at the end of an epoch."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from train.run.experiment import Experiment
+from train.run.metrics import Row
+from train.training import distributed
+from train.training.state import Progress
+
+
+def fit(
+    experiment: Experiment,
+    progress: Progress,
+    num_epochs: int,
+    *,
+    stopped: Callable[[], bool],
+    on_epoch: Callable[[Progress, Row], None],
+) -> Progress:
+    """Trains until an epoch is reached, from wherever `progress` stands.
+
+    Nothing waits for the device but the totals of the chunk before the one under way,
+    and the end of an epoch.
+
+    Args:
+        experiment: the run's programs; closed at the end.
+        progress: where it stands; used up.
+        num_epochs: epochs of the whole run.
+        stopped: asked after every chunk; True ends the training there.
+        on_epoch: called after each epoch with where the run stands and the epoch's
+            metrics.
+
+    Returns:
+        Where the run stands at the end.
+    """
+    steps_per_epoch = experiment.steps_per_epoch
+    step = int(progress.state.step)
+    with (
+        contextlib.closing(experiment),
+        tqdm(
+            total=num_epochs * steps_per_epoch,
+            initial=step,
+            unit="step",
+            mininterval=0.5,
+            disable=not distributed.is_first(),
+        ) as bar,
+    ):
+        while step < num_epochs * steps_per_epoch and not stopped():
+            started = time.perf_counter()
+            for length in _remaining(
+                experiment.chunk_lengths(), step % steps_per_epoch
+            ):
+                previous, done = progress.totals, step % steps_per_epoch
+                progress = experiment.train_chunk(progress, step, length)
+                step += length
+                if done:
+                    loss = float(previous["loss"]) / done
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update(length)
+                if stopped():
+                    break
+            if step % steps_per_epoch == 0:
+                row = _row(experiment, progress, step)
+                row["seconds"] = time.perf_counter() - started
+                on_epoch(progress, row)
+    return progress
+
+
+def _remaining(lengths: list[int], done: int) -> list[int]:
+    """The chunks of an epoch of which `done` steps are done."""
+    ends = itertools.accumulate(lengths)
+    return [length for length, end in zip(lengths, ends, strict=True) if end > done]
+
+
+def _row(experiment: Experiment, progress: Progress, step: int) -> Row:
+    """An epoch's metrics, by plain names and as plain numbers."""
+    state, totals = progress
+    steps_per_epoch = experiment.steps_per_epoch
+    totals, test = jax.device_get((totals, experiment.evaluate(state)))
+    row: dict[str, Any] = {
+        "epoch": step // steps_per_epoch,
+        "step": step,
+        "learning_rate": float(experiment.schedule(step - 1)),
+    }
+    row |= {
+        f"train_{name}": float(total) / steps_per_epoch
+        for name, total in totals.items()
+    }
+    row |= {f"test_{name}": float(value) for name, value in test.items()}
+    multipliers = experiment.multipliers(state)
+    if multipliers is not None:
+        row |= {
+            "weights_at_floor": len(multipliers.at_floor),
+            "at_floor": list(multipliers.at_floor),
+            "mean_multiplier": multipliers.mean,
+            "multipliers": multipliers.by_weight,
+            "powers": experiment.powers(state),
+        }
+    return row

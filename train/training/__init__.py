@@ -1,0 +1,1 @@
+"""Optimizers, steps and programs: training, without a run's folder."""

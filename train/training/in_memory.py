@@ -1,0 +1,95 @@
+"""Feeding the programs from data that are on the device, whole."""
+
+import functools
+
+import jax
+
+from train.data.registry import ImageDataset
+from train.training import programs
+from train.training.evaluate import evaluate
+from train.training.parallel import Devices, Program
+from train.training.state import Progress, TrainState
+
+_EVALUATION_BATCH = 1000
+
+
+class InMemoryFeed:
+    """Training and evaluation on a data set that fits on a device.
+
+    Args:
+        dataset: the data; put on the devices.
+        devices: where the programs run.
+        step_fn: `train_step`, with its options bound.
+        batching: batch size and steps of an epoch.
+        rng: the run's key.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        devices: Devices,
+        step_fn: programs.TrainStep,
+        batching: programs.Batching,
+        rng: jax.Array,
+    ):
+        self._devices = devices
+        self._batching = batching
+        self._rng = rng
+        self._train = devices.put((dataset.train.images, dataset.train.labels, rng))
+        self._test = devices.put(tuple(dataset.test))
+        self._shuffle_program = jax.jit(
+            functools.partial(programs.shuffle, num_samples=dataset.num_train)
+        )
+        self._order = functools.lru_cache(maxsize=1)(self._shuffle)
+        # Each length of a chunk is a program of its own.
+        self._chunk_program = functools.cache(
+            functools.partial(self._compile_chunk, step_fn, dataset)
+        )
+        self._evaluation_program = self._compile_evaluation(dataset)
+
+    @property
+    def default_chunk_steps(self) -> int:
+        """Most steps in a chunk, unless a number is given."""
+        return programs.default_chunk_steps()
+
+    def train_chunk(self, progress: Progress, step: int, num_steps: int) -> Progress:
+        """See `Experiment.train_chunk`."""
+        order = self._order(step // self._batching.steps_per_epoch)
+        program = self._chunk_program(num_steps)
+        return program(progress.state, progress.totals, order, *self._train)
+
+    def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
+        """See `Experiment.evaluate`."""
+        return self._evaluation_program(state, *self._test)
+
+    def close(self) -> None:
+        """Nothing is to be ended."""
+
+    def _shuffle(self, number: int) -> jax.Array:
+        """The order of the training images in an epoch, counted from 0."""
+        return self._devices.put(self._shuffle_program(self._rng, number))
+
+    def _compile_chunk(
+        self, step_fn: programs.TrainStep, dataset: ImageDataset, num_steps: int
+    ) -> Program:
+        program = functools.partial(
+            programs.train_chunk,
+            step_fn=step_fn,
+            num_steps=num_steps,
+            batching=self._batching,
+            preprocessing=dataset.preprocessing,
+            share=self._devices.share,
+        )
+        return self._devices.compile(program, donate_state=True)
+
+    def _compile_evaluation(self, dataset: ImageDataset) -> Program:
+        program = functools.partial(
+            evaluate,
+            batch_size=self._devices.whole_batch(
+                min(_EVALUATION_BATCH, dataset.num_test)
+            ),
+            preprocessing=dataset.preprocessing,
+            axis_name=self._devices.axis_name,
+            share=self._devices.share,
+        )
+        return self._devices.compile(program)

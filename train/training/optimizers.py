@@ -1,0 +1,265 @@
+"""Optimizers by name, set as the paper sets them.
+
+Beside the learning rate the paper gives a momentum of 0.9 to SGD and INSGD and a weight
+decay to all. What else its baselines have is PyTorch's default: Adam's decays 0.9 and
+0.999, Adadelta's 0.9, RMSprop's 0.99, and no momentum for these and Adagrad. As in
+PyTorch, weight decay is an l2 term in the gradient, which these then rescale too.
+
+LARS is `optax.lars`: weight decay, the trust ratio ||w|| / ||g|| times 0.001, and
+momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilon.
+
+Momo, Prodigy and D-Adaptation, which find a learning rate by themselves, are
+`optax.contrib`'s, with the weight decay they have there, not in the gradient.
+"""
+
+import contextlib
+import functools
+import math
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import insgd_optax
+from train.training import torch_rules
+
+# The library's floor, max(log P, EPS): a multiplier of 1 / EPS sits on it.
+EPS = 0.01
+
+Capture = Callable[[], contextlib.AbstractContextManager[None]]
+Measure = Callable[[Any], jax.Array]
+
+
+class Optimizer(NamedTuple):
+    """What a training step and its diagnostics need to know of an optimizer.
+
+    Attributes:
+        tx: the transformation; takes and may ignore `input_norms`.
+        capture: the context in which layers sow what `tx` needs of their inputs; None
+            for an optimizer that needs nothing, and then pays nothing.
+        multipliers: optimizer state -> factor on the learning rate, by weight; None
+            for an optimizer that has none.
+        measures: by name, scalar functions of the optimizer state, to be averaged over
+            the steps of an epoch.
+    """
+
+    tx: optax.GradientTransformationExtraArgs
+    capture: Capture | None = None
+    multipliers: Callable[[Any], dict[str, jax.Array]] | None = None
+    measures: Mapping[str, Measure] = types.MappingProxyType({})
+
+
+_POLYAK_MEASURES = {"polyak_scale": insgd_optax.polyak_scale}
+
+
+class _Entry(NamedTuple):
+    make: Callable[..., Optimizer]
+    learning_rate: float
+    bounded: bool = False  # Whether it can have a Polyak bound.
+
+
+def _sgd(learning_rate, *, momentum, weight_decay, polyak_factor, **_) -> Optimizer:
+    if polyak_factor is None:
+        return _coupled(optax.trace(momentum), learning_rate, weight_decay)
+    tx = optax.chain(
+        insgd_optax.clip_by_polyak(
+            learning_rate,
+            factor=polyak_factor,
+            momentum=momentum,
+            weight_decay=weight_decay,
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.trace(momentum),
+    )
+    return Optimizer(tx, measures=_POLYAK_MEASURES)
+
+
+def _rescaled(scale_by, learning_rate, *, weight_decay, **_) -> Optimizer:
+    return _coupled(scale_by(), learning_rate, weight_decay)
+
+
+def _coupled(rule, learning_rate, weight_decay) -> Optimizer:
+    return _plain(
+        optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            rule,
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def _plain(tx: optax.GradientTransformation) -> Optimizer:
+    return Optimizer(optax.with_extra_args_support(tx))
+
+
+def _lars(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return _plain(optax.lars(learning_rate, weight_decay, momentum=momentum))
+
+
+def _lsalr(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return _plain(
+        insgd_optax.lsalr(learning_rate, momentum=momentum, weight_decay=weight_decay)
+    )
+
+
+def _insgd_as_released(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return Optimizer(
+        tx=insgd_optax.insgd_as_released(
+            learning_rate, momentum=momentum, weight_decay=weight_decay
+        ),
+        capture=insgd_optax.capture_released_norms,
+    )
+
+
+def _momo(learning_rate, *, momentum, weight_decay, **_) -> Optimizer:
+    return _plain(
+        optax.contrib.momo(learning_rate, beta=momentum, weight_decay=weight_decay)
+    )
+
+
+def _decoupled(rule, learning_rate, *, weight_decay, **_) -> Optimizer:
+    return _plain(rule(learning_rate, weight_decay=weight_decay))
+
+
+def _insgd(
+    learning_rate, *, p, momentum, weight_decay, scope, normalizer, polyak_factor
+) -> Optimizer:
+    return Optimizer(
+        tx=insgd_optax.insgd(
+            learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            normalizer=normalizer,
+            eps=EPS,
+            scope=scope,
+            polyak_factor=polyak_factor,
+        ),
+        capture=functools.partial(
+            insgd_optax.capture_input_norms, p=p, norm_layers=scope == "layer"
+        ),
+        multipliers=functools.partial(
+            insgd_optax.learning_rate_multipliers, normalizer=normalizer, eps=EPS
+        ),
+        measures={} if polyak_factor is None else _POLYAK_MEASURES,
+    )
+
+
+# The learning rates are those of Table 3. The paper uses no others: RMSprop's is
+# PyTorch's, LARS moves a weight by about a thousandth of its norm a step, and Momo,
+# Prodigy and D-Adaptation have optax's.
+_OPTIMIZERS = {
+    "sgd": _Entry(_sgd, 0.1, bounded=True),
+    "adam": _Entry(functools.partial(_rescaled, optax.scale_by_adam), 0.001),
+    "adagrad": _Entry(functools.partial(_rescaled, torch_rules.scale_by_adagrad), 0.1),
+    "adadelta": _Entry(functools.partial(_rescaled, optax.scale_by_adadelta), 0.1),
+    "rmsprop": _Entry(
+        functools.partial(
+            _rescaled,
+            functools.partial(optax.scale_by_rms, decay=0.99, eps_in_sqrt=False),
+        ),
+        0.01,
+    ),
+    "lars": _Entry(_lars, 1.0),
+    "lsalr": _Entry(_lsalr, 0.1),
+    "momo": _Entry(_momo, 1.0),
+    "prodigy": _Entry(functools.partial(_decoupled, optax.contrib.prodigy), 1.0),
+    "dadapt-adamw": _Entry(
+        functools.partial(_decoupled, optax.contrib.dadapt_adamw), 1.0
+    ),
+    "insgd-as-released": _Entry(_insgd_as_released, 0.1),
+}
+_INSGD_PREFIX = "insgd-l"
+_INSGD_LEARNING_RATE = 0.1
+
+NAMES = (*_OPTIMIZERS, "insgd-l1", "insgd-l2", "insgd-linf")
+CHOICES = f"{'|'.join(NAMES)}, or insgd-lP with any P from 1"
+
+
+def _entry(name: str) -> _Entry:
+    if name in _OPTIMIZERS:
+        return _OPTIMIZERS[name]
+    try:
+        prefix, p = name[: len(_INSGD_PREFIX)], float(name[len(_INSGD_PREFIX) :])
+    except ValueError:
+        prefix, p = "", math.nan
+    if prefix != _INSGD_PREFIX or not p >= 1:
+        raise ValueError(f"unknown optimizer {name!r}: give one of {CHOICES}")
+    return _Entry(functools.partial(_insgd, p=p), _INSGD_LEARNING_RATE, bounded=True)
+
+
+def register(name: str, make: Callable[..., Optimizer], learning_rate: float) -> None:
+    """Makes an optimizer of your own known by a name, in this process.
+
+    Args:
+        name: not yet another's.
+        make: from a learning rate, a number or a schedule, and the keywords of
+            `create`, of which it may ignore any.
+        learning_rate: when none is given.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in _OPTIMIZERS or name.startswith(_INSGD_PREFIX):
+        raise ValueError(f"{name!r} is the name of an optimizer already")
+    _OPTIMIZERS[name] = _Entry(make, learning_rate)
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError that lists the names, unless `name` is an optimizer's."""
+    _entry(name)
+
+
+def is_insgd(name: str) -> bool:
+    """Whether an optimizer is the paper's own rule, with scope and normalizer."""
+    return name not in _OPTIMIZERS
+
+
+def can_be_bounded(name: str) -> bool:
+    """Whether an optimizer takes `polyak_factor`."""
+    return _entry(name).bounded
+
+
+def default_learning_rate(name: str) -> float:
+    """The learning rate of an optimizer when none is given."""
+    return _entry(name).learning_rate
+
+
+def create(
+    name: str,
+    learning_rate: optax.Schedule | float,
+    *,
+    momentum: float,
+    weight_decay: float,
+    scope: str,
+    normalizer: str,
+    polyak_factor: float | None = None,
+) -> Optimizer:
+    """Makes an optimizer by its name.
+
+    Args:
+        name: one of `NAMES`, or "insgd-l" and any p >= 1.
+        learning_rate: a rate or a schedule.
+        momentum: of SGD, LARS, LSALR, Momo and INSGD.
+        weight_decay: factor of the l2 term added to the gradients; of those that find
+            a learning rate, optax's.
+        scope: of INSGD, "kernel" or "layer".
+        normalizer: of INSGD, "log", "power" or "log1p".
+        polyak_factor: of SGD and INSGD, see `insgd_optax.clip_by_polyak`; None for no
+            bound.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the names.
+    """
+    return _entry(name).make(
+        learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        scope=scope,
+        normalizer=normalizer,
+        polyak_factor=polyak_factor,
+    )

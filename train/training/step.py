@@ -1,0 +1,88 @@
+"""One step of training."""
+
+import contextlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.training.optimizers import Capture, Measure
+from train.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: tuple[jax.Array, jax.Array],
+    rng: jax.Array,
+    *,
+    capture: Capture | None = None,
+    measures: Mapping[str, Measure] = types.MappingProxyType({}),
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Takes one step on one batch; pure, so it runs under jit, pmap and shard_map.
+
+    Args:
+        state: where training stands.
+        batch: images of shape (batch, height, width, channels), normalized, and labels
+            of shape (batch,). Inside a mapped axis, this device's equal share.
+        rng: the step's key, for dropout; the same on every device.
+        capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
+        measures: the optimizer's, likewise.
+        axis_name: the mapped axis of the devices that share the batch. Batch
+            normalization sees the whole batch only if the model has it too.
+
+    Returns:
+        The next state, the same on every device, and the batch's mean "loss" and
+        "top1" accuracy, and what the measures give.
+    """
+    images, labels = batch
+    if axis_name is not None:
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    collections = (
+        ["batch_stats"] if capture is None else ["batch_stats", "intermediates"]
+    )
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        # The context must be open while the model is traced, hence in here.
+        with contextlib.nullcontext() if capture is None else capture():
+            logits, mutated = state.apply_fn(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=collections,
+                rngs={"dropout": rng},
+            )
+        return cross_entropy(logits, labels).mean(), (logits, mutated)
+
+    (loss, (logits, mutated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params
+    )
+    norms = mutated.get("intermediates", {})
+    batch_stats = mutated.get("batch_stats", {})
+    metrics = {"loss": loss, "top1": jnp.mean(logits.argmax(-1) == labels)}
+    if axis_name is not None:
+        # All that devices must agree on, together: for XLA to make it one collective.
+        grads, norms, batch_stats, metrics = jax.lax.pmean(
+            (grads, norms, batch_stats, metrics), axis_name
+        )
+    updates, opt_state = state.tx.update(
+        grads, state.opt_state, state.params, input_norms=norms, value=metrics["loss"]
+    )
+    metrics |= {name: measure(opt_state) for name, measure in measures.items()}
+    state = state.replace(
+        step=optax.safe_increment(state.step),
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        batch_stats=batch_stats,
+    )
+    return state, metrics
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss of each sample, of shape (batch,)."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,0 +1,132 @@
+"""Feeding the programs batch by batch, from worker processes that decode images."""
+
+import functools
+
+import jax
+
+from train.data import loader as batches
+from train.data.registry import StreamedDataset
+from train.training import evaluate, programs
+from train.training.parallel import Devices
+from train.training.state import Progress, TrainState
+
+
+class StreamedFeed:
+    """Training and evaluation on a data set that is read while it is needed.
+
+    Every process reads its own share of each batch. What a batch holds follows from
+    the seed and the step alone.
+
+    Args:
+        dataset: the data.
+        devices: where the programs run.
+        step_fn: `train_step`, with its options bound.
+        batching: batch size and steps of an epoch.
+        rng: the run's key.
+        seed: of order, crops and flips.
+        num_steps: of the whole run; what comes after is not read.
+        num_workers: processes that read and decode; 0 does so in this one.
+    """
+
+    # A program takes one batch.
+    default_chunk_steps = 1
+
+    def __init__(
+        self,
+        dataset: StreamedDataset,
+        devices: Devices,
+        step_fn: programs.TrainStep,
+        batching: programs.Batching,
+        rng: jax.Array,
+        *,
+        seed: int,
+        num_steps: int,
+        num_workers: int,
+    ):
+        self._dataset = dataset
+        self._devices = devices
+        self._batching = batching
+        self._seed = seed
+        self._num_steps = num_steps
+        self._num_workers = num_workers
+        self._rng = devices.put(rng)
+        self._step_program = devices.compile(
+            functools.partial(
+                programs.train_batch,
+                step_fn=step_fn,
+                steps_per_epoch=batching.steps_per_epoch,
+                preprocessing=dataset.preprocessing,
+            ),
+            donate_state=True,
+            batch_arrays=2,
+        )
+        self._scores_program = devices.compile(
+            functools.partial(
+                evaluate.add_batch,
+                preprocessing=dataset.preprocessing,
+                axis_name=devices.axis_name,
+            ),
+            batch_arrays=3,
+        )
+        self._stream: batches.Stream | None = None
+        self._stream_step = 0  # Of the batch that comes next in the stream.
+
+    def train_chunk(self, progress: Progress, step: int, num_steps: int) -> Progress:
+        """See `Experiment.train_chunk`."""
+        if self._stream is None or self._stream_step != step:
+            self.close()
+            self._stream = self._open(step)
+            self._stream_step = step
+        for _ in range(num_steps):
+            batch = self._devices.put_batch(next(self._stream))
+            self._stream_step += 1
+            progress = self._step_program(
+                progress.state, progress.totals, self._rng, *batch
+            )
+        return progress
+
+    def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
+        """See `Experiment.evaluate`."""
+        num_samples = self._dataset.num_test
+        batch_size = self._devices.whole_batch(
+            min(self._batching.batch_size, num_samples)
+        )
+        load = batches.EvaluationBatches(
+            self._dataset.test,
+            self._dataset.crops,
+            batch_size,
+            self._devices.rows(batch_size),
+        )
+        sums = self._devices.put(evaluate.zero_sums())
+        stream = batches.stream(
+            load, 0, -(-num_samples // batch_size), self._num_workers
+        )
+        try:
+            for batch in stream:
+                before = sums
+                sums = self._scores_program(
+                    state, sums, *self._devices.put_batch(batch)
+                )
+                # At most two on the devices: they would pile up there.
+                jax.block_until_ready(before)
+        finally:
+            stream.close()
+        return {name: total / num_samples for name, total in sums.items()}
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _open(self, step: int) -> batches.Stream:
+        batch_size = self._batching.batch_size
+        load = batches.TrainBatches(
+            self._dataset.train,
+            self._dataset.crops,
+            self._seed,
+            batch_size,
+            self._batching.steps_per_epoch,
+            self._devices.rows(batch_size),
+        )
+        return batches.stream(load, step, self._num_steps, self._num_workers)
