@@ -6,13 +6,31 @@ from insgd_optax._adaptive_filter import nlms_filter as nlms_filter
 from insgd_optax._capture import capture_input_norms as capture_input_norms
 from insgd_optax._capture import input_norm_shapes as input_norm_shapes
 from insgd_optax._capture import sow_input_norm as sow_input_norm
+from insgd_optax._covariance import InputCovariance as InputCovariance
+from insgd_optax._covariance_capture import (
+    capture_input_covariances as capture_input_covariances,
+)
+from insgd_optax._covariance_capture import (
+    input_covariance_shapes as input_covariance_shapes,
+)
+from insgd_optax._covariance_capture import (
+    sow_input_covariance as sow_input_covariance,
+)
 from insgd_optax._diagnostics import input_powers as input_powers
 from insgd_optax._diagnostics import (
     learning_rate_multipliers as learning_rate_multipliers,
 )
+from insgd_optax._input_covariance import LayerCovariance as LayerCovariance
+from insgd_optax._input_covariance import (
+    ScaleByInputCovarianceState as ScaleByInputCovarianceState,
+)
+from insgd_optax._input_covariance import (
+    scale_by_input_covariance as scale_by_input_covariance,
+)
 from insgd_optax._input_power import ScaleByInputPowerState as ScaleByInputPowerState
 from insgd_optax._input_power import scale_by_input_power as scale_by_input_power
 from insgd_optax._insgd import insgd as insgd
+from insgd_optax._lms_newton import lms_newton as lms_newton
 from insgd_optax._lsalr import lsalr as lsalr
 from insgd_optax._lsalr import scale_by_lsalr as scale_by_lsalr
 from insgd_optax._momentum import DampenedTraceState as DampenedTraceState

@@ -267,7 +267,13 @@ def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) ->
         >>> shapes["input_norm"][0].shape
         (4, 1, 1)
     """
+    return shapes_of_sown(NAME, "capture_input_norms", model, rngs, *args, **kwargs)
 
+
+def shapes_of_sown(
+    name: str, capture: str, model: nn.Module, rngs: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """The shapes of what a model sows; raises unless there is a value of this name."""
     leaves, treedef = jax.tree.flatten((rngs, args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
 
@@ -279,9 +285,9 @@ def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) ->
 
     sown = jax.eval_shape(init, arrays).get(COLLECTION, {})
     paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]]
-    if not any(getattr(key, "key", None) == NAME for keys in paths for key in keys):
+    if not any(getattr(key, "key", None) == name for keys in paths for key in keys):
         raise ValueError(
-            f"{type(model).__name__} sows no input norm: call input_norm_shapes inside"
-            " `with capture_input_norms(...)`, with the options training will use"
+            f"{type(model).__name__} sows no {name}: make this call inside"
+            f" `with {capture}(...)`, with the options training will use"
         )
     return sown

@@ -106,7 +106,6 @@ def insgd(
     Source: Algorithm 1. The paper prints (1 - gamma) g in the momentum; the authors'
     released code, and every SGD baseline, do not dampen, nor does the default here.
     """
-    check_not_negative(learning_rate=learning_rate)
     scaling = scale_by_input_power(
         power_decay,
         normalizer=normalizer,
@@ -115,6 +114,35 @@ def insgd(
         missing=missing,
         input_norms_like=input_norms_like,
     )
+    return chain_with_momentum(
+        learning_rate,
+        scaling,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        polyak_factor=polyak_factor,
+        polyak_decay=power_decay,
+        loss_lower_bound=loss_lower_bound,
+    )
+
+
+def chain_with_momentum(
+    learning_rate: Any,
+    scaling: optax.GradientTransformationExtraArgs,
+    *,
+    momentum: Any,
+    dampening: Any,
+    nesterov: bool,
+    weight_decay: Any,
+    weight_decay_mask: Any,
+    polyak_factor: Any,
+    polyak_decay: Any,
+    loss_lower_bound: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A scaling, then weight decay, momentum and the learning rate, or its bound."""
+    check_not_negative(learning_rate=learning_rate)
     rate = optax.scale_by_learning_rate(learning_rate)
     trace: list[optax.GradientTransformation] = []
     if momentum is None:
@@ -129,7 +157,7 @@ def insgd(
         learning_rate,
         scaling,
         factor=polyak_factor,
-        decay=power_decay,
+        decay=polyak_decay,
         lower_bound=loss_lower_bound,
         momentum=momentum,
         dampening=dampening,

@@ -45,6 +45,28 @@ def normalization_norm(
     return mean_power(x, p, sum_axes=sum_axes).reshape((1,) * scale_rank)
 
 
+def einsum_operand(
+    x: jax.Array, equation: str, kernel_shape: Sequence[int]
+) -> tuple[jax.Array, list[str], list[str], set[str]]:
+    """What meets the kernel in an einsum of an input and a kernel.
+
+    Returns:
+        The input without what einsum sums, or takes the diagonal of, before; and the
+        labels of its axes, of the kernel's and of the output's.
+    """
+    operands, output = equation.replace(" ", "").split("->")
+    term, kernel_term = operands.split(",")
+    kernel_labels = _labels(kernel_term, len(kernel_shape))
+    output_labels = set(_labels(output, x.ndim + len(kernel_shape)))
+    seen = set(kernel_labels) | output_labels
+    kept = "".join(dict.fromkeys(c for c in term if c in seen and c != "."))
+    kept = "..." * ("..." in term) + kept
+    if sorted(kept) != sorted(term):
+        x = jnp.einsum(f"{term}->{kept}", x)
+        term = kept
+    return x, _labels(term, x.ndim), kernel_labels, output_labels
+
+
 def einsum_norm(
     x: jax.Array, p: float, *, equation: str, kernel_shape: Sequence[int]
 ) -> jax.Array:
@@ -53,21 +75,7 @@ def einsum_norm(
     Axes contracted with the kernel make up the input vector, axes that input,
     kernel and output share index separate kernels, and all others are samples.
     """
-    operands, output = equation.replace(" ", "").split("->")
-    term, kernel_term = operands.split(",")
-    kernel_labels = _labels(kernel_term, len(kernel_shape))
-    output_labels = set(_labels(output, x.ndim + len(kernel_shape)))
-
-    # What einsum sums or takes the diagonal of before it meets the kernel is not
-    # the input the kernel sees.
-    seen = set(kernel_labels) | output_labels
-    kept = "".join(dict.fromkeys(c for c in term if c in seen and c != "."))
-    kept = "..." * ("..." in term) + kept
-    if sorted(kept) != sorted(term):
-        x = jnp.einsum(f"{term}->{kept}", x)
-        term = kept
-
-    labels = _labels(term, x.ndim)
+    x, labels, kernel_labels, output_labels = einsum_operand(x, equation, kernel_shape)
     size = dict(zip(kernel_labels, kernel_shape, strict=True))
     sum_axes = [a for a, c in enumerate(labels) if c in size and c not in output_labels]
     keep_axes = [

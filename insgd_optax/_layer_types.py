@@ -63,35 +63,56 @@ def feature_map(
     return norms.feature_map_norm(layer_input(call), p, num_spatial=num_spatial)
 
 
-def conv_patch(
-    layer: nn.Conv | nn.ConvLocal, call: Mapping[str, Any], p: float
-) -> jax.Array:
-    x, kernel_size = layer_input(call), sizes(layer.kernel_size)
+def conv_windows(
+    layer: nn.Conv | nn.ConvLocal, spatial: Sequence[int]
+) -> list[field.Window]:
+    """How a convolution moves over a map with these spatial sizes."""
+    kernel_size = sizes(layer.kernel_size)
     rank = len(kernel_size)
-    windows = field.conv_windows(
-        x.shape[-rank - 1 : -1],
+    return field.conv_windows(
+        spatial,
         kernel_size,
         strides=sizes(layer.strides, rank),
         padding=nn.linear.canonicalize_padding(layer.padding, rank),
         input_dilation=sizes(layer.input_dilation, rank),
         kernel_dilation=sizes(layer.kernel_dilation, rank),
     )
+
+
+def conv_transpose_windows(
+    layer: nn.ConvTranspose, spatial: Sequence[int]
+) -> list[field.Window]:
+    """Likewise, of a transposed convolution."""
+    kernel_size = sizes(layer.kernel_size)
+    rank = len(kernel_size)
+    return field.conv_transpose_windows(
+        spatial,
+        kernel_size,
+        strides=sizes(layer.strides, rank),
+        padding=nn.linear.canonicalize_padding(layer.padding, rank),
+        kernel_dilation=sizes(layer.kernel_dilation, rank),
+    )
+
+
+def _spatial(layer: Any, x: jax.Array) -> tuple[int, ...]:
+    return x.shape[-len(sizes(layer.kernel_size)) - 1 : -1]
+
+
+def conv_patch(
+    layer: nn.Conv | nn.ConvLocal, call: Mapping[str, Any], p: float
+) -> jax.Array:
+    x = layer_input(call)
+    windows = conv_windows(layer, _spatial(layer, x))
     return field.patch_norm(x, p, windows=windows, groups=layer.feature_group_count)
 
 
 def conv_transpose_patch(
     layer: nn.ConvTranspose, call: Mapping[str, Any], p: float
 ) -> jax.Array:
-    x, kernel_size = layer_input(call), sizes(layer.kernel_size)
-    rank = len(kernel_size)
-    windows = field.conv_transpose_windows(
-        x.shape[-rank - 1 : -1],
-        kernel_size,
-        strides=sizes(layer.strides, rank),
-        padding=nn.linear.canonicalize_padding(layer.padding, rank),
-        kernel_dilation=sizes(layer.kernel_dilation, rank),
+    x = layer_input(call)
+    return field.patch_norm(
+        x, p, windows=conv_transpose_windows(layer, _spatial(layer, x))
     )
-    return field.patch_norm(x, p, windows=windows)
 
 
 def batch_norm(layer: nn.BatchNorm, call: Mapping[str, Any], p: float) -> jax.Array:
@@ -179,18 +200,29 @@ def layer_norms(
     table = {**kinds.dense, **kinds.conv[conv_input]}
     if norm_layers:
         table.update(kinds.normalization)
+    own = own_layers(layers, kinds.module)
+    return {**table, **{kind: _own_layer(axis) for kind, axis in own.items()}}
+
+
+def own_layers(
+    layers: LayerTypes | None, module: type
+) -> Mapping[type, int | Sequence[int]]:
+    """The axes of the input vector of a user's layer types.
+
+    Raises:
+        TypeError: if one is no layer type.
+    """
     if layers is None:
-        return table
+        return {}
     if isinstance(layers, type):
         raise TypeError(f"layers is one class: give layers=[{layers.__name__}]")
     own = layers if isinstance(layers, Mapping) else dict.fromkeys(layers, -1)
-    for kind, axis in own.items():
-        if not (isinstance(kind, type) and issubclass(kind, kinds.module)):
-            library = kinds.module.__module__.removesuffix(".module")
+    for kind in own:
+        if not (isinstance(kind, type) and issubclass(kind, module)):
+            library = module.__module__.removesuffix(".module")
             raise TypeError(
                 f"layers has {kind!r}, which is no subclass of {library}.Module: give"
                 " layer classes, or a dict from layer classes to the axes of their"
                 " input vector"
             )
-        table[kind] = _own_layer(axis)
-    return table
+    return own

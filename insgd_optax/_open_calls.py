@@ -26,6 +26,7 @@ class Capture:
     name: str  # what is sown; the innermost capture of each name is active
     layers: Mapping[type, Take]
     p: float | None = None  # for `sow_input_norm`
+    settings: Any = None  # for `sow_input_covariance`
     # Hashable settings, compared by value: a trace is reused under an equal key. The
     # default equals no other key, so that a `take` may hold tracers.
     key: Hashable = dataclasses.field(default_factory=object)

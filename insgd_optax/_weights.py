@@ -37,12 +37,17 @@ class FlatWeights(NamedTuple):
     treedef: Any  # in which a box, and a masked entry, is one leaf
 
 
+def tuple_path(keys: Sequence[Any]) -> Path:
+    """The path of plain names that `jax.tree_util` keys stand for."""
+    return tuple(map(_name, keys))
+
+
 def flatten(tree: Any) -> FlatWeights:
     """Lists the weights of a tree with their paths, looking through boxes."""
     nodes, treedef = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: is_box(node) or is_masked(node)
     )
-    paths = [tuple(map(_name, keys)) for keys, _ in nodes]
+    paths = [tuple_path(keys) for keys, _ in nodes]
     weights = []
     for path, (_, node) in zip(paths, nodes, strict=True):
         contents = jax.tree.leaves(node)

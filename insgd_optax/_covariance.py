@@ -1,0 +1,388 @@
+"""A layer's input covariance as arrays: blocks of X^T X, laid out like its kernel.
+
+The covariance of a kernel of shape (s_1, ..., s_r) is one array of shape
+(n_1, ..., n_r, b_1, ..., b_r), or a Kronecker product of several:
+
+- n_i = b_i = s_i: the input vector runs along this axis of the kernel.
+- n_i = s_i, b_i < s_i: it is cut into blocks of b_i along this axis, and covariances
+  across blocks are left out. b_i = 1 is a batch axis: every index has a kernel, and an
+  input, of its own.
+- n_i < s_i, b_i = 1: an output axis. n_i > 1 counts the groups of a grouped
+  convolution, each with an input of its own.
+
+So the shape alone tells how a covariance acts on a kernel. Stacked layers have leading
+axes in front of that.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Shape = tuple[int, ...]
+
+# Above this size of an input vector, its covariance is approximated: see `factor_sizes`.
+MAX_DIM = 1024
+
+
+class InputCovariance(NamedTuple):
+    """What a layer sows as `input_covariance`: sums over input vectors.
+
+    Sums of micro-batches, of uses of a layer and of devices add up, in both fields.
+    """
+
+    # Sums of x x^T in the layout of this file: one array, or two, whose Kronecker
+    # product, divided by its trace and by count, stands for the covariance.
+    factors: tuple[jax.Array, ...]
+    # The number of input vectors; 0 if this pass did not capture, or its inputs were
+    # not finite: shape=(), or that of the stacked axes, in the dtype of factors.
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+
+
+class Factor(NamedTuple):
+    """The layout of one factor: n_i and b_i above."""
+
+    sizes: Shape
+    blocks: Shape
+
+    @property
+    def counts(self) -> Shape:
+        """The number of blocks along each axis."""
+        return tuple(-(-n // b) for n, b in zip(self.sizes, self.blocks, strict=True))
+
+    @property
+    def dim(self) -> int:
+        """The size of each matrix."""
+        return math.prod(self.blocks)
+
+
+def factor_sizes(
+    kernel: Shape,
+    inputs: Sequence[int],
+    batch: dict[int, int],
+    max_dim: int,
+    *,
+    spatial: bool,
+) -> tuple[Factor, ...]:
+    """The layout of a layer's covariance.
+
+    Up to `max_dim` the input vector has one matrix. A longer one of a convolution has
+    a Kronecker product, taps times channels; that of another layer, diagonal blocks.
+
+    Args:
+        kernel: the shape of the kernel.
+        inputs: the axes of the kernel that the input vector runs along.
+        batch: the axes with an input of their own for each index, and how many.
+        max_dim: the largest matrix.
+        spatial: whether the inputs but the last are taps of a convolution.
+    """
+
+    def factor(blocks: dict[int, int]) -> Factor:
+        sizes = [kernel[i] if i in blocks else batch.get(i, 1) for i in range(rank)]
+        return Factor(tuple(sizes), tuple(blocks.get(i, 1) for i in range(rank)))
+
+    rank = len(kernel)
+    whole = {i: kernel[i] for i in inputs}
+    if math.prod(whole.values()) <= max_dim:
+        return (factor(whole),)
+    if spatial and len(inputs) > 1:
+        *taps, channels = inputs
+        return (
+            factor(_cut({i: kernel[i] for i in taps}, max_dim)),
+            factor(_cut({channels: kernel[channels]}, max_dim)),
+        )
+    return (factor(_cut(whole, max_dim)),)
+
+
+def _cut(blocks: dict[int, int], max_dim: int) -> dict[int, int]:
+    """Cuts the leading axes into equal blocks until a matrix is small enough."""
+    blocks = dict(blocks)
+    for axis, size in blocks.items():
+        rest = math.prod(blocks.values()) // size
+        count = min(-(-size // max(max_dim // rest, 1)), size)
+        blocks[axis] = -(-size // count)
+    return blocks
+
+
+def sum_of_products(
+    x: jax.Array,
+    axes: Sequence[int | None],
+    kernel: Shape,
+    factors: Sequence[Factor],
+    dtype: Any,
+) -> InputCovariance:
+    """Sums x x^T over the rows of an array.
+
+    Args:
+        x: input vectors; each axis is one of the kernel's, or one of rows.
+        axes: for each axis of `x` the axis of the kernel, or None for rows. An axis of
+            groups stands for the output axis it groups.
+        kernel: the shape of the kernel.
+        factors: what to compute, of `factor_sizes`.
+        dtype: the dtype of the sums.
+    """
+    rank = len(kernel)
+    rows = [a for a, k in enumerate(axes) if k is None]
+    at = {k: a for a, k in enumerate(axes) if k is not None}
+    count = math.prod(x.shape[a] for a in rows)
+    sums = []
+    for factor in factors:
+        own = [i for i in range(rank) if i in at and factor.blocks[i] > 1]
+        batch = [
+            i for i in range(rank) if i in at and i not in own and factor.sizes[i] > 1
+        ]
+        others = [at[i] for i in at if i not in own and i not in batch]
+        order = [at[i] for i in batch] + rows + others + [at[i] for i in own]
+        shape = [x.shape[at[i]] for i in batch]
+        y = x.transpose(order)
+        y = y.reshape(*shape, -1, *(x.shape[at[i]] for i in own))
+        # Now (batch..., rows, inputs...): cut the inputs into blocks.
+        lead = len(batch) + 1
+        y = jnp.pad(
+            y,
+            [(0, 0)] * lead
+            + [
+                (0, factor.counts[i] * factor.blocks[i] - y.shape[lead + j])
+                for j, i in enumerate(own)
+            ],
+        )
+        y = y.reshape(
+            *y.shape[:lead],
+            *(n for i in own for n in (factor.counts[i], factor.blocks[i])),
+        )
+        cut = list(range(lead, y.ndim, 2))
+        inner = list(range(lead + 1, y.ndim, 2))
+        y = y.transpose(*range(len(batch)), *cut, len(batch), *inner)
+        y = y.reshape(*y.shape[: len(batch) + len(own) + 1], factor.dim)
+        product = jnp.einsum(
+            "...rd,...re->...de",
+            y,
+            y,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        ).astype(dtype)
+        # From the order (batch..., blocks...) to that of the kernel's axes.
+        named = [*batch, *own]
+        order = sorted(range(len(named)), key=lambda j: named[j])
+        product = product.transpose(*order, product.ndim - 2, product.ndim - 1)
+        product = product.reshape(*factor.counts, factor.dim, factor.dim)
+        sums.append(from_matrices(product, factor))
+    return checked(InputCovariance(tuple(sums), jnp.asarray(count, dtype)))
+
+
+def checked(covariance: InputCovariance) -> InputCovariance:
+    """The same, or no rows at all if a sum is not finite."""
+    factors, count = covariance
+    good = jnp.isfinite(count)
+    for factor in factors:
+        lead = count.ndim
+        good &= jnp.isfinite(factor).all(axis=tuple(range(lead, factor.ndim)))
+    return InputCovariance(
+        tuple(
+            jnp.where(_lead(good, factor.ndim), factor, jnp.zeros_like(factor))
+            for factor in factors
+        ),
+        jnp.where(good, count, jnp.zeros_like(count)),
+    )
+
+
+def _lead(values: jax.Array, rank: int) -> jax.Array:
+    """Values of leading axes, to broadcast against an array with further axes."""
+    return values.reshape(values.shape + (1,) * (rank - values.ndim))
+
+
+def from_matrices(matrices: jax.Array, factor: Factor, lead: int = 0) -> jax.Array:
+    """Blocks as matrices, (..., *counts, dim, dim), in the layout of this file."""
+    sizes, blocks = factor
+    rank = len(sizes)
+    stack = matrices.shape[:lead]
+    x = matrices.reshape(*stack, *factor.counts, *blocks, *blocks)
+    pairs = [a for i in range(rank) for a in (lead + i, lead + rank + i)]
+    columns = range(lead + 2 * rank, lead + 3 * rank)
+    x = x.transpose(*range(lead), *pairs, *columns)
+    x = x.reshape(
+        *stack, *(c * b for c, b in zip(factor.counts, blocks, strict=True)), *blocks
+    )
+    return x[(slice(None),) * lead + tuple(slice(n) for n in sizes)]
+
+
+def to_matrices(x: jax.Array, factor: Factor, lead: int = 0) -> jax.Array:
+    """The inverse of `from_matrices`; a last block that is short is filled with 0."""
+    sizes, blocks = factor
+    rank = len(sizes)
+    stack = x.shape[:lead]
+    short = [c * b - n for c, b, n in zip(factor.counts, blocks, sizes, strict=True)]
+    x = jnp.pad(x, [(0, 0)] * lead + [(0, n) for n in short] + [(0, 0)] * rank)
+    pairs = [n for c, b in zip(factor.counts, blocks, strict=True) for n in (c, b)]
+    x = x.reshape(*stack, *pairs, *blocks)
+    counts = range(lead, lead + 2 * rank, 2)
+    rows = range(lead + 1, lead + 2 * rank, 2)
+    columns = range(lead + 2 * rank, lead + 3 * rank)
+    x = x.transpose(*range(lead), *counts, *rows, *columns)
+    return x.reshape(*stack, *factor.counts, factor.dim, factor.dim)
+
+
+class Form(NamedTuple):
+    """How the covariance of one weight is laid out against it."""
+
+    stack: Shape  # the axes of stacked layers, which come first
+    kernel: Shape  # the shape of one layer's kernel
+    factors: tuple[Factor, ...]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The shapes of the arrays that hold it."""
+        return [(*self.stack, *f.sizes, *f.blocks) for f in self.factors]
+
+    @property
+    def axes(self) -> list[tuple[int, list[int], int]]:
+        """Each axis of the kernel as (blocks, block size by factor, outputs)."""
+        result = []
+        for i, size in enumerate(self.kernel):
+            n = max(f.sizes[i] for f in self.factors)
+            blocks = [f.blocks[i] for f in self.factors]
+            count = max(f.counts[i] for f in self.factors)
+            result.append((count, blocks, size // n if n < size else 1))
+        return result
+
+    def split(self, grad: jax.Array) -> jax.Array:
+        """A weight as matrices: (*stack, *blocks, inputs by factor..., outputs)."""
+        lead, axes = len(self.stack), self.axes
+        width = [
+            (0, count * math.prod(blocks) * outputs - size)
+            for size, (count, blocks, outputs) in zip(self.kernel, axes, strict=True)
+        ]
+        grad = jnp.pad(grad, [(0, 0)] * lead + width)
+        pieces = [n for count, blocks, out in axes for n in (count, *blocks, out)]
+        grad = grad.reshape(*self.stack, *pieces).transpose(self._order())
+        rank = len(self.kernel)
+        dims = [factor.dim for factor in self.factors]
+        return grad.reshape(*grad.shape[: lead + rank], *dims, -1)
+
+    def join(self, matrices: jax.Array) -> jax.Array:
+        """The inverse of `split`."""
+        lead, axes = len(self.stack), self.axes
+        pieces = [n for count, blocks, out in axes for n in (count, *blocks, out)]
+        order = self._order()
+        shape = [(*self.stack, *pieces)[a] for a in order]
+        inverse = [order.index(a) for a in range(len(order))]
+        weight = matrices.reshape(shape).transpose(inverse)
+        weight = weight.reshape(
+            *self.stack,
+            *(count * math.prod(blocks) * out for count, blocks, out in axes),
+        )
+        return weight[(slice(None),) * lead + tuple(slice(n) for n in self.kernel)]
+
+    def _order(self) -> list[int]:
+        """The transposition of `split`: all block counts, then each factor's inputs."""
+        lead, each = len(self.stack), len(self.factors) + 2
+        return [
+            *range(lead),
+            *(
+                lead + i * each + part
+                for part in range(each)
+                for i in range(len(self.kernel))
+            ),
+        ]
+
+
+class Mismatch(ValueError):
+    """A covariance that cannot belong to its weight; the message says why."""
+
+
+def form_of(shapes: Sequence[Shape], weight: Shape, lead: int | None = None) -> Form:
+    """The form of a weight whose covariance has arrays of these shapes.
+
+    Args:
+        shapes: of the factors, stacked axes first.
+        weight: the shape of the weight.
+        lead: the number of leading axes of `shapes` that are not the layer's own; None
+            if these are exactly the stacked axes of the weight.
+
+    Raises:
+        Mismatch: if they do not fit.
+    """
+    first = len(shapes[0])
+    rank = first - len(weight) if lead is None else (first - lead) // 2
+    lead = first - 2 * rank if lead is None else lead
+    stacked = len(weight) - rank
+    if (
+        rank < 1
+        or stacked < 0
+        or stacked > lead
+        or any(len(s) != first for s in shapes)
+    ):
+        raise Mismatch(f"{list(shapes)} are not laid out like a weight {weight}")
+    kernel = weight[stacked:]
+    factors = tuple(Factor(s[lead : lead + rank], s[lead + rank :]) for s in shapes)
+    for i, size in enumerate(kernel):
+        n = max(f.sizes[i] for f in factors)
+        fits = n == size or (size % n == 0 and all(f.blocks[i] == 1 for f in factors))
+        if not fits or any(f.sizes[i] not in (1, n) for f in factors):
+            raise Mismatch(
+                f"a covariance of inputs {factors[0].sizes} does not fit a kernel"
+                f" {kernel}"
+            )
+    return Form(weight[:stacked], kernel, factors)
+
+
+def assumed_form(weight: Shape, bias: Shape | None, max_dim: int) -> Form:
+    """The form of a weight of which nothing but its shape is known.
+
+    All axes but the last are taken for inputs, or all but those that the layer's bias
+    has too, as in Dense layers, convolutions, and attention with biases.
+    """
+    outputs = 1
+    if bias and len(bias) < len(weight) and weight[-len(bias) :] == bias:
+        outputs = len(bias)
+    inputs = range(max(len(weight) - outputs, 1))
+    return Form(
+        (), weight, factor_sizes(weight, inputs, {}, max_dim, spatial=len(inputs) > 1)
+    )
+
+
+def reduced(factors: Sequence[jax.Array], lead: int, form: Form) -> list[jax.Array]:
+    """Brings a covariance into a smaller form: partial traces and diagonal blocks.
+
+    Raises:
+        Mismatch: if it lacks what the form needs.
+    """
+    rank = len(form.kernel)
+    if len(factors) != 1 and len(factors) != len(form.factors):
+        raise Mismatch(f"it has {len(factors)} factors, not {len(form.factors)}")
+    results = []
+    for k, target in enumerate(form.factors):
+        x = factors[k] if len(factors) > 1 else factors[0]
+        for i in range(rank):
+            row, column = lead + i, lead + rank + i
+            n, b = x.shape[row], x.shape[column]
+            want_n, want_b = target.sizes[i], target.blocks[i]
+            if (n, b) == (want_n, want_b):
+                continue
+            if n == b and want_n == want_b == 1 and len(form.factors) > 1:
+                x = jnp.expand_dims(
+                    jnp.trace(x, axis1=row, axis2=column), (row, column)
+                )
+            elif n == b == want_n and 1 <= want_b < b:
+                x = _diagonal_blocks(x, row, column, want_b)
+            else:
+                raise Mismatch(
+                    f"axis {i} of the kernel has a covariance of {n} by {b}, not"
+                    f" {want_n} by {want_b}"
+                )
+        results.append(x)
+    return results
+
+
+def _diagonal_blocks(x: jax.Array, row: int, column: int, size: int) -> jax.Array:
+    """The blocks on the diagonal of two axes, as rows of their own columns."""
+    n = x.shape[row]
+    count = -(-n // size)
+    x = jnp.moveaxis(x, (row, column), (-2, -1))
+    width = [(0, 0)] * (x.ndim - 2) + [(0, count * size - n)] * 2
+    x = jnp.pad(x, width).reshape(*x.shape[:-2], count, size, count, size)
+    x = jnp.moveaxis(jnp.diagonal(x, axis1=-4, axis2=-2), -1, -3)
+    x = x.reshape(*x.shape[:-3], count * size, size)[..., :n, :]
+    return jnp.moveaxis(x, (-2, -1), (row, column))

@@ -1,0 +1,275 @@
+"""Capture for Flax Linen: unmodified layers sow the covariance of their input."""
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from insgd_optax._capture import COLLECTION, listening, settings_key, shapes_of_sown
+from insgd_optax._covariance import MAX_DIM, InputCovariance
+from insgd_optax._layer_covariances import (
+    FORMS,
+    LINEN,
+    MAX_ROWS,
+    LayerCovarianceFn,
+    Settings,
+    _array,
+    covariance,
+)
+from insgd_optax._layer_types import LayerTypes, layer_input, own_layers
+from insgd_optax._open_calls import Capture, Take, active_captures
+from insgd_optax._weights import Path, tuple_path
+
+COVARIANCE_NAME = "input_covariance"
+
+
+@contextlib.contextmanager
+def capture_input_covariances(
+    *,
+    when: bool | jax.Array = True,
+    max_rows: int | None = MAX_ROWS,
+    max_dim: int = MAX_DIM,
+    conv_covariance: str = "patch",
+    layers: LayerTypes | None = None,
+) -> Iterator[None]:
+    r"""Makes the layers of any Linen model sow the covariance of their input.
+
+    Inside the context every layer that `capture_input_norms` knows, but normalization
+    layers, sows
+
+    .. math::
+        \sum_n x_n x_n^T \quad\text{and}\quad n
+
+    as `input_covariance` into the collection "intermediates" each time it is called.
+    The input vectors x_n are:
+
+    - Dense, DenseGeneral, Einsum, recurrent cells: the vectors along the contracted
+      axes. Every token of a sequence is one. A matrix for each kernel along batch axes.
+    - Conv, ConvTranspose: the receptive fields, padding counted as zeros. A matrix for
+      each group of a grouped convolution. ConvLocal: those of each position.
+
+    Sums of micro-batches, devices and repeated uses add up. They are float32 (float64
+    for float64 inputs) and cut off from differentiation. Inputs that are not finite
+    sow n = 0.
+
+    Enter it inside the function that is traced. It may be open together with
+    `capture_input_norms`. As there, norms leave `nn.scan`, `nn.vmap` and `nn.RNN`
+    stacked along axis 0; the cell of an RNN sows a matrix a time step.
+
+    Args:
+        when: whether to measure in this pass: a bool, or a traced boolean such as
+            `step % 10 == 0`, in one compiled program. A pass that does not measure
+            sows n = 0 and does not pay.
+        max_rows: the most input vectors a call of a layer contributes, taken with
+            strides over positions and samples; None for all. Under `pmap` and
+            `shard_map` it counts for each device.
+        max_dim: the largest matrix: see `scale_by_input_covariance`.
+        conv_covariance: "patch", or "kronecker" for the product of taps and channels
+            of every convolution, also of those within `max_dim`.
+        layers: layer types of your own: a sequence of classes whose input vector is
+            the last axis of their first argument, or a dict from class to the axis or
+            axes. Their kernel is (*inputs, outputs).
+
+    Yields:
+        Nothing. Contexts nest as those of `capture_input_norms` do.
+
+    Raises:
+        ValueError: if a number is out of range, or an option is not known.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import capture_input_covariances
+        >>> model = nn.Dense(3)
+        >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> with capture_input_covariances():
+        ...     y, sown = model.apply(variables, x, mutable=["intermediates"])
+        >>> (covariance,) = sown["intermediates"]["input_covariance"]
+        >>> print(covariance.factors[0].reshape(2, 2), covariance.count)
+        [[ 9. 12.]
+         [12. 17.]] 2.0
+
+    Source: X of docs/input_covariance.md.
+    """
+    capture = covariance_capture(
+        "linen", LINEN, nn.Module, when, max_rows, max_dim, conv_covariance, layers
+    )
+    with listening(capture):
+        yield
+
+
+def covariance_capture(
+    library: str,
+    table: Mapping[type, LayerCovarianceFn],
+    module: type,
+    when: bool | jax.Array,
+    max_rows: int | None,
+    max_dim: int,
+    conv_covariance: str,
+    layers: LayerTypes | None,
+) -> Capture:
+    """What a library's layers sow with these settings.
+
+    Raises:
+        ValueError: if a number is out of range, or an option is not known.
+    """
+    for name, value in (("max_rows", max_rows), ("max_dim", max_dim)):
+        if value is None and name == "max_rows":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    if conv_covariance not in FORMS:
+        raise ValueError(
+            f'conv_covariance={conv_covariance!r} is not known: give "patch" or'
+            ' "kronecker"'
+        )
+    if jnp.shape(when) != ():
+        raise ValueError(f"when has the shape {jnp.shape(when)}, and must be a scalar")
+    settings = Settings(max_rows, max_dim, conv_covariance)
+    own = {kind: _own_layer(axis) for kind, axis in own_layers(layers, module).items()}
+
+    def take(measure: LayerCovarianceFn) -> Take:
+        return lambda layer, call: measured(
+            lambda: measure(layer, call, settings), when
+        )
+
+    key: Hashable = object()
+    if isinstance(when, bool):
+        key = (when, settings, settings_key(2, "", False, layers))
+    takes = {kind: take(measure) for kind, measure in {**table, **own}.items()}
+    return Capture(library, COVARIANCE_NAME, takes, settings=(settings, when), key=key)
+
+
+def _own_layer(axis: int | Sequence[int]) -> LayerCovarianceFn:
+    def own_layer(
+        layer: Any, call: Mapping[str, Any], settings: Settings
+    ) -> InputCovariance:
+        del layer
+        return of_vectors(layer_input(call), settings, axis)
+
+    return own_layer
+
+
+def of_vectors(
+    x: jax.Array, settings: Settings, axis: int | Sequence[int]
+) -> InputCovariance:
+    """Of a kernel of shape (*inputs, outputs) whose inputs lie along `axis`."""
+    x = _array(x)
+    given = (axis,) if isinstance(axis, int) else tuple(axis)
+    for a in given:
+        if not -x.ndim <= a < x.ndim:
+            raise ValueError(f"axis={axis} is not an axis of x with shape {x.shape}")
+    inputs = [a % x.ndim for a in given]
+    axes = [inputs.index(a) if a in inputs else None for a in range(x.ndim)]
+    return covariance(x, axes, [1] * (len(inputs) + 1), settings)
+
+
+def measured(
+    measure: Callable[[], InputCovariance], when: bool | jax.Array
+) -> InputCovariance:
+    """What `measure` gives, or n = 0 where `when` is false."""
+
+    def nothing() -> InputCovariance:
+        shapes = jax.eval_shape(measure)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    with jax.named_scope(COVARIANCE_NAME):
+        if isinstance(when, bool):
+            return measure() if when else nothing()
+        return jax.lax.cond(when, measure, nothing)
+
+
+def sow_input_covariance(
+    module: nn.Module, x: jax.Array, *, axis: int | Sequence[int] = -1
+) -> None:
+    """Sows the covariance of a hand-written layer's input, in one line of its call.
+
+    It does so inside `capture_input_covariances` alone, with its settings.
+
+    Args:
+        module: the module whose `kernel`, of shape (*inputs, outputs), the input
+            meets; `self` in its `__call__`.
+        x: the input, an array of any real dtype.
+        axis: the axis or axes of `x` that make up one input vector.
+
+    Raises:
+        ValueError: if `axis` is not an axis of `x`.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import capture_input_covariances, sow_input_covariance
+        >>> class Linear(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         sow_input_covariance(self, x)
+        ...         return x @ self.param("kernel", nn.initializers.ones, (2, 1))
+        >>> x = jnp.array([[3.0, 4.0]])
+        >>> params = Linear().init(jax.random.key(0), x)["params"]
+        >>> with capture_input_covariances():
+        ...     _, sown = Linear().apply(
+        ...         {"params": params}, x, mutable=["intermediates"]
+        ...     )
+        >>> sown["intermediates"]["input_covariance"][0].factors[0].reshape(2, 2)
+        Array([[ 9., 12.],
+               [12., 16.]], dtype=float32)
+    """
+    around = [each for each in active_captures("linen") if each.name == COVARIANCE_NAME]
+    if around and module.is_mutable_collection(COLLECTION):
+        settings, when = around[0].settings
+        value = measured(lambda: of_vectors(x, settings, axis), when)
+        module.sow(COLLECTION, COVARIANCE_NAME, value)
+
+
+def input_covariance_shapes(
+    model: nn.Module, rngs: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """What a model sows under the surrounding capture, without computing anything.
+
+    Feeds `input_covariances_like`, which tells the optimizer how each kernel meets its
+    input, where its shape alone does not.
+
+    Args:
+        model: a Linen module.
+        rngs: as for `model.init`.
+        *args: as for `model.init`; arrays may be `jax.ShapeDtypeStruct`.
+        **kwargs: likewise.
+
+    Returns:
+        A tree of `jax.ShapeDtypeStruct` like the model's "intermediates".
+
+    Raises:
+        ValueError: if nothing is sown, for want of a surrounding capture.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import capture_input_covariances, input_covariance_shapes
+        >>> model = nn.Conv(8, (3, 3), feature_group_count=2, use_bias=False)
+        >>> with capture_input_covariances():
+        ...     shapes = input_covariance_shapes(
+        ...         model, jax.random.key(0), jnp.ones((1, 8, 8, 4))
+        ...     )
+        >>> shapes["input_covariance"][0].factors[0].shape
+        (3, 3, 2, 2, 3, 3, 2, 1)
+    """
+    return shapes_of_sown(
+        COVARIANCE_NAME, "capture_input_covariances", model, rngs, *args, **kwargs
+    )
+
+
+def covariances_by_layer(tree: Any) -> dict[Path, list[InputCovariance]]:
+    """The covariances in what a model sowed, by layer; all else is ignored."""
+    if isinstance(tree, Mapping):
+        tree = tree.get(COLLECTION, tree)
+    nodes, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, InputCovariance)
+    )
+    sown: dict[Path, list[InputCovariance]] = {}
+    for keys, node in nodes:
+        path = tuple_path(keys)
+        if isinstance(node, InputCovariance) and COVARIANCE_NAME in path:
+            layer = path[: path.index(COVARIANCE_NAME)]
+            sown.setdefault(layer, []).append(node)
+    return sown

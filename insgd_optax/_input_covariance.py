@@ -1,0 +1,484 @@
+"""The rule: multiply each layer's gradient by the inverse of its input's covariance."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from insgd_optax import _sown, _whitening
+from insgd_optax._alignment import Misfit, averaged_axes
+from insgd_optax._covariance import (
+    MAX_DIM,
+    Form,
+    InputCovariance,
+    Mismatch,
+    assumed_form,
+    checked,
+    form_of,
+    from_matrices,
+    reduced,
+)
+from insgd_optax._covariance_capture import covariances_by_layer
+from insgd_optax._norms import statistic_dtype
+from insgd_optax._numbers import check_fraction, check_not_negative, is_number
+from insgd_optax._weights import (
+    Path,
+    Scope,
+    flatten,
+    is_masked,
+    is_placeholder,
+    path_list,
+    path_string,
+    replace,
+    scope_predicate,
+    tuple_path,
+)
+
+
+class LayerCovariance(NamedTuple):
+    """What `scale_by_input_covariance` keeps of one weight.
+
+    Its arrays are float32, or float64 for a float64 weight. With d inputs they take
+    8 d^2 + 4 bytes in float32. In the Kronecker form with d = t c, t taps and c
+    channels, it is 8 (t^2 + c^2) + 4 d.
+    """
+
+    # The running mean of X^T X / n, without the correction for its start, in the
+    # layout of the weight: for a kernel (d, m) of one layer shape=(d, 1, d, 1).
+    factors: tuple[jax.Array, ...]
+    # 1 - decay^t after t captures, which the mean is divided by: shape=(), or that of
+    # the axes of stacked layers.
+    mass: jax.Array
+    # D: one matrix, or of the Kronecker form both bases of eigenvectors and the
+    # inverse of the eigenvalues.
+    inverse: tuple[jax.Array, ...]
+
+
+class ScaleByInputCovarianceState(NamedTuple):
+    """State of `scale_by_input_covariance`."""
+
+    # The field's name in every optax state; it hides tuple.count.
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
+    # How many times a factorization failed and the last good inverse stayed.
+    failures: jax.Array  # shape=(), dtype=jnp.int32
+    # Like params: LayerCovariance where a weight is scaled; optax.MaskedNode()
+    # elsewhere.
+    layers: Any
+
+
+NO_COVARIANCES = (
+    "input_covariances is missing: call tx.update(grads, opt_state, params,"
+    " input_covariances=sown), where sown is what model.apply(...,"
+    " mutable=['intermediates']) returns inside"
+    " `with insgd_optax.capture_input_covariances():`. For flax's TrainState, which"
+    " does not hand them on, take insgd_optax.TrainState; optax.lookahead and"
+    " optax.flatten drop them too"
+)
+_CAUSES = """Likely causes:
+  - the model was applied outside `with insgd_optax.capture_input_covariances():`
+  - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
+  - an NNX model was called outside insgd_optax.nnx's capture_input_covariances, or not
+    through nnx.capture(model, nnx.Intermediate)
+  - nn.scan or nn.vmap stacks the parameters along another axis than 0
+  - the layer is an NNX module inside nnx.bridge.ToLinen, or inside nn.WeightNorm,
+    nn.SpectralNorm or nn.while_loop, which let nothing be sown
+  - the layer's type is your own: name it in capture_input_covariances(layers=...) or
+    call insgd_optax.sow_input_covariance(self, x) in it
+  - the layer was not used in this pass: scale_by_input_covariance(missing="keep")"""
+_LIKE = (
+    "tell the optimizer what the model sows: inside the capture, shapes ="
+    " insgd_optax.input_covariance_shapes(model, rngs, x), then give it"
+    " input_covariances_like=shapes. This is needed where a kernel's shape leaves open"
+    " which of its axes are inputs: attention without biases, grouped convolutions,"
+    " ConvLocal, Einsum, layers stacked by nn.scan or nn.vmap"
+)
+
+
+def scale_by_input_covariance(
+    decay: Any = 0.95,
+    *,
+    damping: Any = 1.0,
+    eps: Any = 1e-8,
+    preserve_norm: bool = True,
+    max_dim: int = MAX_DIM,
+    scope: Scope = "kernel",
+    missing: str = "error",
+    input_covariances_like: Any = None,
+    initial_covariance: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies each layer's gradient by the inverse covariance of its input.
+
+    For a layer with kernel W of shape (d, m), whose n input vectors in this pass are
+    the rows of X_t, and with G_t what enters this transformation in the place of the
+    gradient of W,
+
+    .. math::
+        A_t &= \beta A_{t-1} + (1 - \beta) X_t^T X_t / n \\
+        D_t &= \Bigl(\hat A_t + \bigl(\delta \operatorname{tr}(\hat A_t) / d
+            + \epsilon\bigr) I\Bigr)^{-1}, \quad \hat A_t = A_t / (1 - \beta^t) \\
+        U_t &= D_t G_t \\
+        U_t &\leftarrow U_t \, \|G_t\| / \|U_t\| \quad \text{with } preserve\_norm
+
+    where beta is `decay`, delta `damping` and epsilon `eps`. The covariance is not
+    centred. It comes from outside, as the keyword `input_covariances` of `update`: see
+    `capture_input_covariances`, whose `when` sets how often it is measured. A pass
+    that did not capture changes neither A nor D, and t counts captures.
+
+    The transformation goes where the steps are made that it should redirect: first in
+    a chain for SGD, after `scale_by_input_power()` for INSGD, after
+    `optax.scale_by_adam()` for Adam, always before weight decay and momentum. With
+    `preserve_norm` it changes their directions alone, and their learning rates stay.
+
+    Args:
+        decay: beta, in [0, 1). 0 takes the covariance of the last capture.
+        damping: delta, at least 0 and finite, in units of the mean eigenvalue of A.
+            Large values approach the update that came in.
+        eps: epsilon, at least 0, in units of the input squared.
+        preserve_norm: whether each weight's update keeps the Frobenius norm that it
+            came in with. Without it the lengths are Newton's, in units of 1 / x^2, and
+            want a learning rate and a damping of their own.
+        max_dim: the largest matrix. Of a convolution with more inputs the covariance
+            is the Kronecker product of taps and channels; of another layer, diagonal
+            blocks. Capture with the same, or a larger, `max_dim`. Unused with
+            `input_covariances_like`, which tells the form.
+        scope: which weights are scaled: "kernel", every parameter of that name, or a
+            function from a parameter's path, a tuple such as ("Dense_0", "kernel"), to
+            True or False. All others pass through.
+        missing: what happens to a scaled weight without a covariance in this pass:
+            "error", or "keep" its D.
+        input_covariances_like: what `input_covariance_shapes` returns. It is needed
+            where the shape of a kernel leaves open which of its axes are inputs:
+            attention without biases, grouped convolutions, `nn.ConvLocal`,
+            `nn.Einsum`, layers stacked by `nn.scan` or `nn.vmap`.
+        initial_covariance: a number a: A_0 = a I, without correction for the start, as
+            in RLS. None starts from the first capture.
+
+    Returns:
+        A transformation whose `update` requires the keyword `input_covariances`: the
+        mutated variables, or the "intermediates" collection, of the pass that gave the
+        gradients. Updates leave in the gradients' shapes and dtypes. Where a
+        factorization fails (A singular, no damping), the last good D stays, at first
+        the identity, and `failures` of the state counts it. Its state is a
+        `ScaleByInputCovarianceState`.
+
+    Raises:
+        ValueError: on construction, if a number or option is out of range; from
+            `init`, if no parameter is in scope; from `update`, when it is traced, if
+            covariances are missing or do not fit, with the paths.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import capture_input_covariances, scale_by_input_covariance
+        >>> model, x = nn.Dense(1), jnp.array([[2.0, 1.0], [-2.0, 1.0]])
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> with capture_input_covariances():
+        ...     _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        >>> tx = scale_by_input_covariance(damping=0.0, preserve_norm=False)
+        >>> grads = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
+        >>> updates, _ = tx.update(grads, tx.init(params), input_covariances=sown)
+        >>> print(updates["kernel"].ravel())  # 1 / (8 / 2), 1 / (2 / 2)
+        [0.25 1.  ]
+
+    Source: LMS-Newton (Widrow and Stearns, 1985) for every layer of a network; with
+    another damping, FOOF (Benzing, 2022, arXiv:2201.12250). With one sample, decay 0
+    and no damping, it is Eq. 25 of the paper, NLMS. `preserve_norm` is this library's.
+    """
+    check_fraction(decay=decay)
+    check_not_negative(damping=damping, eps=eps)
+    if is_number(damping) and damping == float("inf"):
+        raise ValueError("damping=inf leaves nothing of the covariance: give a number")
+    if missing not in ("error", "keep"):
+        raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
+    if isinstance(max_dim, bool) or not isinstance(max_dim, int) or max_dim < 1:
+        raise ValueError(f"max_dim={max_dim!r} must be a whole number of at least 1")
+    if initial_covariance is not None and not initial_covariance > 0:
+        raise ValueError(f"initial_covariance={initial_covariance} must be positive")
+    if scope == "layer":
+        raise ValueError(
+            'scope="layer" is of scale_by_input_power: a covariance has no part in biases'
+            " and normalization layers. Give a function from a parameter's path, such as"
+            " ('Dense_0', 'kernel'), to True or False"
+        )
+    in_scope = scope_predicate(scope)
+    like = (
+        None
+        if input_covariances_like is None
+        else covariances_by_layer(input_covariances_like)
+    )
+
+    def init_fn(params: Any) -> ScaleByInputCovarianceState:
+        zero = jnp.zeros([], jnp.int32)
+        if is_placeholder(params):
+            # The matrices do not mirror them: they are replicated.
+            return ScaleByInputCovarianceState(zero, zero, jnp.zeros([]))
+        flat = flatten(params)
+        shapes = {
+            path: weight.shape
+            for path, weight in zip(flat.paths, flat.weights, strict=True)
+            if not is_masked(weight)
+        }
+        layers: list[Any] = [optax.MaskedNode()] * len(flat.paths)
+        no_like: list[Path] = []
+        for i, (path, weight) in enumerate(zip(flat.paths, flat.weights, strict=True)):
+            if is_masked(weight) or not in_scope(path):
+                continue
+            _check_real(path, weight)
+            bias = shapes.get((*path[:-1], "bias"))
+            form = assumed_form(weight.shape, bias, max_dim)
+            if like is not None:
+                sown = _sown.find(like, path)
+                if sown is None:
+                    no_like.append(path)
+                else:
+                    with naming(path):
+                        form = _form_of_sown(sown[0], weight.shape)
+            dtype = statistic_dtype(weight.dtype)
+            layers[i] = _initial(form, dtype, initial_covariance)
+        if not any(isinstance(layer, LayerCovariance) for layer in layers):
+            raise ValueError(
+                f"no parameter is in scope={scope!r}, so nothing would be scaled."
+                f" The parameters are:\n{path_list(flat.paths)}"
+            )
+        if no_like and missing == "error":
+            raise ValueError(
+                "input_covariances_like has no covariance for these scaled weights:\n"
+                f"{path_list(no_like)}\n{_CAUSES}"
+            )
+        return ScaleByInputCovarianceState(
+            zero, zero, jax.tree.unflatten(flat.treedef, layers)
+        )
+
+    def update_fn(
+        updates: Any,
+        state: ScaleByInputCovarianceState,
+        params: Any = None,
+        *,
+        input_covariances: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, ScaleByInputCovarianceState]:
+        del params, extra_args
+        if input_covariances is None:
+            raise ValueError(NO_COVARIANCES)
+        sown = covariances_by_layer(input_covariances)
+        flat = flatten(updates)
+        grads = dict(zip(flat.paths, flat.weights, strict=True))
+        paths, layers, treedef = flat_layers(state.layers)
+        scaled = {
+            path: layer
+            for path, layer in zip(paths, layers, strict=True)
+            if not is_masked(layer) and not is_masked(grads.get(path, layer))
+            if path in grads
+        }
+        forms, totals, absent = {}, {}, []
+        for path, layer in scaled.items():
+            with naming(path):
+                forms[path] = form_of_state(layer, grads[path].shape)
+                found = _sown.find(sown, path)
+                if found is None:
+                    absent.append(path)
+                else:
+                    totals[path] = total(found, forms[path], layer.mass.dtype)
+        if absent and missing == "error":
+            raise ValueError(
+                f"these scaled weights have no input covariance:\n{path_list(absent)}\n"
+                f"The covariances are of these layers:\n"
+                f"{path_list(list(sown)) or '  none'}\n{_CAUSES}"
+            )
+
+        def refreshed(old: dict[Path, LayerCovariance]) -> tuple[Any, jax.Array]:
+            new, failures = {}, jnp.zeros([], jnp.int32)
+            for path, layer in old.items():
+                new[path], failed = _next(
+                    layer, totals[path], forms[path], decay, damping, eps
+                )
+                failures += failed
+            return new, failures
+
+        old = {path: scaled[path] for path in totals}
+        if old:
+            any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
+            new, failed = jax.lax.cond(
+                any_rows, refreshed, lambda old: (old, jnp.zeros([], jnp.int32)), old
+            )
+            scaled |= new
+        else:
+            failed = jnp.zeros([], jnp.int32)
+        for path, layer in scaled.items():
+            grads[path] = _redirected(grads[path], layer, forms[path], preserve_norm)
+        layers = [scaled.get(p, layer) for p, layer in zip(paths, layers, strict=True)]
+        return (
+            replace(updates, [grads[path] for path in flat.paths]),
+            ScaleByInputCovarianceState(
+                count=optax.safe_increment(state.count),
+                failures=state.failures + failed,
+                layers=jax.tree.unflatten(treedef, layers),
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the weight's path to a mismatch's message."""
+    try:
+        yield
+    except (Mismatch, Misfit) as error:
+        raise ValueError(
+            f"the input covariance of {path_string(path)} does not fit: {error}. If"
+            " max_dim is given, give the capture and the optimizer the same; else"
+            f" {_LIKE}"
+        ) from error
+
+
+def _check_real(path: Path, weight: Any) -> None:
+    if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{path_string(path)} is {weight.dtype}: scale_by_input_covariance is for"
+            " real weights. Leave it out by scope, a function from paths to True or"
+            " False"
+        )
+
+
+def flat_layers(layers: Any) -> tuple[list[Path], list[Any], Any]:
+    """The covariances of a state with their weights' paths."""
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, LayerCovariance) or is_masked(node)
+
+    nodes, treedef = jax.tree_util.tree_flatten_with_path(layers, is_leaf=is_leaf)
+    return [tuple_path(keys) for keys, _ in nodes], [node for _, node in nodes], treedef
+
+
+def _initial(form: Form, dtype: Any, initial: float | None) -> LayerCovariance:
+    shapes = form.shapes
+    factors = tuple(jnp.zeros(shape, dtype) for shape in shapes)
+    mass = jnp.zeros(form.stack, dtype)
+    if initial is not None:
+        dims = [factor.dim for factor in form.factors]
+        # Of two factors, both have the trace of the whole.
+        others = [dims[1], dims[0]] if len(dims) > 1 else [1]
+        factors = tuple(
+            from_matrices(
+                jnp.broadcast_to(
+                    initial * other * jnp.eye(factor.dim, dtype=dtype),
+                    (*form.stack, *factor.counts, factor.dim, factor.dim),
+                ),
+                factor,
+                len(form.stack),
+            )
+            for factor, other in zip(form.factors, others, strict=True)
+        )
+        mass = jnp.ones(form.stack, dtype)
+    return LayerCovariance(factors, mass, _whitening.identity(form, dtype))
+
+
+def _form_of_sown(sown: InputCovariance, weight: tuple[int, ...]) -> Form:
+    """The form of a weight whose layer sows this."""
+    return form_of(
+        [factor.shape for factor in sown.factors], weight, len(sown.count.shape)
+    )
+
+
+def form_of_state(layer: LayerCovariance, weight: tuple[int, ...]) -> Form:
+    """The form in which a state keeps the covariance of a weight."""
+    return form_of([factor.shape for factor in layer.factors], weight)
+
+
+def total(sown: list[InputCovariance], form: Form, dtype: Any) -> InputCovariance:
+    """All that a layer sowed in one pass, in the form of its weight.
+
+    Raises:
+        Mismatch: if it does not fit.
+    """
+    sums, count = None, jnp.zeros(form.stack, dtype)
+    for use in sown:
+        use = checked(use)
+        lead = use.count.ndim
+        if (use.factors[0].ndim - lead) != 2 * len(form.kernel):
+            raise Mismatch(
+                f"{use.factors[0].shape} is not laid out like a kernel {form.kernel}"
+            )
+        axes = averaged_axes(use.count.shape, form.stack)
+        factors = [factor.sum(axis=axes) for factor in use.factors]
+        factors = reduced(factors, len(form.stack), form)
+        factors = [
+            jnp.broadcast_to(factor, shape).astype(dtype)
+            for factor, shape in zip(factors, form.shapes, strict=True)
+        ]
+        sums = (
+            factors
+            if sums is None
+            else [a + b for a, b in zip(sums, factors, strict=True)]
+        )
+        count = count + use.count.sum(axis=axes).astype(dtype)
+    assert sums is not None
+    return InputCovariance(tuple(sums), count)
+
+
+def _next(
+    layer: LayerCovariance,
+    batch: InputCovariance,
+    form: Form,
+    decay: Any,
+    damping: Any,
+    eps: Any,
+) -> tuple[LayerCovariance, jax.Array]:
+    """The running mean and its inverse; and whether the factorization failed."""
+    dtype = layer.mass.dtype
+    decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
+    brings = batch.count > 0
+
+    def lead(values: jax.Array, like: jax.Array) -> jax.Array:
+        return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+    def kept(new: jax.Array, old: jax.Array, choice: jax.Array) -> jax.Array:
+        return jnp.where(lead(choice, old), new, old)
+
+    rows = jnp.where(brings, batch.count, jnp.ones_like(batch.count))
+    factors = tuple(
+        kept(decay * old + (1 - decay) * (new / lead(rows, new)), old, brings)
+        for old, new in zip(layer.factors, batch.factors, strict=True)
+    )
+    mass = jnp.where(brings, decay * layer.mass + (1 - decay), layer.mass)
+    corrected = tuple(x / lead(jnp.where(mass > 0, mass, 1), x) for x in factors)
+    inverse, good = _whitening.inverse(form, corrected, damping, eps)
+    inverse = tuple(
+        kept(new, old, brings & good)
+        for new, old in zip(inverse, layer.inverse, strict=True)
+    )
+    failed = jnp.sum(brings & ~good).astype(jnp.int32)
+    return LayerCovariance(factors, mass, inverse), failed
+
+
+def _redirected(
+    grad: jax.Array, layer: LayerCovariance, form: Form, preserve_norm: bool
+) -> jax.Array:
+    """D G, with the norm of G, in the gradient's dtype."""
+    wide = grad.astype(
+        grad.dtype
+        if jnp.finfo(grad.dtype).bits >= jnp.finfo(layer.mass.dtype).bits
+        else layer.mass.dtype
+    )
+    inverse = tuple(x.astype(wide.dtype) for x in layer.inverse)
+    if not preserve_norm:
+        return _whitening.apply(form, inverse, wide).astype(grad.dtype)
+    axes = tuple(range(len(form.stack), grad.ndim))
+    # By the largest entry first: squares would leave the range of float32.
+    largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True)
+    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    before = wide / unit
+    after = _whitening.apply(form, inverse, before)
+    top = jnp.max(jnp.abs(after), axis=axes, keepdims=True)
+    top = jnp.where(top > 0, top, jnp.ones_like(top))
+    after = after / top
+
+    def norm(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+
+    length = norm(after)
+    ratio = norm(before) / jnp.where(length > 0, length, jnp.ones_like(length))
+    return (after * (ratio * unit)).astype(grad.dtype)

@@ -1,0 +1,137 @@
+"""The ready-made optimizer of the input's covariance, as one chain."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from insgd_optax._covariance import MAX_DIM
+from insgd_optax._input_covariance import scale_by_input_covariance
+from insgd_optax._insgd import chain_with_momentum
+from insgd_optax._weights import Scope
+
+
+def lms_newton(
+    learning_rate: Any,
+    *,
+    covariance_decay: Any = 0.95,
+    damping: Any = 1.0,
+    momentum: Any = 0.9,
+    dampening: Any = 0.0,
+    nesterov: bool = False,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any | Callable[[Any], Any] | None = None,
+    eps: Any = 1e-8,
+    preserve_norm: bool = True,
+    max_dim: int = MAX_DIM,
+    scope: Scope = "kernel",
+    missing: str = "error",
+    input_covariances_like: Any = None,
+    polyak_factor: Any = None,
+    loss_lower_bound: Any = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""LMS-Newton for deep networks: SGD whitened by each layer's input.
+
+    For a layer with kernel w, gradient g_t and the running covariance A_t of its input
+    vectors,
+
+    .. math::
+        u_t &= \bigl(A_t + (\delta \operatorname{tr}(A_t) / d + \epsilon) I\bigr)^{-1}
+            g_t, \quad u_t \leftarrow u_t \, \|g_t\| / \|u_t\| \\
+        b_t &= \gamma b_{t-1} + (1 - \text{dampening}) (u_t + \lambda w) \\
+        w &\leftarrow w - \mu b_t
+
+    where mu is `learning_rate`, delta `damping`, epsilon `eps`, lambda `weight_decay`
+    and gamma `momentum`. It is `optax.chain(scale_by_input_covariance(...),
+    optax.add_decayed_weights(...), dampened_trace(...),
+    optax.scale_by_learning_rate(...))`; with `polyak_factor`, the first two are one
+    `clip_by_polyak`. Since each update keeps its gradient's norm, a learning rate that
+    is good for SGD is good here.
+
+    For Adam or Muon put the link itself behind them:
+    `optax.chain(optax.scale_by_adam(), scale_by_input_covariance(),
+    optax.add_decayed_weights(...), optax.scale_by_learning_rate(...))`.
+
+    Args:
+        learning_rate: mu, a number of at least 0 or an optax schedule.
+        covariance_decay: beta, in [0, 1): see `scale_by_input_covariance`.
+        damping: see `scale_by_input_covariance`; not to be confused with `dampening`.
+        momentum: gamma, in [0, 1); None for none.
+        dampening: the dampening of the momentum, in [0, 1]: see `dampened_trace`.
+        nesterov: whether the momentum looks ahead.
+        weight_decay: lambda, at least 0, or a schedule.
+        weight_decay_mask: a tree of bools like the parameters, or a function from
+            them to one: where weight decay applies.
+        eps: see `scale_by_input_covariance`.
+        preserve_norm: see `scale_by_input_covariance`.
+        max_dim: see `scale_by_input_covariance`.
+        scope: see `scale_by_input_covariance`.
+        missing: see `scale_by_input_covariance`.
+        input_covariances_like: see `scale_by_input_covariance`.
+        polyak_factor: c of `clip_by_polyak`, at least 0, such as 0.3; None for no
+            bound.
+        loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss.
+
+    Returns:
+        A transformation whose `update` requires the keyword `input_covariances`, with
+        `polyak_factor` also `value`, the loss, and the parameters unless weight decay
+        is the number 0.
+
+    Raises:
+        ValueError: if a number is out of its range; see also
+            `scale_by_input_covariance`.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+        >>> from insgd_optax import capture_input_covariances, lms_newton
+        >>> model = nn.Dense(1)
+        >>> x = jax.random.normal(jax.random.key(0), (64, 4)) * jnp.array([[9, 3, 1, 1]])
+        >>> y = x.sum(axis=1, keepdims=True)
+        >>> params = model.init(jax.random.key(1), x)["params"]
+        >>> tx = lms_newton(learning_rate=0.02)
+        >>> opt_state = tx.init(params)
+        >>> @jax.jit
+        ... def train_step(params, opt_state, step):
+        ...     def loss_fn(params):
+        ...         with capture_input_covariances(when=step % 10 == 0):
+        ...             prediction, sown = model.apply(
+        ...                 {"params": params}, x, mutable=["intermediates"]
+        ...             )
+        ...         return jnp.mean((prediction - y) ** 2), sown
+        ...     (loss, sown), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        ...     updates, opt_state = tx.update(
+        ...         grads, opt_state, params, input_covariances=sown
+        ...     )
+        ...     return optax.apply_updates(params, updates), opt_state, loss
+        >>> losses = []
+        >>> for step in range(50):
+        ...     params, opt_state, loss = train_step(params, opt_state, step)
+        ...     losses.append(float(loss))
+        >>> losses[-1] < 0.1 * losses[0]
+        True
+
+    Source: see `scale_by_input_covariance`; momentum and weight decay are Algorithm
+    1's.
+    """
+    scaling = scale_by_input_covariance(
+        covariance_decay,
+        damping=damping,
+        eps=eps,
+        preserve_norm=preserve_norm,
+        max_dim=max_dim,
+        scope=scope,
+        missing=missing,
+        input_covariances_like=input_covariances_like,
+    )
+    return chain_with_momentum(
+        learning_rate,
+        scaling,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        polyak_factor=polyak_factor,
+        polyak_decay=covariance_decay,
+        loss_lower_bound=loss_lower_bound,
+    )

@@ -1,0 +1,141 @@
+"""The covariance of every layer's input, and its inverse, against Jacobians."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insgd_optax import (
+    capture_input_covariances,
+    input_covariance_shapes,
+    scale_by_input_covariance,
+)
+
+EPS = 0.3
+
+
+class Joined(nn.Module):
+    """An einsum, which is a module whose kernel may have any layout."""
+
+    equation: str
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Einsum(
+            self.shape, self.equation, use_bias=False, param_dtype=x.dtype
+        )(x)
+
+
+F64 = {"param_dtype": jnp.float64, "use_bias": False}
+
+
+def conv(features, kernel_size, **options):
+    return nn.Conv(features, kernel_size, **F64, **options)
+
+
+def transposed(features, kernel_size, **options):
+    return nn.ConvTranspose(features, kernel_size, **F64, **options)
+
+
+# Layer, shape of its input.
+LAYERS = {
+    "dense": (nn.Dense(2, **F64), (3, 4)),
+    "dense-vector": (nn.Dense(2, **F64), (4,)),
+    "dense-tokens": (nn.Dense(3, **F64), (2, 3, 4)),
+    "general": (nn.DenseGeneral((2, 3), **F64), (3, 4)),
+    "general-out": (nn.DenseGeneral(3, axis=(-2, -1), **F64), (3, 2, 4)),
+    "general-axes": (nn.DenseGeneral(3, axis=(-1, 1), **F64), (3, 2, 5, 4)),
+    "general-batch": (
+        nn.DenseGeneral((2, 3), axis=-1, batch_dims=(0,), **F64),
+        (2, 3, 4),
+    ),
+    "einsum-heads": (Joined("btd,hdk->bthk", (2, 4, 3)), (2, 3, 4)),
+    "einsum-experts": (Joined("ebd,edk->ebk", (2, 4, 3)), (2, 5, 4)),
+    "einsum-out": (Joined("bthk,hkd->btd", (2, 4, 3)), (2, 3, 2, 4)),
+    "einsum-last": (Joined("bd,kd->bk", (3, 4)), (5, 4)),
+    "einsum-summed": (Joined("btd,dk->bk", (4, 3)), (5, 3, 4)),
+    "conv": (conv(3, (3, 3)), (2, 4, 5, 2)),
+    "conv-1d": (conv(3, (3,)), (2, 6, 2)),
+    "conv-3d": (conv(2, (2, 2, 2)), (1, 3, 3, 3, 2)),
+    "conv-valid": (conv(3, (3, 2), padding="VALID"), (2, 5, 4, 2)),
+    "conv-strides": (conv(3, (3, 3), strides=2), (2, 5, 6, 2)),
+    "conv-dilated": (conv(2, (3, 3), kernel_dilation=2), (2, 6, 5, 2)),
+    "conv-input-dilated": (
+        conv(2, (3,), input_dilation=2, padding=((2, 1),)),
+        (2, 4, 2),
+    ),
+    "conv-explicit": (conv(2, (3, 3), padding=((0, 2), (1, 0))), (2, 4, 4, 2)),
+    "conv-negative": (conv(2, (3,), padding=((-1, 1),)), (2, 6, 2)),
+    "conv-causal": (conv(2, (3,), padding="CAUSAL"), (2, 5, 2)),
+    "conv-circular": (conv(2, (3,), padding="CIRCULAR"), (2, 5, 2)),
+    "conv-reflect": (conv(2, (3,), padding="REFLECT"), (2, 5, 2)),
+    "conv-grouped": (conv(6, (3,), feature_group_count=2), (2, 5, 4)),
+    "conv-depthwise": (conv(4, (3, 2), feature_group_count=4), (2, 4, 4, 4)),
+    "conv-multiplier": (conv(8, (3,), feature_group_count=4), (2, 5, 4)),
+    "conv-pointwise": (conv(3, (1, 1)), (2, 3, 3, 4)),
+    "conv-no-batch": (conv(3, (3,)), (6, 2)),
+    "conv-batches": (conv(2, (3,)), (2, 2, 4, 2)),
+    "conv-local": (nn.ConvLocal(2, (3, 2), **F64), (3, 4, 3, 2)),
+    "conv-local-1d": (
+        nn.ConvLocal(2, (3,), strides=2, padding="VALID", **F64),
+        (3, 7, 2),
+    ),
+    "transposed": (transposed(3, (3, 3)), (2, 3, 4, 2)),
+    "transposed-strides": (transposed(2, (3,), strides=(2,)), (2, 4, 2)),
+    "transposed-valid": (transposed(2, (4,), strides=(3,), padding="VALID"), (2, 3, 2)),
+    "transposed-circular": (
+        transposed(2, (3,), strides=(2,), padding="CIRCULAR"),
+        (2, 4, 2),
+    ),
+    "transposed-circular-long": (
+        transposed(2, (5,), strides=(1,), padding="CIRCULAR"),
+        (2, 3, 2),
+    ),
+    "transposed-kernel": (
+        transposed(3, (3, 2), strides=(2, 1), transpose_kernel=True),
+        (2, 3, 4, 2),
+    ),
+}
+
+
+def applied(name):
+    """A layer's variables, input, function of its kernel and what it sows."""
+    layer, shape = LAYERS[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape)) + 0.5
+    params = layer.init(jax.random.key(0), x)["params"]
+    leaves, treedef = jax.tree.flatten(params)
+    (kernel,) = leaves
+
+    def outputs(kernel):
+        return layer.apply({"params": jax.tree.unflatten(treedef, [kernel])}, x)
+
+    with capture_input_covariances(max_rows=None):
+        like = input_covariance_shapes(layer, jax.random.key(0), x)
+        _, sown = layer.apply({"params": params}, x, mutable=["intermediates"])
+    return params, kernel, outputs, like, sown
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_inverse_is_that_of_the_jacobian(x64, name):
+    params, kernel, outputs, like, sown = applied(name)
+    # An output is linear in the kernel, with an input vector as its gradient: the sum
+    # of the outer products of these is X^T X, once for each output feature.
+    jacobian = np.asarray(jax.jacobian(outputs)(kernel)).reshape(-1, kernel.size)
+    products = jacobian.T @ jacobian
+    (covariance,) = jax.tree.leaves(sown, is_leaf=lambda node: hasattr(node, "factors"))
+    count = float(covariance.count)
+    # Output features are as many as kernels that a row of X meets.
+    features = np.flatnonzero(np.abs(jacobian).sum(axis=1)).size
+    assert features % count == 0 or "circular" in name or "valid" in name
+    g = np.random.default_rng(1).normal(size=kernel.shape)
+    wanted = np.linalg.solve(products / count + EPS * np.eye(g.size), g.ravel())
+    tx = scale_by_input_covariance(
+        0.0, damping=0.0, eps=EPS, preserve_norm=False, input_covariances_like=like
+    )
+    grads = jax.tree.map(lambda _: jnp.asarray(g), params)
+    updates, state = tx.update(grads, tx.init(params), input_covariances=sown)
+    (update,) = jax.tree.leaves(updates)
+    np.testing.assert_allclose(update.ravel(), wanted, rtol=1e-10, atol=1e-12)
+    assert state.failures == 0
