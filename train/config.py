@@ -63,6 +63,15 @@ class Setting:
     """Bound SGD's or INSGD's rate by so many of Polyak's steps; by default
     there is no bound."""
 
+    damping: float = 1.0
+    """Damping of the input covariance (lms-newton, adamw+cov, muon+cov), in
+    units of its mean eigenvalue."""
+    covariance_every: int = 10
+    """Steps from one measurement of the input covariance to the next."""
+    conv_covariance: Literal["patch", "kronecker"] = "patch"
+    """Covariance of a convolution's input: one matrix for taps and channels, or
+    their Kronecker product."""
+
     epochs: int = 20
     """How often the training images are gone through."""
     batch_size: int = 128
@@ -105,6 +114,8 @@ class Setting:
             momentum=0,
             weight_decay=0,
             polyak_factor=0,
+            damping=0,
+            covariance_every=1,
             epochs=1,
             batch_size=1,
             milestone_factor=0,
@@ -183,8 +194,8 @@ class RunConfig(Setting):
             self.optimizer
         ):
             raise ValueError(
-                f"--polyak-factor is of SGD and INSGD, not of {self.optimizer}: leave "
-                "it out"
+                f"--polyak-factor is of SGD, INSGD and lms-newton, not of "
+                f"{self.optimizer}: leave it out"
             )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:

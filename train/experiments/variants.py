@@ -15,9 +15,12 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "log1p": {"normalizer": "log1p"},
     "power": {"normalizer": "power"},
 }
+_COVARIANCE_CHANGES: dict[str, dict[str, Any]] = {
+    "kron": {"conv_covariance": "kronecker"},
+}
 _POLYAK = re.compile(r"polyak(\d+\.?\d*|\.\d+)?")
 _POLYAK_FACTOR = 0.3
-FORM = "NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]"
+FORM = "NAME[+layer][+log1p|+power][+kron][+polyak[FACTOR]][@RATE]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,8 @@ def parse(text: str) -> Variant:
     """
     words, at, rate = text.partition("@")
     name, *parts = words.split("+")
+    if parts[:1] == ["cov"]:  # a part of the optimizer's name
+        name, parts = f"{name}+cov", parts[1:]
     optimizers.check_name(name)
     changes: dict[str, Any] = {}
     for part in parts:
@@ -67,6 +72,8 @@ def parse(text: str) -> Variant:
             changes["polyak_factor"] = float(bound[1] or _POLYAK_FACTOR)
         elif part in _CHANGES and optimizers.is_insgd(name):
             changes |= _CHANGES[part]
+        elif part in _COVARIANCE_CHANGES and optimizers.uses_covariance(name):
+            changes |= _COVARIANCE_CHANGES[part]
         else:
             raise ValueError(
                 f"{text!r} is no optimizer: {FORM}. After + go, of INSGD, "

@@ -1,6 +1,7 @@
 """A run's programs, put together from its options and its data."""
 
 import ast
+import contextlib
 import functools
 from typing import Any
 
@@ -54,6 +55,7 @@ class Experiment:
             restart_epochs=config.restart_epochs,
             warmup_epochs=config.warmup_epochs,
         )
+        self._model = self._create_model()
         self._optimizer = optimizers.create(
             config.optimizer,
             self.schedule,
@@ -62,8 +64,13 @@ class Experiment:
             scope=config.scope,
             normalizer=config.normalizer,
             polyak_factor=config.polyak_factor,
+            covariance=optimizers.Covariance(
+                damping=config.damping,
+                every=config.covariance_every,
+                form=config.conv_covariance,
+            ),
+            sown_shapes=self._sown_shapes,
         )
-        self._model = self._create_model()
         self._init_rng, run_rng = jax.random.split(jax.random.key(config.seed))
         self._feed = self._create_feed(run_rng)
         self._multipliers_program = self._optimizer.multipliers and jax.jit(
@@ -101,6 +108,22 @@ class Experiment:
         except TypeError as error:
             raise UserError(f"{_given(self._config)}: {error}") from error
 
+    def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
+        """What the network sows within a capture."""
+        try:
+            with capture:
+                return insgd_optax.input_covariance_shapes(
+                    self._model,
+                    jax.random.key(0),
+                    jnp.zeros((1, *self._dataset.image_shape)),
+                    train=False,
+                )
+        except ValueError as error:
+            raise self._unfit(error) from error
+
+    def _unfit(self, error: ValueError) -> UserError:
+        return UserError(f"{self._config.model} on {self._dataset.name}: {error}")
+
     def _create_feed(self, rng: jax.Array) -> InMemoryFeed | StreamedFeed:
         config = self._config
         step_fn = functools.partial(
@@ -135,9 +158,7 @@ class Experiment:
                 self._dataset.image_shape,
             )
         except ValueError as error:
-            raise UserError(
-                f"{self._config.model} on {self._dataset.name}: {error}"
-            ) from error
+            raise self._unfit(error) from error
         return self._devices.put(
             Progress(state, epoch.zero_totals(self._optimizer.measures))
         )

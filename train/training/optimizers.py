@@ -28,7 +28,10 @@ from train.training import torch_rules
 # The library's floor, max(log P, EPS): a multiplier of 1 / EPS sits on it.
 EPS = 0.01
 
-Capture = Callable[[], contextlib.AbstractContextManager[None]]
+# step -> the context in which layers sow what the optimizer needs of their inputs.
+Capture = Callable[[Any], contextlib.AbstractContextManager[None]]
+# A capture -> the shapes of what the network sows within it.
+SownShapes = Callable[[contextlib.AbstractContextManager[None]], Any]
 Measure = Callable[[Any], jax.Array]
 
 
@@ -36,9 +39,10 @@ class Optimizer(NamedTuple):
     """What a training step and its diagnostics need to know of an optimizer.
 
     Attributes:
-        tx: the transformation; takes and may ignore `input_norms`.
-        capture: the context in which layers sow what `tx` needs of their inputs; None
-            for an optimizer that needs nothing, and then pays nothing.
+        tx: the transformation; takes and may ignore `input_norms`,
+            `input_covariances` and `value`.
+        capture: None for an optimizer that needs nothing of the layers' inputs, and
+            then pays nothing.
         multipliers: optimizer state -> factor on the learning rate, by weight; None
             for an optimizer that has none.
         measures: by name, scalar functions of the optimizer state, to be averaged over
@@ -52,6 +56,44 @@ class Optimizer(NamedTuple):
 
 
 _POLYAK_MEASURES = {"polyak_scale": insgd_optax.polyak_scale}
+
+
+class Covariance(NamedTuple):
+    """How the input's covariance is measured and used.
+
+    Attributes:
+        damping: in units of the mean eigenvalue.
+        every: steps from one measurement to the next.
+        form: of convolutions, "patch" or "kronecker".
+        max_rows: the most input vectors that a layer contributes.
+        max_dim: the largest matrix.
+        decay: of the running mean, a measurement.
+    """
+
+    damping: float = 1.0
+    every: int = 10
+    form: str = "patch"
+    max_rows: int = 2048
+    max_dim: int = 1024
+    decay: float = 0.95
+
+    def capture(self, step: Any) -> contextlib.AbstractContextManager[None]:
+        """The context of a step, which may be traced."""
+        return insgd_optax.capture_input_covariances(
+            when=step % self.every == 0,
+            max_rows=self.max_rows,
+            max_dim=self.max_dim,
+            conv_covariance=self.form,
+        )
+
+    def options(self, sown_shapes: SownShapes | None) -> dict[str, Any]:
+        """What the library's optimizers take."""
+        like = None if sown_shapes is None else sown_shapes(self.capture(0))
+        return {
+            "damping": self.damping,
+            "max_dim": self.max_dim,
+            "input_covariances_like": like,
+        }
 
 
 class _Entry(NamedTuple):
@@ -74,6 +116,69 @@ def _sgd(learning_rate, *, momentum, weight_decay, polyak_factor, **_) -> Optimi
         optax.trace(momentum),
     )
     return Optimizer(tx, measures=_POLYAK_MEASURES)
+
+
+def _lms_newton(
+    learning_rate,
+    *,
+    momentum,
+    weight_decay,
+    polyak_factor,
+    covariance,
+    sown_shapes,
+    **_,
+) -> Optimizer:
+    tx = insgd_optax.lms_newton(
+        learning_rate,
+        covariance_decay=covariance.decay,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        polyak_factor=polyak_factor,
+        **covariance.options(sown_shapes),
+    )
+    return Optimizer(
+        tx,
+        capture=covariance.capture,
+        measures={} if polyak_factor is None else _POLYAK_MEASURES,
+    )
+
+
+def _redirected(
+    rule, learning_rate, *, weight_decay, covariance, sown_shapes, **_
+) -> Optimizer:
+    """An optimizer whose steps the covariance turns, at the lengths they have."""
+    tx = optax.chain(
+        rule(1.0, weight_decay=0.0),
+        insgd_optax.scale_by_input_covariance(
+            covariance.decay, **covariance.options(sown_shapes)
+        ),
+        # The rule's own steps go downhill already.
+        optax.scale(-1.0),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return Optimizer(tx, capture=covariance.capture)
+
+
+def _muon(learning_rate, **options) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        learning_rate, muon_weight_dimension_numbers=_matrices, **options
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Which kernels Muon takes for matrices, and which of their axes are inputs."""
+
+    def dimensions(keys: tuple[Any, ...], weight: Any) -> Any:
+        path = [str(getattr(key, "key", key)) for key in keys]
+        if path[-1] != "kernel" or weight.ndim < 2:
+            return None
+        if {"query", "key", "value"} & set(path):
+            return optax.contrib.MuonDimensionNumbers(0, tuple(range(1, weight.ndim)))
+        *inputs, output = range(weight.ndim)
+        return optax.contrib.MuonDimensionNumbers(tuple(inputs), output)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def _rescaled(scale_by, learning_rate, *, weight_decay, **_) -> Optimizer:
@@ -109,7 +214,7 @@ def _insgd_as_released(learning_rate, *, momentum, weight_decay, **_) -> Optimiz
         tx=insgd_optax.insgd_as_released(
             learning_rate, momentum=momentum, weight_decay=weight_decay
         ),
-        capture=insgd_optax.capture_released_norms,
+        capture=lambda step: insgd_optax.capture_released_norms(),
     )
 
 
@@ -124,7 +229,15 @@ def _decoupled(rule, learning_rate, *, weight_decay, **_) -> Optimizer:
 
 
 def _insgd(
-    learning_rate, *, p, momentum, weight_decay, scope, normalizer, polyak_factor
+    learning_rate,
+    *,
+    p,
+    momentum,
+    weight_decay,
+    scope,
+    normalizer,
+    polyak_factor,
+    **_,
 ) -> Optimizer:
     return Optimizer(
         tx=insgd_optax.insgd(
@@ -136,8 +249,8 @@ def _insgd(
             scope=scope,
             polyak_factor=polyak_factor,
         ),
-        capture=functools.partial(
-            insgd_optax.capture_input_norms, p=p, norm_layers=scope == "layer"
+        capture=lambda step: insgd_optax.capture_input_norms(
+            p=p, norm_layers=scope == "layer"
         ),
         multipliers=functools.partial(
             insgd_optax.learning_rate_multipliers, normalizer=normalizer, eps=EPS
@@ -168,6 +281,11 @@ _OPTIMIZERS = {
     "dadapt-adamw": _Entry(
         functools.partial(_decoupled, optax.contrib.dadapt_adamw), 1.0
     ),
+    "adamw": _Entry(functools.partial(_decoupled, optax.adamw), 0.001),
+    "muon": _Entry(functools.partial(_decoupled, _muon), 0.01),
+    "lms-newton": _Entry(_lms_newton, 0.03, bounded=True),
+    "adamw+cov": _Entry(functools.partial(_redirected, optax.adamw), 0.003),
+    "muon+cov": _Entry(functools.partial(_redirected, _muon), 0.01),
     "insgd-as-released": _Entry(_insgd_as_released, 0.1),
 }
 _INSGD_PREFIX = "insgd-l"
@@ -216,6 +334,11 @@ def is_insgd(name: str) -> bool:
     return name not in _OPTIMIZERS
 
 
+def uses_covariance(name: str) -> bool:
+    """Whether an optimizer uses the covariance of the layers' inputs."""
+    return name == "lms-newton" or name.endswith("+cov")
+
+
 def can_be_bounded(name: str) -> bool:
     """Whether an optimizer takes `polyak_factor`."""
     return _entry(name).bounded
@@ -235,6 +358,8 @@ def create(
     scope: str,
     normalizer: str,
     polyak_factor: float | None = None,
+    covariance: Covariance = Covariance(),  # noqa: B008  # immutable
+    sown_shapes: SownShapes | None = None,
 ) -> Optimizer:
     """Makes an optimizer by its name.
 
@@ -248,6 +373,9 @@ def create(
         normalizer: of INSGD, "log", "power" or "log1p".
         polyak_factor: of SGD and INSGD, see `insgd_optax.clip_by_polyak`; None for no
             bound.
+        covariance: of `lms-newton` and those that end in `+cov`.
+        sown_shapes: for these, what the network sows within a capture; None takes the
+            forms of the matrices from the kernels' shapes.
 
     Returns:
         The optimizer.
@@ -262,4 +390,6 @@ def create(
         scope=scope,
         normalizer=normalizer,
         polyak_factor=polyak_factor,
+        covariance=covariance,
+        sown_shapes=sown_shapes,
     )

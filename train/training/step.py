@@ -49,7 +49,7 @@ def train_step(
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         # The context must be open while the model is traced, hence in here.
-        with contextlib.nullcontext() if capture is None else capture():
+        with contextlib.nullcontext() if capture is None else capture(state.step):
             logits, mutated = state.apply_fn(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
@@ -62,16 +62,21 @@ def train_step(
     (loss, (logits, mutated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params
     )
-    norms = mutated.get("intermediates", {})
+    sown = mutated.get("intermediates", {})
     batch_stats = mutated.get("batch_stats", {})
     metrics = {"loss": loss, "top1": jnp.mean(logits.argmax(-1) == labels)}
     if axis_name is not None:
         # All that devices must agree on, together: for XLA to make it one collective.
-        grads, norms, batch_stats, metrics = jax.lax.pmean(
-            (grads, norms, batch_stats, metrics), axis_name
+        grads, sown, batch_stats, metrics = jax.lax.pmean(
+            (grads, sown, batch_stats, metrics), axis_name
         )
     updates, opt_state = state.tx.update(
-        grads, state.opt_state, state.params, input_norms=norms, value=metrics["loss"]
+        grads,
+        state.opt_state,
+        state.params,
+        input_norms=sown,
+        input_covariances=sown,
+        value=metrics["loss"],
     )
     metrics |= {name: measure(opt_state) for name, measure in measures.items()}
     state = state.replace(
