@@ -287,7 +287,8 @@ def shapes_of_sown(
     paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]]
     if not any(getattr(key, "key", None) == name for keys in paths for key in keys):
         raise ValueError(
-            f"{type(model).__name__} sows no {name.replace('_', ' ')}: make this call inside"
-            f" `with {capture}(...)`, with the options training will use"
+            f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
+            f" {name}_shapes inside `with {capture}(...)`, with the options training"
+            " will use"
         )
     return sown

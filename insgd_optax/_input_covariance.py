@@ -42,8 +42,8 @@ class LayerCovariance(NamedTuple):
     """What `scale_by_input_covariance` keeps of one weight.
 
     Its arrays are float32, or float64 for a float64 weight. With d inputs they take
-    8 d^2 + 4 bytes in float32. In the Kronecker form with d = t c, t taps and c
-    channels, it is 8 (t^2 + c^2) + 4 d.
+    8 d^2 + 4 bytes in float32; in the Kronecker form with t taps and c channels,
+    8 t^2 + 4 (t + 1) c^2 + 4.
     """
 
     # The running mean of X^T X / n, without the correction for its start, in the
@@ -52,8 +52,8 @@ class LayerCovariance(NamedTuple):
     # 1 - decay^t after t captures, which the mean is divided by: shape=(), or that of
     # the axes of stacked layers.
     mass: jax.Array
-    # D: one matrix, or of the Kronecker form both bases of eigenvectors and the
-    # inverse of the eigenvalues.
+    # D: one matrix; or of the Kronecker form the eigenvectors of the taps, and for each
+    # a matrix of channels.
     inverse: tuple[jax.Array, ...]
 
 
@@ -396,7 +396,6 @@ def total(sown: list[InputCovariance], form: Form, dtype: Any) -> InputCovarianc
     """
     sums, count = None, jnp.zeros(form.stack, dtype)
     for use in sown:
-        use = checked(use)
         lead = use.count.ndim
         if (use.factors[0].ndim - lead) != 2 * len(form.kernel):
             raise Mismatch(
@@ -430,6 +429,7 @@ def _next(
     """The running mean and its inverse; and whether the factorization failed."""
     dtype = layer.mass.dtype
     decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
+    batch = checked(batch)
     brings = batch.count > 0
 
     def lead(values: jax.Array, like: jax.Array) -> jax.Array:

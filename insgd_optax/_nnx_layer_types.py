@@ -6,8 +6,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from insgd_optax import _layer_covariances as covariances
 from insgd_optax import _layer_norms as norms
 from insgd_optax import _layer_types as linen
+from insgd_optax._covariance import InputCovariance
 
 
 def _linear_general(
@@ -57,3 +59,32 @@ NNX = linen.LayerKinds(
         nnx.RMSNorm: linen.vector_norm,
     },
 )
+
+
+def _linear_general_covariance(
+    layer: nnx.LinearGeneral, call: Mapping[str, Any], settings: covariances.Settings
+) -> InputCovariance:
+    return covariances.general(
+        linen.layer_input(call),
+        settings,
+        axis=linen.sizes(layer.axis),
+        batch_axes=tuple(layer.batch_axis),
+        num_features=len(layer.out_features),
+    )
+
+
+def _einsum_covariance(
+    layer: nnx.Einsum, call: Mapping[str, Any], settings: covariances.Settings
+) -> InputCovariance:
+    equation = layer.einsum_str or call["einsum_str"]
+    x = linen.layer_input(call)
+    return covariances.einsum(x, settings, equation, layer.kernel_shape)
+
+
+NNX_COVARIANCES: dict[type, covariances.LayerCovarianceFn] = {
+    nnx.Linear: covariances.dense,
+    nnx.LinearGeneral: _linear_general_covariance,
+    nnx.Einsum: _einsum_covariance,
+    nnx.Conv: covariances.conv,
+    nnx.ConvTranspose: covariances.conv_transpose,
+}

@@ -35,7 +35,13 @@ class TrainState(train_state.TrainState):
     """
 
     def apply_gradients(
-        self, *, grads: Any, input_norms: Any = None, value: Any = None, **kwargs: Any
+        self,
+        *,
+        grads: Any,
+        input_norms: Any = None,
+        input_covariances: Any = None,
+        value: Any = None,
+        **kwargs: Any,
     ) -> "TrainState":
         """Updates the parameters, the optimizer state and the step.
 
@@ -43,6 +49,7 @@ class TrainState(train_state.TrainState):
             grads: gradients, like `params`.
             input_norms: the "intermediates" of the same pass. None for an optimizer
                 that takes no norms.
+            input_covariances: likewise, for `scale_by_input_covariance`.
             value: the loss that the gradients are of, for `clip_by_polyak` and others
                 that take it. None for an optimizer that does not.
             **kwargs: further fields to replace, such as `batch_stats`.
@@ -54,7 +61,11 @@ class TrainState(train_state.TrainState):
         plain = isinstance(self.tx, optax.GradientTransformation) and not isinstance(
             self.tx, optax.GradientTransformationExtraArgs
         )
-        given = {"input_norms": input_norms, "value": value}
+        given = {
+            "input_norms": input_norms,
+            "input_covariances": input_covariances,
+            "value": value,
+        }
         extra_args = {name: each for name, each in given.items() if each is not None}
         if not plain:
             update = functools.partial(update, **extra_args)

@@ -4,9 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg
 
-from insgd_optax._covariance import Form, to_matrices
+from insgd_optax._covariance import Form, Shape, to_matrices
+from insgd_optax._inverse import positive_definite_inverse
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -14,22 +14,21 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def identity(form: Form, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
     """The inverse before there is a covariance: it changes nothing.
 
-    One factor: D, of shape (*stack, *blocks, d, d). Two: both bases of eigenvectors,
-    and the inverse of the eigenvalues, of shape (*stack, *blocks, d1, d2).
+    One factor: D, of shape (*stack, *blocks, d, d). Of two, taps and channels: the
+    eigenvectors of the first, (*stack, *blocks, t, t), and for each of them the inverse
+    for the channels, (*stack, *blocks, t, c, c).
     """
+
+    def eye(*shape: int) -> jax.Array:
+        return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
+
     counts = [factor.counts for factor in form.factors]
-    eyes = [
-        jnp.broadcast_to(
-            jnp.eye(factor.dim, dtype=dtype),
-            (*form.stack, *factor.counts, factor.dim, factor.dim),
-        )
-        for factor in form.factors
-    ]
-    if len(eyes) == 1:
-        return (eyes[0],)
-    most = tuple(map(max, zip(*counts, strict=True)))
     dims = [factor.dim for factor in form.factors]
-    return (*eyes, jnp.ones((*form.stack, *most, *dims), dtype))
+    first = eye(*form.stack, *counts[0], dims[0], dims[0])
+    if len(dims) == 1:
+        return (first,)
+    most: Shape = tuple(map(max, zip(*counts, strict=True)))
+    return first, eye(*form.stack, *most, dims[0], dims[1], dims[1])
 
 
 def inverse(
@@ -63,54 +62,41 @@ def inverse(
     scale = trace / size
     known = scale > 0
     one = jnp.ones_like(scale)
+    unit = jnp.where(known, scale, eps)[..., None, None]
     scale = jnp.where(known, scale, one)
-    shift = jnp.where(known, damping + eps / scale, one)
-    unit = jnp.where(known, scale, eps)
+    shift = jnp.where(known, damping + eps / scale, one)[..., None, None]
+    scale = scale[..., None, None]
+
+    def damped(matrix: jax.Array, shift: jax.Array) -> jax.Array:
+        eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+        eye = eye.reshape((1,) * (matrix.ndim - 2) + eye.shape)
+        return matrix + shift * eye
+
+    result: tuple[jax.Array, ...]
     if len(matrices) == 1:
-        result = _cholesky_inverse(matrices[0], scale, shift, unit)
+        whole = damped(matrices[0] / scale, shift)
+        result = (positive_definite_inverse(whole) / unit,)
     else:
-        result = _eigen_inverse(matrices, trace, scale, shift, unit)
+        # A = A1 x A2 / tr(A), where both factors have the trace of A. In the basis of
+        # A1 there is one matrix of channels for each of its eigenvalues.
+        taps, channels = matrices
+        values, basis = jnp.linalg.eigh(
+            taps / jnp.where(known, trace, one)[..., None, None]
+        )
+        values = jnp.maximum(values, 0)[..., None, None]
+        products = values * (channels / scale)[..., None, :, :]
+        each = damped(products, shift[..., None])
+        result = basis, positive_definite_inverse(each) / unit[..., None]
     finite = [jnp.isfinite(x).all(axis=tuple(range(lead, x.ndim))) for x in result]
     return result, jnp.stack(finite).all(axis=0)
-
-
-def _cholesky_inverse(
-    matrix: jax.Array, scale: jax.Array, shift: jax.Array, unit: jax.Array
-) -> tuple[jax.Array, ...]:
-    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
-    damped = matrix / scale[..., None, None] + shift[..., None, None] * eye
-    # Its entries are nan where the matrix is not positive definite.
-    factor = jnp.linalg.cholesky(damped)
-    root = jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
-    result = jnp.einsum("...ki,...kj->...ij", root, root, precision=_HIGHEST)
-    return (result / unit[..., None, None],)
-
-
-def _eigen_inverse(
-    matrices: list[jax.Array],
-    trace: jax.Array,
-    scale: jax.Array,
-    shift: jax.Array,
-    unit: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """Of A = A1 x A2 / tr(A), where both factors have the trace of A."""
-    (first, first_basis), (second, second_basis) = map(jnp.linalg.eigh, matrices)
-    first = jnp.maximum(first / jnp.where(trace > 0, trace, 1)[..., None], 0)
-    second = jnp.maximum(second / scale[..., None], 0)
-    damped = first[..., :, None] * second[..., None, :] + shift[..., None, None]
-    return first_basis, second_basis, 1 / (damped * unit[..., None, None])
 
 
 def apply(form: Form, inverse: tuple[jax.Array, ...], grad: jax.Array) -> jax.Array:
     """D G, in the dtype of the gradient."""
     g = form.split(grad)
-    if len(form.factors) == 1:
-        g = jnp.einsum("...ij,...jm->...im", inverse[0], g, precision=_HIGHEST)
-        return form.join(g)
-    first, second, values = inverse
-    g = jnp.einsum("...ta,...tcm->...acm", first, g, precision=_HIGHEST)
-    g = jnp.einsum("...cb,...acm->...abm", second, g, precision=_HIGHEST)
-    g = g * values[..., None]
-    g = jnp.einsum("...cb,...abm->...acm", second, g, precision=_HIGHEST)
-    g = jnp.einsum("...ta,...acm->...tcm", first, g, precision=_HIGHEST)
-    return form.join(g)
+    if len(inverse) == 1:
+        return form.join(jnp.matmul(inverse[0], g, precision=_HIGHEST))
+    basis, channels = inverse
+    g = jnp.einsum("...ta,...tcm->...acm", basis, g, precision=_HIGHEST)
+    g = jnp.matmul(channels, g, precision=_HIGHEST)
+    return form.join(jnp.einsum("...ta,...acm->...tcm", basis, g, precision=_HIGHEST))

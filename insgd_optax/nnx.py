@@ -54,10 +54,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from insgd_optax import _sown
+from insgd_optax import _weights
 from insgd_optax._capture import NAME, settings_key, takes
+from insgd_optax._covariance import MAX_DIM
+from insgd_optax._covariance_capture import COVARIANCE_NAME, covariance_capture
+from insgd_optax._layer_covariances import MAX_ROWS
 from insgd_optax._layer_types import LayerTypes, layer_norms
-from insgd_optax._nnx_layer_types import NNX
+from insgd_optax._nnx_layer_types import NNX, NNX_COVARIANCES
 from insgd_optax._norms import check_p
 from insgd_optax._open_calls import (
     Capture,
@@ -132,6 +135,49 @@ def capture_input_norms(
     table = takes(layer_norms(NNX, conv_input, norm_layers, layers), p)
     key = settings_key(p, conv_input, norm_layers, layers)
     with listening(Capture("nnx", NAME, table, p, key)):
+        yield
+
+
+@contextlib.contextmanager
+def capture_input_covariances(
+    *,
+    when: bool | jax.Array = True,
+    max_rows: int | None = MAX_ROWS,
+    max_dim: int = MAX_DIM,
+    conv_covariance: str = "patch",
+    layers: LayerTypes | None = None,
+) -> Iterator[None]:
+    """Makes the layers of any NNX model sow the covariance of their input.
+
+    The layers are those of `capture_input_norms`, without normalization layers; what
+    they sow, the arguments and the errors are as for
+    `insgd_optax.capture_input_covariances`. `nnx.Optimizer.update` hands
+    `input_covariances` on to the optimizer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from insgd_optax.nnx import capture_input_covariances
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> x = jnp.array([[3.0, 4.0], [0.0, 1.0]])
+        >>> with capture_input_covariances():
+        ...     y, sown = nnx.capture(model, nnx.Intermediate)(x)
+        >>> (covariance,) = sown["input_covariance"].get_value()
+        >>> print(covariance.factors[0].reshape(2, 2), covariance.count)
+        [[ 9. 12.]
+         [12. 17.]] 2.0
+    """
+    capture = covariance_capture(
+        "nnx",
+        NNX_COVARIANCES,
+        nnx.Module,
+        when,
+        max_rows,
+        max_dim,
+        conv_covariance,
+        layers,
+    )
+    with listening(capture):
         yield
 
 
@@ -239,6 +285,34 @@ def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         >>> shapes["layers"]["input_norm"].get_value()[0].shape
         (4, 1, 1)
     """
+    return _shapes_of_sown(NAME, "capture_input_norms", model, *args, **kwargs)
+
+
+def input_covariance_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+    """As `input_norm_shapes`, under `capture_input_covariances`.
+
+    Feeds `input_covariances_like`, which tells the optimizer how each kernel meets its
+    input, where its shape alone does not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from insgd_optax.nnx import (
+        ...     capture_input_covariances, input_covariance_shapes)
+        >>> model = nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(0), use_bias=False)
+        >>> with capture_input_covariances():
+        ...     shapes = input_covariance_shapes(model, jnp.ones((5, 3)))
+        >>> shapes["input_covariance"].get_value()[0].factors[0].shape
+        (3, 1, 1, 3, 1, 1)
+    """
+    return _shapes_of_sown(
+        COVARIANCE_NAME, "capture_input_covariances", model, *args, **kwargs
+    )
+
+
+def _shapes_of_sown(
+    name: str, capture: str, model: nnx.Module, *args: Any, **kwargs: Any
+) -> Any:
     graphdef, state = nnx.split(model)
 
     def sown(state: Any, args: Any) -> Any:
@@ -246,10 +320,11 @@ def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)[1]
 
     shapes = jax.eval_shape(sown, state, args)
-    if not _sown.by_layer(shapes, NAME):
+    paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
+    if not any(name in _weights.tuple_path(keys) for keys in paths):
         raise ValueError(
-            f"{type(model).__name__} sows no input norm: call input_norm_shapes inside"
-            " `with insgd_optax.nnx.capture_input_norms(...)`, with the options training"
-            " will use"
+            f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
+            f" {name}_shapes inside `with insgd_optax.nnx.{capture}(...)`, with the"
+            " options training will use"
         )
     return shapes

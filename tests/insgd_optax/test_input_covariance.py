@@ -1,0 +1,624 @@
+"""The covariance rule: special cases, an oracle, and what must not break it."""
+
+import contextlib
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from insgd_optax import (
+    InputCovariance,
+    capture_input_covariances,
+    input_covariance_shapes,
+    lms_newton,
+    nlms_filter,
+    scale_by_input_covariance,
+    scale_by_input_power,
+    sow_input_covariance,
+)
+from tests.insgd_optax.references.input_covariance_reference import Reference
+
+
+def sown_of(rows, kernel_rank=2, dtype=None):
+    """What a layer whose kernel is (d, m) sows for these input vectors."""
+    rows = jnp.asarray(rows, dtype)
+    d = rows.shape[1]
+    product = (rows.T @ rows).reshape(d, 1, d, 1)
+    return {
+        "input_covariance": (
+            InputCovariance((product,), jnp.asarray(float(len(rows)), rows.dtype)),
+        )
+    }
+
+
+def trained(tx, x, targets, order=1):
+    """The weights of one linear neuron after each step, of `order` samples each."""
+    model = nn.Dense(1, use_bias=False, param_dtype=x.dtype)
+    params = {"kernel": jnp.zeros((x.shape[1], 1), x.dtype)}
+
+    def loss_fn(params, rows, d):
+        with capture_input_covariances():
+            y, sown = model.apply({"params": params}, rows, mutable=["intermediates"])
+        return 0.5 * jnp.mean((d - y[:, 0]) ** 2), sown
+
+    @jax.jit
+    def step(params, state, rows, d):
+        grads, sown = jax.grad(loss_fn, has_aux=True)(params, rows, d)
+        updates, state = tx.update(grads, state, params, input_covariances=sown)
+        return optax.apply_updates(params, updates), state
+
+    state, weights = tx.init(params), []
+    for t in range(order - 1, len(x)):
+        rows = slice(t - order + 1, t + 1)
+        params, state = step(params, state, x[rows], targets[rows])
+        weights.append(params["kernel"][:, 0])
+    return np.stack(weights)
+
+
+@pytest.fixture
+def stream(x64):
+    rng = np.random.default_rng(0)
+    u = np.convolve(rng.normal(size=63), [1.0, 0.8, 0.3], "valid")
+    x = np.stack([u[t - 3 : t + 1][::-1] for t in range(3, len(u))])
+    d = x @ [0.5, -1.0, 0.25, 0.1] + 0.01 * rng.normal(size=len(x))
+    return jnp.asarray(u), jnp.asarray(x), jnp.asarray(d)
+
+
+PLAIN = {"damping": 0.0, "preserve_norm": False}
+
+
+def test_one_sample_without_memory_is_nlms(stream):
+    u, x, d = stream
+    tx = optax.chain(
+        scale_by_input_covariance(0.0, eps=0.1, **PLAIN),
+        optax.scale_by_learning_rate(0.5),
+    )
+    d_of_u = jnp.concatenate([jnp.zeros(3), d])
+    weights = np.zeros(4)
+    for t, got in enumerate(trained(tx, x, d)):
+        error = d[t] - weights @ x[t]
+        weights = weights + 0.5 * error * x[t] / (0.1 + x[t] @ x[t])
+        np.testing.assert_allclose(got, weights, rtol=1e-10, atol=1e-12)
+    del u, d_of_u
+
+
+def test_nlms_filter_is_the_same(stream):
+    u, _, _ = stream
+    # The filter starts on zeros before the signal.
+    padded = np.concatenate([np.zeros(3), u])
+    x = jnp.asarray(np.stack([padded[t : t + 4][::-1] for t in range(len(u))]))
+    d = x @ jnp.array([0.5, -1.0, 0.25, 0.1])
+    tx = optax.chain(
+        scale_by_input_covariance(0.0, eps=0.1, **PLAIN),
+        optax.scale_by_learning_rate(0.5),
+    )
+    wanted = nlms_filter(u, d, num_taps=4, step_size=0.5, eps=0.1).weights
+    np.testing.assert_allclose(trained(tx, x, d), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_several_samples_without_memory_are_affine_projection(stream):
+    _, x, d = stream
+    order, eps = 3, 0.05
+    tx = optax.chain(
+        scale_by_input_covariance(0.0, eps=eps, **PLAIN),
+        optax.scale_by_learning_rate(0.7),
+    )
+    weights = np.zeros(4)
+    x, d = np.asarray(x), np.asarray(d)
+    for t, got in enumerate(trained(tx, jnp.asarray(x), jnp.asarray(d), order)):
+        rows, targets = x[t : t + order], d[t : t + order]
+        gram = rows @ rows.T + order * eps * np.eye(order)
+        error = targets - rows @ weights
+        weights = weights + 0.7 * rows.T @ np.linalg.solve(gram, error)
+        np.testing.assert_allclose(got, weights, rtol=1e-10, atol=1e-12)
+
+
+def test_long_memory_from_a_known_start_is_rls(stream):
+    _, x, d = stream
+    forgetting, delta = 0.97, 0.5
+    tx = optax.chain(
+        scale_by_input_covariance(
+            forgetting,
+            eps=0.0,
+            initial_covariance=(1 - forgetting) * delta,
+            **PLAIN,
+        ),
+        optax.scale_by_learning_rate(1 - forgetting),
+    )
+    weights, p = np.zeros(4), np.eye(4) / delta
+    x, d = np.asarray(x), np.asarray(d)
+    for t, got in enumerate(trained(tx, jnp.asarray(x), jnp.asarray(d))):
+        gain = p @ x[t] / (forgetting + x[t] @ p @ x[t])
+        weights = weights + gain * (d[t] - weights @ x[t])
+        p = (p - np.outer(gain, x[t] @ p)) / forgetting
+        np.testing.assert_allclose(got, weights, rtol=1e-10, atol=1e-12)
+
+
+def test_heavy_damping_is_sgd(x64):
+    rng = np.random.default_rng(0)
+    g = {"kernel": jnp.asarray(rng.normal(size=(5, 3)))}
+    tx = scale_by_input_covariance(damping=1e12)
+    sown = sown_of(rng.normal(size=(7, 5)))
+    updates, _ = tx.update(g, tx.init(g), input_covariances=sown)
+    np.testing.assert_allclose(updates["kernel"], g["kernel"], rtol=1e-10)
+
+
+def test_white_input_is_the_power_normalizer(x64):
+    # a I has the power a d, and the rule divides by a + eps / d.
+    d, a, eps = 4, 3.0, 0.2
+    g = {"kernel": jnp.arange(8.0).reshape(d, 2)}
+    rows = np.sqrt(a * d) * np.eye(d)
+    tx = scale_by_input_covariance(0.0, eps=eps / d, **PLAIN)
+    updates, _ = tx.update(g, tx.init(g), input_covariances=sown_of(rows))
+    power = scale_by_input_power(0.0, normalizer="power", eps=eps)
+    norms = {"input_norm": jnp.asarray(np.mean(np.sum(rows**2, axis=1)))}
+    wanted, _ = power.update(g, power.init(g), input_norms=norms)
+    np.testing.assert_allclose(updates["kernel"], d * wanted["kernel"], rtol=1e-12)
+
+
+ORACLES = {
+    "default": {},
+    "no memory": {"decay": 0.0},
+    "light damping": {"damping": 0.01, "decay": 0.5},
+    "heavy damping": {"damping": 10.0, "eps": 0.1},
+    "newton's lengths": {"preserve_norm": False, "damping": 0.3},
+    "blocks": {"block": 3, "damping": 0.1},
+    "uneven blocks": {"block": 4, "damping": 0.1, "preserve_norm": False},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("options", ORACLES.values(), ids=ORACLES)
+def test_against_the_reference(x64, options, dtype):
+    rng = np.random.default_rng(0)
+    d, m = 6, 3
+    rule = {"decay": 0.9, "damping": 1.0, "eps": 1e-8, "preserve_norm": True} | options
+    block = rule.pop("block", None)
+    tx = scale_by_input_covariance(**rule, max_dim=block or d)
+    # The library makes blocks of equal size.
+    block = block and -(-d // -(-d // block))
+    reference = Reference(d, block=block, **rule)
+    g = {"kernel": jnp.zeros((d, m), dtype)}
+    state = tx.init(g)
+    update = jax.jit(lambda g, state, sown: tx.update(g, state, input_covariances=sown))
+    mixing = rng.normal(size=(d, d))
+    for step in range(6):
+        grad = rng.normal(size=(d, m))
+        rows = rng.normal(size=(4 + step, d)) @ mixing
+        sown = sown_of(rows, dtype=dtype)
+        if step % 3 == 2:  # a step that does not capture
+            sown = jax.tree.map(jnp.zeros_like, sown)
+        wanted = reference.update(grad, None if step % 3 == 2 else rows)
+        updates, state = update({"kernel": jnp.asarray(grad, dtype)}, state, sown)
+        tolerance = 1e-10 if dtype == np.float64 else 1e-4
+        np.testing.assert_allclose(
+            updates["kernel"], wanted, rtol=tolerance, atol=tolerance
+        )
+    assert state.failures == 0
+
+
+@pytest.mark.parametrize("captured", ["kronecker", "patch", "max_dim"])
+def test_kronecker_form_against_the_reference(x64, captured):
+    rng = np.random.default_rng(0)
+    model = nn.Conv(2, (2, 2), padding="VALID", param_dtype=jnp.float64)
+    x = jnp.asarray(rng.normal(size=(5, 4, 3, 3)))
+    params = model.init(jax.random.key(0), x)["params"]
+    patches = np.stack(
+        [
+            np.asarray(x[n, i : i + 2, j : j + 2]).reshape(-1)
+            for n in range(5)
+            for i in range(3)
+            for j in range(2)
+        ]
+    )
+    reference = Reference(
+        12, decay=0.9, damping=0.2, eps=1e-3, preserve_norm=True, kron=(4, 3)
+    )
+    small = {"kronecker": {}, "patch": {"max_dim": 12}, "max_dim": {"max_dim": 11}}
+    options = small[captured]
+    if captured == "kronecker":
+        options = {"conv_covariance": "kronecker"}
+    with capture_input_covariances(max_rows=None, **options):
+        like = input_covariance_shapes(model, jax.random.key(0), x)
+        _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+    # The optimizer brings a whole matrix into its own form.
+    shape = (
+        {"input_covariances_like": like} if captured == "kronecker" else {"max_dim": 11}
+    )
+    tx = scale_by_input_covariance(0.9, damping=0.2, eps=1e-3, **shape)
+    g = rng.normal(size=(2, 2, 3, 2))
+    grads = {"kernel": jnp.asarray(g), "bias": jnp.ones(2)}
+    updates, state = tx.update(grads, tx.init(params), input_covariances=sown)
+    wanted = reference.update(g.reshape(12, 2), patches).reshape(g.shape)
+    np.testing.assert_allclose(updates["kernel"], wanted, rtol=1e-10)
+    np.testing.assert_array_equal(updates["bias"], 1)
+    assert state.failures == 0
+
+
+def sgd_and(rows_by_step, **options):
+    """Updates of one weight over steps, each with input vectors or None."""
+    d = 3
+    tx = scale_by_input_covariance(**options)
+    g = {"kernel": jnp.arange(1.0, 7.0).reshape(d, 2)}
+    state, seen = tx.init(g), []
+    for rows in rows_by_step:
+        sown = sown_of(np.zeros((1, d)) if rows is None else rows, dtype=jnp.float32)
+        if rows is None:
+            sown = jax.tree.map(jnp.zeros_like, sown)
+        updates, state = tx.update(g, state, input_covariances=sown)
+        seen.append((np.asarray(updates["kernel"]), state))
+    return g["kernel"], seen
+
+
+def test_pass_without_capture_changes_no_bit():
+    rows = np.random.default_rng(0).normal(size=(9, 3))
+    _, ((first, before), (second, after)) = sgd_and([rows, None])
+    np.testing.assert_array_equal(first, second)
+    jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
+    assert (int(before.count), int(after.count)) == (1, 2)
+
+
+def test_before_the_first_capture_steps_are_sgds():
+    g, ((update, _),) = sgd_and([None])
+    np.testing.assert_allclose(update, g, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, 1e30])
+def test_inputs_that_are_not_finite_are_not_counted(bad):
+    rows = np.random.default_rng(0).normal(size=(9, 3))
+    worse = rows.copy()
+    worse[4, 1] = bad
+    _, ((first, before), (second, after)) = sgd_and([rows, worse])
+    np.testing.assert_array_equal(first, second)
+    jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
+
+
+def test_dead_input_is_sgd():
+    g, ((update, state),) = sgd_and([np.zeros((4, 3))])
+    np.testing.assert_allclose(update, g, rtol=1e-6)
+    assert state.failures == 0
+
+
+def test_singular_covariance_keeps_the_last_inverse_and_is_counted():
+    rows = np.random.default_rng(0).normal(size=(9, 3))
+    options = {"decay": 0.0, "damping": 0.0, "eps": 0.0}
+    _, ((first, _), (second, state)) = sgd_and([rows, rows * [1, 1, 0]], **options)
+    np.testing.assert_array_equal(first, second)
+    assert state.failures == 1
+    g, ((update, state),) = sgd_and([rows * [1, 0, 0]], **options)
+    np.testing.assert_allclose(update, g, rtol=1e-6)  # none was good: the identity
+    assert state.failures == 1
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e15])
+@pytest.mark.parametrize("damping", [0.0, 1e-6, 1.0])
+def test_ill_conditioned_covariances_give_finite_steps(scale, damping):
+    rows = np.random.default_rng(0).normal(size=(9, 3)) * [1, 1e-6, 1e-3] * scale
+    g, seen = sgd_and([rows, None, rows], damping=damping)
+    for update, _ in seen:
+        assert np.isfinite(update).all()
+        np.testing.assert_allclose(np.linalg.norm(update), np.linalg.norm(g), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_tiny_and_huge_gradients_keep_their_norm(size):
+    tx = scale_by_input_covariance()
+    g = {"kernel": size * jnp.arange(1.0, 7.0).reshape(3, 2)}
+    sown = sown_of(np.random.default_rng(0).normal(size=(9, 3)), dtype=jnp.float32)
+    updates, _ = tx.update(g, tx.init(g), input_covariances=sown)
+    norm = np.linalg.norm(np.asarray(updates["kernel"], np.float64))
+    np.testing.assert_allclose(norm, size * np.sqrt(91), rtol=1e-5)
+    zero = jax.tree.map(jnp.zeros_like, g)
+    updates, _ = tx.update(zero, tx.init(g), input_covariances=sown)
+    np.testing.assert_array_equal(updates["kernel"], 0)
+
+
+class Shared(nn.Module):
+    """A layer used twice."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(3, use_bias=False)
+        return layer(jnp.tanh(layer(x)))
+
+
+def test_uses_of_a_layer_and_micro_batches_add_up():
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    params = Shared().init(jax.random.key(1), x)["params"]
+
+    def sown(x):
+        with capture_input_covariances():
+            return Shared().apply({"params": params}, x, mutable=["intermediates"])[1]
+
+    kernel = params["Dense_0"]["kernel"]
+    rows = np.concatenate([x, jnp.tanh(x @ kernel)])
+    tx = scale_by_input_covariance()
+    halves = jax.tree.map(lambda a, b: (a + b) / 2, sown(x[:3]), sown(x[3:]))
+    plain = {"Dense_0": sown_of(rows, dtype=jnp.float32)}
+    results = [
+        tx.update(params, tx.init(params), input_covariances=each)[0]
+        for each in (sown(x), halves, plain)
+    ]
+    for other in results[1:]:
+        np.testing.assert_allclose(
+            results[0]["Dense_0"]["kernel"], other["Dense_0"]["kernel"], rtol=2e-5
+        )
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return jnp.tanh(nn.Dense(4)(x)), None
+
+
+class Stack(nn.Module):
+    """Scanned layers, or the same ones written out."""
+
+    scanned: bool
+
+    @nn.compact
+    def __call__(self, x):
+        if self.scanned:
+            scanned = nn.scan(
+                Layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+            )
+            return scanned(name="layers")(x, None)[0]
+        for i in range(3):
+            x, _ = Layer(name=f"layer_{i}")(x, None)
+        return x
+
+
+def test_stacked_layers_keep_a_covariance_each():
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+    scanned, written = Stack(True), Stack(False)
+    params = scanned.init(jax.random.key(1), x)["params"]
+    apart = {
+        f"layer_{i}": jax.tree.map(lambda w, i=i: w[i], params["layers"])
+        for i in range(3)
+    }
+
+    def step(model, params):
+        def loss_fn(params):
+            with capture_input_covariances():
+                y, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+            return jnp.mean(jnp.sin(y)), sown
+
+        with capture_input_covariances():
+            like = input_covariance_shapes(model, jax.random.key(0), x)
+        tx = lms_newton(0.1, input_covariances_like=like)
+        grads, sown = jax.grad(loss_fn, has_aux=True)(params)
+        return tx.update(grads, tx.init(params), input_covariances=sown)[0]
+
+    stacked, separate = step(scanned, params), step(written, apart)
+    for i in range(3):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7),
+            jax.tree.map(lambda w, i=i: w[i], stacked["layers"]),
+            separate[f"layer_{i}"],
+        )
+
+
+@pytest.mark.parametrize("cell", [nn.SimpleCell, nn.GRUCell, nn.OptimizedLSTMCell])
+def test_recurrent_cells_add_up_over_time(cell):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    model = nn.RNN(cell(4))
+    params = model.init(jax.random.key(1), x)["params"]
+    with capture_input_covariances():
+        _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+    tx = scale_by_input_covariance(0.0)
+    _, state = tx.update(params, tx.init(params), input_covariances=sown)
+    rows = np.asarray(x).reshape(-1, 3)
+    layers = state.layers["cell"]
+    of_input = [layer["kernel"].factors[0] for layer in layers.values()]
+    of_input = [a.reshape(3, 3) for a in of_input if a.shape[0] == 3]
+    assert of_input
+    for a in of_input:
+        np.testing.assert_allclose(a, rows.T @ rows / 10, rtol=1e-5)
+
+
+def test_attention_learns_its_form_from_the_shapes():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    model = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
+    params = model.init(jax.random.key(1), x, x)["params"]
+    with capture_input_covariances():
+        like = input_covariance_shapes(model, jax.random.key(0), x, x)
+        _, sown = model.apply({"params": params}, x, x, mutable=["intermediates"])
+    guessed = scale_by_input_covariance()
+    with pytest.raises(ValueError, match="key/kernel does not fit.*covariances_like"):
+        guessed.update(params, guessed.init(params), input_covariances=sown)
+    told = scale_by_input_covariance(input_covariances_like=like)
+    _, state = told.update(params, told.init(params), input_covariances=sown)
+    assert state.layers["query"]["kernel"].factors[0].shape == (8, 1, 1, 8, 1, 1)
+    assert state.layers["out"]["kernel"].factors[0].shape == (2, 4, 1, 2, 4, 1)
+    # With biases their shapes tell, too.
+    model = nn.MultiHeadDotProductAttention(num_heads=2)
+    params = model.init(jax.random.key(1), x, x)["params"]
+    with capture_input_covariances():
+        _, sown = model.apply({"params": params}, x, x, mutable=["intermediates"])
+    guessed.update(params, guessed.init(params), input_covariances=sown)
+
+
+class Own(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        sow_input_covariance(self, x)
+        return x @ self.param("kernel", nn.initializers.ones, (3, 2))
+
+
+def test_own_layers_sow_and_are_heard():
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    params = Own().init(jax.random.key(1), x)["params"]
+    apply = functools.partial(Own().apply, {"params": params}, x)
+    _, outside = apply(mutable=["intermediates"])
+    assert not outside  # no capture, no cost
+    with capture_input_covariances():
+        _, sown = apply(mutable=["intermediates"])
+    np.testing.assert_allclose(
+        sown["intermediates"]["input_covariance"][0].factors[0].reshape(3, 3),
+        x.T @ x,
+        rtol=1e-5,
+    )
+
+
+def test_rows_are_capped_and_spread():
+    model = nn.Conv(2, (3, 3))
+    x = jax.random.normal(jax.random.key(0), (16, 20, 20, 2))
+    params = model.init(jax.random.key(1), x)
+    counts = {}
+    for most in (None, 1000, 100, 10, 1):
+        with capture_input_covariances(max_rows=most):
+            _, sown = model.apply(params, x, mutable=["intermediates"])
+        counts[most] = int(sown["intermediates"]["input_covariance"][0].count)
+    assert counts[None] == 16 * 400
+    for most in (1000, 100, 10, 1):
+        assert 0.4 * most < counts[most] <= most
+    # Of stationary inputs few rows tell nearly what all do.
+    with capture_input_covariances(max_rows=1000):
+        _, few = model.apply(params, x, mutable=["intermediates"])
+    with capture_input_covariances(max_rows=None):
+        _, all_ = model.apply(params, x, mutable=["intermediates"])
+
+    def mean(sown):
+        covariance = sown["intermediates"]["input_covariance"][0]
+        return covariance.factors[0].reshape(18, 18) / covariance.count
+
+    assert np.linalg.norm(mean(few) - mean(all_)) < 0.3 * np.linalg.norm(mean(all_))
+
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3))(x))
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2)(x))
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+def test_loss_and_gradients_are_those_without_capture():
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    params = Small().init(jax.random.key(1), x)["params"]
+
+    def loss_fn(params, x, when):
+        capture = (
+            capture_input_covariances(when=when)
+            if when is not None
+            else contextlib.nullcontext()
+        )
+        with capture:
+            y, sown = Small().apply({"params": params}, x, mutable=["intermediates"])
+        return jnp.mean(jnp.sin(y)), sown
+
+    grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (plain, _), plain_grads = jax.jit(lambda p, x: grad(p, x, None))(params, x)
+    traced = jax.jit(grad)
+    for when in (True, False):
+        (loss, sown), grads = traced(params, x, when)
+        assert loss == plain
+        jax.tree.map(np.testing.assert_array_equal, grads, plain_grads)
+        counts = [
+            leaf.count
+            for leaf in jax.tree.leaves(
+                sown, is_leaf=lambda n: hasattr(n, "count") and hasattr(n, "factors")
+            )
+        ]
+        assert all((count > 0) == when for count in counts)
+    assert traced._cache_size() == 1
+
+
+def test_no_activation_is_kept_for_the_backward_pass():
+    x = jax.random.normal(jax.random.key(0), (64, 16, 16, 8))
+    model = nn.Sequential(
+        [nn.Conv(8, (3, 3)) if i % 2 else nn.relu for i in range(1, 9)]
+    )
+    params = model.init(jax.random.key(1), x)["params"]
+
+    def temporary(captured):
+        def loss_fn(params, when):
+            if not captured:
+                return jnp.mean(model.apply({"params": params}, x)), {}
+            with capture_input_covariances(when=when, max_rows=512):
+                y, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+            return jnp.mean(y), sown
+
+        step = jax.jit(jax.grad(loss_fn, has_aux=True))
+        compiled = step.lower(params, True).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < 1.25 * temporary(False)
+
+
+def test_errors_name_the_place_and_the_remedy():
+    params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    tx = scale_by_input_covariance()
+    state = tx.init(params)
+    with pytest.raises(ValueError, match="input_covariances is missing"):
+        tx.update(params, state)
+    with pytest.raises(ValueError, match="(?s)Dense_0/kernel.*outside"):
+        tx.update(params, state, input_covariances={})
+    wrong = {"Dense_0": sown_of(np.ones((5, 4)), dtype=jnp.float32)}
+    with pytest.raises(ValueError, match="Dense_0/kernel does not fit.*4 by 4, not 3 by 3"):
+        tx.update(params, state, input_covariances=wrong)
+    with pytest.raises(ValueError, match="no parameter is in scope"):
+        tx.init({"Dense_0": {"bias": jnp.ones(2)}})
+    with pytest.raises(ValueError, match="complex64"):
+        tx.init({"kernel": jnp.ones((3, 2), jnp.complex64)})
+    kept, _ = scale_by_input_covariance(missing="keep").update(
+        params, state, input_covariances={}
+    )
+    np.testing.assert_allclose(kept["Dense_0"]["kernel"], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": 1.0}, "decay=1.0"),
+        ({"damping": -1.0}, "damping=-1.0"),
+        ({"damping": np.inf}, "damping=inf"),
+        ({"eps": -1e-3}, "eps=-0.001"),
+        ({"max_dim": 0}, "max_dim=0"),
+        ({"max_dim": 2.5}, "max_dim=2.5"),
+        ({"missing": "skip"}, "missing='skip'"),
+        ({"scope": "layer"}, "layer"),
+        ({"scope": "kernels"}, "scope='kernels'"),
+        ({"initial_covariance": 0.0}, "initial_covariance"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        scale_by_input_covariance(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_rows": 0}, "max_rows=0"),
+        ({"max_dim": True}, "max_dim=True"),
+        ({"conv_covariance": "taps"}, "conv_covariance='taps'"),
+        ({"when": jnp.array([True])}, "when"),
+    ],
+)
+def test_capture_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message), capture_input_covariances(**options):
+        pass
+
+
+def test_after_adam_the_steps_keep_their_lengths():
+    x = jax.random.normal(jax.random.key(0), (16, 3)) * jnp.array([[3.0, 1.0, 0.1]])
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+    grads = {"kernel": x.T @ jnp.ones((16, 2)), "bias": jnp.ones(2)}
+    adam = optax.scale_by_adam()
+    linked = optax.chain(optax.scale_by_adam(), scale_by_input_covariance())
+    sown = sown_of(x, dtype=jnp.float32)
+    plain, _ = adam.update(grads, adam.init(params))
+    turned, _ = linked.update(grads, linked.init(params), input_covariances=sown)
+    np.testing.assert_array_equal(plain["bias"], turned["bias"])
+    np.testing.assert_allclose(
+        jnp.linalg.norm(plain["kernel"]), jnp.linalg.norm(turned["kernel"]), rtol=1e-5
+    )
+    assert np.abs(plain["kernel"] - turned["kernel"]).max() > 0.1
