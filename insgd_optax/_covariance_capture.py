@@ -1,7 +1,7 @@
 """Capture for Flax Linen: unmodified layers sow the covariance of their input."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,9 +15,10 @@ from insgd_optax._layer_covariances import (
     LINEN,
     MAX_ROWS,
     LayerCovarianceFn,
+    Measurement,
     Settings,
-    _array,
-    covariance,
+    of_vectors,
+    real,
 )
 from insgd_optax._layer_types import LayerTypes, layer_input, own_layers
 from insgd_optax._open_calls import Capture, Take, active_captures
@@ -132,9 +133,7 @@ def covariance_capture(
     own = {kind: _own_layer(axis) for kind, axis in own_layers(layers, module).items()}
 
     def take(measure: LayerCovarianceFn) -> Take:
-        return lambda layer, call: measured(
-            lambda: measure(layer, call, settings), when
-        )
+        return lambda layer, call: measured(measure(layer, call, settings), when)
 
     key: Hashable = object()
     if isinstance(when, bool):
@@ -146,40 +145,37 @@ def covariance_capture(
 def _own_layer(axis: int | Sequence[int]) -> LayerCovarianceFn:
     def own_layer(
         layer: Any, call: Mapping[str, Any], settings: Settings
-    ) -> InputCovariance:
+    ) -> Measurement:
         del layer
-        return of_vectors(layer_input(call), settings, axis)
+        return along(layer_input(call), axis, settings)
 
     return own_layer
 
 
-def of_vectors(
-    x: jax.Array, settings: Settings, axis: int | Sequence[int]
-) -> InputCovariance:
+def along(x: jax.Array, axis: int | Sequence[int], settings: Settings) -> Measurement:
     """Of a kernel of shape (*inputs, outputs) whose inputs lie along `axis`."""
-    x = _array(x)
+    x = real(x)
     given = (axis,) if isinstance(axis, int) else tuple(axis)
     for a in given:
         if not -x.ndim <= a < x.ndim:
             raise ValueError(f"axis={axis} is not an axis of x with shape {x.shape}")
     inputs = [a % x.ndim for a in given]
     axes = [inputs.index(a) if a in inputs else None for a in range(x.ndim)]
-    return covariance(x, axes, [1] * (len(inputs) + 1), settings)
+    return of_vectors(x, axes, len(inputs) + 1, settings)
 
 
-def measured(
-    measure: Callable[[], InputCovariance], when: bool | jax.Array
-) -> InputCovariance:
-    """What `measure` gives, or n = 0 where `when` is false."""
+def measured(measurement: Measurement, when: bool | jax.Array) -> InputCovariance:
+    """The covariance measured, or n = 0 where `when` is false."""
+    x, covariance = measurement
 
-    def nothing() -> InputCovariance:
-        shapes = jax.eval_shape(measure)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    def nothing(x: jax.Array) -> InputCovariance:
+        shapes = jax.eval_shape(covariance, x)
+        return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shapes)
 
     with jax.named_scope(COVARIANCE_NAME):
         if isinstance(when, bool):
-            return measure() if when else nothing()
-        return jax.lax.cond(when, measure, nothing)
+            return covariance(x) if when else nothing(x)
+        return jax.lax.cond(when, covariance, nothing, x)
 
 
 def sow_input_covariance(
@@ -219,7 +215,7 @@ def sow_input_covariance(
     around = [each for each in active_captures("linen") if each.name == COVARIANCE_NAME]
     if around and module.is_mutable_collection(COLLECTION):
         settings, when = around[0].settings
-        value = measured(lambda: of_vectors(x, settings, axis), when)
+        value = measured(along(x, axis, settings), when)
         module.sow(COLLECTION, COVARIANCE_NAME, value)
 
 

@@ -18,7 +18,7 @@ from insgd_optax._covariance import (
 from insgd_optax._layer_norms import einsum_operand
 from insgd_optax._layer_types import layer_input, sizes
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._patches import Thinning, fields_by_position, patches
+from insgd_optax._patches import Thinning, positions, receptive_fields
 from insgd_optax._receptive_field import Window
 
 MAX_ROWS = 2048
@@ -33,11 +33,22 @@ class Settings(NamedTuple):
     conv_covariance: str = "patch"
 
 
+class Measurement(NamedTuple):
+    """What to measure of a layer's input, and how.
+
+    The input is thinned at once, and the rest waits: what does not measure must not
+    keep a whole activation from being fused into the layer.
+    """
+
+    x: jax.Array
+    covariance: Callable[[jax.Array], InputCovariance]
+
+
 # (layer, its call's arguments by name, settings) -> what to sow.
-LayerCovarianceFn = Callable[[Any, Mapping[str, Any], Settings], InputCovariance]
+LayerCovarianceFn = Callable[[Any, Mapping[str, Any], Settings], Measurement]
 
 
-def _array(x: Any) -> jax.Array:
+def real(x: Any) -> jax.Array:
     """An input in a floating-point dtype, cut off from differentiation."""
     x = jax.lax.stop_gradient(jnp.asarray(x))
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -45,64 +56,57 @@ def _array(x: Any) -> jax.Array:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
-def covariance(
+def of_vectors(
     x: jax.Array,
     axes: Sequence[int | None],
-    kernel: Sequence[int],
+    kernel_rank: int,
     settings: Settings,
-    *,
-    spatial: bool = False,
     batch: Sequence[int] = (),
-) -> InputCovariance:
-    """Sums x x^T over the rows of an input.
+) -> Measurement:
+    """Of input vectors that are there already.
 
     Args:
         x: the input.
-        axes: for each axis of `x` the axis of the kernel it meets, or None.
-        kernel: the shape of the kernel; sizes of output axes do not matter.
+        axes: for each axis of `x` the axis of the kernel it meets, or None for rows.
+        kernel_rank: the rank of the kernel.
         settings: of the capture.
-        spatial: whether the input vectors are receptive fields.
         batch: the axes of the kernel that index separate inputs, not one vector.
     """
     rows = [a for a, k in enumerate(axes) if k is None]
     if not rows:
         x, axes, rows = x[None], [None, *axes], [0]
-    if not spatial:  # Receptive fields are thinned before they are built.
-        thin = Thinning([x.shape[a] for a in rows], settings.max_rows)
-        x = thin.take(x, rows)
-    shape = list(kernel)
+    x = Thinning([x.shape[a] for a in rows], settings.max_rows).take(x, rows)
+
+    def covariance(x: jax.Array) -> InputCovariance:
+        return _sums(x, axes, kernel_rank, settings.max_dim, batch=batch)
+
+    return Measurement(x, covariance)
+
+
+def _sums(
+    x: jax.Array,
+    axes: Sequence[int | None],
+    kernel_rank: int,
+    max_dim: int,
+    *,
+    batch: Sequence[int] = (),
+    spatial: bool = False,
+) -> InputCovariance:
+    kernel = [1] * kernel_rank
     for size, k in zip(x.shape, axes, strict=True):
         if k is not None:
-            shape[k] = size
+            kernel[k] = size
+    shape = tuple(kernel)
     inputs = sorted(k for k in axes if k is not None and k not in batch)
-    max_dim = settings.max_dim
-    if spatial and settings.conv_covariance == "kronecker" and len(inputs) > 1:
-        # No one matrix, however small, unless there is but one tap.
-        taps = math.prod(shape[k] for k in inputs[:-1])
-        whole = taps * shape[inputs[-1]]
-        factors = factor_sizes(
-            tuple(shape),
-            inputs,
-            {k: shape[k] for k in batch},
-            max_dim if taps == 1 else min(max_dim, whole - 1),
-            spatial=True,
-        )
-    else:
-        factors = factor_sizes(
-            tuple(shape),
-            inputs,
-            {k: shape[k] for k in batch},
-            max_dim,
-            spatial=spatial,
-        )
-    return sum_of_products(x, axes, tuple(shape), factors, statistic_dtype(x.dtype))
+    separate = {k: shape[k] for k in batch}
+    factors = factor_sizes(shape, inputs, separate, max_dim, spatial=spatial)
+    return sum_of_products(x, axes, shape, factors, statistic_dtype(x.dtype))
 
 
-def dense(layer: Any, call: Mapping[str, Any], settings: Settings) -> InputCovariance:
+def dense(layer: Any, call: Mapping[str, Any], settings: Settings) -> Measurement:
     del layer
-    x = _array(layer_input(call))
-    axes = [*[None] * (x.ndim - 1), 0]
-    return covariance(x, axes, (x.shape[-1], 1), settings)
+    x = real(layer_input(call))
+    return of_vectors(x, [*[None] * (x.ndim - 1), 0], 2, settings)
 
 
 def general(
@@ -112,19 +116,19 @@ def general(
     axis: Sequence[int],
     batch_axes: Sequence[int],
     num_features: int,
-) -> InputCovariance:
+) -> Measurement:
     """Of a kernel of shape (*batch, *inputs, *features)."""
-    x = _array(x)
+    x = real(x)
     batch = sorted(a % x.ndim for a in batch_axes)
     order = [*batch, *sorted(a % x.ndim for a in axis)]
     axes = [order.index(a) if a in order else None for a in range(x.ndim)]
-    kernel = [1] * (len(order) + num_features)
-    return covariance(x, axes, kernel, settings, batch=range(len(batch)))
+    rank = len(order) + num_features
+    return of_vectors(x, axes, rank, settings, batch=range(len(batch)))
 
 
 def _dense_general(
     layer: nn.DenseGeneral, call: Mapping[str, Any], settings: Settings
-) -> InputCovariance:
+) -> Measurement:
     return general(
         layer_input(call),
         settings,
@@ -136,11 +140,9 @@ def _dense_general(
 
 def einsum(
     x: jax.Array, settings: Settings, equation: str, kernel: Sequence[int]
-) -> InputCovariance:
+) -> Measurement:
     """Of a kernel that an equation such as "btd,hdk->bthk" joins with the input."""
-    x, labels, kernel_labels, output_labels = einsum_operand(
-        _array(x), equation, kernel
-    )
+    x, labels, kernel_labels, output_labels = einsum_operand(real(x), equation, kernel)
     axes: list[int | None] = []
     batch = []
     for a, label in enumerate(labels):
@@ -156,74 +158,95 @@ def einsum(
         elif x.shape[a] != kernel[k]:
             x = jnp.broadcast_to(x, (*x.shape[:a], kernel[k], *x.shape[a + 1 :]))
         axes.append(k)
-    return covariance(x, axes, [1] * len(kernel), settings, batch=batch)
+    return of_vectors(x, axes, len(kernel), settings, batch)
 
 
 def _einsum(
     layer: nn.Einsum, call: Mapping[str, Any], settings: Settings
-) -> InputCovariance:
+) -> Measurement:
     equation = layer.einsum_str or call["einsum_str"]
     return einsum(layer_input(call), settings, equation, layer.shape)
 
 
 def _samples(layer: Any, call: Mapping[str, Any]) -> jax.Array:
     """The input of a convolution with one axis of samples."""
-    x = _array(layer_input(call))
+    x = real(layer_input(call))
     rank = len(sizes(layer.kernel_size)) + 1
     return x.reshape(-1, *x.shape[x.ndim - rank :])
 
 
-def _rows(x: jax.Array, windows: Sequence[Window], settings: Settings) -> jax.Array:
-    """Receptive fields of shape (rows, *taps, channels)."""
-    rows = patches(x, windows, settings.max_rows)
-    return rows.reshape(rows.shape[0], *(w.kernel for w in windows), rows.shape[-1])
+def _of_fields(
+    x: jax.Array,
+    windows: Sequence[Window],
+    axes: Sequence[int | None],
+    settings: Settings,
+    *,
+    groups: int = 1,
+    is_flipped: bool = False,
+) -> Measurement:
+    """Of receptive fields, (samples, *positions, *taps, channels), by their axes."""
+    thin = Thinning([x.shape[0], *positions(windows)], settings.max_rows)
+    rank = len(windows)
+
+    def covariance(x: jax.Array) -> InputCovariance:
+        fields = receptive_fields(x, windows, thin)
+        if is_flipped:
+            fields = jnp.flip(fields, axis=range(rank + 1, 2 * rank + 1))
+        batch = []
+        if groups > 1:
+            # The groups of channels are those of the outputs.
+            fields = fields.reshape(*fields.shape[:-1], groups, -1)
+            batch = [rank + 1]
+        max_dim = settings.max_dim
+        taps = math.prod(window.kernel for window in windows)
+        if settings.conv_covariance == "kronecker" and taps > 1:
+            # The form of a vector that is too long, however short it is.
+            max_dim = min(max_dim, taps * fields.shape[-1] - 1)
+        return _sums(fields, axes, rank + 2, max_dim, batch=batch, spatial=True)
+
+    return Measurement(thin.take(x, [0]), covariance)
 
 
-def conv(
-    layer: nn.Conv, call: Mapping[str, Any], settings: Settings
-) -> InputCovariance:
+def conv(layer: nn.Conv, call: Mapping[str, Any], settings: Settings) -> Measurement:
     x = _samples(layer, call)
-    rows = _rows(x, layer_types.conv_windows(layer, x.shape[1:-1]), settings)
-    taps, groups = rows.ndim - 2, layer.feature_group_count
-    kernel = [1] * (taps + 2)
-    if groups == 1:
-        axes = [None, *range(taps + 1)]
-        return covariance(rows, axes, kernel, settings, spatial=True)
-    rows = rows.reshape(*rows.shape[:-1], groups, -1)
-    # The groups of channels are those of the outputs.
-    axes = [None, *range(taps), taps + 1, taps]
-    return covariance(rows, axes, kernel, settings, spatial=True, batch=[taps + 1])
+    windows = layer_types.conv_windows(layer, x.shape[1:-1])
+    rank, groups = len(windows), layer.feature_group_count
+    channels = [rank] if groups == 1 else [rank + 1, rank]
+    axes = [*[None] * (rank + 1), *range(rank), *channels]
+    return _of_fields(x, windows, axes, settings, groups=groups)
 
 
 def conv_transpose(
     layer: nn.ConvTranspose, call: Mapping[str, Any], settings: Settings
-) -> InputCovariance:
+) -> Measurement:
     x = _samples(layer, call)
-    rows = _rows(x, layer_types.conv_transpose_windows(layer, x.shape[1:-1]), settings)
-    taps = rows.ndim - 2
-    kernel = [1] * (taps + 2)
-    if not layer.transpose_kernel:
-        axes = [None, *range(taps + 1)]
-        return covariance(rows, axes, kernel, settings, spatial=True)
-    rows = jnp.flip(rows, axis=range(1, taps + 1))
-    axes = [None, *range(taps), taps + 1]
-    return covariance(rows, axes, kernel, settings, spatial=True)
+    windows = layer_types.conv_transpose_windows(layer, x.shape[1:-1])
+    rank = len(windows)
+    # A transposed kernel is (*taps, outputs, inputs), and mirrored.
+    channels = rank + 1 if layer.transpose_kernel else rank
+    axes = [*[None] * (rank + 1), *range(rank), channels]
+    return _of_fields(x, windows, axes, settings, is_flipped=layer.transpose_kernel)
 
 
 def _conv_local(
     layer: nn.ConvLocal, call: Mapping[str, Any], settings: Settings
-) -> InputCovariance:
+) -> Measurement:
     x = _samples(layer, call)
     windows = layer_types.conv_windows(layer, x.shape[1:-1])
-    fields = fields_by_position(x, windows, settings.max_rows)
-    # Its kernel, (*positions, channels * taps, features), has channels first.
-    fields = jnp.swapaxes(fields, -1, -2)
-    fields = fields.reshape(*fields.shape[:-2], -1)
-    positions = len(windows)
-    axes = [None, *range(positions + 1)]
-    settings = settings._replace(max_rows=None)
-    kernel = [1] * (positions + 2)
-    return covariance(fields, axes, kernel, settings, batch=range(positions))
+    rank = len(windows)
+
+    def covariance(x: jax.Array) -> InputCovariance:
+        everywhere = Thinning([x.shape[0], *positions(windows)], None)
+        fields = receptive_fields(x, windows, everywhere)
+        # Its kernel, (*positions, channels * taps, features), has channels first.
+        fields = jnp.moveaxis(fields, -1, rank + 1)
+        fields = fields.reshape(*fields.shape[: rank + 1], -1)
+        axes = [None, *range(rank + 1)]
+        return _sums(fields, axes, rank + 2, settings.max_dim, batch=range(rank))
+
+    return Measurement(
+        Thinning(x.shape[:1], settings.max_rows).take(x, [0]), covariance
+    )
 
 
 LINEN: dict[type, LayerCovarianceFn] = {

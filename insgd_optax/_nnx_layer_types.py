@@ -9,7 +9,6 @@ from flax import nnx
 from insgd_optax import _layer_covariances as covariances
 from insgd_optax import _layer_norms as norms
 from insgd_optax import _layer_types as linen
-from insgd_optax._covariance import InputCovariance
 
 
 def _linear_general(
@@ -63,7 +62,7 @@ NNX = linen.LayerKinds(
 
 def _linear_general_covariance(
     layer: nnx.LinearGeneral, call: Mapping[str, Any], settings: covariances.Settings
-) -> InputCovariance:
+) -> covariances.Measurement:
     return covariances.general(
         linen.layer_input(call),
         settings,
@@ -75,7 +74,7 @@ def _linear_general_covariance(
 
 def _einsum_covariance(
     layer: nnx.Einsum, call: Mapping[str, Any], settings: covariances.Settings
-) -> InputCovariance:
+) -> covariances.Measurement:
     equation = layer.einsum_str or call["einsum_str"]
     x = linen.layer_input(call)
     return covariances.einsum(x, settings, equation, layer.kernel_shape)

@@ -9,24 +9,27 @@ import jax.numpy as jnp
 
 from insgd_optax._receptive_field import Window
 
-# Positions kept along an axis before samples are dropped as well: neighbouring
-# positions resemble each other, but one position alone would not speak for the map.
+# What is kept before the other axes are thinned further: neighbouring positions
+# resemble each other, and so do receptive fields of one sample. Few samples also leave
+# little of an activation to be computed a second time for the capture.
+_FEWEST_SAMPLES = 32
 _FEWEST_POSITIONS = 4
 
 
 class Thinning:
     """Which samples and positions become rows, so that at most `max_rows` do.
 
-    Every position axis is thinned with a constant stride and centred; samples are
-    thinned last, by a divisor of their number, which keeps sharded batches balanced.
+    Samples are taken with a stride that divides their number, where one does, which
+    keeps sharded batches balanced; positions with a stride along each axis, centred.
     """
 
     def __init__(self, sizes: Sequence[int], max_rows: int | None) -> None:
         self.sizes = tuple(sizes)
         self.counts = list(self.sizes)
         if max_rows is not None:
+            self._thin_samples(max_rows, _FEWEST_SAMPLES)
             self._thin_positions(max_rows, _FEWEST_POSITIONS)
-            self._thin_samples(max_rows)
+            self._thin_samples(max_rows, 1)
             self._thin_positions(max_rows, 1)
         self.steps = [
             -(-n // c) if c else 1 for n, c in zip(self.sizes, self.counts, strict=True)
@@ -42,9 +45,9 @@ class Thinning:
             step = -(-self.sizes[axis] // (longest - 1))
             self.counts[axis] = -(-self.sizes[axis] // step)
 
-    def _thin_samples(self, max_rows: int) -> None:
+    def _thin_samples(self, max_rows: int, fewest: int) -> None:
         samples = self.sizes[0]
-        most = max(max_rows // max(math.prod(self.counts[1:]), 1), 1)
+        most = max(max_rows // max(math.prod(self.counts[1:]), 1), fewest)
         if samples > most:
             divisors = (c for c in range(most, 0, -1) if samples % c == 0)
             count = next(divisors)
@@ -66,39 +69,24 @@ class Thinning:
         return x[tuple(index)]
 
 
-def patches(
-    x: jax.Array, windows: Sequence[Window], max_rows: int | None = None
+def positions(windows: Sequence[Window]) -> list[int]:
+    """The sizes of a convolution's output map."""
+    return [window.period or window.outputs for window in windows]
+
+
+def receptive_fields(
+    x: jax.Array, windows: Sequence[Window], thin: Thinning
 ) -> jax.Array:
-    """The receptive fields of a convolution, one a row.
+    """The receptive fields of a convolution.
 
     Args:
-        x: (samples, *spatial, channels).
+        x: (samples, *spatial, channels), of which samples are taken already.
         windows: one a spatial axis.
-        max_rows: the most rows; None for every receptive field.
+        thin: which positions to take.
 
     Returns:
-        An array of shape (rows, taps, channels), taps in the kernel's order.
+        An array of shape (samples, *positions, *taps, channels).
     """
-    rank = len(windows)
-    fields = _fields(x, windows, max_rows)
-    return fields.reshape(-1, *fields.shape[rank + 1 :])
-
-
-def fields_by_position(
-    x: jax.Array, windows: Sequence[Window], max_rows: int | None = None
-) -> jax.Array:
-    """Every receptive field, of at most `max_rows` samples.
-
-    Returns:
-        An array of shape (samples, *positions, taps, channels).
-    """
-    return _fields(Thinning(x.shape[:1], max_rows).take(x, [0]), windows, None)
-
-
-def _fields(x: jax.Array, windows: Sequence[Window], max_rows: int | None) -> jax.Array:
-    outputs = [window.period or window.outputs for window in windows]
-    thin = Thinning([x.shape[0], *outputs], max_rows)
-    x = thin.take(x, [0])
     pads = [(0, 0, 0)]
     for axis, window in enumerate(windows, start=1):
         low, high = window.pad
@@ -126,6 +114,8 @@ def _fields(x: jax.Array, windows: Sequence[Window], max_rows: int | None) -> ja
             jax.lax.slice(x, [*starts, 0], [*limits, x.shape[-1]], [*strides, 1])
         )
     fields = jnp.stack(taps, axis=-2)
+    kernel = [window.kernel for window in windows]
+    fields = fields.reshape(*fields.shape[:-2], *kernel, x.shape[-1])
     for i, window in enumerate(windows, start=1):
         if window.period:
             folded = _folded(fields, i, window.period)
