@@ -24,7 +24,7 @@ import jax.numpy as jnp
 Shape = tuple[int, ...]
 
 # Above this size of an input vector, its covariance is approximated: see `factor_sizes`.
-MAX_DIM = 1024
+MAX_DIM = 768
 
 
 class InputCovariance(NamedTuple):

@@ -74,7 +74,7 @@ class Covariance(NamedTuple):
     every: int = 10
     form: str = "patch"
     max_rows: int = 2048
-    max_dim: int = 1024
+    max_dim: int = 768
     decay: float = 0.95
 
     def capture(self, step: Any) -> contextlib.AbstractContextManager[None]:
