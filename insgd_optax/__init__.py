@@ -16,6 +16,10 @@ from insgd_optax._covariance_capture import (
 from insgd_optax._covariance_capture import (
     sow_input_covariance as sow_input_covariance,
 )
+from insgd_optax._diagnostics import (
+    covariance_condition_numbers as covariance_condition_numbers,
+)
+from insgd_optax._diagnostics import covariance_cosines as covariance_cosines
 from insgd_optax._diagnostics import input_powers as input_powers
 from insgd_optax._diagnostics import (
     learning_rate_multipliers as learning_rate_multipliers,

@@ -42,8 +42,8 @@ class LayerCovariance(NamedTuple):
     """What `scale_by_input_covariance` keeps of one weight.
 
     Its arrays are float32, or float64 for a float64 weight. With d inputs they take
-    8 d^2 + 4 bytes in float32; in the Kronecker form with t taps and c channels,
-    8 t^2 + 4 (t + 1) c^2 + 4.
+    8 d^2 + 8 bytes in float32; in the Kronecker form with t taps and c channels,
+    8 t^2 + 4 (t + 1) c^2 + 8.
     """
 
     # The running mean of X^T X / n, without the correction for its start, in the
@@ -55,6 +55,8 @@ class LayerCovariance(NamedTuple):
     # D: one matrix; or of the Kronecker form the eigenvectors of the taps, and for each
     # a matrix of channels.
     inverse: tuple[jax.Array, ...]
+    # Between the last update and what came in, 1 for one direction: shaped like mass.
+    cosine: jax.Array
 
 
 class ScaleByInputCovarianceState(NamedTuple):
@@ -307,7 +309,9 @@ def scale_by_input_covariance(
         else:
             failed = jnp.zeros([], jnp.int32)
         for path, layer in scaled.items():
-            grads[path] = _redirected(grads[path], layer, forms[path], preserve_norm)
+            grads[path], scaled[path] = _redirected(
+                grads[path], layer, forms[path], preserve_norm
+            )
         layers = [scaled.get(p, layer) for p, layer in zip(paths, layers, strict=True)]
         return (
             replace(updates, [grads[path] for path in flat.paths]),
@@ -373,7 +377,8 @@ def _initial(form: Form, dtype: Any, initial: float | None) -> LayerCovariance:
             for factor, other in zip(form.factors, others, strict=True)
         )
         mass = jnp.ones(form.stack, dtype)
-    return LayerCovariance(factors, mass, _whitening.identity(form, dtype))
+    cosine = jnp.ones(form.stack, dtype)
+    return LayerCovariance(factors, mass, _whitening.identity(form, dtype), cosine)
 
 
 def _form_of_sown(sown: InputCovariance, weight: tuple[int, ...]) -> Form:
@@ -451,34 +456,39 @@ def _next(
         for new, old in zip(inverse, layer.inverse, strict=True)
     )
     failed = jnp.sum(brings & ~good).astype(jnp.int32)
-    return LayerCovariance(factors, mass, inverse), failed
+    return LayerCovariance(factors, mass, inverse, layer.cosine), failed
 
 
 def _redirected(
     grad: jax.Array, layer: LayerCovariance, form: Form, preserve_norm: bool
-) -> jax.Array:
-    """D G, with the norm of G, in the gradient's dtype."""
+) -> tuple[jax.Array, LayerCovariance]:
+    """D G, or its direction with the norm of G, in the gradient's dtype."""
     wide = grad.astype(
         grad.dtype
         if jnp.finfo(grad.dtype).bits >= jnp.finfo(layer.mass.dtype).bits
         else layer.mass.dtype
     )
     inverse = tuple(x.astype(wide.dtype) for x in layer.inverse)
-    if not preserve_norm:
-        return _whitening.apply(form, inverse, wide).astype(grad.dtype)
     axes = tuple(range(len(form.stack), grad.ndim))
-    # By the largest entry first: squares would leave the range of float32.
-    largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True)
-    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    before = wide / unit
-    after = _whitening.apply(form, inverse, before)
-    top = jnp.max(jnp.abs(after), axis=axes, keepdims=True)
-    top = jnp.where(top > 0, top, jnp.ones_like(top))
-    after = after / top
+
+    def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x in units of its largest entry, so that squares stay in range."""
+        largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+        largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+        return x / largest, largest
 
     def norm(x: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
 
-    length = norm(after)
-    ratio = norm(before) / jnp.where(length > 0, length, jnp.ones_like(length))
-    return (after * (ratio * unit)).astype(grad.dtype)
+    before, size = unit(wide)
+    after, stretch = unit(_whitening.apply(form, inverse, before))
+    lengths = norm(before), norm(after)
+    nothing = lengths[1] == 0
+    ratio = lengths[0] / jnp.where(nothing, jnp.ones_like(lengths[1]), lengths[1])
+    product = jnp.sum(before * after, axis=axes, keepdims=True)
+    cosine = product / jnp.where(
+        nothing, jnp.ones_like(product), lengths[0] * lengths[1]
+    )
+    cosine = cosine.reshape(form.stack).astype(layer.cosine.dtype)
+    update = after * ((ratio if preserve_norm else stretch) * size)
+    return update.astype(grad.dtype), layer._replace(cosine=cosine)
