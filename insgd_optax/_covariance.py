@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 Shape = tuple[int, ...]
 
-# Above this size of an input vector, its covariance is approximated: see `factor_sizes`.
+# The covariance of a longer input vector is approximated: see `factor_sizes`.
 MAX_DIM = 768
 
 

@@ -173,11 +173,14 @@ def scale_by_input_covariance(
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
-        >>> from insgd_optax import capture_input_covariances, scale_by_input_covariance
+        >>> from insgd_optax import (
+        ...     capture_input_covariances, scale_by_input_covariance)
         >>> model, x = nn.Dense(1), jnp.array([[2.0, 1.0], [-2.0, 1.0]])
         >>> params = model.init(jax.random.key(0), x)["params"]
         >>> with capture_input_covariances():
-        ...     _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        ...     _, sown = model.apply(
+        ...         {"params": params}, x, mutable=["intermediates"]
+        ...     )
         >>> tx = scale_by_input_covariance(damping=0.0, preserve_norm=False)
         >>> grads = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
         >>> updates, _ = tx.update(grads, tx.init(params), input_covariances=sown)

@@ -127,7 +127,7 @@ def condition_number(
 
 
 def _largest_eigenvalue(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of positive definite matrices, with its vector (..., d, 1), by power iteration."""
+    """That of each matrix and its vector (..., d, 1), by power iteration."""
     start = jnp.cos(jnp.arange(matrices.shape[-1], dtype=matrices.dtype))
     start = jnp.broadcast_to(start[:, None], (*matrices.shape[:-1], 1))
     start = start / jnp.linalg.norm(start, axis=-2, keepdims=True)

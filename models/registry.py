@@ -1,4 +1,4 @@
-"""The networks by name."""
+"""Registry of the networks."""
 
 import difflib
 import inspect
@@ -20,7 +20,7 @@ from models.vit import ViT
 
 class _Network(NamedTuple):
     build: Callable[..., nn.Module]
-    tiny: Mapping[str, Any]  # The options of its tiny variant.
+    tiny: Mapping[str, Any]  # Options of the tiny variant.
 
 
 _NETWORKS = {
@@ -39,10 +39,10 @@ _NETWORKS = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` knows.
+    """Returns the names of the networks.
 
     Returns:
-        The names, in the order of the documentation.
+        The names that `create` accepts, in the order of the documentation.
 
     Example:
         >>> "custom_cnn" in names()
@@ -52,22 +52,22 @@ def names() -> tuple[str, ...]:
 
 
 def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
-    """Makes a network by its name.
+    """Creates a network by name.
 
     Args:
         name: one of `names()`.
         num_classes: number of logits.
-        **options: the network's own arguments, as its docstring lists them. Common to
-            all: `dtype` (of the computation) and `axis_name` (of the mapped axis over
-            which batch statistics are averaged).
+        **options: arguments of the network, listed in its docstring. All networks
+            accept `dtype` (the compute dtype) and `axis_name` (the mapped axis over
+            which to average batch statistics).
 
     Returns:
         A Linen module. `module.apply(variables, x, train=...)` returns float32 logits
         for images `x` of shape (batch, height, width, channels).
 
     Raises:
-        ValueError: if no network has that name; the message lists the names.
-        TypeError: if the network has no such option; the message lists its options.
+        ValueError: if the name is unknown; the message lists the names.
+        TypeError: if an option is unknown; the message lists the options.
 
     Example:
         >>> create("custom_cnn", num_classes=100, batch_norm=False).num_classes
@@ -85,21 +85,21 @@ def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
 
 
 def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
-    """Makes the tiny variant of a network, for tests: same layers, fewer and narrower.
+    """Creates a tiny variant of a network for tests, with fewer and narrower layers.
 
-    Every tiny variant takes images of 8x8.
+    Every tiny variant accepts 8x8 images.
 
     Args:
         name: one of `names()`.
         num_classes: number of logits.
-        **options: as for `create`; they take precedence over the variant's own.
+        **options: as for `create`; they override the options of the tiny variant.
 
     Returns:
         A Linen module, as from `create`.
 
     Raises:
-        ValueError: if no network has that name.
-        TypeError: if the network has no such option.
+        ValueError: if the name is unknown.
+        TypeError: if an option is unknown.
 
     Example:
         >>> tiny("custom_cnn").dropout
@@ -118,7 +118,7 @@ def _lookup(name: str) -> _Network:
 
 
 def _options(build: Callable[..., nn.Module]) -> list[str]:
-    """What `build` takes besides num_classes and a Linen module's own two fields."""
+    """Lists the arguments of `build` except num_classes, `parent` and `name`."""
     parameters = inspect.signature(build).parameters
     return [p for p in parameters if p not in ("num_classes", "parent", "name")]
 

@@ -317,7 +317,7 @@ def test_a_slip_is_answered_with_help(arguments, expected, capsys):
 
 def test_help_lists_subcommands_and_options(capsys):
     for arguments, expected in (
-        (["--help"], ("run", "eval", "With no subcommand it is `run`")),
+        (["--help"], ("run", "eval", "The default subcommand is `run`")),
         (["run", "--help"], ("--optimizer sgd|adam|", "--resume")),
     ):
         with pytest.raises(SystemExit) as stop:
