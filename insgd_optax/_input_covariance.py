@@ -203,9 +203,9 @@ def scale_by_input_covariance(
         raise ValueError(f"initial_covariance={initial_covariance} must be positive")
     if scope == "layer":
         raise ValueError(
-            'scope="layer" is of scale_by_input_power: a covariance has no part in biases'
-            " and normalization layers. Give a function from a parameter's path, such as"
-            " ('Dense_0', 'kernel'), to True or False"
+            'scope="layer" is of scale_by_input_power: a covariance has no part in'
+            " biases and normalization layers. Give a function from a parameter's path,"
+            " such as ('Dense_0', 'kernel'), to True or False"
         )
     in_scope = scope_predicate(scope)
     like = (
