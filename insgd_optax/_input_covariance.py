@@ -305,8 +305,12 @@ def scale_by_input_covariance(
         old = {path: scaled[path] for path in totals}
         if old:
             any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
-            new, failed = jax.lax.cond(
-                any_rows, refreshed, lambda old: (old, jnp.zeros([], jnp.int32)), old
+            # A loop of no or one round: unlike `lax.cond` it leaves the matrices where
+            # they are, and does not copy them in steps that bring nothing.
+            _, (new, failed) = jax.lax.while_loop(
+                lambda carry: carry[0],
+                lambda carry: (jnp.zeros_like(any_rows), refreshed(carry[1][0])),
+                (any_rows, (old, jnp.zeros([], jnp.int32))),
             )
             scaled |= new
         else:
@@ -423,7 +427,8 @@ def total(sown: list[InputCovariance], form: Form, dtype: Any) -> InputCovarianc
         )
         count = count + use.count.sum(axis=axes).astype(dtype)
     assert sums is not None
-    return InputCovariance(tuple(sums), count)
+    # Without axes of length 1: XLA copies arrays that differ in how it orders these.
+    return InputCovariance(tuple(map(jnp.squeeze, sums)), count)
 
 
 def _next(
@@ -437,6 +442,13 @@ def _next(
     """The running mean and its inverse; and whether the factorization failed."""
     dtype = layer.mass.dtype
     decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
+    batch = InputCovariance(
+        tuple(
+            x.reshape(shape)
+            for x, shape in zip(batch.factors, form.shapes, strict=True)
+        ),
+        batch.count,
+    )
     batch = checked(batch)
     brings = batch.count > 0
 
