@@ -162,14 +162,17 @@ def _run_rls(
         return root - jnp.outer(shrink, jnp.conj(projected)), unscaled / divisor
 
     def update(weights: jax.Array, root: jax.Array, sample: Sample) -> Any:
+        # Without the two measures below, P grows as forgetting^-t where u is silent or
+        # narrow-band, until it overflows. The first is for a memory shorter than the
+        # filter, in which P grows too far between two turns of a tap.
+        power = delta + _squared_norm(sample.x)
+        too_large = jnp.sum(_squared_norm(root)) * power > num_taps**2 / epsilon
+        memory = jnp.where(too_large, 1, forgetting)
         projected = jnp.conj(_dot(sample.x, root))
-        root, gain = absorb(root, projected, forgetting)
-        root = root / jnp.sqrt(forgetting)
-        # One tap in turn: without it, P grows as forgetting^-t where u is silent or
-        # narrow-band, until it overflows.
-        floor = epsilon * (delta + _squared_norm(sample.x))
+        root, gain = absorb(root, projected, memory)
+        root = root / jnp.sqrt(memory)
         tap = root[sample.t % num_taps]
-        root, _ = absorb(root, jnp.sqrt(floor) * jnp.conj(tap), 1.0)
+        root, _ = absorb(root, jnp.sqrt(epsilon * power) * jnp.conj(tap), 1.0)
         return weights + gain * sample.error, root
 
     root = jnp.eye(num_taps, dtype=u.dtype) / jnp.sqrt(delta)
@@ -245,10 +248,12 @@ def rls_filter(
     Hermitian and positive whatever the rounding; the recursion above, in float32, ends
     in nan on some inputs. Where the input brings no information (silence, a sinusoid),
     P grows as beta^-t. To bound it, each sample adds machine epsilon times
-    (delta + ||x_t||^2) to one diagonal entry of P^-1, for each tap in turn. This stays
-    within the rounding error of the recursion and leaves w as it is. After a silence
-    much longer than 1 / (1 - beta) samples P is large all the same, and the first
-    samples move the weights far.
+    (delta + ||x_t||^2) to one diagonal entry of P^-1, for each tap in turn, and does
+    not forget while tr(P) (delta + ||x_t||^2) exceeds num_taps^2 / epsilon. Both stay
+    within the rounding error of the recursion. They also mean that float32 hardly
+    learns from amplitudes below sqrt(1e-7 delta). After a silence much longer than
+    1 / (1 - beta) samples P is large all the same, and the first samples move the
+    weights far.
 
     Source: S. Haykin, Adaptive Filter Theory, 4th ed., 2002, ch. 9; A. H. Sayed,
     Adaptive Filters, 2008, ch. 30; for the square root, G. J. Bierman, Factorization

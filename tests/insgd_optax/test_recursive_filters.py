@@ -196,6 +196,16 @@ def test_rls_in_float32_stays_at_the_noise(kind):
     assert np.sqrt(np.mean(last**2)) < 0.015 * np.std(d)
 
 
+@pytest.mark.parametrize("kind", ["bursts", "loud"])
+@pytest.mark.parametrize("num_taps, forgetting", [(64, 0.7), (16, 0.1)])
+def test_rls_in_float32_with_less_memory_than_taps(kind, num_taps, forgetting):
+    u, d = hard_signals(kind)
+    result = rls_filter(u, d, num_taps=num_taps, forgetting=forgetting)
+    assert np.all(np.isfinite(result.weights))
+    first = rls_filter(0 * u, d, num_taps=num_taps, forgetting=forgetting)
+    np.testing.assert_array_equal(first.weights, 0)
+
+
 @HARD
 @pytest.mark.parametrize("order", [2, 12])
 def test_affine_projection_in_float32_stays_finite(kind, order):
