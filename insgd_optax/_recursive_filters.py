@@ -166,7 +166,7 @@ def _run_rls(
         # narrow-band, until it overflows. The first is for a memory shorter than the
         # filter, in which P grows too far between two turns of a tap.
         power = delta + _squared_norm(sample.x)
-        too_large = jnp.sum(_squared_norm(root)) * power > num_taps**2 / epsilon
+        too_large = jnp.sum(_squared_norm(root)) * power > num_taps / epsilon
         memory = jnp.where(too_large, 1, forgetting)
         projected = jnp.conj(_dot(sample.x, root))
         root, gain = absorb(root, projected, memory)
@@ -249,7 +249,7 @@ def rls_filter(
     in nan on some inputs. Where the input brings no information (silence, a sinusoid),
     P grows as beta^-t. To bound it, each sample adds machine epsilon times
     (delta + ||x_t||^2) to one diagonal entry of P^-1, for each tap in turn, and does
-    not forget while tr(P) (delta + ||x_t||^2) exceeds num_taps^2 / epsilon. Both stay
+    not forget while tr(P) (delta + ||x_t||^2) exceeds num_taps / epsilon. Both stay
     within the rounding error of the recursion. They also mean that float32 hardly
     learns from amplitudes below sqrt(1e-7 delta). After a silence much longer than
     1 / (1 - beta) samples P is large all the same, and the first samples move the
