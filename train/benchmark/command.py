@@ -12,6 +12,7 @@ from train.benchmark import measure, workload
 from train.benchmark import report as benchmark_report
 from train.benchmark.workload import Workload
 from train.errors import UserError
+from train.training import optimizers
 
 # Small enough for two CPU cores, and three kinds of networks.
 DEFAULT_NETWORKS = ("custom_cnn@128", "resnet20@32", "vit:width=128,depth=4@32")
@@ -29,6 +30,10 @@ class BenchmarkConfig:
     """Batch sizes of the networks that have none of their own."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Compute dtypes; every network is measured with each."""
+    optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = (
+        measure.DEFAULT_OPTIMIZER
+    )
+    """Optimizer to compare with SGD."""
     image_size: int = 32
     """Height and width of the random images, in pixels."""
     rounds: int = 30
@@ -55,6 +60,7 @@ class BenchmarkConfig:
                 )
         if self.values and self.axis is None:
             raise ValueError("--values are those along an axis: give --axis too")
+        optimizers.check_name(self.optimizer)
         if not (self.models and self.batch_sizes and self.dtypes):
             raise ValueError("--models, --batch-sizes and --dtypes need a value each")
         _ = self.workloads
@@ -94,7 +100,9 @@ def benchmark(config: BenchmarkConfig) -> int:
     for one in config.workloads:
         print(f"{one.network}, batch {one.batch_size}, {one.dtype} ...", flush=True)
         try:
-            costs.append(measure.measure(one, config.image_size, config.rounds))
+            costs.append(
+                measure.measure(one, config.image_size, config.rounds, config.optimizer)
+            )
         except ValueError as error:
             raise UserError(
                 f"{one.network} on images of {config.image_size}x{config.image_size} "
