@@ -184,6 +184,10 @@ def test_a_variant_changes_what_it_names():
         learning_rate=0.25,
         seed=3,
     )
+    config = variants.parse("lms-newton+kron+polyak0.5").config(setting, seed=0)
+    assert config.conv_covariance == "kronecker"
+    assert config.polyak_factor == 0.5
+    assert variants.parse("adamw+cov+kron@0.01").optimizer == "adamw+cov"
     assert variants.parse("adam").config(setting, 0).initial_learning_rate == 0.001
     assert variants.parse("sgd").config(setting, 0, 0.7).learning_rate == 0.7
 

@@ -1,5 +1,6 @@
 """Optimizers by name against what they are meant to be."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -124,7 +125,7 @@ def test_released_code_captures_its_own_norms():
     optimizer = optimizers.create("insgd-as-released", 0.1, **SETTINGS)
     model, x = nn.Dense(1), jnp.array([[1.0, -3.0]])
     params = model.init(np.zeros(2, np.uint32), x)["params"]
-    with optimizer.capture():
+    with optimizer.capture(0):
         _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
     updates, _ = optimizer.tx.update(
         params, optimizer.tx.init(params), params, input_norms=sown["intermediates"]
@@ -201,7 +202,7 @@ def test_capture_has_the_norm_of_the_name(name, power):
 
     model, x = nn.Dense(1), jnp.array([[1.0, -3.0]])
     params = model.init(np.zeros(2, np.uint32), x)
-    with optimizers.create(name, 0.1, **SETTINGS).capture():
+    with optimizers.create(name, 0.1, **SETTINGS).capture(0):
         _, sown = model.apply(params, x, mutable=["intermediates"])
     (norm,) = sown["intermediates"]["input_norm"]
     assert norm.item() == pytest.approx(power)
@@ -213,7 +214,57 @@ def test_only_optimizers_of_the_input_capture():
         for name in optimizers.NAMES
         if optimizers.create(name, 0.1, **SETTINGS).capture is not None
     }
-    assert captured == {"insgd-l1", "insgd-l2", "insgd-linf", "insgd-as-released"}
+    assert captured == {
+        "insgd-l1",
+        "insgd-l2",
+        "insgd-linf",
+        "insgd-as-released",
+        "lms-newton",
+        "adamw+cov",
+        "muon+cov",
+    }
+
+
+def sown_covariance(step):
+    rows = np.array([[1.0 + step], [2.0]])
+    return {
+        "Dense_0": {
+            "input_covariance": (
+                insgd_optax.InputCovariance(
+                    (jnp.asarray(rows.T @ rows).reshape(1, 1, 1, 1),), jnp.array(2.0)
+                ),
+            )
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("adamw+cov", optax.adamw), ("muon+cov", optimizers._muon)]
+)
+def test_the_link_is_between_the_steps_and_weight_decay(x64, name, rule):
+    # One input has but one direction: only where weight decay comes in can differ.
+    def run(tx):
+        params, state = PARAMS, tx.init(PARAMS)
+        for step in range(3):
+            grads = jax.tree.map(lambda w, step=step: 0.1 * w * (step - 1.5), PARAMS)
+            updates, state = tx.update(
+                grads, state, params, input_covariances=sown_covariance(step)
+            )
+            params = optax.apply_updates(params, updates)
+        return params
+
+    got = run(optimizers.create(name, 0.1, **SETTINGS).tx)
+    decoupled = optax.chain(
+        rule(1.0, weight_decay=0.0),
+        optax.scale(-1.0),
+        optax.add_decayed_weights(0.01),
+        optax.scale_by_learning_rate(0.1),
+    )
+    expected = run(optax.with_extra_args_support(decoupled))
+    for weight in ("kernel", "bias"):
+        np.testing.assert_allclose(
+            got["Dense_0"][weight], expected["Dense_0"][weight], rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", ["sdg", "insgd", "insgd-l0.5", "insgd-lx", "insgd-l"])
