@@ -34,7 +34,19 @@ def test_the_guide():
 
 @pytest.mark.parametrize("path", ["README.md"])
 def test_the_readme(path):
-    (loop,) = python_blocks(path)
+    loop, nnx_capture = python_blocks(path)
     namespace = {}
     run(loop, namespace)
     assert float(namespace["loss"]) < namespace["first_loss"]
+    run(nnx_capture, namespace)
+    assert "input_norm" in namespace["norms"]
+
+
+def test_the_input_covariance():
+    namespace = {}
+    for block in python_blocks("docs/input_covariance.md"):
+        run(block, namespace)
+    assert float(namespace["loss"]) < 2.3
+    params = namespace["params"]
+    for link in ("adam", "insgd_redirected"):
+        namespace[link].init(params)
