@@ -6,6 +6,9 @@ normalization in "batch_stats"; dropout draws from the rng "dropout" when `train
 true.
 """
 
+from models.errors import NetworkError as NetworkError
+from models.errors import OptionError as OptionError
+from models.registry import check_options as check_options
 from models.registry import create as create
 from models.registry import names as names
 from models.registry import tiny as tiny

@@ -91,6 +91,13 @@ def report_errors(execute: Callable[[], int]) -> int:
     except (UserError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(
+            f"Error: not enough memory ({error}). Give a smaller batch, network or "
+            "image.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -340,14 +340,6 @@ def test_help_lists_subcommands_and_options(capsys):
             ["--parallel", "pmap", "--batch-size", "12"],
             "--batch-size 12 cannot be shared out equally to 8 devices",
         ),
-        (
-            ["--model", "vit", "--no-batch-norm"],
-            "--no-batch-norm: The network 'vit' has no option 'batch_norm'",
-        ),
-        (
-            ["--model", "vit", "--model-options", "layernorm=False"],
-            "--model-options layernorm=False: The network 'vit' has no option",
-        ),
     ],
 )
 def test_data_that_do_not_fit_leave_nothing_behind(

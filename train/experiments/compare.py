@@ -28,7 +28,7 @@ class CompareConfig(Setting):
 
     def __post_init__(self):
         super().__post_init__()
-        variants.check(self.optimizers, self.seeds)
+        variants.check(self, self.optimizers, self.seeds)
 
 
 def compare(config: CompareConfig) -> int:

@@ -41,6 +41,8 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
         "optimizer": "sgd",
         "learning_rate": float(f"{rate:.3g}"),
         "polyak_factor": None,  # In the rate already.
+        "scope": RunConfig.scope,  # INSGD's own, like the normalizer.
+        "normalizer": RunConfig.normalizer,
     }
 
 
