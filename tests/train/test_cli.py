@@ -18,8 +18,8 @@ from train import cli
 from train.data import digits
 from train.data.augment import Augmentation
 from train.data.registry import Preprocessing
+from train.run import experiment, metrics
 from train.run import folder as run_folder
-from train.run import metrics
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 
@@ -409,3 +409,36 @@ def test_the_command_alone_learns_digits_without_a_warning(tmp_path):
     (run,) = tmp_path.iterdir()
     assert rows(run)[-1]["test_top1"] > 0.95
     assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError])
+def test_a_defect_of_ours_is_not_said_to_be_the_users(
+    small_digits, monkeypatch, tmp_path, error
+):
+    def broken(*_, **__):
+        raise error("ours")
+
+    monkeypatch.setattr(models, "create", lambda *_, **__: TinyCNN())
+    monkeypatch.setattr(TinyCNN, "init", broken)
+    start = ["--batch-size", "16", "--parallel", "jit", "--runs-dir", str(tmp_path)]
+    with pytest.raises(error, match="ours"):
+        cli.main(start)
+    with pytest.raises(error, match="ours"):
+        cli.main(["benchmark", "--output-dir", str(tmp_path / "b")])
+
+
+def test_more_steps_than_the_counter_holds_are_refused(
+    small_digits, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(experiment, "MOST_STEPS", 3 * 50)
+    start = ["--batch-size", "16", "--parallel", "jit", "--runs-dir", str(tmp_path)]
+    for options in (
+        ["--epochs", "51"],
+        ["--warmup-epochs", "51"],
+        ["--schedule", "cosine", "--restart-epochs", "51"],
+        ["--schedule", "steps", "--milestones", "51"],
+    ):
+        assert cli.main([*start, *options]) == 2
+        err = capsys.readouterr().err
+        assert f"{options[-2]} 51, of 3 steps each, is beyond" in err
+        assert "Give at most 50." in err
