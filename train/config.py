@@ -127,6 +127,8 @@ class Setting:
 
     def __post_init__(self):
         registry.check_name(self.dataset)
+        # Recorded, it must name the same folder when the run is evaluated elsewhere.
+        object.__setattr__(self, "dataset", registry.absolute(self.dataset))
         check_numbers(
             self,
             momentum=(0, FLOAT32_MAX),

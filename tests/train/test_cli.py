@@ -15,10 +15,11 @@ from PIL import Image
 
 import models
 from train import cli
+from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
 from train.data.registry import Preprocessing
-from train.run import experiment, metrics
+from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
@@ -442,3 +443,39 @@ def test_more_steps_than_the_counter_holds_are_refused(
         err = capsys.readouterr().err
         assert f"{options[-2]} 51, of 3 steps each, is beyond" in err
         assert "Give at most 50." in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--schedule", "cosine"], "falls to 0.905 of its start alone"),
+        (["--schedule", "cosine", "--restart-epochs", "20"], None),
+        (["--schedule", "cosine", "--restart-epochs", "10"], None),
+        (["--schedule", "cosine", "--restart-epochs", "20", "--warmup-epochs", "5"], "5 epochs"),
+        (["--schedule", "steps"], "never drops, as the first of --milestones 79 119 159"),
+        (["--schedule", "steps", "--milestones", "20"], "never drops"),
+        (["--schedule", "steps", "--milestones", "19"], None),
+        (["--warmup-epochs", "20"], "rises until the end"),
+        (["--warmup-epochs", "19"], None),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_a_run_too_short_for_its_schedule_is_warned_of(
+    train, monkeypatch, capsys, options, words
+):
+    monkeypatch.setattr(loop, "fit", lambda experiment, progress, *_, **__: progress)
+    train("--epochs", "20", *options)
+    err = capsys.readouterr().err
+    assert ("Warning" in err) == (words is not None)
+    assert (words or "") in err
+
+
+def test_a_relative_folder_is_recorded_whole(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    config = RunConfig(dataset="folder:images")
+    assert config.dataset == f"folder:{image_folder}"
+    assert config == RunConfig.from_json(config.to_json() | {"learning_rate": None})
+    monkeypatch.chdir("/")
+    assert RunConfig.from_json(config.to_json()).dataset == f"folder:{image_folder}"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunConfig(dataset="folder:~/x").dataset == f"folder:{tmp_path}/x"

@@ -38,6 +38,10 @@ HELP = [
     ("table 10 --dry-run", 0, "imagenet2012, 3 seeds"),
     ("table 6 --dry-run --epochs 1", 0, "constant"),
     ("table 6 --dry-run --epochs 1000000", 0, "x0.2 after epochs 395000"),
+    ("table 6 --dry-run --seeds 1", 0, "cifar10, 1 seed."),
+    ("table 6 --dry-run --controls", 0, "+ SGD at INSGD's effective rate"),
+    ("table 6 --dry-run --dataset folder:/nowhere", 0, "folder:/nowhere, 7 seeds"),
+    ("table 6 --dry-run --dataset digits", 0, "Other data than the paper's"),
     ("table 6 --dry-run --epochs 100000000", 2, "--epochs must be a number"),
 ]
 PARSER = [

@@ -137,10 +137,9 @@ class Checkpoints:
 
 
 def _metric(metrics: dict[str, float]) -> float:
-    value = metrics.get(_METRIC) if isinstance(metrics, dict) else None
-    if not isinstance(value, int | float):
-        raise ValueError(f"metrics hold no {_METRIC}: {metrics}")
-    return value
+    if isinstance(metrics, dict) and isinstance(metrics.get(_METRIC), int | float):
+        return metrics[_METRIC]
+    raise ValueError(f"metrics hold no {_METRIC}: {metrics}")
 
 
 def _first_line(error: Exception) -> str:

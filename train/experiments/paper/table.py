@@ -73,10 +73,19 @@ def table(config: TableConfig) -> int:
     chosen = presets.TABLES[config.number]
     epochs = config.epochs or chosen.epochs
     seeds = config.seeds or chosen.seeds
+    dataset = registry.absolute(config.dataset or chosen.dataset)
     if config.dry_run:
-        print(table_report.dry_run(config.number, chosen, epochs))
+        print(
+            table_report.dry_run(
+                config.number,
+                chosen,
+                epochs,
+                seeds=seeds,
+                dataset=dataset,
+                with_controls=config.controls,
+            )
+        )
         return 0
-    dataset = config.dataset or chosen.dataset
     lines = [
         Line(
             tuple(
