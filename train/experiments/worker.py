@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from train import cli
+from train import cli, interrupt
 from train.config import RunConfig
 from train.experiments import series
 
@@ -40,5 +40,6 @@ def stop_with_parent(pipe: int) -> None:
 
 
 if __name__ == "__main__":
+    interrupt.exit_at_once()
     sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())
