@@ -23,8 +23,9 @@ from train.run.eval import EvalConfig, evaluate
 
 PROGRAM = "python -m train"
 DESCRIPTION = (
-    "Train networks with Input Normalized SGD. With no subcommand it is `run`; with "
-    "nothing at all, a small network learns handwritten digits in less than a minute."
+    "Train networks with Input Normalized SGD. With no subcommand it is `run`, whose "
+    "options `run --help` lists; with nothing at all, a small network learns "
+    "handwritten digits in less than a minute."
 )
 
 

@@ -9,8 +9,14 @@ import sys
 
 import jax
 import numpy as np
-import padasip
 from matplotlib import pyplot as plt
+
+try:
+    import padasip
+except ImportError as error:
+    sys.exit(f"{error}: this needs padasip, to compare with: pip install padasip")
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # The application's folder.
 
 from insgd_optax import lms_filter, nlms_filter
 

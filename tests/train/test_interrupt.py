@@ -63,3 +63,12 @@ def test_an_interrupt_while_modules_load(tmp_path, arguments):
     module.write_text(f"import os, signal\n{CTRL_C}\nprint('went on')\n")
     got = ended(arguments, PYTHONPATH=str(tmp_path))
     assert got == (130, "", "\nInterrupted.\n")
+
+
+def test_windows_is_told_at_once():
+    code = "import runpy, sys; sys.platform = 'win32'; "
+    code += "runpy.run_module('train', {}, '__main__')"
+    status, _, err = ended(["-c", code])
+    assert status == 1
+    assert err.startswith("python -m train needs the file locks of Linux or macOS.")
+    assert "Traceback" not in err
