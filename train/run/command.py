@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from train.config import RunConfig
 from train.data import registry
-from train.experiments import plots
 from train.run import folder as run_folder
-from train.run import loop, metrics, warn
+from train.run import loop, metrics, plots, warn
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 from train.run.folder import RunFolder
