@@ -1,6 +1,5 @@
 """Input Normalized SGD: NLMS for deep networks, as Optax transformations."""
 
-from insgd_optax._adaptive_filter import FilterResult as FilterResult
 from insgd_optax._adaptive_filter import lms_filter as lms_filter
 from insgd_optax._adaptive_filter import nlms_filter as nlms_filter
 from insgd_optax._capture import capture_input_norms as capture_input_norms
@@ -16,10 +15,15 @@ from insgd_optax._covariance_capture import (
 from insgd_optax._covariance_capture import (
     sow_input_covariance as sow_input_covariance,
 )
+from insgd_optax._diagnostics import (
+    covariance_condition_numbers as covariance_condition_numbers,
+)
+from insgd_optax._diagnostics import covariance_cosines as covariance_cosines
 from insgd_optax._diagnostics import input_powers as input_powers
 from insgd_optax._diagnostics import (
     learning_rate_multipliers as learning_rate_multipliers,
 )
+from insgd_optax._filter_scan import FilterResult as FilterResult
 from insgd_optax._input_covariance import LayerCovariance as LayerCovariance
 from insgd_optax._input_covariance import (
     ScaleByInputCovarianceState as ScaleByInputCovarianceState,
@@ -46,6 +50,10 @@ from insgd_optax._output_layer import projection_loss as projection_loss
 from insgd_optax._polyak import ClipByPolyakState as ClipByPolyakState
 from insgd_optax._polyak import clip_by_polyak as clip_by_polyak
 from insgd_optax._polyak import polyak_scale as polyak_scale
+from insgd_optax._recursive_filters import (
+    affine_projection_filter as affine_projection_filter,
+)
+from insgd_optax._recursive_filters import rls_filter as rls_filter
 from insgd_optax._released import insgd_as_released as insgd_as_released
 from insgd_optax._released_capture import (
     capture_released_norms as capture_released_norms,

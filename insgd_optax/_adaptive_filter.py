@@ -1,77 +1,20 @@
 """LMS and NLMS adaptive filters: a whole signal in one compiled scan."""
 
 import functools
-import operator
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from insgd_optax._filter_scan import (
+    FilterResult,
+    Sample,
+    check_scalar,
+    check_signals,
+    scan_filter,
+)
 from insgd_optax._norms import check_p
-
-# Four samples an iteration of the compiled loop: a third faster on a CPU than one.
-_UNROLL = 4
-
-
-class FilterResult(NamedTuple):
-    """What an adaptive filter returns, over the T samples of the signal."""
-
-    weights: jax.Array  # (T, num_taps), or (1, num_taps): row t is *after* sample t
-    outputs: jax.Array  # (T,), the filter's output at t, with the weights *before* t
-    errors: jax.Array  # (T,), d - outputs
-
-
-def _check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
-    if np.shape(value) != ():
-        raise ValueError(
-            f"{name} is one number, not an array of shape {np.shape(value)}; for"
-            f" several at once, jax.vmap the filter over {name}"
-        )
-    if isinstance(value, jax.core.Tracer):
-        return  # inside jit or vmap: no value to look at
-    in_range = not np.iscomplexobj(value) and (value > 0 or allow_zero and value == 0)
-    if not (in_range and np.isfinite(value)):
-        kind = "a finite number >= 0" if allow_zero else "a positive finite number"
-        raise ValueError(f"{name}={value!r}: give {kind}")
-
-
-def _check_signals(
-    u: Any, d: Any, num_taps: Any, weights: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`u`, `d` and the first weights as arrays of one dtype, or a `ValueError`."""
-    u, d = jnp.asarray(u), jnp.asarray(d)
-    for name, signal in (("u", u), ("d", d)):
-        if signal.ndim != 1:
-            raise ValueError(
-                f"{name} is one signal of shape (T,), not {signal.shape}; for several"
-                " channels, jax.vmap the filter over the channel axis"
-            )
-    if u.shape != d.shape:
-        raise ValueError(
-            f"u and d are sampled together, but u has {u.size} samples and d {d.size}"
-        )
-    if u.size == 0:
-        raise ValueError("u and d are empty: give at least one sample")
-    try:
-        num_taps = operator.index(num_taps)
-    except TypeError:
-        raise ValueError(f"num_taps={num_taps!r}: give a whole number") from None
-    if num_taps < 1:
-        raise ValueError(f"num_taps={num_taps}: a filter has at least one tap")
-    weights = jnp.zeros(num_taps, u.dtype) if weights is None else jnp.asarray(weights)
-    dtype = jnp.result_type(u, d, weights)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        dtype = jnp.result_type(float)  # the default: float64 where that is enabled
-    if jnp.finfo(dtype).bits < 32:
-        dtype = jnp.dtype("float32")  # half precision is too coarse for a running sum
-    if weights.shape != (num_taps,):
-        raise ValueError(
-            f"weights has shape {weights.shape}, but num_taps={num_taps} asks for"
-            f" ({num_taps},)"
-        )
-    return u.astype(dtype), d.astype(dtype), weights.astype(dtype)
 
 
 def _power(x: jax.Array, p: float) -> jax.Array:
@@ -94,30 +37,20 @@ def _run(
     weight_history: bool,
 ) -> FilterResult:
     """The scan; `p=None` leaves the step unnormalized (LMS)."""
-    num_samples, num_taps = u.size, weights.size
     real_dtype = jnp.finfo(u.dtype).dtype
     step_size = jnp.asarray(step_size, real_dtype)
     eps = jnp.asarray(eps, real_dtype)
-    # Newest sample first, so that a window is one contiguous slice; the zeros are
-    # the signal before it starts.
-    reverse = jnp.flip(jnp.concatenate([jnp.zeros(num_taps - 1, u.dtype), u]))
 
-    def step(weights: jax.Array, sample: tuple[jax.Array, jax.Array]) -> Any:
-        t, d_t = sample
-        x = jax.lax.dynamic_slice(reverse, (num_samples - 1 - t,), (num_taps,))
-        output = jnp.sum(x * weights)
-        error = d_t - output
-        gain = step_size * error
+    def update(
+        weights: jax.Array, state: None, sample: Sample
+    ) -> tuple[jax.Array, None]:
+        gain = step_size * sample.error
         if p is not None:
-            divisor = eps + _power(x, p)
+            divisor = eps + _power(sample.x, p)
             gain = gain / jnp.where(divisor == 0, 1, divisor)
-        weights = weights + gain * jnp.conj(x)
-        return weights, (weights if weight_history else None, output, error)
+        return weights + gain * jnp.conj(sample.x), state
 
-    last, (history, outputs, errors) = jax.lax.scan(
-        step, weights, (jnp.arange(num_samples), d), unroll=_UNROLL
-    )
-    return FilterResult(history if weight_history else last[None], outputs, errors)
+    return scan_filter(u, d, weights, None, update, weight_history=weight_history)
 
 
 def lms_filter(
@@ -182,8 +115,8 @@ def lms_filter(
     system's impulse response itself, where the form with y = w^H x (Haykin's)
     converges to its conjugate.
     """
-    _check_scalar("step_size", step_size, allow_zero=False)
-    u, d, weights = _check_signals(u, d, num_taps, weights)
+    check_scalar("step_size", step_size, allow_zero=False)
+    u, d, weights = check_signals(u, d, num_taps, weights)
     return _run(u, d, weights, step_size, 0.0, None, weight_history)
 
 
@@ -255,7 +188,7 @@ def nlms_filter(
     `lms_filter`.
     """
     check_p(p)
-    _check_scalar("step_size", step_size, allow_zero=False)
-    _check_scalar("eps", eps, allow_zero=True)
-    u, d, weights = _check_signals(u, d, num_taps, weights)
+    check_scalar("step_size", step_size, allow_zero=False)
+    check_scalar("eps", eps, allow_zero=True)
+    u, d, weights = check_signals(u, d, num_taps, weights)
     return _run(u, d, weights, step_size, eps, p, weight_history)

@@ -263,7 +263,8 @@ def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) ->
         ...     split_rngs={"params": True},
         ... )(3)
         >>> with capture_input_norms():
-        ...     shapes = input_norm_shapes(model, jax.random.key(0), jnp.ones((4, 1, 2)))
+        ...     x = jnp.ones((4, 1, 2))
+        ...     shapes = input_norm_shapes(model, jax.random.key(0), x)
         >>> shapes["input_norm"][0].shape
         (4, 1, 1)
     """

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 
 Shape = tuple[int, ...]
 
-# Above this size of an input vector, its covariance is approximated: see `factor_sizes`.
-MAX_DIM = 1024
+# The covariance of a longer input vector is approximated: see `factor_sizes`.
+MAX_DIM = 768
 
 
 class InputCovariance(NamedTuple):

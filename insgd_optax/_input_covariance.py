@@ -42,8 +42,8 @@ class LayerCovariance(NamedTuple):
     """What `scale_by_input_covariance` keeps of one weight.
 
     Its arrays are float32, or float64 for a float64 weight. With d inputs they take
-    8 d^2 + 4 bytes in float32; in the Kronecker form with t taps and c channels,
-    8 t^2 + 4 (t + 1) c^2 + 4.
+    8 d^2 + 8 bytes in float32; in the Kronecker form with t taps and c channels,
+    8 t^2 + 4 (t + 1) c^2 + 8.
     """
 
     # The running mean of X^T X / n, without the correction for its start, in the
@@ -55,6 +55,8 @@ class LayerCovariance(NamedTuple):
     # D: one matrix; or of the Kronecker form the eigenvectors of the taps, and for each
     # a matrix of channels.
     inverse: tuple[jax.Array, ...]
+    # Between the last update and what came in, 1 for one direction: shaped like mass.
+    cosine: jax.Array
 
 
 class ScaleByInputCovarianceState(NamedTuple):
@@ -171,11 +173,14 @@ def scale_by_input_covariance(
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
-        >>> from insgd_optax import capture_input_covariances, scale_by_input_covariance
+        >>> from insgd_optax import (
+        ...     capture_input_covariances, scale_by_input_covariance)
         >>> model, x = nn.Dense(1), jnp.array([[2.0, 1.0], [-2.0, 1.0]])
         >>> params = model.init(jax.random.key(0), x)["params"]
         >>> with capture_input_covariances():
-        ...     _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        ...     _, sown = model.apply(
+        ...         {"params": params}, x, mutable=["intermediates"]
+        ...     )
         >>> tx = scale_by_input_covariance(damping=0.0, preserve_norm=False)
         >>> grads = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
         >>> updates, _ = tx.update(grads, tx.init(params), input_covariances=sown)
@@ -198,9 +203,9 @@ def scale_by_input_covariance(
         raise ValueError(f"initial_covariance={initial_covariance} must be positive")
     if scope == "layer":
         raise ValueError(
-            'scope="layer" is of scale_by_input_power: a covariance has no part in biases'
-            " and normalization layers. Give a function from a parameter's path, such as"
-            " ('Dense_0', 'kernel'), to True or False"
+            'scope="layer" is of scale_by_input_power: a covariance has no part in'
+            " biases and normalization layers. Give a function from a parameter's path,"
+            " such as ('Dense_0', 'kernel'), to True or False"
         )
     in_scope = scope_predicate(scope)
     like = (
@@ -300,14 +305,20 @@ def scale_by_input_covariance(
         old = {path: scaled[path] for path in totals}
         if old:
             any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
-            new, failed = jax.lax.cond(
-                any_rows, refreshed, lambda old: (old, jnp.zeros([], jnp.int32)), old
+            # A loop of no or one round: unlike `lax.cond` it leaves the matrices where
+            # they are, and does not copy them in steps that bring nothing.
+            _, (new, failed) = jax.lax.while_loop(
+                lambda carry: carry[0],
+                lambda carry: (jnp.zeros_like(any_rows), refreshed(carry[1][0])),
+                (any_rows, (old, jnp.zeros([], jnp.int32))),
             )
             scaled |= new
         else:
             failed = jnp.zeros([], jnp.int32)
         for path, layer in scaled.items():
-            grads[path] = _redirected(grads[path], layer, forms[path], preserve_norm)
+            grads[path], scaled[path] = _redirected(
+                grads[path], layer, forms[path], preserve_norm
+            )
         layers = [scaled.get(p, layer) for p, layer in zip(paths, layers, strict=True)]
         return (
             replace(updates, [grads[path] for path in flat.paths]),
@@ -373,7 +384,8 @@ def _initial(form: Form, dtype: Any, initial: float | None) -> LayerCovariance:
             for factor, other in zip(form.factors, others, strict=True)
         )
         mass = jnp.ones(form.stack, dtype)
-    return LayerCovariance(factors, mass, _whitening.identity(form, dtype))
+    cosine = jnp.ones(form.stack, dtype)
+    return LayerCovariance(factors, mass, _whitening.identity(form, dtype), cosine)
 
 
 def _form_of_sown(sown: InputCovariance, weight: tuple[int, ...]) -> Form:
@@ -415,7 +427,8 @@ def total(sown: list[InputCovariance], form: Form, dtype: Any) -> InputCovarianc
         )
         count = count + use.count.sum(axis=axes).astype(dtype)
     assert sums is not None
-    return InputCovariance(tuple(sums), count)
+    # Without axes of length 1: XLA copies arrays that differ in how it orders these.
+    return InputCovariance(tuple(map(jnp.squeeze, sums)), count)
 
 
 def _next(
@@ -429,6 +442,13 @@ def _next(
     """The running mean and its inverse; and whether the factorization failed."""
     dtype = layer.mass.dtype
     decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
+    batch = InputCovariance(
+        tuple(
+            x.reshape(shape)
+            for x, shape in zip(batch.factors, form.shapes, strict=True)
+        ),
+        batch.count,
+    )
     batch = checked(batch)
     brings = batch.count > 0
 
@@ -451,34 +471,39 @@ def _next(
         for new, old in zip(inverse, layer.inverse, strict=True)
     )
     failed = jnp.sum(brings & ~good).astype(jnp.int32)
-    return LayerCovariance(factors, mass, inverse), failed
+    return LayerCovariance(factors, mass, inverse, layer.cosine), failed
 
 
 def _redirected(
     grad: jax.Array, layer: LayerCovariance, form: Form, preserve_norm: bool
-) -> jax.Array:
-    """D G, with the norm of G, in the gradient's dtype."""
+) -> tuple[jax.Array, LayerCovariance]:
+    """D G, or its direction with the norm of G, in the gradient's dtype."""
     wide = grad.astype(
         grad.dtype
         if jnp.finfo(grad.dtype).bits >= jnp.finfo(layer.mass.dtype).bits
         else layer.mass.dtype
     )
     inverse = tuple(x.astype(wide.dtype) for x in layer.inverse)
-    if not preserve_norm:
-        return _whitening.apply(form, inverse, wide).astype(grad.dtype)
     axes = tuple(range(len(form.stack), grad.ndim))
-    # By the largest entry first: squares would leave the range of float32.
-    largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True)
-    unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    before = wide / unit
-    after = _whitening.apply(form, inverse, before)
-    top = jnp.max(jnp.abs(after), axis=axes, keepdims=True)
-    top = jnp.where(top > 0, top, jnp.ones_like(top))
-    after = after / top
+
+    def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x in units of its largest entry, so that squares stay in range."""
+        largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+        largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+        return x / largest, largest
 
     def norm(x: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
 
-    length = norm(after)
-    ratio = norm(before) / jnp.where(length > 0, length, jnp.ones_like(length))
-    return (after * (ratio * unit)).astype(grad.dtype)
+    before, size = unit(wide)
+    after, stretch = unit(_whitening.apply(form, inverse, before))
+    lengths = norm(before), norm(after)
+    nothing = lengths[1] == 0
+    ratio = lengths[0] / jnp.where(nothing, jnp.ones_like(lengths[1]), lengths[1])
+    product = jnp.sum(before * after, axis=axes, keepdims=True)
+    cosine = product / jnp.where(
+        nothing, jnp.ones_like(product), lengths[0] * lengths[1]
+    )
+    cosine = cosine.reshape(form.stack).astype(layer.cosine.dtype)
+    update = after * ((ratio if preserve_norm else stretch) * size)
+    return update.astype(grad.dtype), layer._replace(cosine=cosine)

@@ -85,7 +85,8 @@ def lms_newton(
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
         >>> from insgd_optax import capture_input_covariances, lms_newton
         >>> model = nn.Dense(1)
-        >>> x = jax.random.normal(jax.random.key(0), (64, 4)) * jnp.array([[9, 3, 1, 1]])
+        >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+        >>> x = x * jnp.array([[9.0, 3.0, 1.0, 1.0]])
         >>> y = x.sum(axis=1, keepdims=True)
         >>> params = model.init(jax.random.key(1), x)["params"]
         >>> tx = lms_newton(learning_rate=0.02)

@@ -62,8 +62,8 @@ def clip_by_polyak(
         u_t &= \min(1, a_t / m_t) \, (D_t g_t + \lambda w)
 
     where mu is `learning_rate`, c `factor`, beta `decay`, lambda `weight_decay` and k
-    what momentum makes of a step, 1 without it. The update is u_t: the learning rate, and then momentum, come after it in
-    the chain, as in
+    what momentum makes of a step, 1 without it. The update is u_t: the learning rate,
+    and then momentum, come after it in the chain, as in
 
         optax.chain(
             clip_by_polyak(1.0, scale_by_input_power(), momentum=0.9),

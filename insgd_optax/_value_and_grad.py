@@ -50,7 +50,8 @@ def value_and_grad_with_input_norms(
         ...         {"params": params}, x, mutable=["intermediates"]
         ...     )
         ...     return jnp.mean(y**2), variables
-        >>> (loss, aux), grads, norms = value_and_grad_with_input_norms(loss_fn)(params, x)
+        >>> grad_fn = value_and_grad_with_input_norms(loss_fn)
+        >>> (loss, aux), grads, norms = grad_fn(params, x)
         >>> norms["input_norm"][0].shape, aux
         ((1, 1), {'intermediates': {}})
     """
@@ -66,8 +67,9 @@ def value_and_grad_with_input_norms(
         variables = aux[0] if has_aux else aux
         if not isinstance(variables, Mapping) or COLLECTION not in variables:
             raise ValueError(
-                "the loss returned no 'intermediates': it must return (loss, variables),"
-                " or with has_aux=True (loss, (variables, aux)), where variables is"
+                "the loss returned no 'intermediates': it must return (loss,"
+                " variables), or with has_aux=True (loss, (variables, aux)), where"
+                " variables is"
                 " what model.apply(..., mutable=['intermediates']) returns second"
             )
         norms, rest = _split(variables[COLLECTION])

@@ -117,8 +117,9 @@ def scope_predicate(scope: Scope) -> Callable[[Path], bool]:
         )
     if scope not in _SCOPES:
         raise ValueError(
-            f"scope={scope!r} is not known: give one of {sorted(_SCOPES)}, or a function"
-            " from a parameter's path, such as ('Dense_0', 'kernel'), to True or False"
+            f"scope={scope!r} is not known: give one of {sorted(_SCOPES)}, or a"
+            " function from a parameter's path, such as ('Dense_0', 'kernel'), to"
+            " True or False"
         )
     names = _SCOPES[scope]
     return lambda path: path[-1:] != () and path[-1] in names

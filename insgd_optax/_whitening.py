@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from insgd_optax._covariance import Form, Shape, to_matrices
+from insgd_optax._covariance import Factor, Form, Shape, to_matrices
 from insgd_optax._inverse import positive_definite_inverse
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -100,3 +100,44 @@ def apply(form: Form, inverse: tuple[jax.Array, ...], grad: jax.Array) -> jax.Ar
     g = jnp.einsum("...ta,...tcm->...acm", basis, g, precision=_HIGHEST)
     g = jnp.matmul(channels, g, precision=_HIGHEST)
     return form.join(jnp.einsum("...ta,...acm->...tcm", basis, g, precision=_HIGHEST))
+
+
+def condition_number(
+    factor: jax.Array, lead: int, inverse: tuple[jax.Array, ...]
+) -> jax.Array:
+    """The ratio of the extreme eigenvalues of D, over all its matrices.
+
+    Args:
+        factor: the last factor of the covariance.
+        lead: the number of its stacked axes.
+        inverse: D, of `inverse`.
+    """
+    matrices = inverse[-1]
+    largest, _ = _largest_eigenvalue(matrices)
+    rank = (factor.ndim - lead) // 2
+    sizes = Factor(factor.shape[lead : lead + rank], factor.shape[lead + rank :])
+    # Where A is largest, D is smallest: found far faster than in D itself.
+    _, vector = _largest_eigenvalue(to_matrices(factor, sizes, lead))
+    if len(inverse) > 1:  # One matrix of channels for each eigenvector of the taps.
+        vector = vector[..., None, :, :]
+    smallest = jnp.sum(
+        vector * jnp.matmul(matrices, vector, precision=_HIGHEST), axis=(-2, -1)
+    )
+    return largest.max() / jnp.maximum(smallest.min(), jnp.finfo(smallest.dtype).tiny)
+
+
+def _largest_eigenvalue(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """That of each matrix and its vector (..., d, 1), by power iteration."""
+    start = jnp.cos(jnp.arange(matrices.shape[-1], dtype=matrices.dtype))
+    start = jnp.broadcast_to(start[:, None], (*matrices.shape[:-1], 1))
+    start = start / jnp.linalg.norm(start, axis=-2, keepdims=True)
+
+    def multiply(_: int, v: jax.Array) -> jax.Array:
+        w = jnp.matmul(matrices, v, precision=_HIGHEST)
+        length = jnp.linalg.norm(w, axis=-2, keepdims=True)
+        # Before the first capture A is zero.
+        return jnp.where(length > 0, w / jnp.where(length > 0, length, 1), v)
+
+    v = jax.lax.fori_loop(0, 50, multiply, start)
+    product = jnp.matmul(matrices, v, precision=_HIGHEST)
+    return jnp.sum(v * product, axis=(-2, -1)), v

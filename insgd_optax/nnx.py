@@ -93,11 +93,12 @@ def capture_input_norms(
 
     Enter it inside the function that is traced, so that one compiled function has one
     setting. The settings are a part of JAX's cache keys: a function that was traced
-    outside the context, or with other settings, is traced again. Under `nnx.scan` and `nnx.vmap` norms
-    follow the axes of the model: with `in_axes=0` layers are stacked, and so are
-    their norms. A model that is shared there, or carried, needs an axis for what it
-    sows: `nnx.StateAxes({nnx.Intermediate: 0, ...: None})`, or `...: nnx.Carry`.
-    `nnx.RNN` is given one for the call. `nnx.remat` and `nnx.jit` need nothing;
+    outside the context, or with other settings, is traced again. Under `nnx.scan` and
+    `nnx.vmap` norms follow the axes of the model: with `in_axes=0` layers are stacked,
+    and so are their norms. A model that is shared there, or carried, needs an axis for
+    what it sows: `nnx.StateAxes({nnx.Intermediate: 0, ...: None})` if it is shared,
+    `nnx.StateAxes({nnx.Intermediate: 0, ...: nnx.Carry})` if it is carried. `nnx.RNN`
+    is given one for the call. `nnx.remat` and `nnx.jit` need nothing;
     `nnx.while_loop` and `nnx.fori_loop`, which cannot stack, refuse to be traced.
 
     Args:

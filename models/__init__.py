@@ -1,9 +1,8 @@
-"""The paper's networks in Flax Linen, made by name.
+"""The paper's networks in Flax Linen, created by name.
 
-Images are (batch, height, width, channels); `__call__(x, train)` returns float32
-logits. Parameters are in the collection "params", running statistics of batch
-normalization in "batch_stats"; dropout draws from the rng "dropout" when `train` is
-true.
+Images have shape (batch, height, width, channels); `__call__(x, train)` returns float32
+logits. Parameters are in the collection "params", and the running statistics of batch
+normalization in "batch_stats". Dropout uses the rng "dropout" when `train` is true.
 """
 
 from models.errors import NetworkError as NetworkError

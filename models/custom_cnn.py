@@ -1,4 +1,4 @@
-"""The paper's own small network: four convolutions and a linear layer (Table 2)."""
+"""The paper's custom CNN: four convolutions and a linear layer (Table 2)."""
 
 import flax.linen as nn
 import jax
@@ -10,26 +10,26 @@ from models import layers
 class CustomCNN(nn.Module):
     """The custom CNN of Table 2.
 
-    Four 3x3 convolutions with 8, 16, 32 and 64 channels, the last three of stride 2,
-    each followed by batch normalization and a ReLU; then dropout, flattening and a
-    linear layer. For a 32x32 image the feature maps are 32x32x8, 16x16x16, 8x8x32
-    and 4x4x64, and the linear layer sees 1024 values.
+    The network has four 3x3 convolutions with 8, 16, 32 and 64 channels, each followed
+    by batch normalization and a ReLU; the last three have stride 2. Dropout, flattening
+    and a linear layer follow. For a 32x32 image the feature maps are 32x32x8, 16x16x16,
+    8x8x32 and 4x4x64, and the linear layer has 1024 inputs.
 
     Args:
         num_classes: number of logits.
         batch_norm: normalize after each convolution. Without it (Table 7) the
             convolutions have biases; with it they have none.
-        dropout: rate of the dropout before the linear layer; uses the rng "dropout"
-            when `train` is true.
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        dropout: dropout rate before the linear layer; needs the rng "dropout" when
+            `train` is true.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
         From `__call__(x, train)`, with images `x` of shape (batch, height, width,
         channels), at least 8x8: logits of shape (batch, num_classes), float32.
 
     Raises:
-        ValueError: if `x` is no batch of images, or they are smaller than 8x8.
+        ValueError: if `x` is not a batch of images, or the images are smaller than 8x8.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -40,16 +40,16 @@ class CustomCNN(nn.Module):
         >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
         34898
 
-    Initialised as PyTorch does by default, as in the authors' code: kernels and
-    biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    Kernels and biases are initialized from U(-1/sqrt(fan_in), 1/sqrt(fan_in)),
+    PyTorch's default, as in the authors' code.
 
     Source: Table 2 and section 3.2 of the paper ("four convolutional layers, each
-    followed by a batch normalization layer"). Table 2 prints no activations; a ReLU
-    follows each normalization here. The authors' released network
-    (`models/customcnn.py`) is another one: it has no ReLU after the first
-    convolution, and adds a 1x1 convolution of stride 2 with batch normalization as a
-    shortcut around the second, after that one's ReLU; its last ReLU comes after the
-    dropout, which changes nothing. It has no form without batch normalization.
+    followed by a batch normalization layer"). Table 2 lists no activations; here a ReLU
+    follows each normalization. The authors' released network (`models/customcnn.py`)
+    differs: it has no ReLU after the first convolution, and a 1x1 convolution of stride
+    2 with batch normalization is a shortcut around the second convolution and is added
+    after its ReLU. Its last ReLU comes after the dropout, which is equivalent. It has
+    no variant without batch normalization.
     """
 
     num_classes: int = 10

@@ -1,4 +1,4 @@
-"""What the networks share: input checks, initialisers, and layers that use them."""
+"""Input checks, initializers and layers that the networks share."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Initializer = nn.initializers.Initializer
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 # torchvision's kaiming_normal_(mode="fan_out"): N(0, 2 / fan_out), where fan_out is
-# the kernel's area times all output channels, of grouped convolutions too.
+# the kernel's area times the number of output channels, also if grouped.
 kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -43,10 +43,10 @@ def conv(
     kernel_init: Initializer = torch_kernel_init,
     dtype: Dtype,
 ) -> jax.Array:
-    """A square convolution of odd size, padded as in PyTorch by half its size.
+    """Applies a square convolution of odd size, padded by half its size as in PyTorch.
 
-    "SAME" pads a convolution of stride 2 on one side only, and would shift the maps.
-    Called inside a module's compact method, whose child it becomes.
+    "SAME" would pad a convolution of stride 2 on one side only, and shift the feature
+    map. Call it inside a compact method; the convolution becomes a submodule.
     """
     return nn.Conv(
         features,
@@ -64,7 +64,7 @@ def conv(
 def dense(
     x: jax.Array, features: int, *, use_bias: bool = True, dtype: Dtype
 ) -> jax.Array:
-    """A linear layer that initialises as PyTorch's; called as `conv` is."""
+    """Applies a linear layer with PyTorch's initialization; called like `conv`."""
     return nn.Dense(
         features,
         use_bias=use_bias,
@@ -83,10 +83,10 @@ def batch_norm(
     dtype: Dtype,
     axis_name: str | None,
 ) -> jax.Array:
-    """Batch normalization with float32 statistics; called as `conv` is.
+    """Applies batch normalization with float32 statistics; called like `conv`.
 
-    The running variance averages the batches' biased variances, as Flax has it;
-    PyTorch averages the unbiased ones.
+    The running variance averages the biased batch variances, as in Flax. PyTorch
+    averages the unbiased ones.
     """
     return nn.BatchNorm(
         use_running_average=not train,
@@ -99,20 +99,20 @@ def batch_norm(
 
 
 def to_logits(x: jax.Array) -> jax.Array:
-    """The last layer's output in float32, or float64 if it is."""
+    """Converts the last layer's output to float32, or keeps it in float64."""
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def check_images(x: jax.Array, network: nn.Module, smallest: int) -> None:
-    """Checks a batch of images against the smallest that a network's strides take.
+    """Checks the rank of a batch of images, and their size against the strides.
 
     Args:
-        x: the input, to be of shape (batch, height, width, channels).
-        network: the network, for the message.
-        smallest: the product of its strides, in pixels.
+        x: the input; its shape should be (batch, height, width, channels).
+        network: the network, named in the message.
+        smallest: the smallest side allowed, the product of the strides, in pixels.
 
     Raises:
-        NetworkError: if `x` has another rank, or a side shorter than `smallest`.
+        NetworkError: if the rank of `x` is not 4, or a side is shorter than `smallest`.
     """
     name = type(network).__name__
     if x.ndim != 4:
@@ -130,7 +130,7 @@ def check_images(x: jax.Array, network: nn.Module, smallest: int) -> None:
 
 
 def check_choice(network: nn.Module, option: str, choices: Sequence[str]) -> None:
-    """Raises NetworkError unless a network's option is one of the choices."""
+    """Raises a NetworkError unless the option of the network is one of the choices."""
     value = getattr(network, option)
     if value not in choices:
         raise NetworkError(

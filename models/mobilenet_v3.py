@@ -13,7 +13,7 @@ from models import layers
 
 
 class Block(NamedTuple):
-    """One line of Table 1 or 2 of Howard et al. (2019); widths in channels."""
+    """One row of Table 1 or 2 of Howard et al. (2019); widths in channels."""
 
     kernel_size: int
     expanded: int
@@ -53,19 +53,19 @@ SMALL = (
     Block(5, 576, 96, True, True, 1),
     Block(5, 576, 96, True, True, 1),
 )
-# For tests: lines with and without gate, of both nonlinearities and both strides.
+# For tests: rows with and without a gate, of both nonlinearities and both strides.
 TINY_LARGE = (LARGE[0], LARGE[3], LARGE[12])
 TINY_SMALL = (SMALL[0], SMALL[2], SMALL[8])
 
 
 def round_channels(channels: float) -> int:
-    """The nearest multiple of 8, at least 8 and at least nine tenths of `channels`."""
+    """Rounds to the nearest multiple of 8 that is at least 8 and 0.9 * `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate that sees the mean of every channel."""
+    """Scales each channel by a gate, computed from the means of all channels."""
 
     dtype: layers.Dtype
 
@@ -89,12 +89,12 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widens the map, convolves each channel by itself, gates, and narrows it.
+    """An expansion, a depthwise convolution, an optional gate, and a projection.
 
     Args:
-        block: the line of the table, with the channels and stride to use.
-        norm: maps x to x normalized.
-        dtype: dtype of the computation.
+        block: the row of the table, with the channels and stride to use.
+        norm: called as `norm(x)`.
+        dtype: compute dtype.
     """
 
     block: Block
@@ -125,40 +125,40 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """MobileNetV3; made by `mobilenet_v3_large` and `mobilenet_v3_small`.
+    """MobileNetV3; created by `mobilenet_v3_large` and `mobilenet_v3_small`.
 
     Args:
-        blocks: the lines of the network's table.
+        blocks: the rows of the network's table.
         hidden: width of the hidden layer of the classifier.
         num_classes: number of logits.
-        stem: "imagenet", or "cifar": the stem's convolution and the first block of
-            stride 2 after it have stride 1.
-        width_mult: multiplies every width but the number of logits.
-        dropout: rate of the dropout before the last layer; uses the rng "dropout" when
+        stem: "imagenet", or "cifar", where the stem and the first block of stride 2
+            have stride 1 instead.
+        width_mult: multiplies every width except the number of logits.
+        dropout: dropout rate before the last layer; needs the rng "dropout" when
             `train` is true.
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
         From `__call__(x, train)`, with images `x` of shape (batch, height, width,
         channels): logits of shape (batch, num_classes), float32.
 
     Raises:
-        ValueError: if `x` is no batch of images or smaller than the strides' product,
-            or for an unknown `stem`.
+        ValueError: if `x` is not a batch of images, its sides are shorter than the
+            product of the strides, or for an unknown `stem`.
 
-    Initialised as in torchvision: convolutions and gates from N(0, 2/fan_out)
-    (kaiming_normal_ with fan_out), the classifier from N(0, 0.01^2), biases zero.
+    The initialization is torchvision's: N(0, 2/fan_out) for convolutions and gates
+    (kaiming_normal_ with fan_out), N(0, 0.01^2) for the classifier, and zero biases.
 
     Source: Howard et al., "Searching for MobileNetV3", ICCV 2019, Tables 1 and 2, as
-    torchvision builds it: the gate comes after the nonlinearity, is rounded to
-    multiples of 8 channels and has biases, and the classifier's hidden layer follows
-    no normalization. The epsilon of batch normalization is torchvision's 0.001; its
-    momentum is 0.9 as in the authors' code, where torchvision has 0.99 (in Flax's
-    sense of the word). The authors' own network (`models/mobilenetv3.py`) puts the
-    gate before the nonlinearity and has no biases in gates and hidden layer; its
-    CIFAR form, by the size of the image, is the one here. Their optimizer fails on
-    its grouped convolutions.
+    built by torchvision: the gate comes after the nonlinearity, its width is rounded to
+    a multiple of 8, it has biases, and no normalization follows the classifier's hidden
+    layer. Batch normalization uses torchvision's epsilon of 0.001, and a momentum (in
+    Flax's sense) of 0.9 as in the authors' code; torchvision uses 0.99. The authors'
+    network (`models/mobilenetv3.py`) puts the gate before the nonlinearity, and has no
+    biases in the gates and the hidden layer. It selects its CIFAR form by the size of
+    the image; that form is the one here. Their optimizer fails on its grouped
+    convolutions.
     """
 
     blocks: Sequence[Block]
@@ -201,7 +201,7 @@ class MobileNetV3(nn.Module):
         return layers.to_logits(dense(self.num_classes)(x))
 
     def _strides_and_widths(self) -> tuple[int, list[Block]]:
-        """The stem's stride, and the table's lines as this network has them."""
+        """Returns the stride of the stem, and the blocks with this network's widths."""
         blocks = [
             block._replace(
                 expanded=round_channels(block.expanded * self.width_mult),
@@ -232,15 +232,15 @@ def mobilenet_v3_large(
 
     Args:
         num_classes: number of logits.
-        blocks: the lines of the network's table; fewer make it shallower.
+        blocks: the rows of the network's table; fewer give a shallower network.
         stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
-        width_mult: multiplies every width but the number of logits.
-        dropout: rate of the dropout before the last layer.
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        width_mult: multiplies every width except the number of logits.
+        dropout: dropout rate before the last layer.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
-        A `MobileNetV3`; its docstring has the initialisation and the sources.
+        A `MobileNetV3`; its docstring has the initialization and the sources.
 
     Example:
         >>> model = mobilenet_v3_large(num_classes=1000)
@@ -276,15 +276,15 @@ def mobilenet_v3_small(
 
     Args:
         num_classes: number of logits.
-        blocks: the lines of the network's table; fewer make it shallower.
+        blocks: the rows of the network's table; fewer give a shallower network.
         stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
-        width_mult: multiplies every width but the number of logits.
-        dropout: rate of the dropout before the last layer.
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        width_mult: multiplies every width except the number of logits.
+        dropout: dropout rate before the last layer.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
-        A `MobileNetV3`; its docstring has the initialisation and the sources.
+        A `MobileNetV3`; its docstring has the initialization and the sources.
 
     Example:
         >>> model = mobilenet_v3_small(num_classes=1000)

@@ -1,4 +1,4 @@
-"""The networks by name."""
+"""Registry of the networks."""
 
 import difflib
 import inspect
@@ -22,7 +22,7 @@ from models.vit import ViT
 
 class _Network(NamedTuple):
     build: Callable[..., nn.Module]
-    tiny: Mapping[str, Any]  # The options of its tiny variant.
+    tiny: Mapping[str, Any]  # Options of the tiny variant.
 
 
 _NETWORKS = {
@@ -41,10 +41,10 @@ _NETWORKS = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` knows.
+    """Returns the names of the networks.
 
     Returns:
-        The names, in the order of the documentation.
+        The names that `create` accepts, in the order of the documentation.
 
     Example:
         >>> "custom_cnn" in names()
@@ -54,23 +54,23 @@ def names() -> tuple[str, ...]:
 
 
 def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
-    """Makes a network by its name.
+    """Creates a network by name.
 
     Args:
         name: one of `names()`.
         num_classes: number of logits.
-        **options: the network's own arguments, as its docstring lists them. Common to
-            all: `dtype` (of the computation) and `axis_name` (of the mapped axis over
-            which batch statistics are averaged).
+        **options: arguments of the network, listed in its docstring. All networks
+            accept `dtype` (the compute dtype) and `axis_name` (the mapped axis over
+            which to average batch statistics).
 
     Returns:
         A Linen module. `module.apply(variables, x, train=...)` returns float32 logits
         for images `x` of shape (batch, height, width, channels).
 
     Raises:
-        NetworkError: if no network has that name; the message lists the names.
-        OptionError: if the network has no such option, or the option no such value;
-            the message lists the options, or says which values there are.
+        NetworkError: if the name is unknown; the message lists the names.
+        OptionError: if an option or its value is unknown; the message lists the valid
+            ones.
 
     Example:
         >>> create("custom_cnn", num_classes=100, batch_norm=False).num_classes
@@ -106,20 +106,20 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
-    """Makes the tiny variant of a network, for tests: same layers, fewer and narrower.
+    """Creates a tiny variant of a network for tests, with fewer and narrower layers.
 
-    Every tiny variant takes images of 8x8.
+    Every tiny variant accepts 8x8 images.
 
     Args:
         name: one of `names()`.
         num_classes: number of logits.
-        **options: as for `create`; they take precedence over the variant's own.
+        **options: as for `create`; they override the options of the tiny variant.
 
     Returns:
         A Linen module, as from `create`.
 
     Raises:
-        NetworkError: if no network has that name.
+        NetworkError: if the name is unknown.
         OptionError: as for `create`.
 
     Example:
@@ -139,7 +139,7 @@ def _lookup(name: str) -> _Network:
 
 
 def _options(build: Callable[..., nn.Module]) -> list[str]:
-    """What `build` takes besides num_classes and a Linen module's own two fields."""
+    """Lists the arguments of `build` except num_classes, `parent` and `name`."""
     parameters = inspect.signature(build).parameters
     return [p for p in parameters if p not in ("num_classes", "parent", "name")]
 

@@ -16,12 +16,12 @@ class ResidualBlock(nn.Module):
     Args:
         features: channels of the 3x3 convolutions.
         stride: stride of the first 3x3 convolution and of the shortcut.
-        bottleneck: F is 1x1, 3x3, 1x1, the last with four times the channels. The
-            stride is on the 3x3 ("v1.5"); He et al. have it on the first 1x1.
+        bottleneck: F is 1x1, 3x3 and 1x1 convolutions, the last with four times the
+            channels. The stride is in the 3x3 ("v1.5"); in He et al., in the first 1x1.
         shortcut: as in `ResNet`.
-        conv: maps (x, features, size, stride) to a convolution of x.
-        norm: maps x to x normalized; `scale_init` initialises its scale.
-        last_scale_init: for the scale of F's last normalization.
+        conv: called as `conv(x, features, size, stride)`.
+        norm: called as `norm(x)`; its `scale_init` initializes the scale.
+        last_scale_init: initializer of the scale in the last normalization of F.
     """
 
     features: int
@@ -54,32 +54,33 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network of He et al.; made by `resnet20`, `wrn18` and `resnet50`.
+    """A residual network of He et al.; created by `resnet20`, `wrn18` and `resnet50`.
 
     Args:
         stage_sizes: number of blocks in each stage. Every stage but the first halves
             the feature map and doubles the channels.
         width: channels of the 3x3 convolutions in the first stage, and of the stem.
         num_classes: number of logits.
-        bottleneck: bottleneck blocks instead of two 3x3 convolutions.
+        bottleneck: use bottleneck blocks instead of two 3x3 convolutions.
         stem: "cifar", a 3x3 convolution, or "imagenet", a 7x7 convolution of stride 2
             and a max-pooling of stride 2.
         shortcut: where the shape changes, "projection" (a strided 1x1 convolution and
-            its normalization) or "identity" (strided, padded with zero channels).
+            its normalization) or "identity" (subsampled, padded with zero channels).
         batch_norm: normalize after each convolution. Without it the convolutions have
             biases; with it they have none.
-        zero_init_residual: each block's last normalization starts with a zero scale.
-        kernel_init: initialises the kernels of the convolutions.
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        zero_init_residual: initialize the scale of each block's last normalization to
+            zero.
+        kernel_init: initializer of the convolution kernels.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
         From `__call__(x, train)`, with images `x` of shape (batch, height, width,
         channels): logits of shape (batch, num_classes), float32.
 
     Raises:
-        ValueError: if `x` is no batch of images or smaller than the strides' product,
-            or for an unknown `stem` or `shortcut`.
+        ValueError: if `x` is not a batch of images, its sides are shorter than the
+            product of the strides, or for an unknown `stem` or `shortcut`.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
@@ -156,14 +157,14 @@ def resnet20(
 
     Args:
         num_classes: number of logits.
-        stage_sizes: number of blocks in each stage; three stages of n blocks make the
+        stage_sizes: number of blocks in each stage; three stages of n blocks give the
             ResNet-(6n + 2) of He et al.
         width: channels of the first stage.
         shortcut: "projection" as in the authors' code, or "identity" as in He et al.
             (their option A).
         batch_norm: without it (Table 7) the convolutions have biases.
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
         A `ResNet` for images of at least 4x4.
@@ -176,15 +177,15 @@ def resnet20(
         >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
         269722
 
-    Initialised as PyTorch does by default, as in the authors' code: kernels and
-    biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)). He et al. draw kernels from
+    Kernels and biases are initialized from U(-1/sqrt(fan_in), 1/sqrt(fan_in)),
+    PyTorch's default, as in the authors' code. He et al. draw kernels from
     N(0, 2/fan_in).
 
-    Source: Table 1. It prints "3x3, 32" for the first convolutions of Conv4_x, whose
-    output it gives as 64 channels; they have 64 here, as in He et al. and in the
-    authors' code (`models/resnet_flat.py`). He et al. use identity shortcuts on
-    CIFAR, the authors projections with batch normalization. Where the zero channels
-    of option A go He et al. leave open: here after the others.
+    Source: Table 1. It prints "3x3, 32" for the first convolutions of Conv4_x, but 64
+    channels for their output. They have 64 here, as in He et al. and in the authors'
+    code (`models/resnet_flat.py`). On CIFAR, He et al. use identity shortcuts, and the
+    authors use projections with batch normalization. He et al. do not say where option
+    A pads the zero channels; here they come after the others.
     """
     return ResNet(
         stage_sizes=stage_sizes,
@@ -210,9 +211,9 @@ def wrn18(
     Args:
         num_classes: number of logits.
         stage_sizes: number of blocks in each stage.
-        width: channels of the first stage; 64 is ResNet-18's, more widens every stage.
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        width: channels of the first stage; 64 in ResNet-18. All stages scale with it.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
         A `ResNet` for images of at least 8x8, with projection shortcuts.
@@ -225,14 +226,14 @@ def wrn18(
         >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
         11220132
 
-    Initialised as PyTorch does by default, as in the authors' code: kernels and
-    biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    Kernels and biases are initialized from U(-1/sqrt(fan_in), 1/sqrt(fan_in)),
+    PyTorch's default, as in the authors' code.
 
-    Source: the authors' code (`Wide_ResNet18_Flat` in `models/resnet_flat.py`), which
-    names this network so. The paper cites Zagoruyko and Komodakis (2016), whose
-    networks for CIFAR are others: they normalize before the convolutions, have three
-    stages of 16k, 32k and 64k channels and a depth of 6n + 4. Their WRN-18 for
-    ImageNet is ResNet-18 made wider; this is that network at its narrowest.
+    Source: the authors' code, which calls this network `Wide_ResNet18_Flat`
+    (`models/resnet_flat.py`). The paper cites Zagoruyko and Komodakis (2016), whose
+    CIFAR networks differ: they normalize before the convolutions, and have three stages
+    of 16k, 32k and 64k channels and a depth of 6n + 4. Their WRN-18 for ImageNet is a
+    widened ResNet-18; the network here is the one with widening factor 1.
     """
     return ResNet(
         stage_sizes=stage_sizes,
@@ -258,10 +259,11 @@ def resnet50(
         num_classes: number of logits.
         stage_sizes: number of blocks in each stage.
         width: channels of the 3x3 convolutions in the first stage.
-        zero_init_residual: each block's last normalization starts with a zero scale, so
-            that each block starts as its shortcut (Goyal et al. 2017, section 5.1).
-        dtype: dtype of the computation; parameters and statistics are float32.
-        axis_name: mapped axis over which batch statistics are averaged.
+        zero_init_residual: initialize the scale of each block's last normalization to
+            zero, so that each block starts as its shortcut (Goyal et al. 2017, section
+            5.1).
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: mapped axis over which to average batch statistics.
 
     Returns:
         A `ResNet` for images of at least 32x32, with projection shortcuts.
@@ -274,13 +276,13 @@ def resnet50(
         >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
         25557032
 
-    Initialised as in torchvision: convolutions from N(0, 2/fan_out) (kaiming_normal_
-    with fan_out), the linear layer by PyTorch's default, U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)).
+    The initialization is torchvision's: N(0, 2/fan_out) for convolutions
+    (kaiming_normal_ with fan_out), and PyTorch's default, U(-1/sqrt(fan_in),
+    1/sqrt(fan_in)), for the linear layer.
 
     Source: torchvision's `resnet50`, of which the authors' `models/resnet.py` is a
-    copy and which the ImageNet example of PyTorch trains (section 4.3). The stride is
-    on the 3x3 convolution; He et al. have it on the first 1x1.
+    copy and which PyTorch's ImageNet example trains (section 4.3). The stride is in the
+    3x3 convolution; in He et al. it is in the first 1x1 convolution.
     """
     return ResNet(
         stage_sizes=stage_sizes,

@@ -9,18 +9,18 @@ from models.errors import NetworkError
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention, then a two-layer perceptron, each added to its input.
+    """Self-attention and a two-layer perceptron, each with a residual connection.
 
     `__call__(x, _)`, with tokens `x` of shape (batch, tokens, width), returns the new
-    tokens and None, the form that `nn.scan` takes.
+    tokens and None, as `nn.scan` requires.
 
     Args:
         heads: number of attention heads.
         mlp_width: width of the perceptron's hidden layer.
-        dropout: rate after the attention and after each layer of the perceptron.
+        dropout: dropout rate after the attention and each layer of the perceptron.
         layer_norm: normalize before the attention and before the perceptron.
-        train: whether dropout is on.
-        dtype: dtype of the computation.
+        train: apply dropout.
+        dtype: compute dtype.
     """
 
     heads: int
@@ -58,41 +58,42 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """The paper's Vision Transformer: patches of 4, width 512, depth 6, 8 heads.
+    """The paper's Vision Transformer: 4x4 patches, width 512, depth 6, 8 heads.
 
-    Each patch is flattened and passes a linear layer; a class token goes before the
-    patches, a learned position is added to each token, and the class token's output
-    passes a linear layer.
+    A linear layer embeds the flattened patches. A class token is prepended, a learned
+    position embedding is added to each token, and a linear layer maps the output of the
+    class token to the logits.
 
     Args:
         num_classes: number of logits.
         patch: side of a patch, in pixels.
         width: width of a token.
         depth: number of encoder blocks.
-        heads: number of attention heads, each of `width // heads`.
-        mlp_width: width of the hidden layer in each block's perceptron.
-        dropout: rate of the dropouts (after the positions, after the attention, after
-            each layer of the perceptron); uses the rng "dropout" when `train` is true.
+        heads: number of attention heads, each of width `width // heads`.
+        mlp_width: width of the hidden layer in the perceptron of each block.
+        dropout: dropout rate after the position embedding, after the attention, and
+            after each layer of the perceptron; needs the rng "dropout" when `train` is
+            true.
         layer_norm: normalize before each attention and perceptron and before the last
-            layer; without it as in Table 8.
+            layer; Table 8 has results without.
         scan_layers: run the blocks as one `nn.scan`, which compiles one block instead
-            of `depth`. The blocks' parameters are stacked under "blocks" with a leading
-            axis of size `depth`, where they are "block_1", "block_2" ... otherwise.
-            Sown "intermediates" are stacked likewise.
-        remat: recompute the blocks' activations in the backward pass instead of keeping
-            them. Changes no parameter and no result.
-        dtype: dtype of the computation; parameters are float32.
-        axis_name: accepted as by every network; without batch statistics it does
-            nothing.
+            of `depth`. The parameters of the blocks are then stacked under "blocks",
+            with a leading axis of size `depth`, instead of under "block_1", "block_2"
+            and so on. Sown "intermediates" are stacked in the same way.
+        remat: recompute the activations of the blocks in the backward pass instead of
+            storing them. Parameters and results do not change.
+        dtype: compute dtype; parameters are float32.
+        axis_name: ignored, because there are no batch statistics; all networks accept
+            it.
 
     Returns:
         From `__call__(x, train)`, with images `x` of shape (batch, height, width,
         channels) whose sides are multiples of `patch`: logits of shape (batch,
-        num_classes), float32. The positions fix the number of patches.
+        num_classes), float32. The position embeddings fix the number of patches.
 
     Raises:
-        ValueError: if `x` is no batch of images, its sides are no multiples of `patch`,
-            or `heads` does not divide `width`.
+        ValueError: if `x` is not a batch of images, its sides are not multiples of
+            `patch`, or `heads` does not divide `width`.
 
     Example:
         >>> model = ViT(num_classes=10)
@@ -102,17 +103,17 @@ class ViT(nn.Module):
         >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
         9523722
 
-    Initialised as in the authors' code: linear layers by PyTorch's default, kernels
-    and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); class token and positions from
-    N(0, 1).
+    The initialization is that of the authors' code: PyTorch's default for linear
+    layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases, and N(0, 1) for
+    the class token and the position embeddings.
 
     Source: section 3.2, and the authors' code (`models/vit.py` with the arguments of
-    `main_cifar10.py`, an early form of lucidrains/vit-pytorch), which settles what
-    the paper leaves open: the perceptron's width of 512, the dropout of 0.1, queries,
-    keys and values without bias. Dosovitskiy et al. (2020) have biases there, a
-    perceptron of four times the width, smaller initial positions and a class token
-    of zeros. That code has no form without layer normalization; here that form drops
-    the one before the last layer too.
+    `main_cifar10.py`, an early version of lucidrains/vit-pytorch). The code settles
+    what the paper leaves open: a perceptron width of 512, a dropout rate of 0.1, and
+    queries, keys and values without bias. Dosovitskiy et al. (2020) use biases there, a
+    perceptron of four times the width, smaller initial position embeddings and a class
+    token of zeros. The authors' code has no variant without layer normalization; the
+    one here also omits the normalization before the last layer.
     """
 
     num_classes: int = 10
@@ -160,8 +161,8 @@ class ViT(nn.Module):
     def _encode(self, x: jax.Array, train: bool) -> jax.Array:
         block = EncoderBlock
         if self.remat:
-            # A scan keeps the recomputation apart by itself; elsewhere XLA would
-            # merge it with the forward pass.
+            # Inside a scan, XLA cannot merge the recomputation with the forward pass;
+            # elsewhere it would.
             block = nn.remat(block, prevent_cse=not self.scan_layers)
         arguments = {
             "heads": self.heads,
@@ -186,12 +187,12 @@ class ViT(nn.Module):
 
 
 def _patches(x: jax.Array, patch: int) -> jax.Array:
-    """Cuts (batch, height, width, channels) into flat patches, row by row."""
+    """Splits (batch, height, width, channels) into flat patches, in row-major order."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.swapaxes(2, 3).reshape(batch, -1, patch * patch * channels)
 
 
 def _layer_norm(x: jax.Array, dtype: layers.Dtype) -> jax.Array:
-    """Layer normalization with PyTorch's epsilon."""
+    """Applies layer normalization with PyTorch's epsilon."""
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype)(x)

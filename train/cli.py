@@ -22,9 +22,9 @@ from train.run.eval import EvalConfig, evaluate
 
 PROGRAM = "python -m train"
 DESCRIPTION = (
-    "Train networks with Input Normalized SGD. With no subcommand it is `run`, whose "
-    "options `run --help` lists; with nothing at all, a small network learns "
-    "handwritten digits in less than a minute."
+    "Train networks with Input Normalized SGD. The default subcommand is `run`, which "
+    "by default trains a small network on handwritten digits, in less than a minute. "
+    "COMMAND --help lists the options of a subcommand."
 )
 
 

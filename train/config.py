@@ -55,31 +55,27 @@ class Setting:
     """What is trained, on what and for how long: all of a run but its optimizer."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
-    """Handwritten digits, embedded; CIFAR or ImageNet, after `prepare`; or
-    your images in PATH/train/<class>/ and PATH/test/<class>/."""
+    """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS/, test/CLASS/."""
     model: ModelName = "custom_cnn"
-    """The network."""
+    """Network to train."""
     batch_norm: bool = True
-    """With --no-batch-norm, the network without its batch normalization."""
+    """Use batch normalization, in networks that have it."""
     model_options: tuple[str, ...] = ()
-    """More options of the network, each as NAME=VALUE, such as stem=cifar."""
+    """Other options of the network, each as NAME=VALUE, such as stem=cifar."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's computations; parameters and statistics stay float32."""
+    """Compute dtype of the network; parameters and statistics stay float32."""
 
     momentum: float = 0.9
-    """Of SGD, LARS, LSALR, Momo and INSGD."""
+    """Momentum of SGD, LARS, LSALR, Momo and INSGD, in [0, 1)."""
     weight_decay: float = 5e-4
-    """Added to the gradient, l2, as in the paper; of Momo, Prodigy and
-    D-Adaptation, as theirs is."""
+    """l2 weight decay; for Momo, Prodigy and D-Adaptation, optax's own form."""
     scope: Literal["kernel", "layer"] = "kernel"
-    """What INSGD scales: kernels alone, or with them the biases and the
-    scale and bias of normalization layers."""
+    """Parameters INSGD scales: kernels, or also biases and normalization layers."""
     normalizer: Literal["log", "power", "log1p"] = "log"
-    """What INSGD divides by: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
+    """INSGD's divisor: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
 
     polyak_factor: float | None = None
-    """Bound SGD's or INSGD's rate by so many of Polyak's steps; by default
-    there is no bound."""
+    """Cap SGD's or INSGD's learning rate at this multiple of the Polyak step size."""
 
     damping: float = 1.0
     """Damping of the input covariance (lms-newton, adamw+cov, muon+cov), in
@@ -91,39 +87,32 @@ class Setting:
     their Kronecker product."""
 
     epochs: int = 20
-    """How often the training images are gone through."""
+    """Number of training epochs."""
     batch_size: int = 128
-    """Images a step, over all devices."""
+    """Images per step, summed over all devices."""
     schedule: ScheduleName = "constant"
-    """Of the learning rate: constant; steps, dropping at milestones;
-    cosine, with warm restarts."""
+    """Learning rate schedule: constant, step decay, or cosine with warm restarts."""
     milestones: tuple[int, ...] = (79, 119, 159)
-    """For steps: after which epochs the learning rate drops."""
+    """Epochs after which --schedule steps lowers the learning rate."""
     milestone_factor: float = 0.2
-    """For steps: what it is multiplied by at each."""
+    """Factor on the learning rate at each milestone of --schedule steps."""
     restart_epochs: int = 100
-    """For cosine: epochs from one restart to the next."""
+    """Epochs between the warm restarts of --schedule cosine."""
     warmup_epochs: int = 0
     """Epochs of linear warm-up before the schedule."""
 
     parallel: ParallelName = "auto"
-    """jit: one device. mesh, shard_map: all devices, each with its share
-    of a batch; the first leaves the collectives to XLA. pmap: those of
-    one process. auto: jit for one device, mesh for several."""
+    """Device strategy: jit uses the first device; auto is mesh if there are several."""
     chunk_steps: int | None = None
-    """Most steps in one program call: the bar moves, and Ctrl-C acts,
-    between calls. By default 50; on a CPU 1, as each step adds to the
-    time compilation takes there, and of ImageNet 1."""
+    """Maximum steps per compiled call. Default: 50; 1 on CPUs and for ImageNet."""
     runs_dir: Path = Path("runs")
-    """Where a new run folder with a readable name is made."""
+    """Folder in which a new run folder, named after its options, is created."""
     cache_dir: Path | None = None
-    """Where decoded images of folders are kept. By default insgd_optax in
-    $XDG_CACHE_HOME or ~/.cache."""
+    """Cache of decoded images. Default: insgd_optax in $XDG_CACHE_HOME or ~/.cache."""
     skip_corrupt_images: bool = False
-    """Go on without images that cannot be decoded, and name them."""
+    """Skip images that cannot be decoded, and list them."""
     data_workers: int | None = None
-    """Processes that read and decode ImageNet, in each process that
-    trains; 0 leaves it to that one. By default one a CPU."""
+    """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
     def __post_init__(self):
         registry.check_name(self.dataset)
@@ -211,24 +200,21 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Setting):
-    """Train a network on images and keep what came of it in a run folder."""
+    """Train a network on images and write the results to a run folder."""
 
     optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = "insgd-l2"
-    """INSGD with the norm of its name, or one to compare with."""
+    """Optimizer; the number in insgd-lP is the p of the input's norm."""
     learning_rate: float | None = None
-    """Before any schedule. By default that of the paper's Table 3, 0.1 for
-    most, Adam 0.001. INSGD multiplies it by 1 / log(P), about 0.1 to
-    0.2."""
+    """Initial learning rate. Default: the optimizer's own, 0.1 for SGD and INSGD."""
     seed: int = 0
-    """Of initial parameters, order, augmentation and dropout."""
+    """Seed of initial parameters, shuffling, augmentation and dropout."""
 
     run_dir: Path | None = None
-    """The run folder itself, instead of a new one below --runs-dir."""
+    """Folder of the new run. Default: a new one in --runs-dir."""
     resume: Path | None = None
-    """A run folder to go on with, from its latest checkpoint. Its options
-    hold; --epochs may be raised."""
+    """Run folder to resume from its latest checkpoint, with its own options."""
     tensorboard: bool = False
-    """Write metrics for TensorBoard too."""
+    """Also write metrics for TensorBoard."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=Launch
     )

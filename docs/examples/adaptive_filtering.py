@@ -11,21 +11,16 @@ import jax
 import numpy as np
 from matplotlib import pyplot as plt
 
-try:
-    import padasip
-except ImportError as error:
-    sys.exit(f"{error}: this needs padasip, to compare with: pip install padasip")
-
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # The application's folder.
 
-from insgd_optax import lms_filter, nlms_filter
+from insgd_optax import lms_filter, nlms_filter, rls_filter
 
 NUM_TAPS = 16
 SEEDS = range(20)
 
 
 def windows(u, num_taps):
-    """(T, num_taps), the input as padasip takes it: newest sample first."""
+    """(T, num_taps): row t is the window at sample t, newest sample first."""
     padded = np.concatenate([np.zeros(num_taps - 1), u])
     return np.lib.stride_tricks.sliding_window_view(padded, num_taps)[:, ::-1]
 
@@ -117,13 +112,11 @@ def track(level_after, seed, num_samples=4000):
     x = windows(u, NUM_TAPS)
     d = np.concatenate([x[:half] @ systems[0], x[half:] @ systems[1]])
     d += 10 ** (-30 / 20) * rng.standard_normal(num_samples)
-    rls = padasip.filters.FilterRLS(NUM_TAPS, mu=0.99, eps=0.01, w="zeros")
-    before_each_update = rls.run(d, x)[2]
     fits = {
         # 0.4 / (16 taps x unit power): NLMS's rate while the power is 1.
         "LMS": lms_filter(u, d, num_taps=NUM_TAPS, step_size=0.4 / NUM_TAPS).weights,
         "NLMS": nlms_filter(u, d, num_taps=NUM_TAPS, step_size=0.4).weights,
-        "RLS": np.vstack([before_each_update[1:], rls.w]),
+        "RLS": rls_filter(u, d, num_taps=NUM_TAPS, forgetting=0.99).weights,
     }
     true = np.repeat(systems, half, axis=0)
     return {

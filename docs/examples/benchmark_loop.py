@@ -69,7 +69,8 @@ def main() -> None:
         ratio = timing.compare(*values, rng)
         low, high = ratio.interval
         print(
-            f"loop / step, {kind}: {ratio.of_medians:.3f} (95 %: {low:.3f} to {high:.3f})"
+            f"loop / step, {kind}: {ratio.of_medians:.3f} "
+            f"(95 %: {low:.3f} to {high:.3f})"
         )
     print(jax.devices()[0].device_kind, jax.__version__)
 

@@ -3,8 +3,9 @@
 python docs/examples/benchmark_pytorch.py --batch-size 128
 
 ResNet-20 on one batch of random 32x32 images that lies on the device, in one process,
-interleaved in another random order each round; bfloat16 on a GPU, where PyTorch is tried
-with CUDA graphs too, float32 on a CPU, where it runs eagerly if torch.compile fails.
+interleaved in another random order each round; bfloat16 on a GPU, where PyTorch is
+tried with CUDA graphs too, float32 on a CPU, where it runs eagerly if torch.compile
+fails.
 Prints a Markdown table of medians with quartiles and of ratios to the faster PyTorch
 step with their 95 % intervals, and writes them with the environment as JSON.
 """

@@ -1,4 +1,4 @@
-"""docs/adaptive_filtering.md: its code, its pictures and its claims about impulses."""
+"""docs/adaptive_filtering.md: its code, its pictures and its claims."""
 
 import doctest
 
@@ -13,19 +13,39 @@ def figures():
     return docs_examples.load("adaptive_filtering")
 
 
+@pytest.fixture(scope="module")
+def curves():
+    return docs_examples.load("learning_curves")
+
+
 def test_the_code_on_the_page():
     page = doctest.testfile(str(DOCS / "adaptive_filtering.md"), module_relative=False)
     assert page.attempted > 40 and page.failed == 0
 
 
-def test_the_pictures_on_the_page_are_the_ones_drawn(x64, figures, tmp_path):
+def test_the_pictures_on_the_page_are_the_ones_drawn(x64, figures, curves, tmp_path):
     figures.draw_projection(tmp_path / "nlms_projection.png")
     figures.draw_step_sizes(tmp_path / "nlms_step_sizes.png")
     figures.draw_tracking(tmp_path / "tracking.png", seeds=[0])
+    curves.draw(tmp_path / "learning_curves.png", seeds=[0], num_samples=600)
     page = (DOCS / "adaptive_filtering.md").read_text()
     for picture in tmp_path.iterdir():
         assert f"(images/{picture.name})" in page
         assert (DOCS / "images" / picture.name).exists()
+
+
+def test_colour_slows_nlms_and_not_rls(x64, curves):
+    white, coloured = (
+        {
+            name: curves.samples_until(curve, threshold=-10)
+            for name, curve in curves.learning_curves(colour, [0], 4000).items()
+        }
+        for colour in curves.COLOURS.values()
+    )
+    assert coloured["NLMS"] > 5 * white["NLMS"]
+    for name in ("RLS", "affine projection, order 2", "LMS-Newton, known R"):
+        assert coloured[name] < 3 * white[name] + 50
+        assert 4 * coloured[name] < coloured["NLMS"]
 
 
 @pytest.mark.parametrize("through_system", [True, False])

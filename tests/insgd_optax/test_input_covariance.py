@@ -13,6 +13,8 @@ import pytest
 from insgd_optax import (
     InputCovariance,
     capture_input_covariances,
+    covariance_condition_numbers,
+    covariance_cosines,
     input_covariance_shapes,
     lms_newton,
     nlms_filter,
@@ -562,7 +564,9 @@ def test_errors_name_the_place_and_the_remedy():
     with pytest.raises(ValueError, match="(?s)Dense_0/kernel.*outside"):
         tx.update(params, state, input_covariances={})
     wrong = {"Dense_0": sown_of(np.ones((5, 4)), dtype=jnp.float32)}
-    with pytest.raises(ValueError, match="Dense_0/kernel does not fit.*4 by 4, not 3 by 3"):
+    with pytest.raises(
+        ValueError, match="Dense_0/kernel does not fit.*4 by 4, not 3 by 3"
+    ):
         tx.update(params, state, input_covariances=wrong)
     with pytest.raises(ValueError, match="no parameter is in scope"):
         tx.init({"Dense_0": {"bias": jnp.ones(2)}})
@@ -622,3 +626,39 @@ def test_after_adam_the_steps_keep_their_lengths():
         jnp.linalg.norm(plain["kernel"]), jnp.linalg.norm(turned["kernel"]), rtol=1e-5
     )
     assert np.abs(plain["kernel"] - turned["kernel"]).max() > 0.1
+
+
+@pytest.mark.parametrize("form", ["one matrix", "blocks", "kronecker"])
+def test_condition_numbers_and_cosines(x64, form):
+    rng = np.random.default_rng(0)
+    damping = 0.1
+    if form == "kronecker":
+        model = nn.Conv(2, (3, 3), padding="VALID", param_dtype=jnp.float64)
+        x = jnp.asarray(rng.normal(size=(9, 6, 6, 4))) + 1.0
+        options = {"conv_covariance": "kronecker"}
+    else:
+        model = nn.Dense(2, param_dtype=jnp.float64)
+        x = jnp.asarray(rng.normal(size=(20, 6)) @ rng.normal(size=(6, 6)))
+        options = {"max_dim": 3} if form == "blocks" else {}
+    params = model.init(jax.random.key(0), x)["params"]
+    with capture_input_covariances(max_rows=None, **options):
+        like = input_covariance_shapes(model, jax.random.key(0), x)
+        _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+    tx = scale_by_input_covariance(
+        0.0, damping=damping, preserve_norm=False, input_covariances_like=like
+    )
+    # D itself, one column at a time.
+    kernel = params["kernel"]
+    size = kernel.size // kernel.shape[-1]
+    columns = []
+    for i in range(size):
+        g = np.zeros((size, kernel.shape[-1]))
+        g[i, 0] = 1.0
+        grads = {"kernel": jnp.asarray(g.reshape(kernel.shape)), "bias": jnp.zeros(2)}
+        updates, state = tx.update(grads, tx.init(params), input_covariances=sown)
+        columns.append(np.asarray(updates["kernel"]).reshape(size, -1)[:, 0])
+    inverse = np.stack(columns, axis=1)
+    condition = covariance_condition_numbers(state)["kernel"]
+    np.testing.assert_allclose(condition, np.linalg.cond(inverse), rtol=0.05)
+    wanted = inverse[-1, -1] / np.linalg.norm(inverse[:, -1])
+    np.testing.assert_allclose(covariance_cosines(state)["kernel"], wanted, rtol=1e-9)

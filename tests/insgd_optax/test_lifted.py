@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from flax.core import lift
 
 import insgd_optax.nnx
 from insgd_optax import capture_input_norms, input_norm_shapes, input_powers, insgd
-from insgd_optax._compat import let_out
 
 SPLIT = {"params": True}
 X = jax.random.normal(jax.random.key(0), (5, 4))
@@ -264,22 +262,6 @@ def test_one_rnn_in_many_threads():
     for thread in threads:
         thread.join()
     assert len(shapes) == 40 and set(shapes) == {(5, 1, 1)}
-
-
-def test_flax_has_the_private_functions_that_are_replaced():
-    let_out("intermediates", lambda: ())
-    for function in (lift._split_in_out_axes, lift.pack):
-        assert function.__wrapped__.__module__ == "flax.core.lift"
-        assert function.__module__ == "flax.core.lift"
-    assert lift._split_in_out_axes.__wrapped__(
-        {"a": 0, "b": nn.transforms.lift.Out(1)}
-    ) == (
-        {"a": 0},
-        {"a": 0, "b": 1},
-    )
-    assert "variable_axes" in lift.scan.__code__.co_varnames
-    for function in (lift.scan, lift.vmap):
-        assert {"_split_in_out_axes", "pack"} <= set(function.__code__.co_names)
 
 
 def test_an_nnx_rnn_is_not_changed_during_its_call():

@@ -72,6 +72,21 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     assert "FLOP utilisation" in out
 
 
+def test_another_optimizer(benchmark, capsys):
+    _, record = benchmark("--optimizer", "lms-newton")
+    (result,) = record["results"]
+    assert result["optimizer"] == "lms-newton"
+    assert result["scaled_weights"] == 2
+    assert result["overhead"]["of_medians"] == pytest.approx(
+        result["seconds"]["lms-newton"]["median"] / result["seconds"]["sgd"]["median"]
+    )
+    # A covariance and its inverse a kernel, for 27 and 64 inputs, and two scalars.
+    state = result["state_bytes"]
+    matrices = 4 * 2 * (27**2 + 64**2 + 2)
+    assert state["lms-newton"] - state["sgd"] == matrices + 8
+    assert "lms-newton / SGD" in capsys.readouterr().out
+
+
 def test_an_axis_and_dtypes(benchmark, capsys):
     _, record = benchmark("--axis", "batch", "--values", "4", "8")
     assert [result["batch_size"] for result in record["results"]] == [4, 8]

@@ -318,7 +318,7 @@ def test_a_slip_is_answered_with_help(arguments, expected, capsys):
 
 def test_help_lists_subcommands_and_options(capsys):
     for arguments, expected in (
-        (["--help"], ("run", "eval", "With no subcommand it is `run`")),
+        (["--help"], ("run", "eval", "The default subcommand is `run`")),
         (["run", "--help"], ("--optimizer sgd|adam|", "--resume")),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -448,23 +448,26 @@ def test_more_steps_than_the_counter_holds_are_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--schedule", "cosine"], "falls to 0.905 of its start alone"),
-        (["--schedule", "cosine", "--restart-epochs", "20"], None),
-        (["--schedule", "cosine", "--restart-epochs", "10"], None),
-        (["--schedule", "cosine", "--restart-epochs", "20", "--warmup-epochs", "5"], "5 epochs"),
-        (["--schedule", "steps"], "never drops, as the first of --milestones 79 119 159"),
-        (["--schedule", "steps", "--milestones", "20"], "never drops"),
-        (["--schedule", "steps", "--milestones", "19"], None),
-        (["--warmup-epochs", "20"], "rises until the end"),
-        (["--warmup-epochs", "19"], None),
-        ([], None),
+        ("--schedule cosine", "falls to 0.905 of its start alone"),
+        ("--schedule cosine --restart-epochs 20", None),
+        ("--schedule cosine --restart-epochs 10", None),
+        (
+            "--schedule cosine --restart-epochs 20 --warmup-epochs 5",
+            "than the 15 epochs",
+        ),
+        ("--schedule steps", "never drops, as the first of --milestones 79 119 159"),
+        ("--schedule steps --milestones 20", "never drops"),
+        ("--schedule steps --milestones 19", None),
+        ("--warmup-epochs 20", "rises until the end"),
+        ("--warmup-epochs 19", None),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_a_run_too_short_for_its_schedule_is_warned_of(
     train, monkeypatch, capsys, options, words
 ):
     monkeypatch.setattr(loop, "fit", lambda experiment, progress, *_, **__: progress)
-    train("--epochs", "20", *options)
+    train("--epochs", "20", *options.split())
     err = capsys.readouterr().err
     assert ("Warning" in err) == (words is not None)
     assert (words or "") in err

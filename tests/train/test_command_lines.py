@@ -305,7 +305,7 @@ SERIES = [
     ("robustness --margin 0", 2, "--margin must be greater than 0"),
     ("robustness --seeds 4294967297", 2, "--seeds must be at least 1"),
     ("table 6 --seeds 0", 2, "--seeds must be a number of at least 1"),
-    ("table 6 --seeds 4294967297", 2, "--seeds must be a number of at least 1"),
+    ("table 6 --seeds 4294967297", 2, "--seeds must be a number of at most 1000"),
     ("table 6 --epochs 0", 2, "--epochs must be a number of at least 1"),
     ("table 6 --data-workers -1", 2, "--data-workers must be a number of at least 0"),
     ("table 6 --dataset nonsense", 2, "unknown data set 'nonsense'"),
@@ -400,12 +400,13 @@ def test_there_are_many_and_each_is_another():
 def test_a_command_line(line, status, words, places, capsys):
     made = places(line)
     capsys.readouterr()
-    started = time.perf_counter()
+    # Of this process: the load of others must not fail it.
+    started = time.process_time()
     try:
         got = cli.main(shlex.split(line.format(**made)))
     except SystemExit as stop:
         got = stop.code
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     # The parser wraps its words, and frames them.
     said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
     assert got == status, said

@@ -13,6 +13,7 @@ from train.benchmark import measure, workload
 from train.benchmark import report as benchmark_report
 from train.benchmark.workload import Workload
 from train.errors import UserError
+from train.training import optimizers
 
 # Small enough for two CPU cores, and three kinds of networks.
 DEFAULT_NETWORKS = ("custom_cnn@128", "resnet20@32", "vit:width=128,depth=4@32")
@@ -23,30 +24,30 @@ MOST_ROUNDS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """Time a step of INSGD beside one of SGD, and count their memory."""
+    """Measure the time and memory of a training step of INSGD and SGD."""
 
     models: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="MODEL[:OPTION=VALUE,...][@BATCH] ...")
     ] = DEFAULT_NETWORKS
-    """The networks, with options of their own and batch sizes; a list is
-    given as stage_sizes=1x1x1."""
+    """Networks with options and batch sizes, such as resnet20:width=8@32."""
     batch_sizes: tuple[int, ...] = (128,)
-    """Of networks without a batch size of their own: each is measured with each."""
+    """Batch sizes of the networks that have none of their own."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
-    """Of the networks' computations: each is measured in each."""
+    """Compute dtypes; every network is measured with each."""
+    optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = (
+        measure.DEFAULT_OPTIMIZER
+    )
+    """Optimizer to compare with SGD."""
     image_size: int = 32
-    """Side of the images, which are random."""
+    """Height and width of the random images, in pixels."""
     rounds: int = 30
-    """How often each program is timed."""
+    """Rounds of timing; each times every program once."""
     axis: Literal["width", "depth", "batch"] | None = None
-    """Let the first network grow along one axis instead: its width, its
-    depth (blocks in each stage of a ResNet, blocks of a ViT) or its
-    batch."""
+    """Vary one property of the first network instead."""
     values: tuple[int, ...] = ()
-    """Along the axis. By default 8 16 32; 1 2 3; 8 32 128."""
+    """Values along --axis. Default: width 8 16 32, depth 1 2 3, batch 8 32 128."""
     output_dir: Path | None = None
-    """Where benchmark.json and benchmark.md are written. By default a new
-    folder runs/benchmark-DATE."""
+    """Folder of benchmark.json and .md. Default: a new runs/benchmark-DATE."""
 
     def __post_init__(self):
         for name, most in (("image_size", MOST_PIXELS), ("rounds", MOST_ROUNDS)):
@@ -64,6 +65,7 @@ class BenchmarkConfig:
                 )
         if self.values and self.axis is None:
             raise ValueError("--values are those along an axis: give --axis too")
+        optimizers.check_name(self.optimizer)
         if not (self.models and self.batch_sizes and self.dtypes):
             raise ValueError("--models, --batch-sizes and --dtypes need a value each")
         _ = self.workloads
@@ -103,7 +105,9 @@ def benchmark(config: BenchmarkConfig) -> int:
     for one in config.workloads:
         print(f"{one.network}, batch {one.batch_size}, {one.dtype} ...", flush=True)
         try:
-            costs.append(measure.measure(one, config.image_size, config.rounds))
+            costs.append(
+                measure.measure(one, config.image_size, config.rounds, config.optimizer)
+            )
         except models.NetworkError as error:
             raise UserError(
                 f"{one.network} on images of {config.image_size}x{config.image_size} "

@@ -1,5 +1,6 @@
-"""What a step of INSGD costs beside one of SGD: time and memory."""
+"""What a step of an optimizer costs beside one of SGD: time and memory."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from train.training.state import TrainState, create_state
 from train.training.step import train_step
 
 _LOOP_STEPS = 20
-_CANDIDATES = {"sgd": "sgd", "insgd": "insgd-l2"}
+DEFAULT_OPTIMIZER = "insgd-l2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """One workload, measured. What is by name is of "sgd" and "insgd".
+    """One workload, measured, with SGD ("sgd") and another optimizer.
 
     Attributes:
         workload: what was measured.
+        optimizer: the name of the other, "insgd" for INSGD.
         seconds: of a step, in each round, by name; "sgd_again" is a second copy of SGD.
-        overhead: INSGD's step over SGD's.
+        overhead: the other optimizer's step over SGD's.
         control: SGD's second copy over SGD's: what the method calls a difference
             where there is none.
         processor_overhead: the same as overhead, in processor time, which others' load
@@ -51,13 +53,14 @@ class StepCost:
         memory: of the program of a step, by name.
         flops: floating-point operations of SGD's step, as XLA counts them before it
             optimizes; None where it does not.
-        utilisation: of INSGD, flops over what the device could have done; None
+        utilisation: of the other, flops over what the device could have done; None
             where its peak is not known.
         state_bytes: of the optimizer's state, by name.
-        scaled_weights: how many weights have a P.
+        scaled_weights: how many weights have a P or a covariance.
     """
 
     workload: Workload
+    optimizer: str
     seconds: dict[str, np.ndarray]
     overhead: timing.Ratio
     control: timing.Ratio
@@ -84,6 +87,17 @@ class Stepper:
         optimizer_name: str,
         polyak_factor: float | None = None,
     ):
+        model = models.create(
+            workload.model, dtype=jnp.dtype(workload.dtype), **dict(workload.options)
+        )
+        shape = (image_size, image_size, 3)
+
+        def sown_shapes(capture: contextlib.AbstractContextManager[None]) -> Any:
+            with capture:
+                return insgd_optax.input_covariance_shapes(
+                    model, jax.random.key(0), jnp.zeros((1, *shape)), train=False
+                )
+
         optimizer = optimizers.create(
             optimizer_name,
             # So small that no network diverges: what is timed are ordinary numbers.
@@ -93,11 +107,8 @@ class Stepper:
             scope="kernel",
             normalizer="log",
             polyak_factor=polyak_factor,
+            sown_shapes=sown_shapes,
         )
-        model = models.create(
-            workload.model, dtype=jnp.dtype(workload.dtype), **dict(workload.options)
-        )
-        shape = (image_size, image_size, 3)
         rng = np.random.default_rng(0)
         self.batch = jax.device_put(
             (
@@ -120,12 +131,15 @@ class Stepper:
         # spread over many steps, and would otherwise be what is timed.
         return _LOOP_STEPS if epoch.loops_are_fast() else 1
 
-    def run_from(self, state: TrainState) -> Callable[[int], None]:
-        """A function that takes steps one after another from there, and waits."""
+    def run_from(self, state: TrainState, period: int = 1) -> Callable[[int], None]:
+        """A function that makes calls one after another from there, and waits.
+
+        It makes `period` calls for each that it is told.
+        """
 
         def run(times: int) -> None:
             nonlocal state
-            for _ in range(times):
+            for _ in range(times * period):
                 state = self._compiled(state, self.batch)
             jax.block_until_ready(state)
 
@@ -164,15 +178,22 @@ def _steps(
     return jax.lax.scan(body, state, length=num_steps)[0]
 
 
-def measure(workload: Workload, image_size: int, rounds: int) -> StepCost:
-    """Times SGD, INSGD and SGD once more, round by round, in one process.
+def measure(
+    workload: Workload,
+    image_size: int,
+    rounds: int,
+    optimizer: str = DEFAULT_OPTIMIZER,
+) -> StepCost:
+    """Times SGD, another optimizer and SGD once more, round by round, in one process.
 
-    SGD has the same weight decay and momentum. The images are random.
+    SGD has the same weight decay and momentum. The images are random. What an optimizer
+    does every few steps counts in proportion: a round takes whole periods.
 
     Args:
         workload: the network and the batch.
         image_size: side of an image.
         rounds: how often each is timed.
+        optimizer: the name of the other optimizer.
 
     Returns:
         What was measured.
@@ -180,36 +201,43 @@ def measure(workload: Workload, image_size: int, rounds: int) -> StepCost:
     Raises:
         ValueError: if the network cannot take the images.
     """
+    key = "insgd" if optimizer == DEFAULT_OPTIMIZER else optimizer
     steppers = {
-        name: Stepper(workload, image_size, optimizer)
-        for name, optimizer in _CANDIDATES.items()
+        name: Stepper(workload, image_size, made)
+        for name, made in {"sgd": "sgd", key: optimizer}.items()
     }
-    sgd, insgd = steppers["sgd"], steppers["insgd"]
+    sgd, other = steppers["sgd"], steppers[key]
+    period = 1
+    if optimizers.uses_covariance(optimizer):
+        period = optimizers.Covariance().every
+    if Stepper.steps_per_call() % period == 0:
+        period = 1  # A call holds whole periods already.
     state_bytes = {
         name: _num_bytes(stepper.state.opt_state) for name, stepper in steppers.items()
     }
-    scaled_weights = len(insgd_optax.input_powers(insgd.state.opt_state))
+    scaled_weights = _scaled_weights(other.state.opt_state)
     flops = sgd.flops()
     programs = {
-        "sgd_again": sgd.run_from(jax.tree.map(jnp.copy, sgd.state)),
-        "sgd": sgd.run_from(sgd.state),
-        "insgd": insgd.run_from(insgd.state),
+        "sgd_again": sgd.run_from(jax.tree.map(jnp.copy, sgd.state), period),
+        "sgd": sgd.run_from(sgd.state, period),
+        key: other.run_from(other.state, period),
     }
     rng = np.random.default_rng(0)
     times = timing.interleave(programs, rounds, rng)
-    seconds = {name: sgd.per_step(one.seconds) for name, one in times.items()}
+    seconds = {name: sgd.per_step(one.seconds) / period for name, one in times.items()}
     processor = {name: one.processor_seconds for name, one in times.items()}
     on_cpu = jax.default_backend() == "cpu"
     peak = device_peaks.peak_flops(jax.devices()[0].device_kind, workload.dtype)
     utilisation = None
     if peak is not None and flops is not None:
-        utilisation = flops / float(np.median(seconds["insgd"])) / peak
+        utilisation = flops / float(np.median(seconds[key])) / peak
     return StepCost(
         workload,
+        key,
         seconds,
-        overhead=timing.compare(seconds["insgd"], seconds["sgd"], rng),
+        overhead=timing.compare(seconds[key], seconds["sgd"], rng),
         control=timing.compare(seconds["sgd_again"], seconds["sgd"], rng),
-        processor_overhead=timing.compare(processor["insgd"], processor["sgd"], rng)
+        processor_overhead=timing.compare(processor[key], processor["sgd"], rng)
         if on_cpu
         else None,
         processor_control=timing.compare(processor["sgd_again"], processor["sgd"], rng)
@@ -221,6 +249,14 @@ def measure(workload: Workload, image_size: int, rounds: int) -> StepCost:
         state_bytes=state_bytes,
         scaled_weights=scaled_weights,
     )
+
+
+def _scaled_weights(opt_state: Any) -> int:
+    counts = 0
+    for diagnostic in (insgd_optax.input_powers, insgd_optax.covariance_cosines):
+        with contextlib.suppress(ValueError):  # None of that kind in the state.
+            counts += len(diagnostic(opt_state))
+    return counts
 
 
 def _num_bytes(tree: Any) -> int:

@@ -32,6 +32,7 @@ def to_json(costs: Sequence[StepCost], image_size: int, rounds: int) -> dict[str
 def _result(cost: StepCost) -> dict[str, Any]:
     return {
         "network": cost.workload.network,
+        "optimizer": cost.optimizer,
         "batch_size": cost.workload.batch_size,
         "dtype": cost.workload.dtype,
         "overhead": dataclasses.asdict(cost.overhead),
@@ -64,15 +65,17 @@ def _ratio_or_none(ratio: Ratio | None) -> dict[str, Any] | None:
 
 def to_markdown(costs: Sequence[StepCost]) -> str:
     """The results as a table, a row a workload, with an explanation below."""
+    other = costs[0].optimizer if costs else "insgd"
+    other = "INSGD" if other == "insgd" else other
     columns = [
         "network",
         "batch",
         "dtype",
         "SGD, ms",
-        "INSGD / SGD (95 %)",
+        f"{other} / SGD (95 %)",
         "paired (quartiles)",
         "SGD / SGD (95 %)",
-        "INSGD / SGD, CPU time (95 %)",
+        f"{other} / SGD, CPU time (95 %)",
         "SGD / SGD, CPU time (95 %)",
         "images/s",
         "temporary, MiB",
@@ -90,7 +93,7 @@ def to_markdown(costs: Sequence[StepCost]) -> str:
         for line in (columns, ["---"] * len(columns), *rows)
     ]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return f"{table}\n\n{_LEGEND}\n"
+    return f"{table}\n\n{_LEGEND.format(other=other)}\n"
 
 
 _LEGEND = (
@@ -99,12 +102,12 @@ _LEGEND = (
     "round, with its quartiles. SGD / SGD is a second copy of the same program: a "
     "difference of that size means nothing. CPU time is that of this process on all "
     "cores, which the load of others hardly changes. Images/s and temporary memory "
-    "are INSGD's."
+    "are those of {other}."
 )
 
 
 def _cells(cost: StepCost) -> list[str]:
-    sgd, insgd = cost.memory["sgd"], cost.memory["insgd"]
+    sgd, other = cost.memory["sgd"], cost.memory[cost.optimizer]
     return [
         cost.workload.network,
         str(cost.workload.batch_size),
@@ -115,11 +118,11 @@ def _cells(cost: StepCost) -> list[str]:
         _of_medians(cost.control),
         _of_medians(cost.processor_overhead),
         _of_medians(cost.processor_control),
-        f"{cost.images_per_second('insgd'):.0f}",
-        f"{insgd.temporary / _MEBI:.2f}",
-        f"{insgd.temporary / sgd.temporary:.4f}",
-        "" if insgd.peak is None else f"{insgd.peak / sgd.peak:.4f}",
-        str(cost.state_bytes["insgd"] - cost.state_bytes["sgd"]),
+        f"{cost.images_per_second(cost.optimizer):.0f}",
+        f"{other.temporary / _MEBI:.2f}",
+        f"{other.temporary / sgd.temporary:.4f}",
+        "" if other.peak is None else f"{other.peak / sgd.peak:.4f}",
+        str(cost.state_bytes[cost.optimizer] - cost.state_bytes["sgd"]),
         str(cost.scaled_weights),
         "" if cost.utilisation is None else f"{100 * cost.utilisation:.1f} %",
     ]

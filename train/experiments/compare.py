@@ -13,18 +13,14 @@ from train.run import plots
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig(Setting):
-    """Run several optimizers on one setting, and draw their test errors over epochs.
-    Stopped, the same command goes on."""
+    """Train with several optimizers and plot test error over epochs; resumable."""
 
     optimizers: tuple[str, ...] = ("sgd", "adam", "insgd-l1", "insgd-l2")
-    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE], such as
-    insgd-l2+log1p@0.25; without a rate, the optimizer's own."""
+    """Optimizers, each NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]."""
     seeds: int = 1
-    """Runs of each."""
+    """Runs per optimizer, with seeds from 0."""
     controls: bool = False
-    """Add what each of INSGD is to be told from: SGD at the rate INSGD
-    took (its learning rate times its mean multiplier, from the run of
-    the same seed), INSGD with scope layer, and with normalizer log1p."""
+    """Add to each INSGD: SGD at its effective rate, scope layer, and log1p."""
     processes: Processes = 1
 
     def __post_init__(self):

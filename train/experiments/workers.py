@@ -24,8 +24,8 @@ Processes = Annotated[
     int,
     tyro.conf.arg(
         help=(
-            "Worker processes that share the runs: each has its share of the CPU's "
-            "cores, and of an accelerator's memory."
+            "Worker processes that share the runs, and the CPU's cores or the "
+            "accelerator's memory."
         )
     ),
 ]

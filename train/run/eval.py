@@ -16,12 +16,12 @@ from train.run.experiment import Experiment
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluate a run's checkpoint on its test images."""
+    """Evaluate a checkpoint of a run on the test images."""
 
     run_dir: tyro.conf.Positional[Path]
-    """The run folder."""
+    """Run folder."""
     checkpoint: Literal["latest", "best"] = "latest"
-    """Which: the best is picked by its accuracy on these same test images."""
+    """Checkpoint; the best is selected by accuracy on the same test images."""
 
 
 def evaluate(config: EvalConfig) -> int:

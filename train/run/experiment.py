@@ -76,6 +76,9 @@ class Experiment:
         self._multipliers_program = self._optimizer.multipliers and jax.jit(
             self._optimizer.multipliers
         )
+        self._diagnostics_program = self._optimizer.diagnostics and jax.jit(
+            self._optimizer.diagnostics
+        )
 
     def _check_batch(self) -> None:
         batch_size, num_devices = self._config.batch_size, self._devices.num_devices
@@ -206,6 +209,16 @@ class Experiment:
             sizes={name: weight.size for name, weight in params.items()},
             eps=optimizers.EPS,
         )
+
+    def diagnostics(self, state: TrainState) -> dict[str, dict[str, float]]:
+        """What the optimizer tells of each weight, for the log of an epoch."""
+        if self._diagnostics_program is None:
+            return {}
+        found = jax.device_get(self._diagnostics_program(state.opt_state))
+        return {
+            name: {weight: float(value) for weight, value in values.items()}
+            for name, values in found.items()
+        }
 
     def powers(self, state: TrainState) -> dict[str, float]:
         """INSGD's estimates P by weight, the mean if its stacked layers have several.

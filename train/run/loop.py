@@ -102,4 +102,5 @@ def _row(experiment: Experiment, progress: Progress, step: int) -> Row:
             "multipliers": multipliers.by_weight,
             "powers": experiment.powers(state),
         }
+    row |= experiment.diagnostics(state)
     return row

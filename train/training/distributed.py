@@ -19,15 +19,13 @@ class Launch:
     """How this process was started; no part of what the run is."""
 
     distributed: bool = False
-    """One of several processes that train together, over all their
-    devices. Slurm, Open MPI and Kubernetes say which; elsewhere give
-    the three options below."""
+    """Join other processes, found through Slurm, Open MPI or Kubernetes."""
     coordinator: str | None = None
-    """HOST:PORT at which process 0 listens and the others find it."""
+    """HOST:PORT of process 0, when processes are launched by hand."""
     num_processes: int | None = None
-    """How many there are."""
+    """Number of processes, when they are launched by hand."""
     process_id: int | None = None
-    """Which one this is, from 0. Process 0 alone writes metrics and plots."""
+    """Index of this process, from 0, when processes are launched by hand."""
     connect_timeout: int = 60
     """Seconds to wait for the other processes."""
 

@@ -47,12 +47,22 @@ class Optimizer(NamedTuple):
             for an optimizer that has none.
         measures: by name, scalar functions of the optimizer state, to be averaged over
             the steps of an epoch.
+        diagnostics: optimizer state -> numbers by name and weight, for the log of an
+            epoch; None for an optimizer that has none.
     """
 
     tx: optax.GradientTransformationExtraArgs
     capture: Capture | None = None
     multipliers: Callable[[Any], dict[str, jax.Array]] | None = None
     measures: Mapping[str, Measure] = types.MappingProxyType({})
+    diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
+
+
+def _covariance_diagnostics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
+    return {
+        "condition_numbers": insgd_optax.covariance_condition_numbers(opt_state),
+        "cosines": insgd_optax.covariance_cosines(opt_state),
+    }
 
 
 _POLYAK_MEASURES = {"polyak_scale": insgd_optax.polyak_scale}
@@ -74,7 +84,7 @@ class Covariance(NamedTuple):
     every: int = 10
     form: str = "patch"
     max_rows: int = 2048
-    max_dim: int = 1024
+    max_dim: int = 768
     decay: float = 0.95
 
     def capture(self, step: Any) -> contextlib.AbstractContextManager[None]:
@@ -155,6 +165,7 @@ def _lms_newton(
         tx,
         capture=covariance.capture,
         measures={} if polyak_factor is None else _POLYAK_MEASURES,
+        diagnostics=_covariance_diagnostics,
     )
 
 
@@ -172,7 +183,9 @@ def _redirected(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return Optimizer(tx, capture=covariance.capture)
+    return Optimizer(
+        tx, capture=covariance.capture, diagnostics=_covariance_diagnostics
+    )
 
 
 def _muon(learning_rate, **options) -> optax.GradientTransformation:

@@ -34,12 +34,10 @@ Name = tyro.extras.literal_type_from_choices(tuple(_PREPARE))
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Write a data set as tensorflow-datasets does, once; needs no TensorFlow."""
+    """Convert a dataset to tensorflow-datasets' format, without TensorFlow."""
 
     name: tyro.conf.Positional[Name]
-    """The data set. CIFAR's archive is looked for in downloads/ below
-    $TFDS_DATA_DIR or ~/tensorflow_datasets, and else downloaded;
-    ImageNet's two must lie in downloads/manual/ there."""
+    """Dataset; CIFAR is downloaded, ImageNet is read from downloads/manual/."""
 
 
 def prepare(config: PrepareConfig) -> int:

@@ -24,38 +24,34 @@ from train.experiments.workers import Processes
 
 @dataclasses.dataclass(frozen=True)
 class TableConfig:
-    """Run what is missing of one of the paper's tables, and print it. Stopped, the same
-    command goes on; finished, it prints the table again."""
+    """Run one of the paper's tables and print it; resumable."""
 
     number: tyro.conf.Positional[Literal[3, 4, 5, 6, 7, 8, 9, 10]]
-    """The table."""
+    """Number of the paper's table."""
     seeds: int | None = None
-    """Runs of each row. By default as many as the paper's: 7, of Table 10 3."""
+    """Runs per row. Default: the paper's, 7 (3 in Table 10)."""
     epochs: int | None = None
-    """By default as many as the paper's. Milestones move in proportion."""
+    """Epochs; milestones move in proportion. Default: the paper's."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="|".join(registry.NAMES))] = (
         None
     )
-    """By default the paper's."""
+    """Dataset. Default: the paper's."""
     controls: bool = False
-    """Add the rows the paper lacks, to each of INSGD: SGD at the rate
-    INSGD took (its learning rate times its mean multiplier, from the
-    run of the same seed), INSGD with scope layer, and with normalizer
-    log1p."""
+    """Add to each INSGD: SGD at its effective rate, scope layer, and log1p."""
     dry_run: bool = False
-    """Print what would be run."""
+    """Print the presets without running anything."""
 
     parallel: ParallelName = RunConfig.parallel
-    """As of run."""
+    """Device strategy: jit uses the first device; auto is mesh if there are several."""
     processes: Processes = 1
     runs_dir: Path = RunConfig.runs_dir
-    """Where run folders are, and the folder of the table."""
+    """Folder of the run folders and of the report."""
     cache_dir: Path | None = None
-    """As of run."""
+    """Cache of decoded images. Default: insgd_optax in $XDG_CACHE_HOME or ~/.cache."""
     skip_corrupt_images: bool = False
-    """As of run."""
+    """Skip images that cannot be decoded, and list them."""
     data_workers: int | None = None
-    """As of run."""
+    """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
     def __post_init__(self):
         if self.dataset is not None:

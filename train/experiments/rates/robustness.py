@@ -20,9 +20,7 @@ _MOST = {"decades": 40, "per_decade": 100, "gap": 40, "margin": 100}
 
 @dataclasses.dataclass(frozen=True)
 class RobustnessConfig(Setting):
-    """Measure how wide the range of usable learning rates is: for each optimizer the
-    ratio of the highest to the lowest rate whose test accuracy after the last epoch is
-    near the optimizer's own best. Stopped, the same command goes on."""
+    """Measure each optimizer's range of usable learning rates; resumable."""
 
     optimizers: tuple[str, ...] = (
         "sgd",
@@ -37,20 +35,17 @@ class RobustnessConfig(Setting):
         "prodigy",
         "dadapt-adamw",
     )
-    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]. Rates
-    lie around RATE, by default the optimizer's own."""
+    """Optimizers, each NAME[+layer][+log1p|+power][+polyak[FACTOR]][@CENTER]."""
     decades: float = 5
-    """At most so many from the lowest rate to the highest, as many rates
-    on each side."""
+    """Decades that the first grid of learning rates spans, around the center."""
     per_decade: int = 2
-    """Steps of the learning rate in a factor of ten."""
+    """Learning rates per decade of the first grid."""
     gap: float = 0.125
-    """In decades: between a usable rate and its neighbour that is not, the
-    gap is halved until it is no wider."""
+    """Decades: gaps at the ends of the usable range are halved down to this."""
     margin: float = 1.0
-    """Points of accuracy below the optimizer's best that are usable."""
+    """Accuracy, in points below the optimizer's best, that is still usable."""
     seeds: int = 1
-    """Runs of each optimizer at each rate."""
+    """Runs per optimizer and learning rate, with seeds from 0."""
     processes: Processes = 1
 
     def __post_init__(self):

@@ -11,16 +11,14 @@ from train.experiments.workers import Processes
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig(Setting):
-    """Run optimizers at several learning rates, and draw accuracy against the rate, and
-    against rate times INSGD's mean multiplier. Stopped, the same command goes on."""
+    """Plot accuracy over nominal and effective learning rates; resumable."""
 
     optimizers: tuple[str, ...] = ("sgd", "insgd-l2")
-    """Each as NAME[+layer][+log1p|+power][+polyak[FACTOR]], such as
-    insgd-l2+layer+log1p."""
+    """Optimizers, each NAME[+layer][+log1p|+power][+polyak[FACTOR]]."""
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
-    """The rates, of each optimizer."""
+    """Learning rates, for every optimizer."""
     seeds: int = 1
-    """Runs of each optimizer at each rate."""
+    """Runs per optimizer and learning rate, with seeds from 0."""
     processes: Processes = 1
 
     def __post_init__(self):

@@ -1,0 +1,90 @@
+"""Times one sample of each adaptive filter, in microseconds.
+
+python docs/examples/benchmark_filter_family.py
+"""
+
+import functools
+import statistics
+import time
+
+import jax
+import numpy as np
+import padasip
+
+from insgd_optax import affine_projection_filter, lms_filter, nlms_filter, rls_filter
+
+NUM_TAPS, ROUNDS = (16, 64, 256), 7
+SECONDS = 0.2  # of one run, about
+
+FILTERS = {
+    "LMS": functools.partial(lms_filter, step_size=1e-3),
+    "NLMS": functools.partial(nlms_filter, step_size=0.5),
+    "affine projection, order 2": functools.partial(
+        affine_projection_filter, order=2, step_size=0.5
+    ),
+    "affine projection, order 8": functools.partial(
+        affine_projection_filter, order=8, step_size=0.5
+    ),
+    "RLS": functools.partial(rls_filter, forgetting=0.999),
+}
+
+
+def seconds(run):
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def cases(num_taps):
+    """{name: (run, number of samples)}, compiled."""
+    rng = np.random.default_rng(0)
+    system = rng.standard_normal(num_taps)
+    found = {}
+
+    def signals(num_samples):
+        u = rng.standard_normal(num_samples)
+        return u, np.convolve(u, system)[:num_samples]
+
+    for name, run_filter in FILTERS.items():
+        num_samples = 2000
+        for _ in range(2):  # first to see how many samples to take
+            u, d = (signal.astype(np.float32) for signal in signals(num_samples))
+            run = functools.partial(
+                run_filter, u, d, num_taps=num_taps, weight_history=False
+            )
+            seconds(run)  # compiles
+            last, num_samples = num_samples, int(num_samples * SECONDS / seconds(run))
+        found[name] = run, last
+    num_samples = 32_000 // num_taps  # padasip takes num_taps^3 operations a sample
+    u, d = signals(num_samples)
+    padded = np.concatenate([np.zeros(num_taps - 1), u])
+    x = np.lib.stride_tricks.sliding_window_view(padded, num_taps)[:, ::-1]
+
+    def padasip_rls():
+        rls = padasip.filters.FilterRLS(num_taps, mu=0.999, eps=0.01, w="zeros")
+        return rls.run(d, x)
+
+    found["RLS of padasip, float64"] = padasip_rls, num_samples
+    return found
+
+
+def main():
+    rows = {}
+    for num_taps in NUM_TAPS:
+        runs = cases(num_taps)
+        times = {name: [] for name in runs}
+        for _ in range(ROUNDS):  # interleaved: the machine's load hits all alike
+            for name, (run, num_samples) in runs.items():
+                times[name].append(1e6 * seconds(run) / num_samples)
+        for name, micros in times.items():
+            rows.setdefault(name, []).append(
+                f"{statistics.median(micros):.2f}"
+                f" ({min(micros):.2f} - {max(micros):.2f})"
+            )
+    print(f"| filter | {' | '.join(f'{n} taps' for n in NUM_TAPS)} |")
+    for name, cells in rows.items():
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

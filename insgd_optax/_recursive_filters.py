@@ -1,0 +1,270 @@
+"""Affine projection and RLS: filters that correct the input's directions."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from insgd_optax._filter_scan import (
+    FilterResult,
+    Sample,
+    check_count,
+    check_scalar,
+    check_signals,
+    scan_filter,
+)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _squared_norm(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.real(x * jnp.conj(x)), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("order", "weight_history"))
+def _run_affine_projection(
+    u: jax.Array,
+    d: jax.Array,
+    weights: jax.Array,
+    step_size: ArrayLike,
+    eps: ArrayLike,
+    order: int,
+    weight_history: bool,
+) -> FilterResult:
+    num_taps, real_dtype = weights.size, jnp.finfo(u.dtype).dtype
+    step_size = jnp.asarray(step_size, real_dtype)
+    eps = jnp.asarray(eps, real_dtype)
+    # A bound on the rounding error of X X^H relative to its trace.
+    rounding = (num_taps + order) * jnp.finfo(real_dtype).eps
+
+    def update(weights: jax.Array, state: Any, sample: Sample) -> Any:
+        windows, desired = state
+        windows = jnp.concatenate([sample.x[None], windows[:-1]])
+        desired = jnp.concatenate([sample.desired[None], desired[:-1]])
+        errors = desired - _dot(windows, weights)
+        adjoint = jnp.conj(windows.T)
+        powers = _squared_norm(windows)
+        # Dependent windows (a constant, a sinusoid) would fail the factorization.
+        # Those of silence get a 1, which has no effect: their rows of X are zero.
+        regularizer = jnp.maximum(eps, rounding * jnp.sum(powers))
+        diagonal = jnp.where(powers == 0, 1, regularizer)
+        gram = _dot(windows, adjoint) + jnp.diag(diagonal).astype(u.dtype)
+        factor = jax.scipy.linalg.cho_factor(gram, lower=True)
+        direction = _dot(adjoint, jax.scipy.linalg.cho_solve(factor, errors))
+        return weights + step_size * direction, (windows, desired)
+
+    before = jnp.zeros((order, num_taps), u.dtype), jnp.zeros(order, u.dtype)
+    return scan_filter(u, d, weights, before, update, weight_history=weight_history)
+
+
+def affine_projection_filter(
+    u: ArrayLike,
+    d: ArrayLike,
+    *,
+    num_taps: int,
+    order: int,
+    step_size: ArrayLike,
+    eps: ArrayLike = 1e-3,
+    weights: ArrayLike | None = None,
+    weight_history: bool = True,
+) -> FilterResult:
+    """Affine projection: NLMS on the last few samples at once.
+
+    With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
+    sample t, X_t the matrix whose rows are the last `order` windows x_t, x_{t-1}, ...,
+    d_t the vector of the desired outputs `d` at the same samples, w the `weights` and
+    lambda the `step_size`,
+
+        e_t = d_t - X_t w
+        w  <- w + lambda X_t^H (X_t X_t^H + eps I)^-1 e_t.
+
+    Windows and desired outputs before the signal starts are zero. For lambda = 1 and
+    eps = 0, a step projects w onto the weights that have no error at any of the
+    `order` samples. 0 < lambda < 2 converges whatever the input's scale, and faster
+    than NLMS on a coloured input: an autoregressive input of order q takes
+    `order` q + 1. The price is noise: the larger `order`, the larger the final error
+    at the same lambda. `order` 1 is `nlms_filter`.
+
+    Args:
+        u: the input, shape (T,), real or complex.
+        d: the desired output, shape (T,).
+        num_taps: length of the filter.
+        order: number of samples in a projection, at least 1; usually 2 to 10. A
+            sample costs about order * num_taps + order^3 operations.
+        step_size: lambda > 0, without units; may be traced.
+        eps: what is added to the diagonal of X X^H, >= 0, in units of |u|^2; may be
+            traced. Rounding needs at least (num_taps + order) times the dtype's
+            epsilon times the trace of X X^H; a smaller `eps` is replaced by that.
+        weights: first weights, shape (num_taps,), tap 0 for the newest sample; zeros
+            by default.
+        weight_history: False returns the last weights alone; see `lms_filter`.
+
+    Returns:
+        A `FilterResult` of arrays in the widest dtype among u, d and weights
+        (float32 at least):
+        weights: (T, num_taps); row t holds the weights after the update with sample
+            t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
+        outputs: (T,), sum_i w_i x_t,i with the weights before that update.
+        errors: (T,), d - outputs: the first entry of each e_t.
+
+    Raises:
+        ValueError: as `lms_filter`, and if `order` is not a whole number of at least 1
+            or `eps` is not a finite number >= 0 (not looked at when traced).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import affine_projection_filter
+        >>> u = jnp.cumsum(jax.random.normal(jax.random.key(0), (200,)))  # coloured
+        >>> d = jnp.convolve(u, jnp.array([1.0, -0.5]))[:200]  # the unknown system
+        >>> result = affine_projection_filter(u, d, num_taps=2, order=2, step_size=0.5)
+        >>> print(result.weights[-1].round(3))
+        [ 1.  -0.5]
+
+    Source: K. Ozeki and T. Umeda, "An adaptive filtering algorithm using an orthogonal
+    projection to an affine subspace and its properties", 1984; A. H. Sayed, Adaptive
+    Filters, 2008, ch. 13. Complex signals are as in `lms_filter`.
+    """
+    check_scalar("step_size", step_size, allow_zero=False)
+    check_scalar("eps", eps, allow_zero=True)
+    order = check_count("order", order, "a projection takes at least one sample")
+    u, d, weights = check_signals(u, d, num_taps, weights)
+    return _run_affine_projection(u, d, weights, step_size, eps, order, weight_history)
+
+
+@functools.partial(jax.jit, static_argnames="weight_history")
+def _run_rls(
+    u: jax.Array,
+    d: jax.Array,
+    weights: jax.Array,
+    forgetting: ArrayLike,
+    delta: ArrayLike,
+    weight_history: bool,
+) -> FilterResult:
+    num_taps, real_dtype = weights.size, jnp.finfo(u.dtype).dtype
+    forgetting = jnp.asarray(forgetting, real_dtype)
+    delta = jnp.asarray(delta, real_dtype)
+    epsilon = jnp.finfo(real_dtype).eps
+
+    # The state is a square root of P, P = root root^H: rounding then leaves P
+    # Hermitian and positive, and halves the digits that an ill-conditioned P takes.
+    def absorb(root: jax.Array, projected: jax.Array, memory: ArrayLike) -> Any:
+        """The next root, before it is divided by sqrt(memory), and the gain k."""
+        unscaled = _dot(root, projected)  # P x*, with projected = root^H x*
+        divisor = memory + _squared_norm(projected)
+        shrink = unscaled / (divisor + jnp.sqrt(memory * divisor))
+        return root - jnp.outer(shrink, jnp.conj(projected)), unscaled / divisor
+
+    def update(weights: jax.Array, root: jax.Array, sample: Sample) -> Any:
+        # Without the two measures below, P grows as forgetting^-t where u is silent or
+        # narrow-band, until it overflows. The first is for a memory shorter than the
+        # filter, in which P grows too far between two turns of a tap.
+        power = delta + _squared_norm(sample.x)
+        too_large = jnp.sum(_squared_norm(root)) * power > num_taps / epsilon
+        memory = jnp.where(too_large, 1, forgetting)
+        projected = jnp.conj(_dot(sample.x, root))
+        root, gain = absorb(root, projected, memory)
+        root = root / jnp.sqrt(memory)
+        tap = root[sample.t % num_taps]
+        root, _ = absorb(root, jnp.sqrt(epsilon * power) * jnp.conj(tap), 1.0)
+        return weights + gain * sample.error, root
+
+    root = jnp.eye(num_taps, dtype=u.dtype) / jnp.sqrt(delta)
+    return scan_filter(u, d, weights, root, update, weight_history=weight_history)
+
+
+def rls_filter(
+    u: ArrayLike,
+    d: ArrayLike,
+    *,
+    num_taps: int,
+    forgetting: ArrayLike = 0.99,
+    delta: ArrayLike = 0.01,
+    weights: ArrayLike | None = None,
+    weight_history: bool = True,
+) -> FilterResult:
+    """Recursive least squares: the weights that fit all samples so far best.
+
+    With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
+    sample t, zero before the signal starts, d_t the desired output `d`, w the
+    `weights`, beta = `forgetting` and P = I / `delta` before the first sample,
+
+        e_t = d_t - sum_i w_i x_t,i
+        k   = P conj(x_t) / (beta + x_t^T P conj(x_t))
+        w  <- w + k e_t
+        P  <- (P - k x_t^T P) / beta.
+
+    After sample t, w minimizes the exponentially weighted squared error, with w_0 the
+    first weights:
+
+        sum_{i<=t} beta^(t-i) |d_i - x_i^T w|^2 + beta^(t+1) delta ||w - w_0||^2.
+
+    P^-1 is the input's covariance, times the number of samples remembered. So the
+    rate of convergence depends neither on the input's level nor on its colour.
+
+    Args:
+        u: the input, shape (T,), real or complex.
+        d: the desired output, shape (T,).
+        num_taps: length of the filter. A sample costs about 5 num_taps^2
+            multiplications and additions.
+        forgetting: beta, 0 < beta <= 1; may be traced. The filter remembers about
+            1 / (1 - beta) samples, which should be several times `num_taps`. With 1 it
+            never forgets and does not follow a system that changes.
+        delta: the weight of the first guess, > 0, in units of |u|^2; may be traced. A
+            small one trusts the first samples, a large one `weights`.
+        weights: first weights, shape (num_taps,), tap 0 for the newest sample; zeros
+            by default.
+        weight_history: False returns the last weights alone; see `lms_filter`.
+
+    Returns:
+        A `FilterResult` of arrays in the widest dtype among u, d and weights
+        (float32 at least):
+        weights: (T, num_taps); row t holds the weights after the update with sample
+            t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
+        outputs: (T,), sum_i w_i x_t,i with the weights before that update.
+        errors: (T,), d - outputs.
+
+    Raises:
+        ValueError: as `lms_filter` (of `step_size`, which this filter has not, apart),
+            and if `forgetting` is not in (0, 1] or `delta` is not a positive finite
+            number (neither is looked at when traced).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import rls_filter
+        >>> u = jnp.cumsum(jax.random.normal(jax.random.key(0), (50,)))  # coloured
+        >>> d = jnp.convolve(u, jnp.array([1.0, -0.5]))[:50]  # the unknown system
+        >>> print(rls_filter(u, d, num_taps=2).weights[-1].round(3))
+        [ 1.  -0.5]
+
+    Numerics: P is kept as a square root S, P = S S^H (Potter's form), which is
+    Hermitian and positive whatever the rounding; the recursion above, in float32, ends
+    in nan on some inputs. Where the input brings no information (silence, a sinusoid),
+    P grows as beta^-t. To bound it, each sample adds machine epsilon times
+    (delta + ||x_t||^2) to one diagonal entry of P^-1, for each tap in turn, and does
+    not forget while tr(P) (delta + ||x_t||^2) exceeds num_taps / epsilon. Both stay
+    within the rounding error of the recursion. They also mean that float32 hardly
+    learns from amplitudes below sqrt(1e-7 delta). After a silence much longer than
+    1 / (1 - beta) samples P is large all the same, and the first samples move the
+    weights far.
+
+    Source: S. Haykin, Adaptive Filter Theory, 4th ed., 2002, ch. 9; A. H. Sayed,
+    Adaptive Filters, 2008, ch. 30; for the square root, G. J. Bierman, Factorization
+    Methods for Discrete Sequential Estimation, 1977, ch. II. Complex signals are as in
+    `lms_filter`.
+    """
+    check_scalar("forgetting", forgetting, allow_zero=False)
+    if not isinstance(forgetting, jax.core.Tracer) and np.real(forgetting) > 1:
+        raise ValueError(
+            f"forgetting={forgetting!r}: give a number in (0, 1]; 1 never forgets"
+        )
+    check_scalar("delta", delta, allow_zero=False)
+    u, d, weights = check_signals(u, d, num_taps, weights)
+    return _run_rls(u, d, weights, forgetting, delta, weight_history)

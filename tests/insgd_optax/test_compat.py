@@ -1,0 +1,131 @@
+"""Canaries: a release of Flax or Optax that changes a private part fails here first.
+
+Each test uses one private part the way the library does. The public behaviour that
+depends on it has tests of its own; these name the part that moved.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+from flax.core import lift
+from flax.core.scope import DenyList, in_filter
+from flax.linen.recurrent import DenseParams
+
+from insgd_optax import capture_input_norms
+from insgd_optax._weights import is_placeholder
+
+
+def test_lift_has_the_functions_that_are_replaced():
+    # Not `let_out` itself: the names of its first call hold for the whole process.
+    with capture_input_norms():
+        pass
+    for function in (lift._split_in_out_axes, lift.pack):
+        assert function.__wrapped__.__module__ == "flax.core.lift"
+        assert function.__module__ == "flax.core.lift"
+    assert lift._split_in_out_axes.__wrapped__({"a": 0, "b": lift.Out(1)}) == (
+        {"a": 0},
+        {"a": 0, "b": 1},
+    )
+    assert "variable_axes" in lift.scan.__code__.co_varnames
+    for function in (lift.scan, lift.vmap):
+        assert {"_split_in_out_axes", "pack"} <= set(function.__code__.co_names)
+
+
+def test_scopes_have_collections_and_a_debug_path():
+    class Seen(nn.Module):
+        def __call__(self):
+            self.sow("intermediates", "value", 1)
+            scopes, _ = lift._dedup_scopes([self.scope, self.scope])
+            assert tuple(scopes) == (self.scope,)
+            assert dict(self.scope._collection("intermediates")) == {"value": (1,)}
+            assert not self.scope.debug_path
+
+    Seen().apply({}, mutable=["intermediates"])
+
+
+@pytest.mark.parametrize(
+    ("filter_like", "expected"),
+    [
+        ("intermediates", True),
+        ("params", False),
+        (("params", "intermediates"), True),
+        (True, True),
+        (DenyList("intermediates"), False),
+    ],
+)
+def test_in_filter_asks_whether_a_filter_takes_a_collection(filter_like, expected):
+    assert in_filter(filter_like, "intermediates") is expected
+
+
+def test_optimized_lstm_cells_keep_their_kernels_in_dense_params():
+    kinds = set()
+
+    def note(next_fun, args, kwargs, context):
+        kinds.add(type(context.module))
+        return next_fun(*args, **kwargs)
+
+    cell = nn.OptimizedLSTMCell(3)
+    x = jnp.ones((1, 2))
+    with nn.intercept_methods(note):
+        carry = cell.initialize_carry(jax.random.key(0), x.shape)
+        variables = jax.eval_shape(cell.init, jax.random.key(0), carry, x)
+    assert DenseParams in kinds and nn.Dense not in kinds
+    kernels = {path[-1].key for path, _ in jax.tree.leaves_with_path(variables)}
+    assert kernels == {"kernel", "bias"}
+
+
+def test_map_params_initialises_with_a_placeholder():
+    seen = []
+
+    def init(params):
+        seen.append(params)
+        return optax.EmptyState()
+
+    optax.tree.map_params(init, lambda leaf: leaf, optax.EmptyState())
+    assert [is_placeholder(params) for params in seen] == [True]
+    assert not is_placeholder({"kernel": jnp.ones(2)})
+
+
+def test_nnx_capture_keeps_what_is_sown_in_captures():
+    class Layer(nnx.Module):
+        def __call__(self):
+            before = [dict(each) for each in self.__captures__]
+            self.sow(nnx.Intermediate, "value", 1)
+            self.sow(nnx.Intermediate, "value", 2)
+            (captured,) = self.__captures__
+            assert type(captured) is nnx.Intermediate
+            return before, "value" in captured, captured["value"]
+
+    layer = Layer()
+    (before, found, values), _ = nnx.capture(layer, nnx.Intermediate)()
+    assert (before, found, values) == ([{}], True, (1, 2))
+    assert not hasattr(layer, "__captures__")
+
+
+def test_calls_are_intercepted_with_their_method():
+    class Layer(nn.Module):
+        def __call__(self, x):
+            return x
+
+    def check(next_fun, args, kwargs, context):
+        if context.method_name == "__call__":
+            assert isinstance(context.module, Layer)
+            assert context.orig_method(*args, **kwargs) == 3
+            seen.append(context)
+        return next_fun(*args, **kwargs)
+
+    seen = []
+    assert nn.module.InterceptorContext.__name__ == "InterceptorContext"
+    with nn.intercept_methods(check):
+        assert Layer().apply({}, 3) == 3
+    assert isinstance(seen[0], nn.module.InterceptorContext)
+
+
+def test_canonicalize_padding_gives_pairs_by_axis():
+    canonical = nn.linear.canonicalize_padding
+    assert canonical(1, 2) == [(1, 1), (1, 1)]
+    assert canonical((1, (0, 2)), 2) == [(1, 1), (0, 2)]
+    assert canonical("SAME", 2) == "SAME"
