@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.errors import NetworkError
+
 Dtype = Any
 Initializer = nn.initializers.Initializer
 
@@ -110,17 +112,17 @@ def check_images(x: jax.Array, network: nn.Module, smallest: int) -> None:
         smallest: the smallest side allowed, the product of the strides, in pixels.
 
     Raises:
-        ValueError: if the rank of `x` is not 4, or a side is shorter than `smallest`.
+        NetworkError: if the rank of `x` is not 4, or a side is shorter than `smallest`.
     """
     name = type(network).__name__
     if x.ndim != 4:
-        raise ValueError(
+        raise NetworkError(
             f"{name} takes images of shape (batch, height, width, channels), "
             f"got an array of shape {x.shape}."
         )
     height, width = x.shape[1:3]
     if min(height, width) < smallest:
-        raise ValueError(
+        raise NetworkError(
             f"{name} takes images of at least {smallest}x{smallest} pixels, since its "
             f"strides divide each side by {smallest}; got {height}x{width}. Enlarge "
             "the images, or use a network of fewer strides."
@@ -128,10 +130,10 @@ def check_images(x: jax.Array, network: nn.Module, smallest: int) -> None:
 
 
 def check_choice(network: nn.Module, option: str, choices: Sequence[str]) -> None:
-    """Raises a ValueError unless the option of the network is one of the choices."""
+    """Raises a NetworkError unless the option of the network is one of the choices."""
     value = getattr(network, option)
     if value not in choices:
-        raise ValueError(
+        raise NetworkError(
             f"{type(network).__name__} has no {option}={value!r}; "
             f"choose one of {', '.join(map(repr, choices))}."
         )

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from models import options as option_values
 from models.custom_cnn import CustomCNN
+from models.errors import NetworkError, OptionError
 from models.mobilenet_v3 import (
     TINY_LARGE,
     TINY_SMALL,
@@ -66,22 +68,41 @@ def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
         for images `x` of shape (batch, height, width, channels).
 
     Raises:
-        ValueError: if the name is unknown; the message lists the names.
-        TypeError: if an option is unknown; the message lists the options.
+        NetworkError: if the name is unknown; the message lists the names.
+        OptionError: if an option or its value is unknown; the message lists the valid
+            ones.
 
     Example:
         >>> create("custom_cnn", num_classes=100, batch_norm=False).num_classes
         100
     """
+    check_options(name, options)
+    return _lookup(name).build(num_classes=num_classes, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Checks options of a network, without making it.
+
+    Args:
+        name: one of `names()`.
+        options: values by name, as `create` takes them.
+
+    Raises:
+        NetworkError: if no network has that name.
+        OptionError: if `create` would refuse the options.
+
+    Example:
+        >>> check_options("vit", {"depth": 2})
+    """
     build = _lookup(name).build
     known = _options(build)
     for option in options:
         if option not in known:
-            raise TypeError(
+            raise OptionError(
                 f"The network {name!r} has no option {option!r}"
                 f"{_did_you_mean(option, known)} Its options are: {', '.join(known)}."
             )
-    return build(num_classes=num_classes, **options)
+    option_values.check(name, build, options)
 
 
 def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
@@ -98,8 +119,8 @@ def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
         A Linen module, as from `create`.
 
     Raises:
-        ValueError: if the name is unknown.
-        TypeError: if an option is unknown.
+        NetworkError: if the name is unknown.
+        OptionError: as for `create`.
 
     Example:
         >>> tiny("custom_cnn").dropout
@@ -110,7 +131,7 @@ def tiny(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
 
 def _lookup(name: str) -> _Network:
     if name not in _NETWORKS:
-        raise ValueError(
+        raise NetworkError(
             f"Unknown network {name!r}{_did_you_mean(name, names())} "
             f"Known networks: {', '.join(names())}."
         )

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from models import layers
+from models.errors import NetworkError
 
 
 class EncoderBlock(nn.Module):
@@ -131,13 +132,13 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if self.width % self.heads:
-            raise ValueError(
+            raise NetworkError(
                 f"The width of a ViT must be a multiple of its heads, "
                 f"got width={self.width} and heads={self.heads}."
             )
         layers.check_images(x, self, smallest=1)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise ValueError(
+            raise NetworkError(
                 f"ViT takes images of at least {self.patch}x{self.patch} pixels whose "
                 f"sides are multiples of its patch, {self.patch}; got "
                 f"{x.shape[1]}x{x.shape[2]}. Resize the images, or change the patch."

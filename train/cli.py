@@ -1,7 +1,6 @@
 """The command line: subcommands, options, and errors without tracebacks."""
 
 import dataclasses
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 from train.benchmark.command import BenchmarkConfig, benchmark
 from train.config import FREE_ON_RESUME, RunConfig, option
 from train.data.tfds.prepare import PrepareConfig, prepare
-from train.errors import UserError
+from train.errors import UserError, report_errors
 from train.experiments.compare import CompareConfig, compare
 from train.experiments.paper.table import TableConfig, table
 from train.experiments.rates.robustness import RobustnessConfig, robustness
@@ -24,7 +23,8 @@ from train.run.eval import EvalConfig, evaluate
 PROGRAM = "python -m train"
 DESCRIPTION = (
     "Train networks with Input Normalized SGD. The default subcommand is `run`, which "
-    "by default trains a small network on handwritten digits, in less than a minute."
+    "by default trains a small network on handwritten digits, in less than a minute. "
+    "COMMAND --help lists the options of a subcommand."
 )
 
 
@@ -77,23 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
     return report_errors(execute)
-
-
-def report_errors(execute: Callable[[], int]) -> int:
-    """Executes something; says without a traceback what a user can put right.
-
-    Returns:
-        The exit status.
-    """
-    try:
-        return execute()
-    # What the file system refuses names the place by itself.
-    except (UserError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 128 + signal.SIGINT
 
 
 def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:

@@ -1,14 +1,15 @@
 """What a run is: every option of `python -m train run`, checked."""
 
 import dataclasses
-import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 import models
+from train import model_options
 from train.data import registry
 from train.training import optimizers, parallel, schedules
 from train.training.distributed import Launch
@@ -29,6 +30,23 @@ FREE_ON_RESUME = {
     "skip_corrupt_images",
     "data_workers",
     "launch",
+}
+
+
+# Larger numbers are inf in the arithmetic of a step.
+FLOAT32_MAX = 3.4e38
+# What the step counter holds, an int32.
+MOST_STEPS = 2**31 - 1
+MOST_EPOCHS = 1_000_000
+# What `jax.random.key` takes without wrapping around.
+MOST_SEED = 2**32 - 1
+MOST_SEEDS = 1000
+MOST_PROCESSES = 1024
+
+# Options that one schedule alone has.
+_OF_SCHEDULE = {
+    "steps": ("milestones", "milestone_factor"),
+    "cosine": ("restart_epochs",),
 }
 
 
@@ -98,20 +116,22 @@ class Setting:
 
     def __post_init__(self):
         registry.check_name(self.dataset)
-        _check_numbers(
+        # Recorded, it must name the same folder when the run is evaluated elsewhere.
+        object.__setattr__(self, "dataset", registry.absolute(self.dataset))
+        check_numbers(
             self,
-            momentum=0,
-            weight_decay=0,
-            polyak_factor=0,
-            damping=0,
-            covariance_every=1,
-            epochs=1,
-            batch_size=1,
-            milestone_factor=0,
-            restart_epochs=1,
-            warmup_epochs=0,
-            chunk_steps=1,
-            data_workers=0,
+            momentum=(0, FLOAT32_MAX),
+            weight_decay=(0, FLOAT32_MAX),
+            polyak_factor=(0, FLOAT32_MAX),
+            damping=(0, FLOAT32_MAX),
+            covariance_every=(1, MOST_STEPS),
+            epochs=(1, MOST_EPOCHS),
+            batch_size=(1, MOST_STEPS),
+            milestone_factor=(0, FLOAT32_MAX),
+            restart_epochs=(1, MOST_EPOCHS),
+            warmup_epochs=(0, MOST_EPOCHS),
+            chunk_steps=(1, MOST_STEPS),
+            data_workers=(0, MOST_PROCESSES),
         )
         if not self.momentum < 1:
             raise ValueError(f"--momentum must be below 1, got {self.momentum}")
@@ -121,17 +141,45 @@ class Setting:
                 "--milestones must be one or more epochs, rising from at least 1, got "
                 f"{self.milestones}"
             )
+        if max(self.milestones) > MOST_EPOCHS:
+            raise ValueError(
+                f"--milestones must be at most {MOST_EPOCHS}, got {self.milestones}"
+            )
         if self.schedule == "steps" and min(self.milestones) < self.warmup_epochs:
             raise ValueError(
                 f"--milestones must not lie in the {self.warmup_epochs} epochs of "
                 f"warm-up, got {self.milestones}"
             )
-        for text in self.model_options:
-            if not all(text.partition("=")):
+        for name in sorted(_without_effect(self.schedule)):
+            if getattr(self, name) != getattr(Setting, name):
                 raise ValueError(
-                    f"--model-options must be NAME=VALUE, such as stem=cifar, got "
-                    f"{text!r}"
+                    f"{option(name)} has no effect with --schedule {self.schedule}: "
+                    "leave it out, or give another schedule"
                 )
+        self._check_model()
+
+    def _check_model(self) -> None:
+        if not self.batch_norm:
+            _check_options("--no-batch-norm", self.model, {"batch_norm": False})
+        try:
+            options = model_options.parse_all(self.model_options)
+        except ValueError as error:
+            raise ValueError(f"--model-options {error}") from error
+        _check_options(
+            " ".join(["--model-options", *self.model_options]), self.model, options
+        )
+        if not self.batch_norm and "batch_norm" in options:
+            raise ValueError(
+                "--no-batch-norm and --model-options batch_norm are the same option: "
+                "give one of them"
+            )
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """What the network is made with, beside data and devices."""
+        # Only what is asked for: not every network has batch normalization.
+        options = {} if self.batch_norm else {"batch_norm": False}
+        return options | model_options.parse_all(self.model_options)
 
     @property
     def num_data_workers(self) -> int:
@@ -175,14 +223,15 @@ class RunConfig(Setting):
     def __post_init__(self):
         super().__post_init__()
         optimizers.check_name(self.optimizer)
-        _check_numbers(self, learning_rate=0, seed=0)
-        if self.polyak_factor is not None and not optimizers.can_be_bounded(
-            self.optimizer
-        ):
-            raise ValueError(
-                f"--polyak-factor is of SGD, INSGD and lms-newton, not of "
-                f"{self.optimizer}: leave it out"
-            )
+        check_numbers(self, learning_rate=(0, FLOAT32_MAX), seed=(0, MOST_SEED))
+        for name, owners in optimizers.OPTIONS.items():
+            if not optimizers.has_option(self.optimizer, name) and _is_given(
+                self, name
+            ):
+                raise ValueError(
+                    f"{option(name)} is of {owners}, not of {self.optimizer}, where "
+                    "it has no effect: leave it out"
+                )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:
             raise ValueError("--run-dir is for a new run: with --resume, leave it out")
@@ -231,7 +280,37 @@ class RunConfig(Setting):
                 values[field] = Path(values[field])
         for field in ("milestones", "model_options"):
             values[field] = tuple(values[field])
-        return cls(**values)
+        # Once they were let pass, and recorded.
+        return cls(**with_effect(values))
+
+
+def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run, those without effect in it at their defaults."""
+    unused = {
+        name
+        for name in optimizers.OPTIONS
+        if not optimizers.has_option(values["optimizer"], name)
+    }
+    unused |= _without_effect(values["schedule"])
+    return {
+        name: getattr(RunConfig, name) if name in unused else value
+        for name, value in values.items()
+    }
+
+
+def _without_effect(schedule: str) -> set[str]:
+    """Options that a schedule has not, and another has."""
+    return {
+        name
+        for other, names in _OF_SCHEDULE.items()
+        if other != schedule
+        for name in names
+    }
+
+
+def _is_given(config: Any, name: str) -> bool:
+    """Whether an option has another value than its default."""
+    return getattr(config, name) != getattr(RunConfig, name)
 
 
 def option(field: str) -> str:
@@ -239,12 +318,33 @@ def option(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def _check_numbers(config: Any, **least: float) -> None:
-    """Raises unless each option named, if given, is at least so much."""
-    for name, bound in least.items():
+def check_numbers(config: Any, **ranges: tuple[float, float]) -> None:
+    """Raises unless each option named, if given, is within its range.
+
+    Args:
+        config: whose fields are the options.
+        **ranges: by the name of a field, the least and the most.
+
+    Raises:
+        ValueError: naming the option and its range.
+    """
+    for name, (least, most) in ranges.items():
         value = getattr(config, name)
+        if value is None:
+            continue
         # So put, nan is refused too.
-        if value is not None and not bound <= value < math.inf:
+        if not value >= least:
             raise ValueError(
-                f"{option(name)} must be a number of at least {bound}, got {value}"
+                f"{option(name)} must be a number of at least {least}, got {value}"
             )
+        if value > most:
+            raise ValueError(
+                f"{option(name)} must be a number of at most {most}, got {value}"
+            )
+
+
+def _check_options(given: str, model: str, options: dict[str, Any]) -> None:
+    try:
+        model_options.check(model, options)
+    except models.NetworkError as error:
+        raise ValueError(f"{given}: {error}") from error

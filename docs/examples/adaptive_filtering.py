@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from matplotlib import pyplot as plt
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # The application's folder.
+
 from insgd_optax import lms_filter, nlms_filter, rls_filter
 
 NUM_TAPS = 16

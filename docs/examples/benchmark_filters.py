@@ -4,11 +4,19 @@ python docs/examples/benchmark_filters.py
 """
 
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
-import padasip
+
+try:
+    import padasip
+except ImportError as error:
+    sys.exit(f"{error}: this needs padasip, to compare with: pip install padasip")
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
 from insgd_optax import nlms_filter
 

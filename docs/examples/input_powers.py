@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
+
 import models
 from insgd_optax import (
     capture_input_norms,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # The application's folder.
+
 from insgd_optax import capture_input_norms, insgd, nlms
 
 NUM_INPUTS = 16

@@ -19,6 +19,8 @@ import optax
 from flax import traverse_util
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
+
 import models
 from insgd_optax import (
     capture_input_norms,

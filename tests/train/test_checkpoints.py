@@ -119,3 +119,26 @@ def test_a_damaged_checkpoint_is_an_error_that_offers_the_one_before(
     assert str(tmp_path / "checkpoints/20") in str(error.value)
     assert "Delete that folder to go on from step 10." in str(error.value)
     assert checkpoints.restore(10, like=tree(0))["a"][0, 0] == 10
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "\x00", None])
+def test_damaged_metrics_are_an_error_that_names_the_folder(
+    tmp_path, checkpoints, damage
+):
+    checkpoints.save(3, tree(0), 0.5)
+    (file,) = tmp_path.glob("**/3/metrics/metrics")
+    file.unlink()
+    file.mkdir() if damage is None else file.write_text(damage)
+    with pytest.raises(UserError, match=f"A checkpoint in {tmp_path}.* is damaged"):
+        Checkpoints(file.parents[2])
+
+
+@pytest.mark.parametrize("error", [TypeError, NameError, MemoryError])
+def test_a_defect_of_ours_is_not_called_damage(checkpoints, monkeypatch, error):
+    def restore(*_, **__):
+        raise error
+
+    checkpoints.save(3, tree(0), 0.5)
+    monkeypatch.setattr(checkpoints._manager, "restore", restore)
+    with pytest.raises(error):
+        checkpoints.restore(3, like=tree(0))

@@ -15,11 +15,12 @@ from PIL import Image
 
 import models
 from train import cli
+from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
 from train.data.registry import Preprocessing
+from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
-from train.run import metrics
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 
@@ -340,14 +341,6 @@ def test_help_lists_subcommands_and_options(capsys):
             ["--parallel", "pmap", "--batch-size", "12"],
             "--batch-size 12 cannot be shared out equally to 8 devices",
         ),
-        (
-            ["--model", "vit", "--no-batch-norm"],
-            "--no-batch-norm: The network 'vit' has no option 'batch_norm'",
-        ),
-        (
-            ["--model", "vit", "--model-options", "layernorm=False"],
-            "--model-options layernorm=False: The network 'vit' has no option",
-        ),
     ],
 )
 def test_data_that_do_not_fit_leave_nothing_behind(
@@ -417,3 +410,75 @@ def test_the_command_alone_learns_digits_without_a_warning(tmp_path):
     (run,) = tmp_path.iterdir()
     assert rows(run)[-1]["test_top1"] > 0.95
     assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError])
+def test_a_defect_of_ours_is_not_said_to_be_the_users(
+    small_digits, monkeypatch, tmp_path, error
+):
+    def broken(*_, **__):
+        raise error("ours")
+
+    monkeypatch.setattr(models, "create", lambda *_, **__: TinyCNN())
+    monkeypatch.setattr(TinyCNN, "init", broken)
+    start = ["--batch-size", "16", "--parallel", "jit", "--runs-dir", str(tmp_path)]
+    with pytest.raises(error, match="ours"):
+        cli.main(start)
+    with pytest.raises(error, match="ours"):
+        cli.main(["benchmark", "--output-dir", str(tmp_path / "b")])
+
+
+def test_more_steps_than_the_counter_holds_are_refused(
+    small_digits, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(experiment, "MOST_STEPS", 3 * 50)
+    start = ["--batch-size", "16", "--parallel", "jit", "--runs-dir", str(tmp_path)]
+    for options in (
+        ["--epochs", "51"],
+        ["--warmup-epochs", "51"],
+        ["--schedule", "cosine", "--restart-epochs", "51"],
+        ["--schedule", "steps", "--milestones", "51"],
+    ):
+        assert cli.main([*start, *options]) == 2
+        err = capsys.readouterr().err
+        assert f"{options[-2]} 51, of 3 steps each, is beyond" in err
+        assert "Give at most 50." in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--schedule cosine", "falls to 0.905 of its start alone"),
+        ("--schedule cosine --restart-epochs 20", None),
+        ("--schedule cosine --restart-epochs 10", None),
+        (
+            "--schedule cosine --restart-epochs 20 --warmup-epochs 5",
+            "than the 15 epochs",
+        ),
+        ("--schedule steps", "never drops, as the first of --milestones 79 119 159"),
+        ("--schedule steps --milestones 20", "never drops"),
+        ("--schedule steps --milestones 19", None),
+        ("--warmup-epochs 20", "rises until the end"),
+        ("--warmup-epochs 19", None),
+        ("", None),
+    ],
+)
+def test_a_run_too_short_for_its_schedule_is_warned_of(
+    train, monkeypatch, capsys, options, words
+):
+    monkeypatch.setattr(loop, "fit", lambda experiment, progress, *_, **__: progress)
+    train("--epochs", "20", *options.split())
+    err = capsys.readouterr().err
+    assert ("Warning" in err) == (words is not None)
+    assert (words or "") in err
+
+
+def test_a_relative_folder_is_recorded_whole(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    config = RunConfig(dataset="folder:images")
+    assert config.dataset == f"folder:{image_folder}"
+    assert config == RunConfig.from_json(config.to_json() | {"learning_rate": None})
+    monkeypatch.chdir("/")
+    assert RunConfig.from_json(config.to_json()).dataset == f"folder:{image_folder}"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunConfig(dataset="folder:~/x").dataset == f"folder:{tmp_path}/x"

@@ -9,9 +9,10 @@ from PIL import Image
 
 from train import cli
 from train.config import RunConfig
-from train.experiments import plots, series, variants
+from train.experiments import series, variants
 from train.experiments.rates.points import Point, usable_range
 from train.experiments.results import Spread
+from train.run import plots
 from train.run.experiment import Experiment
 
 
@@ -105,10 +106,10 @@ def test_controls_stand_below_insgd(train, tmp_path, capsys):
 
 def test_a_control_is_drawn_broken_in_the_color_of_its_row(tmp_path, monkeypatch):
     figures = []
-    make = plots._figure
+    make = plots.create_figure
     monkeypatch.setattr(
         plots,
-        "_figure",
+        "create_figure",
         lambda *given, **o: figures.append(make(*given, **o)) or figures[-1],
     )
     rows = [{"epoch": epoch, "test_top1": 0.2 * epoch} for epoch in (1, 2)]

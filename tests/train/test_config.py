@@ -34,7 +34,7 @@ from train.config import RunConfig
         ({"polyak_factor": -0.1}, "--polyak-factor must be a number of at least 0"),
         (
             {"optimizer": "adam", "polyak_factor": 0.3},
-            "--polyak-factor is of SGD and INSGD, not of adam",
+            "--polyak-factor is of SGD, INSGD and lms-newton, not of adam",
         ),
         ({"run_dir": "a", "resume": "b"}, "--run-dir is for a new run"),
     ],
@@ -72,7 +72,14 @@ def test_json_keeps_the_options():
         model="vit",
         model_options=("layer_norm=False",),
         optimizer="insgd-l3",
+        schedule="steps",
         milestones=(3, 4),
     )
     values = json.loads(json.dumps(config.to_json()))
     assert RunConfig.from_json(values) == dataclasses.replace(config, learning_rate=0.1)
+
+
+def test_a_record_with_options_once_ignored_is_read_without_them():
+    values = RunConfig(optimizer="sgd").to_json()
+    read = RunConfig.from_json(values | {"scope": "layer", "milestones": [3]})
+    assert read == RunConfig(optimizer="sgd", learning_rate=0.1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from train.data import decode
 from train.data import folder as folder_dataset
 from train.data.augment import Augmentation
 from train.data.tfds import folder as tfds_folder
@@ -213,6 +214,7 @@ def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = socket.getaddrinfo = refuse
 from pathlib import Path
 from train.data import digits
+from train.data import decode
 from train.data import folder as folder_dataset
 digits.load()
 assert "tensorflow_datasets" not in sys.modules
@@ -230,3 +232,102 @@ assert "tensorflow" not in sys.modules
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     assert [line for line in said if line.strip() and not line.startswith(bars)] == []
+
+
+def test_what_is_not_read_is_named(image_folder, cache, capsys):
+    nested = image_folder / "train/cat/sub/deeper"
+    nested.mkdir(parents=True)
+    shutil.copy(image_folder / "train/cat/0.png", nested / "9.jpg")
+    (image_folder / "train/dog/notes.heic").write_text("")
+    (image_folder / "test/loose.png").write_text("")
+    shutil.rmtree(image_folder / "test/dog")
+    dataset = folder_dataset.load(str(image_folder), cache)
+    err = capsys.readouterr().err
+    for name in (
+        "train/cat/sub/deeper/9.jpg",
+        "train/dog/notes.heic",
+        "test/loose.png",
+    ):
+        assert name in err
+    assert "no test images of these classes" in err and "lacks: dog." in err
+    assert dataset.num_train == 6 and dataset.num_test == 1
+
+
+def test_nothing_is_said_of_a_folder_that_is_read_whole(image_folder, cache, capsys):
+    (image_folder / "train/cat/.hidden").write_text("")
+    folder_dataset.load(str(image_folder), cache)
+    assert capsys.readouterr().err.count("Warning") == 0
+
+
+def test_sixteen_bits_are_scaled_not_cut(image_folder, cache):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(image_folder / "train/cat/0.png")
+    dataset = folder_dataset.load(str(image_folder), cache)
+    expected = np.repeat((ramp // 257)[..., None], 3, axis=2)
+    assert any(
+        np.abs(image.astype(int) - expected).max() <= 1
+        for image in dataset.train.images
+    )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [(".png", "I;16"), (".tif", "I;16"), (".tif", "I;16B")]
+)
+def test_sixteen_bits_in_any_file(tmp_path, suffix, mode):
+    pixels = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    kind = ">u2" if mode == "I;16B" else "<u2"
+    image = Image.frombytes(mode, (32, 32), pixels.astype(kind).tobytes())
+    image.save(tmp_path / f"a{suffix}")
+    got = decode.rgb((tmp_path / f"a{suffix}").read_bytes())
+    assert np.abs(got[..., 0].astype(int) - pixels // 257).max() <= 1
+
+
+def test_integers_and_floats_beyond_eight_bits(tmp_path):
+    pixels = np.arange(0, 65536, 64).reshape(32, 32)
+    Image.fromarray(pixels.astype(np.int32)).save(tmp_path / "i.tif")
+    got = decode.rgb((tmp_path / "i.tif").read_bytes())
+    assert np.abs(got[..., 0].astype(int) - pixels // 257).max() <= 1
+    unit = pixels.astype(np.float32) / 65535
+    Image.fromarray(unit).save(tmp_path / "f.tif")
+    got = decode.rgb((tmp_path / "f.tif").read_bytes())
+    assert np.abs(got[..., 0].astype(int) - 255 * unit).max() <= 1
+    Image.fromarray(-unit).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        decode.rgb((tmp_path / "f.tif").read_bytes())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_exif_data_say(tmp_path, orientation):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:8, :8] = 250, 0, 0
+    pixels[:8, 8:] = 0, 250, 0
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+    got = decode.rgb((tmp_path / "a.jpg").read_bytes())
+    expected = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: np.rot90(pixels, -1),
+        7: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(pixels),
+    }[orientation]
+    assert np.abs(got.astype(int) - expected).mean() < 5
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE"])
+def test_other_names_of_jpeg_are_read(image_folder, cache, suffix):
+    file = image_folder / "train/cat/0.png"
+    Image.open(file).save(file.with_suffix(suffix), format="JPEG")
+    assert folder_dataset.load(str(image_folder), cache).num_train == 7
+
+
+def test_damaged_exif_data_do_not_keep_an_image_from_being_read(tmp_path):
+    Image.new("RGB", (8, 8), (250, 0, 0)).save(
+        tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"
+    )
+    assert decode.rgb((tmp_path / "a.jpg").read_bytes()).shape == (8, 8, 3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.experiments import plots
+from train.run import plots
 
 
 @pytest.mark.parametrize("num_weights", [1, 22, 23, 160])

@@ -128,9 +128,7 @@ def test_networks_have_the_options(number):
     for row in table.rows:
         # The data that have no loader are not those of a run.
         run = presets.config(table, row, 0, "digits", 1)
-        given = dict(text.split("=") for text in run.model_options)
-        models.create(run.model, **({} if run.batch_norm else {"batch_norm": False}))
-        models.create(run.model, **given)
+        models.create(run.model, **run.network_options)
 
 
 @pytest.mark.parametrize(

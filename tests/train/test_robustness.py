@@ -124,10 +124,10 @@ def test_slips_are_refused(arguments, message, capsys):
 
 
 def test_bars_end_at_the_ratio(tmp_path, monkeypatch):
-    drawn, make = [], plots._figure
+    drawn, make = [], plots.create_figure
     monkeypatch.setattr(
         plots,
-        "_figure",
+        "create_figure",
         lambda *args, **kw: drawn.append(make(*args, **kw)) or drawn[0],
     )
     found = {"wide": points({1: 60, 10: 60, 100: 10}), "one": points({1: 60, 10: 20})}

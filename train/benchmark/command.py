@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+import models
 from train.benchmark import measure, workload
 from train.benchmark import report as benchmark_report
 from train.benchmark.workload import Workload
@@ -16,6 +17,9 @@ from train.training import optimizers
 
 # Small enough for two CPU cores, and three kinds of networks.
 DEFAULT_NETWORKS = ("custom_cnn@128", "resnet20@32", "vit:width=128,depth=4@32")
+
+MOST_PIXELS = 4096
+MOST_ROUNDS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +50,12 @@ class BenchmarkConfig:
     """Folder of benchmark.json and .md. Default: a new runs/benchmark-DATE."""
 
     def __post_init__(self):
-        for name in ("image_size", "rounds"):
-            if getattr(self, name) < 1:
+        for name, most in (("image_size", MOST_PIXELS), ("rounds", MOST_ROUNDS)):
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                bound = "least 1" if value < 1 else f"most {most}"
                 raise ValueError(
-                    f"--{name.replace('_', '-')} must be at least 1, got "
-                    f"{getattr(self, name)}"
+                    f"--{name.replace('_', '-')} must be at {bound}, got {value}"
                 )
         for name in ("batch_sizes", "values"):
             if any(value < 1 for value in getattr(self, name)):
@@ -103,7 +108,7 @@ def benchmark(config: BenchmarkConfig) -> int:
             costs.append(
                 measure.measure(one, config.image_size, config.rounds, config.optimizer)
             )
-        except ValueError as error:
+        except models.NetworkError as error:
             raise UserError(
                 f"{one.network} on images of {config.image_size}x{config.image_size} "
                 f"pixels: {error}"

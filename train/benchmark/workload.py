@@ -1,11 +1,11 @@
 """What a benchmark measures, in words: `vit:width=128,depth=4@32`."""
 
-import ast
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import models
+from train import model_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,27 +61,16 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
             f"{text!r} names no network: give one of {', '.join(models.names())}, "
             "as in vit:width=128,depth=4@32"
         )
-    options = tuple(_option(text, part) for part in listed.split(",") if part)
+    try:
+        options = model_options.parse_all(part for part in listed.split(",") if part)
+        model_options.check(model, options)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
     if at and not (batch.isdecimal() and int(batch)):
         raise ValueError(f"{text!r}: after @ comes a batch size, got {batch!r}")
     sizes = [int(batch)] if at else batch_sizes
-    try:
-        models.create(model, **dict(options))
-    except TypeError as error:
-        raise ValueError(f"{text!r}: {error}") from error
-    return [Workload(model, options, size, dtype) for size in sizes]
-
-
-def _option(text: str, part: str) -> tuple[str, Any]:
-    name, equals, value = part.partition("=")
-    if not equals:
-        raise ValueError(f"{text!r}: {part!r} is not of the form OPTION=VALUE")
-    if "x" in value and value.replace("x", "").isdecimal():
-        return name, tuple(int(size) for size in value.split("x"))
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    listed = tuple(options.items())
+    return [Workload(model, listed, size, dtype) for size in sizes]
 
 
 def _deepened(workload: Workload, depth: int) -> Workload:
@@ -121,7 +110,7 @@ def along(axis: str, workload: Workload, values: Sequence[int]) -> list[Workload
     workloads = [change(workload, value) for value in values or default]
     try:
         for grown in workloads:
-            models.create(grown.model, **dict(grown.options))
-    except TypeError as error:
+            models.check_options(grown.model, dict(grown.options))
+    except models.NetworkError as error:
         raise ValueError(f"--axis {axis}: {error}") from error
     return workloads

@@ -24,18 +24,16 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
     folder.mkdir(parents=True, exist_ok=True)
     # A reader in another process sees the old files or the new ones, never a part;
     # old arrays under a new record fail the checksum.
-    handle, partial = tempfile.mkstemp(dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    # Not mkstemp: what stops the process removes temporary folders alone.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
+        made = Path(partial)
+        with (made / _ARRAYS).open("wb") as file:
             np.savez(file, **arrays)
-        checksum = _checksum(Path(partial))
-        os.replace(partial, folder / _ARRAYS)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    handle, partial = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "w") as file:
-        json.dump({"sha256": checksum, **record}, file)
-    os.replace(partial, folder / _RECORD)
+        checksum = _checksum(made / _ARRAYS)
+        os.replace(made / _ARRAYS, folder / _ARRAYS)
+        with (made / _RECORD).open("w") as file:
+            json.dump({"sha256": checksum, **record}, file)
+        os.replace(made / _RECORD, folder / _RECORD)
 
 
 def read(

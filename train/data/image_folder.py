@@ -3,12 +3,28 @@
 import dataclasses
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 from train.errors import UserError
 
 SPLITS = ("train", "test")
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+_MOST_NAMED = 5
+# Part of the fingerprint: arrays that were decoded otherwise are decoded again.
+DECODING = b"upright by EXIF, 16 bits scaled"
 LAYOUT = "A folder data set holds train/<class>/<image> and test/<class>/<image>."
 
 
@@ -47,7 +63,8 @@ def scan(path: str) -> ImageFolder:
             f"The image folder {root} does not exist. {LAYOUT} Give its path as "
             "--dataset folder:PATH."
         )
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(DECODING)
+    left_out: list[str] = []
     classes: dict[str, list[str]] = {}
     files: dict[str, tuple[str, ...]] = {}
     for split in SPLITS:
@@ -56,9 +73,11 @@ def scan(path: str) -> ImageFolder:
                 f"The image folder {root} has no folder {split}/. {LAYOUT} It holds: "
                 f"{_contents(root)}."
             )
-        found = {
-            folder.name: _images(folder, digest) for folder in _folders(root / split)
-        }
+        folders = _folders(root / split)
+        found = {folder.name: _images(folder, digest) for folder in folders}
+        left_out += _files(root / split)
+        for folder in folders:
+            left_out += _left_out(Path(folder.path))
         empty = [name for name, images in found.items() if not images]
         if not found or len(empty) == len(found):
             raise UserError(
@@ -88,6 +107,7 @@ def scan(path: str) -> ImageFolder:
             f"{root / 'train'} holds one class, {classes['train'][0]!r}: there is "
             "nothing to tell apart. Add a second class folder."
         )
+    _warn_of(left_out, [c for c in classes["train"] if c not in classes["test"]], root)
     return ImageFolder(root, tuple(classes["train"]), files, digest.hexdigest())
 
 
@@ -114,6 +134,48 @@ def _images(folder: os.DirEntry[str], digest) -> list[str]:
         state = (folder.path, entry.name, status.st_size, status.st_mtime_ns)
         digest.update(repr(state).encode())
     return [entry.name for entry in found]
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of the files in a folder, but for hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.path
+            for entry in entries
+            if entry.is_file() and not entry.name.startswith(".")
+        )
+
+
+def _left_out(folder: Path) -> list[str]:
+    """Paths below a class folder that are not read: nested, or of another suffix."""
+    found = [path for path in _files(folder) if not path.lower().endswith(SUFFIXES)]
+    for nested in _folders(folder):
+        for directory, _, files in os.walk(nested.path):
+            found += [os.path.join(directory, name) for name in sorted(files)]
+    return found
+
+
+def _warn_of(left_out: list[str], not_in_test: list[str], root: Path) -> None:
+    """Says what a folder holds that takes no part."""
+    if left_out:
+        names = ", ".join(
+            os.path.relpath(path, root) for path in left_out[:_MOST_NAMED]
+        )
+        more = len(left_out) - _MOST_NAMED
+        print(
+            f"Warning: files below {root} that are not read: {names}"
+            f"{f' and {more} more' if more > 0 else ''}. Images lie in the class "
+            f"folders themselves and end in {', '.join(SUFFIXES)}.",
+            file=sys.stderr,
+        )
+    if not_in_test:
+        print(
+            f"Warning: no test images of these classes, which {root / 'test'} lacks: "
+            f"{', '.join(not_in_test[:_MOST_NAMED])}"
+            f"{' ...' if len(not_in_test) > _MOST_NAMED else ''}. The test accuracy "
+            "says nothing of them.",
+            file=sys.stderr,
+        )
 
 
 def _contents(folder: Path, most: int = 5) -> str:

@@ -172,6 +172,14 @@ def check_name(name: str) -> None:
         raise ValueError(f"unknown data set {name!r}: give one of {', '.join(NAMES)}")
 
 
+def absolute(name: str) -> str:
+    """The same data set by a name that holds in every working directory."""
+    kind, colon, argument = name.partition(":")
+    if not colon:
+        return name
+    return f"{kind}:{Path(argument).expanduser().absolute()}"
+
+
 def load(name: str, options: LoadOptions) -> Dataset:
     """Loads a data set.
 

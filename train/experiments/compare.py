@@ -5,9 +5,10 @@ import statistics
 
 from train import markdown
 from train.config import RunConfig, Setting
-from train.experiments import plots, report_files, results, series, variants
+from train.experiments import report_files, results, series, variants
 from train.experiments.paper import controls
 from train.experiments.workers import Processes
+from train.run import plots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class CompareConfig(Setting):
 
     def __post_init__(self):
         super().__post_init__()
-        variants.check(self.optimizers, self.seeds)
+        variants.check(self, self.optimizers, self.seeds)
 
 
 def compare(config: CompareConfig) -> int:

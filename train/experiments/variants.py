@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from train.config import RunConfig, Setting
+from train.config import MOST_SEEDS, RunConfig, Setting, option, with_effect
 from train.training import optimizers
 
 _CHANGES: dict[str, dict[str, Any]] = {
@@ -48,11 +49,12 @@ class Variant:
             for field in dataclasses.fields(Setting)
         }
         rate = self.learning_rate if learning_rate is None else learning_rate
-        return RunConfig(
-            **shared
-            | self.changes
-            | {"optimizer": self.optimizer, "learning_rate": rate, "seed": seed}
-        )
+        options = shared | {"optimizer": self.optimizer} | self.changes
+        bound = options["polyak_factor"]
+        # Of an option that other optimizers of a list have, this one takes no notice;
+        # but a curve without the bound asked for would pass for one with it.
+        options = with_effect(options) | {"polyak_factor": bound}
+        return RunConfig(**options | {"learning_rate": rate, "seed": seed})
 
 
 def parse(text: str) -> Variant:
@@ -88,13 +90,29 @@ def parse(text: str) -> Variant:
     return Variant(text, name, changes, learning_rate)
 
 
-def check(texts: tuple[str, ...], seeds: int) -> None:
-    """Raises a ValueError unless these are variants, each once, and seeds a number."""
+def check(setting: Setting, texts: Sequence[str], seeds: int) -> None:
+    """Raises a ValueError unless these are variants of a setting, and seeds a number.
+
+    Args:
+        setting: what they are variants of.
+        texts: the variants, each once.
+        seeds: runs of each.
+    """
     if not texts:
         raise ValueError("--optimizers must be one or more")
-    for text in texts:
-        parse(text)
+    found = [parse(text) for text in texts]
     if len(set(texts)) < len(texts):
         raise ValueError(f"--optimizers names one twice: {' '.join(texts)}")
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise ValueError(
+            f"--seeds must be at least 1, at most {MOST_SEEDS}, got {seeds}"
+        )
+    for name, owners in optimizers.OPTIONS.items():
+        given = getattr(setting, name) != getattr(Setting, name)
+        if given and not any(optimizers.has_option(v.optimizer, name) for v in found):
+            raise ValueError(
+                f"{option(name)} is of {owners}: it has no effect on "
+                f"{', '.join(texts)}. Leave it out"
+            )
+    for variant in found:
+        variant.config(setting, seed=0)

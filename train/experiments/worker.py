@@ -11,8 +11,9 @@ import sys
 import threading
 from pathlib import Path
 
-from train import cli
+from train import interrupt
 from train.config import RunConfig
+from train.errors import report_errors
 from train.experiments import series
 
 
@@ -22,7 +23,7 @@ def main() -> int:
     watch = threading.Thread(target=stop_with_parent, args=(0,), daemon=True)
     watch.start()
     configs = [RunConfig.from_json(values) for values in json.loads(path.read_text())]
-    return cli.report_errors(lambda: series.complete(configs))
+    return report_errors(lambda: series.complete(configs))
 
 
 def stop_with_parent(pipe: int) -> None:
@@ -40,5 +41,6 @@ def stop_with_parent(pipe: int) -> None:
 
 
 if __name__ == "__main__":
+    interrupt.exit_at_once()
     sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())

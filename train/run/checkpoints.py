@@ -1,5 +1,7 @@
 """Checkpoints of a run: the latest two, and the best by test accuracy."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from train.errors import UserError
 
 _METRIC = "test_top1"
+# A defect of ours, or a lack of memory: no damage to a file makes Orbax raise these.
+_NOT_DAMAGE = (
+    TypeError,
+    NameError,
+    ImportError,
+    AssertionError,
+    MemoryError,
+    jax.errors.JaxRuntimeError,
+)
 
 
 class Checkpoints:
@@ -17,6 +28,9 @@ class Checkpoints:
 
     Args:
         directory: where they are; made if need be.
+
+    Raises:
+        UserError: if one cannot be read.
     """
 
     def __init__(self, directory: Path):
@@ -34,7 +48,9 @@ class Checkpoints:
             # overwrite.
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with self._legible():
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            _ = self._manager.best_step()  # Reads the metrics of all.
 
     def save(self, step: int, tree: Any, test_top1: float | None) -> None:
         """Saves a state, unless one of that step is there.
@@ -85,7 +101,10 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        # Whatever Orbax and what lies below it raise, the user's remedy is the same.
+        except _NOT_DAMAGE:
+            raise
+        # Whatever Orbax raises of damage (Exception itself, AttributeError, ...), the
+        # user's remedy is the same.
         except Exception as error:
             others = [s for s in self._manager.all_steps() if s != step]
             remedy = (
@@ -98,13 +117,29 @@ class Checkpoints:
                 f"match the run's configuration ({_first_line(error)}). {remedy}"
             ) from error
 
+    @contextlib.contextmanager
+    def _legible(self) -> Iterator[None]:
+        """Names the folder where Orbax cannot tell which checkpoints there are."""
+        try:
+            yield
+        except _NOT_DAMAGE:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"A checkpoint in {self._directory} is damaged "
+                f"({_first_line(error)}). Delete the folder of the step that is, or "
+                "start a new run."
+            ) from error
+
     def close(self) -> None:
         """Frees what the manager holds."""
         self._manager.close()
 
 
 def _metric(metrics: dict[str, float]) -> float:
-    return metrics[_METRIC]
+    if isinstance(metrics, dict) and isinstance(metrics.get(_METRIC), int | float):
+        return metrics[_METRIC]
+    raise ValueError(f"metrics hold no {_METRIC}: {metrics}")
 
 
 def _first_line(error: Exception) -> str:

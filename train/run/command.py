@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from train.config import RunConfig
 from train.data import registry
-from train.experiments import plots
 from train.run import folder as run_folder
-from train.run import loop, metrics
+from train.run import loop, metrics, plots, warn
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 from train.run.folder import RunFolder
@@ -75,6 +74,9 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         f"{dataset.num_test} test images) with {config.optimizer}, learning "
         f"rate {config.initial_learning_rate:g}. Run folder: {_short(folder.path)}"
     )
+    warning = warn.of_schedule(config)
+    if warning is not None and distributed.is_first():
+        print(f"Warning: {warning}", file=sys.stderr)
     if first_step:
         print(f"Going on from step {first_step}.")
 

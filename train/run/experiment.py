@@ -1,6 +1,5 @@
 """A run's programs, put together from its options and its data."""
 
-import ast
 import contextlib
 import functools
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 import insgd_optax
 import models
-from train.config import RunConfig
+from train.config import MOST_STEPS, RunConfig, option
 from train.data.registry import Dataset, StreamedDataset
 from train.errors import UserError
 from train.training import optimizers, parallel, schedules
@@ -46,6 +45,7 @@ class Experiment:
         self._devices = parallel.create(config.parallel)
         self._check_batch()
         self.steps_per_epoch = dataset.num_train // config.batch_size
+        self._check_steps()
         self.schedule = schedules.create(
             config.schedule,
             config.initial_learning_rate,
@@ -94,22 +94,29 @@ class Experiment:
                 f"{num_devices} devices. Give a multiple of {num_devices}."
             )
 
+    def _check_steps(self) -> None:
+        config = self._config
+        epochs = {"epochs": config.epochs, "warmup_epochs": config.warmup_epochs}
+        if config.schedule == "steps":
+            epochs["milestones"] = max(config.milestones)
+        elif config.schedule == "cosine":
+            epochs["restart_epochs"] = config.restart_epochs
+        for name, value in epochs.items():
+            if value * self.steps_per_epoch > MOST_STEPS:
+                raise UserError(
+                    f"{option(name)} {value}, of {self.steps_per_epoch} steps each, "
+                    f"is beyond the {MOST_STEPS} steps that a run counts. Give at most "
+                    f"{MOST_STEPS // self.steps_per_epoch}."
+                )
+
     def _create_model(self) -> nn.Module:
-        # Only what is asked for: not every network has batch normalization.
-        options = {} if self._config.batch_norm else {"batch_norm": False}
-        for text in self._config.model_options:
-            name, _, value = text.partition("=")
-            options[name] = _literal(value)
-        try:
-            return models.create(
-                self._config.model,
-                num_classes=len(self._dataset.class_names),
-                dtype=jnp.dtype(self._config.dtype),
-                axis_name=self._devices.axis_name,
-                **options,
-            )
-        except TypeError as error:
-            raise UserError(f"{_given(self._config)}: {error}") from error
+        return models.create(
+            self._config.model,
+            num_classes=len(self._dataset.class_names),
+            dtype=jnp.dtype(self._config.dtype),
+            axis_name=self._devices.axis_name,
+            **self._config.network_options,
+        )
 
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
         """What the network sows within a capture."""
@@ -121,10 +128,10 @@ class Experiment:
                     jnp.zeros((1, *self._dataset.image_shape)),
                     train=False,
                 )
-        except ValueError as error:
+        except models.NetworkError as error:
             raise self._unfit(error) from error
 
-    def _unfit(self, error: ValueError) -> UserError:
+    def _unfit(self, error: models.NetworkError) -> UserError:
         return UserError(f"{self._config.model} on {self._dataset.name}: {error}")
 
     def _create_feed(self, rng: jax.Array) -> InMemoryFeed | StreamedFeed:
@@ -160,7 +167,7 @@ class Experiment:
                 self._init_rng,
                 self._dataset.image_shape,
             )
-        except ValueError as error:
+        except models.NetworkError as error:
             raise self._unfit(error) from error
         return self._devices.put(
             Progress(state, epoch.zero_totals(self._optimizer.measures))
@@ -220,19 +227,3 @@ class Experiment:
         """
         powers = jax.device_get(insgd_optax.input_powers(state.opt_state))
         return {name: float(np.mean(power)) for name, power in powers.items()}
-
-
-def _literal(text: str) -> Any:
-    """A Python literal's value, such as that of False or 0.5; else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
-def _given(config: RunConfig) -> str:
-    """The options that reach the network, as they are given."""
-    given = [] if config.batch_norm else ["--no-batch-norm"]
-    if config.model_options:
-        given.append(" ".join(["--model-options", *config.model_options]))
-    return " and ".join(given)

@@ -1,8 +1,34 @@
-"""What a user must hear of a run's metrics, each once."""
+"""What a user must hear of a run's options and metrics, each once."""
 
 import math
 
+from train.config import RunConfig
 from train.run.metrics import Row
+
+
+def of_schedule(config: RunConfig) -> str | None:
+    """Says where a run is too short for its learning rate schedule; else None."""
+    epochs, warmup = config.epochs, config.warmup_epochs
+    if warmup >= epochs:
+        return (
+            f"--warmup-epochs {warmup} takes all of the {epochs} epochs: the learning "
+            "rate rises until the end. Give a shorter warm-up, or more --epochs."
+        )
+    if config.schedule == "steps" and min(config.milestones) >= epochs:
+        return (
+            f"--schedule steps: the learning rate never drops, as the first of "
+            f"--milestones {' '.join(map(str, config.milestones))} is not before the "
+            f"end of the {epochs} epochs. Give earlier milestones."
+        )
+    period = config.restart_epochs
+    if config.schedule == "cosine" and epochs - warmup < period:
+        share = 0.5 * (1 + math.cos(math.pi * (epochs - warmup) / period))
+        return (
+            f"--schedule cosine: the learning rate falls to {share:.3g} of its start "
+            f"alone, as --restart-epochs {period} is more than the {epochs - warmup} "
+            f"epochs there are. Give --restart-epochs {epochs - warmup}."
+        )
+    return None
 
 
 class Warnings:

@@ -106,10 +106,25 @@ class Covariance(NamedTuple):
         }
 
 
+# Options that only some optimizers have, and in words which.
+OPTIONS = {
+    "momentum": "SGD, LARS, LSALR, Momo, lms-newton and INSGD",
+    "scope": "INSGD",
+    "normalizer": "INSGD",
+    "polyak_factor": "SGD, INSGD and lms-newton",
+    "damping": "lms-newton, adamw+cov and muon+cov",
+    "covariance_every": "lms-newton, adamw+cov and muon+cov",
+    "conv_covariance": "lms-newton, adamw+cov and muon+cov",
+}
+_MOMENTUM = frozenset({"momentum"})
+_BOUNDED = frozenset({"momentum", "polyak_factor"})
+_COVARIANCE = frozenset({"damping", "covariance_every", "conv_covariance"})
+
+
 class _Entry(NamedTuple):
     make: Callable[..., Optimizer]
     learning_rate: float
-    bounded: bool = False  # Whether it can have a Polyak bound.
+    options: frozenset[str] = frozenset()  # Those of `OPTIONS` that it has.
 
 
 def _sgd(learning_rate, *, momentum, weight_decay, polyak_factor, **_) -> Optimizer:
@@ -276,7 +291,7 @@ def _insgd(
 # PyTorch's, LARS moves a weight by about a thousandth of its norm a step, and Momo,
 # Prodigy and D-Adaptation have optax's.
 _OPTIMIZERS = {
-    "sgd": _Entry(_sgd, 0.1, bounded=True),
+    "sgd": _Entry(_sgd, 0.1, _BOUNDED),
     "adam": _Entry(functools.partial(_rescaled, optax.scale_by_adam), 0.001),
     "adagrad": _Entry(functools.partial(_rescaled, torch_rules.scale_by_adagrad), 0.1),
     "adadelta": _Entry(functools.partial(_rescaled, optax.scale_by_adadelta), 0.1),
@@ -287,19 +302,21 @@ _OPTIMIZERS = {
         ),
         0.01,
     ),
-    "lars": _Entry(_lars, 1.0),
-    "lsalr": _Entry(_lsalr, 0.1),
-    "momo": _Entry(_momo, 1.0),
+    "lars": _Entry(_lars, 1.0, _MOMENTUM),
+    "lsalr": _Entry(_lsalr, 0.1, _MOMENTUM),
+    "momo": _Entry(_momo, 1.0, _MOMENTUM),
     "prodigy": _Entry(functools.partial(_decoupled, optax.contrib.prodigy), 1.0),
     "dadapt-adamw": _Entry(
         functools.partial(_decoupled, optax.contrib.dadapt_adamw), 1.0
     ),
     "adamw": _Entry(functools.partial(_decoupled, optax.adamw), 0.001),
     "muon": _Entry(functools.partial(_decoupled, _muon), 0.01),
-    "lms-newton": _Entry(_lms_newton, 0.03, bounded=True),
-    "adamw+cov": _Entry(functools.partial(_redirected, optax.adamw), 0.003),
-    "muon+cov": _Entry(functools.partial(_redirected, _muon), 0.01),
-    "insgd-as-released": _Entry(_insgd_as_released, 0.1),
+    "lms-newton": _Entry(_lms_newton, 0.03, _BOUNDED | _COVARIANCE),
+    "adamw+cov": _Entry(
+        functools.partial(_redirected, optax.adamw), 0.003, _COVARIANCE
+    ),
+    "muon+cov": _Entry(functools.partial(_redirected, _muon), 0.01, _COVARIANCE),
+    "insgd-as-released": _Entry(_insgd_as_released, 0.1, _MOMENTUM),
 }
 _INSGD_PREFIX = "insgd-l"
 _INSGD_LEARNING_RATE = 0.1
@@ -317,7 +334,11 @@ def _entry(name: str) -> _Entry:
         prefix, p = "", math.nan
     if prefix != _INSGD_PREFIX or not p >= 1:
         raise ValueError(f"unknown optimizer {name!r}: give one of {CHOICES}")
-    return _Entry(functools.partial(_insgd, p=p), _INSGD_LEARNING_RATE, bounded=True)
+    return _Entry(
+        functools.partial(_insgd, p=p),
+        _INSGD_LEARNING_RATE,
+        _BOUNDED | {"scope", "normalizer"},
+    )
 
 
 def register(name: str, make: Callable[..., Optimizer], learning_rate: float) -> None:
@@ -334,7 +355,8 @@ def register(name: str, make: Callable[..., Optimizer], learning_rate: float) ->
     """
     if name in _OPTIMIZERS or name.startswith(_INSGD_PREFIX):
         raise ValueError(f"{name!r} is the name of an optimizer already")
-    _OPTIMIZERS[name] = _Entry(make, learning_rate)
+    # What it makes of its keywords is not known here; a bound it has not.
+    _OPTIMIZERS[name] = _Entry(make, learning_rate, OPTIONS.keys() - {"polyak_factor"})
 
 
 def check_name(name: str) -> None:
@@ -349,12 +371,17 @@ def is_insgd(name: str) -> bool:
 
 def uses_covariance(name: str) -> bool:
     """Whether an optimizer uses the covariance of the layers' inputs."""
-    return name == "lms-newton" or name.endswith("+cov")
+    return "damping" in _entry(name).options
 
 
 def can_be_bounded(name: str) -> bool:
     """Whether an optimizer takes `polyak_factor`."""
-    return _entry(name).bounded
+    return has_option(name, "polyak_factor")
+
+
+def has_option(name: str, option: str) -> bool:
+    """Whether an optimizer has one of `OPTIONS`."""
+    return option in _entry(name).options
 
 
 def default_learning_rate(name: str) -> float:

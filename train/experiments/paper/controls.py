@@ -41,6 +41,8 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
         "optimizer": "sgd",
         "learning_rate": float(f"{rate:.3g}"),
         "polyak_factor": None,  # In the rate already.
+        "scope": RunConfig.scope,  # INSGD's own, like the normalizer.
+        "normalizer": RunConfig.normalizer,
     }
 
 
@@ -65,3 +67,10 @@ def of(row: Sequence[RunConfig]) -> dict[str, list[RunConfig | None]]:
         return {}
     rows = {control.name: [control.config(run) for run in row] for control in CONTROLS}
     return {name: runs for name, runs in rows.items() if runs != list(row)}
+
+
+def names(optimizer: str) -> list[str]:
+    """What `of` has for a row of an optimizer, before anything is run."""
+    if not optimizers.is_insgd(optimizer):
+        return []
+    return [control.name for control in CONTROLS]

@@ -256,11 +256,11 @@ def options(table: Table, row: Row, epochs: int | None = None) -> dict[str, Any]
         chosen["restart_epochs"] = max(1, round(chosen["restart_epochs"] * share))
         return chosen
     moved = {round(epoch * share) for epoch in chosen["milestones"]}
-    inside = tuple(sorted(moved & set(range(1, chosen["epochs"]))))
+    inside = tuple(sorted(epoch for epoch in moved if 1 <= epoch < chosen["epochs"]))
     if inside:
         chosen["milestones"] = inside
     else:
-        del chosen["milestones"]
+        del chosen["milestones"], chosen["milestone_factor"]
         chosen["schedule"] = "constant"
     return chosen
 

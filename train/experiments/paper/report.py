@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from train import markdown
 from train.config import RunConfig
 from train.experiments import results, series
-from train.experiments.paper import presets
+from train.experiments.paper import controls, presets
 from train.experiments.paper.presets import Figure, Table
 
 
@@ -29,8 +29,16 @@ class Line:
     top5: Figure | None = None
 
 
-def dry_run(number: int, table: Table, epochs: int) -> str:
-    """The presets of a table: what would be run."""
+def dry_run(
+    number: int,
+    table: Table,
+    epochs: int,
+    *,
+    seeds: int,
+    dataset: str,
+    with_controls: bool,
+) -> str:
+    """What would be run: the presets of a table, with the options given."""
     header = ["Optimizer", *table.columns.values(), "Learning rate", "Paper, top-1"]
     top5 = _has_top5(table)
     header += ["Paper, top-5"] * top5
@@ -57,10 +65,14 @@ def dry_run(number: int, table: Table, epochs: int) -> str:
                 f"{chosen['momentum']:g}",
             ]
         )
+        if with_controls:
+            for name in controls.names(chosen["optimizer"]):
+                rows.append([f"+ {name}", *([""] * (len(header) - 1))])
     return "\n\n".join(
         [
-            f"{_title(number, table)} {table.dataset}, {table.seeds} seeds.",
+            f"{_title(number, table)} {dataset}, {seeds} seed{'s' * (seeds > 1)}.",
             markdown.table(header, rows),
+            *notes(table, seeds, epochs, dataset)[1:],
         ]
     )
 

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from train.config import ParallelName, RunConfig
+from train.config import (
+    MOST_EPOCHS,
+    MOST_PROCESSES,
+    MOST_SEEDS,
+    ParallelName,
+    RunConfig,
+    check_numbers,
+)
 from train.data import registry
 from train.experiments import report_files, series
 from train.experiments.paper import controls, presets
@@ -49,14 +56,12 @@ class TableConfig:
     def __post_init__(self):
         if self.dataset is not None:
             registry.check_name(self.dataset)
-        for name in ("seeds", "epochs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
-        if self.data_workers is not None and self.data_workers < 0:
-            raise ValueError(
-                f"--data-workers must be at least 0, got {self.data_workers}"
-            )
+        check_numbers(
+            self,
+            seeds=(1, MOST_SEEDS),
+            epochs=(1, MOST_EPOCHS),
+            data_workers=(0, MOST_PROCESSES),
+        )
 
 
 def table(config: TableConfig) -> int:
@@ -64,10 +69,19 @@ def table(config: TableConfig) -> int:
     chosen = presets.TABLES[config.number]
     epochs = config.epochs or chosen.epochs
     seeds = config.seeds or chosen.seeds
+    dataset = registry.absolute(config.dataset or chosen.dataset)
     if config.dry_run:
-        print(table_report.dry_run(config.number, chosen, epochs))
+        print(
+            table_report.dry_run(
+                config.number,
+                chosen,
+                epochs,
+                seeds=seeds,
+                dataset=dataset,
+                with_controls=config.controls,
+            )
+        )
         return 0
-    dataset = config.dataset or chosen.dataset
     lines = [
         Line(
             tuple(

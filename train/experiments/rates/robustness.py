@@ -3,7 +3,7 @@
 import dataclasses
 
 from train import markdown
-from train.config import RunConfig, Setting, option
+from train.config import FLOAT32_MAX, RunConfig, Setting, option
 from train.experiments import plots, report_files, results, series, variants
 from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import (
@@ -13,6 +13,9 @@ from train.experiments.rates.points import (
     within_margin,
 )
 from train.experiments.workers import Processes
+
+# Of the options that are numbers above 0: rates are told apart by three digits.
+_MOST = {"decades": 40, "per_decade": 100, "gap": 40, "margin": 100}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +50,20 @@ class RobustnessConfig(Setting):
 
     def __post_init__(self):
         super().__post_init__()
-        variants.check(self.optimizers, self.seeds)
-        for name in ("decades", "per_decade", "gap", "margin"):
-            if not getattr(self, name) > 0:
+        variants.check(self, self.optimizers, self.seeds)
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if not 0 < value <= most:
                 raise ValueError(
-                    f"{option(name)} must be greater than 0, got {getattr(self, name)}"
+                    f"{option(name)} must be greater than 0, at most {most}, got "
+                    f"{value}"
+                )
+        for text in self.optimizers:
+            rates = _rates(self, text)
+            if not 1 / FLOAT32_MAX <= rates[0] <= rates[-1] <= FLOAT32_MAX:
+                raise ValueError(
+                    f"--decades {self.decades:g} around the learning rate of {text!r} "
+                    "reach beyond what float32 holds: give fewer"
                 )
 
 
@@ -87,9 +99,12 @@ def _all(configs: dict[str, dict[float, list[RunConfig]]]) -> list[RunConfig]:
 
 
 def _grid(config: RobustnessConfig, text: str) -> dict[float, list[RunConfig]]:
+    return {rate: _runs(config, text, rate) for rate in _rates(config, text)}
+
+
+def _rates(config: RobustnessConfig, text: str) -> list[float]:
     center = variants.parse(text).config(config, seed=0).initial_learning_rate
-    rates = rate_search.grid(center, config.decades, config.per_decade)
-    return {rate: _runs(config, text, rate) for rate in rates}
+    return rate_search.grid(center, config.decades, config.per_decade)
 
 
 def _runs(config: RobustnessConfig, text: str, rate: float) -> list[RunConfig]:

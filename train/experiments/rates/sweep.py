@@ -3,7 +3,7 @@
 import dataclasses
 
 from train import markdown
-from train.config import Setting
+from train.config import FLOAT32_MAX, Setting
 from train.experiments import plots, report_files, results, series, variants
 from train.experiments.rates.points import MARGIN, Point, usable_range
 from train.experiments.workers import Processes
@@ -23,9 +23,18 @@ class SweepConfig(Setting):
 
     def __post_init__(self):
         super().__post_init__()
-        variants.check(self.optimizers, self.seeds)
+        variants.check(self, self.optimizers, self.seeds)
         if not self.learning_rates:
             raise ValueError("--learning-rates must be one or more")
+        for rate in self.learning_rates:
+            # 0 has no place on a logarithmic axis.
+            if not 0 < rate <= FLOAT32_MAX:
+                raise ValueError(
+                    f"--learning-rates must be numbers above 0, got {rate}"
+                )
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            rates = " ".join(f"{rate:g}" for rate in self.learning_rates)
+            raise ValueError(f"--learning-rates names one twice: {rates}")
         for text in self.optimizers:
             if variants.parse(text).learning_rate is not None:
                 raise ValueError(f"{text!r}: in a sweep, rates go to --learning-rates")

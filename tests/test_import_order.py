@@ -1,0 +1,112 @@
+"""Who may import whom: every import runs one way, and folders stay small."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("insgd_optax", "models", "train")
+# What each package, and each room of the application, may import beside itself.
+MAY_IMPORT = {
+    "insgd_optax": set(),
+    "models": set(),
+    "train": {"insgd_optax", "models"},
+    "train/data": set(),
+    "train/training": {"train/data"},
+    "train/run": {"train/training", "train/data"},
+    "train/experiments": {"train/run", "train/training", "train/data"},
+    "train/benchmark": {"train/training"},
+}
+# Files outside the rooms that use some; rooms use the first, the last uses all.
+ABOVE = {
+    "train/config.py": {"train/data", "train/training"},
+    "train/cli.py": {room for room in MAY_IMPORT if room.startswith("train/")},
+    "train/__main__.py": set(),
+}
+MOST_FILES = 14
+
+
+def sources(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path, *, lazy):
+    """Files of ours that a file imports; if lazy, within functions too."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if lazy else top_level(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {file for name in names if (file := file_of(name))}
+    return found - {path}
+
+
+def top_level(node):
+    """What runs when a file is imported."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from top_level(child)
+
+
+def file_of(name):
+    """The file that a dotted name is, or is in; None if it is not ours."""
+    parts = name.split(".")
+    if parts[0] not in PACKAGES:
+        return None
+    while parts:
+        path = ROOT.joinpath(*parts)
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            return path / "__init__.py"
+        parts.pop()
+    return None
+
+
+def room(path):
+    """Where a file stands: a room of the application, or a package."""
+    parts = path.relative_to(ROOT).parts
+    depth = 2 if parts[0] == "train" and len(parts) > 2 else 1
+    return "/".join(parts[:depth])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package):
+    wrong = []
+    for path in sources(package):
+        here, name = room(path), str(path.relative_to(ROOT))
+        allowed = {here} | MAY_IMPORT[here] | ABOVE.get(name, set())
+        if here.startswith("train/"):
+            allowed |= {"train", *MAY_IMPORT["train"]}
+        wrong += [
+            f"{name} imports {file.relative_to(ROOT)}"
+            for file in imported(path, lazy=True)
+            if room(file) not in allowed
+        ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nobody_imports_in_a_circle(package):
+    graph = {path: imported(path, lazy=False) for path in sources(package)}
+    # Raises a CycleError that shows the circle.
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_what_all_use_imports_nothing_above_it():
+    for path in sources("train/data") + sources("train/training"):
+        names = {str(file.relative_to(ROOT)) for file in imported(path, lazy=True)}
+        assert not names & ABOVE.keys(), path
+
+
+@pytest.mark.parametrize("package", ["models", "train"])
+def test_folders_stay_small(package):
+    for folder in {path.parent for path in sources(package)}:
+        assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder

@@ -1,0 +1,119 @@
+"""Pictures of a run, or of several side by side."""
+
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+# Drawn without pyplot: it looks for a display, and keeps every figure it makes.
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from train.run.metrics import Row
+
+_STYLES = ("-", "--", ":", "-.")
+# More names than this do not fit beside a panel.
+_MOST_NAMES = 22
+# And more than this hide the lines of the panel they stand in.
+_MOST_INSIDE = 5
+
+
+def plot_test_error(
+    runs: Mapping[str, Sequence[Sequence[Row]]],
+    path: Path,
+    control_of: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
+    """Draws test error over epochs, as Figure 3 does, one line for each optimizer.
+
+    Args:
+        runs: by the name in the legend, the rows of `metrics.jsonl` of each seed. Of
+            several seeds the line is the mean, and the band one standard deviation.
+        path: the PNG to write.
+        control_of: names of lines that are drawn broken, in the color of the line
+            whose name stands beside.
+    """
+    beside = len(runs) > _MOST_INSIDE
+    figure, (axes,) = create_figure(10 if beside else 6, panels=1)
+    drawn: dict[str, list[Line2D]] = {}
+    for name, seeds in runs.items():
+        group = drawn.setdefault(control_of.get(name, name), [])
+        color = group[0].get_color() if group else None
+        epochs = [row["epoch"] for row in seeds[0]]
+        errors = np.array(
+            [[100 * (1 - row["test_top1"]) for row in rows] for rows in seeds]
+        )
+        marker = "." if len(epochs) < 50 else None
+        (line,) = axes.plot(
+            epochs,
+            errors.mean(0),
+            _STYLES[len(group) % len(_STYLES)],
+            color=color,
+            marker=marker,
+            label=name,
+        )
+        group.append(line)
+        if len(seeds) > 1:
+            mean, std = errors.mean(0), errors.std(0, ddof=1)
+            axes.fill_between(
+                epochs, mean - std, mean + std, color=line.get_color(), alpha=0.2
+            )
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Test error (%)")
+    axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if beside:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    else:
+        axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
+    """Draws INSGD's estimates P of each weight's input, and its multipliers of the rate.
+
+    Of a network with many weights only those with the smallest and the largest
+    multipliers at the end are named.
+
+    Args:
+        rows: of `metrics.jsonl`, of a run of INSGD.
+        path: the PNG to write.
+    """
+    figure, (power, multiplier) = create_figure(11, panels=2, sharey=False)
+    epochs = [row["epoch"] for row in rows]
+    last = rows[-1]["multipliers"]
+    by_size = sorted(last, key=lambda name: last[name])
+    named = set(by_size if len(by_size) <= _MOST_NAMES else by_size[:5] + by_size[-5:])
+    for axes, values, label in (
+        (power, "powers", "Power P of the input"),
+        (multiplier, "multipliers", "Multiplier of the learning rate"),
+    ):
+        for number, name in enumerate(rows[0][values]):
+            style = _STYLES[number // 10 % len(_STYLES)]
+            line = [row[values][name] for row in rows]
+            # A label that starts with an underscore stays out of the legend.
+            label_of_line = name if name in named else f"_{name}"
+            axes.plot(epochs, line, style, marker=".", label=label_of_line)
+        axes.set_yscale("log")
+        axes.set_xlabel("Epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    mean = [row["mean_multiplier"] for row in rows]
+    multiplier.plot(epochs, mean, "k", lw=2.5, marker=".", label="mean")
+    multiplier.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
+    figure.savefig(path, dpi=150)
+
+
+def create_figure(
+    width: float, panels: int, sharey: bool = True
+) -> tuple[Figure, Sequence[Axes]]:
+    """Makes a figure of panels side by side, in inches."""
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    return figure, panels
