@@ -15,6 +15,7 @@ from PIL import Image
 
 import models
 from train import cli
+from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
 from train.data.registry import Preprocessing
@@ -22,6 +23,7 @@ from train.run import folder as run_folder
 from train.run import metrics
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
+from train.training import programs
 
 from .tiny_cnn import TinyCNN
 
@@ -172,6 +174,46 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
         jax.tree.leaves(final_state(run, small_digits)),
         jax.tree.leaves(final_state(tmp_path / "whole", small_digits)),
     )
+
+
+@pytest.mark.parametrize(
+    ("way", "chunk_steps", "last_step"),
+    [("jit", 50, 2), ("jit", 3, 10), ("pmap", 4, 5)],
+)
+def test_a_run_stopped_inside_an_epoch_goes_on_in_other_chunks(
+    train, tmp_path, small_digits, monkeypatch, way, chunk_steps, last_step
+):
+    """As from a CPU, with a step a chunk, to an accelerator."""
+    options = ("--epochs", "3", "--batch-size", "8", "--parallel", way)
+    train(*options, run_dir="whole")
+    train_chunk = Experiment.train_chunk
+    with monkeypatch.context() as patch:
+
+        def stop(self, progress, step, num_steps):
+            if step == last_step - 1:
+                signal.raise_signal(signal.SIGTERM)
+            return train_chunk(self, progress, step, num_steps)
+
+        patch.setattr(Experiment, "train_chunk", stop)
+        train(*options, run_dir="stopped")
+    run = tmp_path / "stopped"
+    monkeypatch.setattr(programs, "default_chunk_steps", lambda: chunk_steps)
+
+    assert cli.main(["--resume", str(run)]) == 0
+
+    assert [row["step"] for row in rows(run)] == [6, 12, 18]
+    states = [final_state(path, small_digits) for path in (run, tmp_path / "whole")]
+    assert [int(np.ravel(progress.state.step)[0]) for progress in states] == [18, 18]
+    # A longer chunk is another program, which may round otherwise.
+    for got, expected in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_chunk_that_passes_the_end_of_its_epoch_is_refused(small_digits):
+    config = RunConfig(parallel="jit", batch_size=16, optimizer="sgd")
+    experiment = Experiment(config, small_digits)
+    with pytest.raises(ValueError, match="2 steps from step 5 pass the end.*3 steps"):
+        experiment.train_chunk(None, 5, 2)
 
 
 def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):

@@ -73,9 +73,17 @@ def fit(
 
 
 def _remaining(lengths: list[int], done: int) -> list[int]:
-    """The chunks of an epoch of which `done` steps are done."""
+    """The chunks of an epoch after its first `done` steps.
+
+    A run may stop inside what is a chunk now: on other hardware, or with another
+    --chunk-steps, chunks had another length. The first chunk is then cut.
+    """
     ends = itertools.accumulate(lengths)
-    return [length for length, end in zip(lengths, ends, strict=True) if end > done]
+    return [
+        min(length, end - done)
+        for length, end in zip(lengths, ends, strict=True)
+        if end > done
+    ]
 
 
 def _row(experiment: Experiment, progress: Progress, step: int) -> Row:
