@@ -178,7 +178,7 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
 
 @pytest.mark.parametrize(
     ("way", "chunk_steps", "last_step"),
-    [("jit", 50, 2), ("jit", 3, 10), ("pmap", 4, 5)],
+    [("jit", 50, 2), ("pmap", 4, 11)],
 )
 def test_a_run_stopped_inside_an_epoch_goes_on_in_other_chunks(
     train, tmp_path, small_digits, monkeypatch, way, chunk_steps, last_step
@@ -225,6 +225,45 @@ def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
     assert "after epoch 1 (best" in capsys.readouterr().out
     assert train("--resume", str(tmp_path / "run"), "--epochs", "3") == 0
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
+    train, tmp_path, monkeypatch, capsys
+):
+    train("--epochs", "3", run_dir="whole")
+    train("--epochs", "1")
+    run = tmp_path / "run"
+    train_chunk = Experiment.train_chunk
+    with monkeypatch.context() as patch:
+
+        def stop(self, progress, step, num_steps):
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return train_chunk(self, progress, step, num_steps)
+
+        patch.setattr(Experiment, "train_chunk", stop)
+        options = ("--epochs", "3", "--tensorboard")
+        assert train("--resume", str(run), *options) == 128 + signal.SIGTERM
+    assert f"Go on with: python -m train --resume {run}\n" in capsys.readouterr().out
+    recorded = run_folder.load(run).config
+    assert (recorded.epochs, recorded.tensorboard) == (3, True)
+    assert (recorded.run_dir, recorded.resume) == (run, None)
+
+    assert cli.main(["--resume", str(run)]) == 0
+    assert rows(run) == rows(tmp_path / "whole")
+
+
+def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):
+    train("--epochs", "3")
+    run = tmp_path / "run"
+    before = (run / "record.json").read_text()
+    capsys.readouterr()
+    assert train("--resume", str(run), "--epochs", "2") == 2
+    err = capsys.readouterr().err
+    assert f"{run} has trained for 3 epochs already, more than --epochs 2" in err
+    assert "at least 3" in err
+    assert (run / "record.json").read_text() == before
+    assert len(rows(run)) == 3
 
 
 def test_another_run_is_not_resumed(train, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from train.config import RunConfig
 from train.data import registry
+from train.errors import UserError
 from train.experiments import plots
 from train.run import folder as run_folder
 from train.run import loop, metrics
@@ -70,6 +72,9 @@ def _run(config: RunConfig, lock: RunLock) -> int:
     if checkpoints.latest_step is not None:
         progress = checkpoints.restore(checkpoints.latest_step, like=progress)
     first_step = int(progress.state.step)
+    _check_epochs(config, folder, first_step, experiment.steps_per_epoch)
+    if config.resume is not None and distributed.is_first():
+        folder.record_options(config)
     print(
         f"{config.model} on {dataset.name} ({dataset.num_train} training, "
         f"{dataset.num_test} test images) with {config.optimizer}, learning "
@@ -125,6 +130,19 @@ def _run(config: RunConfig, lock: RunLock) -> int:
     print(_closing_line(rows, folder))
     # Finished all the same; but after it nothing should start.
     return 128 + stop.signal if stop else 0
+
+
+def _check_epochs(
+    config: RunConfig, folder: RunFolder, first_step: int, steps_per_epoch: int
+) -> None:
+    """Raises if a run has gone further than it shall."""
+    if first_step > config.epochs * steps_per_epoch:
+        done = first_step / steps_per_epoch
+        raise UserError(
+            f"The run {folder.path} has trained for {done:g} epochs already, more than "
+            f"--epochs {config.epochs}. To go on with it, give at least "
+            f"{math.ceil(done)}; to have fewer, start a new run."
+        )
 
 
 def _epoch_line(row: Row, num_epochs: int) -> str:

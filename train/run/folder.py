@@ -1,6 +1,8 @@
 """The folder a run leaves behind: what it was, what it measured, where it stands."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,25 @@ class RunFolder:
         """The options the run was started with."""
         return RunConfig.from_json(self.record["config"])
 
+    def record_options(self, config: RunConfig) -> None:
+        """Records options that were changed on resuming, which hold from then on.
+
+        The folder stays recorded as it was made.
+
+        Args:
+            config: all options; other than in those of `FREE_ON_RESUME` it is equal to
+                the recorded ones.
+        """
+        places = {name: getattr(self.config, name) for name in ("runs_dir", "run_dir")}
+        options = dataclasses.replace(config, resume=None, **places).to_json()
+        if options == self.record["config"]:
+            return
+        self.record["config"] = options
+        # Aside first, so that a process killed here leaves a whole record.
+        partial = (self.path / RECORD).with_suffix(".partial")
+        partial.write_text(_text(self.record))
+        os.replace(partial, self.path / RECORD)
+
     def check_dataset(self, description: dict[str, Any]) -> None:
         """Raises unless the data are those the run was started with."""
         recorded = self.record["dataset"]
@@ -92,7 +113,7 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
     }
     # Of two commands that found the folder empty one comes first.
     with (path / RECORD).open("x") as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+        file.write(_text(record))
     return RunFolder(path, record)
 
 
@@ -118,6 +139,10 @@ def load(path: Path) -> RunFolder:
             "Start a new run."
         ) from error
     return folder
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"
 
 
 def _make_next(parent: Path, name: str) -> Path:
