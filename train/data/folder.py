@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.data import cache as array_cache
 from train.data import decode, image_folder
 from train.data.augment import Augmentation
@@ -84,7 +84,9 @@ def _decode(
     first: tuple[str, tuple[int, ...]] | None = None
     for split in SPLITS:
         images, labels = [], []
-        for example in tqdm(sources[split], f"Decoding {split} images", leave=False):
+        for example in progress_bars.bar(
+            sources[split], f"Decoding {split} images", leave=False
+        ):
             name = example["filename"].decode()
             try:
                 image = decode.rgb(example["image"])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.data import cache as array_cache
 from train.data import decode
 from train.data.cifar import Cifar
@@ -69,7 +69,9 @@ def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             split, decoders={"image": tfds.decode.SkipDecoding()}
         )
         images, labels = [], []
-        for example in tqdm(source, f"Decoding {split} images", leave=False):
+        for example in progress_bars.bar(
+            source, f"Decoding {split} images", leave=False
+        ):
             images.append(decode.rgb(example["image"]))
             labels.append(example["label"])
         arrays[f"{split}_images"] = np.stack(images)
@@ -104,7 +106,7 @@ def _download(cifar: Cifar, path: Path) -> None:
         with (
             urllib.request.urlopen(cifar.url, timeout=10) as response,
             partial.open("wb") as file,
-            tqdm(
+            progress_bars.bar(
                 total=int(response.headers.get("Content-Length") or 0) or None,
                 desc=cifar.archive,
                 unit="B",

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.config import RunConfig
 from train.data import registry
 from train.errors import UserError
@@ -100,9 +100,9 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         stop_in_any = distributed.any_process(bool(stop))
         if not is_first:
             return
-        tqdm.write(_epoch_line(row, config.epochs))
+        progress_bars.write(_epoch_line(row, config.epochs))
         for warning in warnings.new(row):
-            tqdm.write(f"Warning: {warning}", file=sys.stderr)
+            progress_bars.write(f"Warning: {warning}", file=sys.stderr)
 
     with StopRequest() as stop:
         progress = loop.fit(

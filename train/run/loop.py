@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.run.experiment import Experiment
 from train.run.metrics import Row
 from train.training import distributed
@@ -43,7 +43,7 @@ def fit(
     step = int(progress.state.step)
     with (
         contextlib.closing(experiment),
-        tqdm(
+        progress_bars.bar(
             total=num_epochs * steps_per_epoch,
             initial=step,
             unit="step",
