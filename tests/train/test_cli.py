@@ -18,7 +18,7 @@ from train import cli
 from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
-from train.data.registry import Preprocessing
+from train.data.registry import Preprocessing, Split
 from train.run import folder as run_folder
 from train.run import metrics
 from train.run.checkpoints import Checkpoints
@@ -251,6 +251,30 @@ def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
 
     assert cli.main(["--resume", str(run)]) == 0
     assert rows(run) == rows(tmp_path / "whole")
+
+
+def test_replaced_images_are_noticed(
+    train, tmp_path, monkeypatch, small_digits, capsys
+):
+    train("--epochs", "1")
+    run = tmp_path / "run"
+    images = small_digits.train.images.copy()
+    images[7, 0, 0, 0] ^= 1
+    other = Split(images, small_digits.train.labels)
+    other = dataclasses.replace(small_digits, train=other, fingerprint="")
+    monkeypatch.setattr(digits, "load", lambda: other)
+    for command in (["--resume", str(run), "--epochs", "2"], ["eval", str(run)]):
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        err = capsys.readouterr().err
+        assert f"The data are not those of the run {run}: images, labels" in err
+    # A record of an earlier version has none to compare.
+    record = json.loads((run / "record.json").read_text())
+    del record["dataset"]["fingerprint"]
+    (run / "record.json").write_text(json.dumps(record))
+    assert cli.main(["--resume", str(run), "--epochs", "2"]) == 0
+    assert "Warning: " in capsys.readouterr().err
+    assert len(rows(run)) == 2
 
 
 def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):

@@ -72,3 +72,17 @@ def test_other_data_are_noticed(tmp_path):
     folder.check_dataset(DATA)
     with pytest.raises(UserError, match="train_images was 3, is 4"):
         folder.check_dataset(DATA | {"train_images": 4})
+
+
+def test_replaced_images_are_noticed_if_a_fingerprint_was_recorded(tmp_path, capsys):
+    now = DATA | {"fingerprint": "b"}
+    folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA | {"fingerprint": ""})
+    with pytest.raises(UserError, match="images, labels or file names are others"):
+        folder.check_dataset(now)
+    folder.warn_without_fingerprint()
+    assert capsys.readouterr().err == ""
+
+    old = run_folder.create(RunConfig(runs_dir=tmp_path), DATA)
+    old.check_dataset(now)
+    old.warn_without_fingerprint()
+    assert "without a fingerprint of the data" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import numpy as np
 
 from train import progress as progress_bars
 from train.data import cache as array_cache
-from train.data import decode
+from train.data import decode, file_state
 from train.data.cifar import Cifar
 from train.data.registry import ImageDataset, Split
 from train.data.tfds.data_dir import data_dir, find
@@ -30,9 +30,7 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
     """
     folder = _find(cifar)
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    states = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
-    ]
+    states = [(path.name, *file_state.of(path.stat())) for path in files]
     fingerprint = hashlib.sha256(repr(states).encode()).hexdigest()
     cache = cache_dir / cifar.name
     found = array_cache.read(cache, fingerprint)

@@ -68,6 +68,7 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         )
     else:
         folder.check_dataset(dataset.describe())
+        folder.warn_without_fingerprint()
     checkpoints = Checkpoints(folder.checkpoints)
     if checkpoints.latest_step is not None:
         progress = checkpoints.restore(checkpoints.latest_step, like=progress)

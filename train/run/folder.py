@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,41 @@ class RunFolder:
         partial.write_text(_text(self.record))
         os.replace(partial, self.path / RECORD)
 
+    @property
+    def has_fingerprint(self) -> bool:
+        """Whether its data can be told from others: earlier versions kept none."""
+        return "fingerprint" in self.record["dataset"]
+
     def check_dataset(self, description: dict[str, Any]) -> None:
-        """Raises unless the data are those the run was started with."""
+        """Raises unless the data are those the run was started with.
+
+        A record of an earlier version, without a fingerprint of the data, passes.
+        """
         recorded = self.record["dataset"]
         for name, value in description.items():
+            if name == "fingerprint" and not self.has_fingerprint:
+                continue
             if recorded.get(name) != value:
+                what = (
+                    "images, labels or file names are others, their fingerprint"
+                    if name == "fingerprint"
+                    else name
+                )
                 raise UserError(
-                    f"The data are not those of the run {self.path}: {name} was "
+                    f"The data are not those of the run {self.path}: {what} was "
                     f"{recorded.get(name)}, is {value}. Bring back the data it was "
                     "started with, or start a new run."
                 )
+
+    def warn_without_fingerprint(self) -> None:
+        """Says so if images may have been replaced unnoticed."""
+        if not self.has_fingerprint:
+            print(
+                f"Warning: {self.path / RECORD} is of an earlier version, without a "
+                "fingerprint of the data: images that were replaced since the run was "
+                "started are not noticed.",
+                file=sys.stderr,
+            )
 
 
 def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
