@@ -64,7 +64,7 @@ class RunFolder:
         """
         places = {name: getattr(self.config, name) for name in ("runs_dir", "run_dir")}
         options = dataclasses.replace(config, resume=None, **places).to_json()
-        if options == self.record["config"]:
+        if options == self.config.to_json():
             return
         self.record["config"] = options
         # Aside first, so that a process killed here leaves a whole record.
