@@ -18,11 +18,12 @@ from train import cli
 from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
-from train.data.registry import Preprocessing
+from train.data.registry import Preprocessing, Split
 from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
+from train.training import programs
 
 from .tiny_cnn import TinyCNN
 
@@ -175,6 +176,46 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
     )
 
 
+@pytest.mark.parametrize(
+    ("way", "chunk_steps", "last_step"),
+    [("jit", 50, 2), ("pmap", 4, 11)],
+)
+def test_a_run_stopped_inside_an_epoch_goes_on_in_other_chunks(
+    train, tmp_path, small_digits, monkeypatch, way, chunk_steps, last_step
+):
+    """As from a CPU, with a step a chunk, to an accelerator."""
+    options = ("--epochs", "3", "--batch-size", "8", "--parallel", way)
+    train(*options, run_dir="whole")
+    train_chunk = Experiment.train_chunk
+    with monkeypatch.context() as patch:
+
+        def stop(self, progress, step, num_steps):
+            if step == last_step - 1:
+                signal.raise_signal(signal.SIGTERM)
+            return train_chunk(self, progress, step, num_steps)
+
+        patch.setattr(Experiment, "train_chunk", stop)
+        train(*options, run_dir="stopped")
+    run = tmp_path / "stopped"
+    monkeypatch.setattr(programs, "default_chunk_steps", lambda: chunk_steps)
+
+    assert cli.main(["--resume", str(run)]) == 0
+
+    assert [row["step"] for row in rows(run)] == [6, 12, 18]
+    states = [final_state(path, small_digits) for path in (run, tmp_path / "whole")]
+    assert [int(np.ravel(progress.state.step)[0]) for progress in states] == [18, 18]
+    # A longer chunk is another program, which may round otherwise.
+    for got, expected in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_chunk_that_passes_the_end_of_its_epoch_is_refused(small_digits):
+    config = RunConfig(parallel="jit", batch_size=16, optimizer="sgd")
+    experiment = Experiment(config, small_digits)
+    with pytest.raises(ValueError, match="2 steps from step 5 pass the end.*3 steps"):
+        experiment.train_chunk(None, 5, 2)
+
+
 def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
     train("--epochs", "3", run_dir="whole")
     train("--epochs", "1")
@@ -184,6 +225,69 @@ def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
     assert "after epoch 1 (best" in capsys.readouterr().out
     assert train("--resume", str(tmp_path / "run"), "--epochs", "3") == 0
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
+    train, tmp_path, monkeypatch, capsys
+):
+    train("--epochs", "3", run_dir="whole")
+    train("--epochs", "1")
+    run = tmp_path / "run"
+    train_chunk = Experiment.train_chunk
+    with monkeypatch.context() as patch:
+
+        def stop(self, progress, step, num_steps):
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return train_chunk(self, progress, step, num_steps)
+
+        patch.setattr(Experiment, "train_chunk", stop)
+        options = ("--epochs", "3", "--tensorboard")
+        assert train("--resume", str(run), *options) == 128 + signal.SIGTERM
+    assert f"Go on with: python -m train --resume {run}\n" in capsys.readouterr().out
+    recorded = run_folder.load(run).config
+    assert (recorded.epochs, recorded.tensorboard) == (3, True)
+    assert (recorded.run_dir, recorded.resume) == (run, None)
+
+    assert cli.main(["--resume", str(run)]) == 0
+    assert rows(run) == rows(tmp_path / "whole")
+
+
+def test_replaced_images_are_noticed(
+    train, tmp_path, monkeypatch, small_digits, capsys
+):
+    train("--epochs", "1")
+    run = tmp_path / "run"
+    images = small_digits.train.images.copy()
+    images[7, 0, 0, 0] ^= 1
+    other = Split(images, small_digits.train.labels)
+    other = dataclasses.replace(small_digits, train=other, fingerprint="")
+    monkeypatch.setattr(digits, "load", lambda: other)
+    for command in (["--resume", str(run), "--epochs", "2"], ["eval", str(run)]):
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        err = capsys.readouterr().err
+        assert f"The data are not those of the run {run}: images, labels" in err
+    # A record of an earlier version has none to compare.
+    record = json.loads((run / "record.json").read_text())
+    del record["dataset"]["fingerprint"]
+    (run / "record.json").write_text(json.dumps(record))
+    assert cli.main(["--resume", str(run), "--epochs", "2"]) == 0
+    assert "Warning: " in capsys.readouterr().err
+    assert len(rows(run)) == 2
+
+
+def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):
+    train("--epochs", "3")
+    run = tmp_path / "run"
+    before = (run / "record.json").read_text()
+    capsys.readouterr()
+    assert train("--resume", str(run), "--epochs", "2") == 2
+    err = capsys.readouterr().err
+    assert f"{run} has trained for 3 epochs already, more than --epochs 2" in err
+    assert "at least 3" in err
+    assert (run / "record.json").read_text() == before
+    assert len(rows(run)) == 3
 
 
 def test_another_run_is_not_resumed(train, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`compare` and `sweep`: runs, tables, pictures, and what they are made of."""
 
+import dataclasses
 import json
 import signal
 
@@ -9,11 +10,15 @@ from PIL import Image
 
 from train import cli
 from train.config import RunConfig
+from train.data.registry import Split
 from train.experiments import series, variants
 from train.experiments.rates.points import Point, usable_range
 from train.experiments.results import Spread
+from train.run import folder as run_folder
 from train.run import plots
 from train.run.experiment import Experiment
+
+from .tiny_cnn import TinyCNN
 
 
 @pytest.fixture
@@ -59,6 +64,127 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     monkeypatch.setattr(series, "run", None)
     assert train(*command) == 0
     assert "4 of 4 runs are finished." in capsys.readouterr().out
+
+
+COMPARE = ("compare", "--optimizers", "sgd")
+
+
+@pytest.fixture
+def compared(train, tmp_path, monkeypatch, capsys):
+    """The folder of the one run of a finished series; none can be run any more."""
+    assert train(*COMPARE) == 0
+    monkeypatch.setattr(series, "run", None)
+    (path,) = tmp_path.glob("digits-*")
+    capsys.readouterr()
+    return path
+
+
+def change_record(path, part, **values):
+    record = json.loads((path / "record.json").read_text())
+    record[part].update(values)
+    (path / "record.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"momentum": 0.8}, "--momentum was 0.8, is 0.9"),  # The default, before.
+        ({"weight_decay": 1e-3}, "--weight-decay was 0.001, is 0.0005"),
+        ({"optimizer": "adam"}, "--optimizer was adam, is sgd"),
+        ({"seed": 7}, "--seed was 7, is 0"),
+    ],
+)
+def test_a_run_of_other_options_is_not_reused(
+    train, compared, capsys, options, expected
+):
+    change_record(compared, "config", **options)
+    assert train(*COMPARE) == 2
+    err = capsys.readouterr().err
+    assert f"The run {compared} was started with other options: {expected}" in err
+    assert "Move that folder away" in err
+    # Nor one that is half done.
+    (compared / "metrics.jsonl").unlink()
+    assert train(*COMPARE) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["missing", "{}", "half"])
+def test_a_run_without_its_record_is_not_reused(train, compared, capsys, damage):
+    record = compared / "record.json"
+    if damage == "missing":
+        record.unlink()
+    else:
+        record.write_text(record.read_text()[:200] if damage == "half" else damage)
+    assert train(*COMPARE) == 2
+    assert str(compared) in capsys.readouterr().err
+
+
+def test_a_run_on_other_images_is_not_reused(
+    train, compared, small_dataset, monkeypatch, capsys
+):
+    labels = np.roll(small_dataset.train.labels, 1)
+    other = dataclasses.replace(
+        small_dataset, train=Split(small_dataset.train.images, labels), fingerprint=""
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("train.data.digits.load", lambda: other)
+        assert train(*COMPARE) == 2
+        err = capsys.readouterr().err
+        assert f"The data are not those of the run {compared}: images, labels" in err
+        assert "Move that folder away" in err
+    # Of an earlier version, it is reused, but not without a word.
+    record = json.loads((compared / "record.json").read_text())
+    del record["dataset"]["fingerprint"]
+    (compared / "record.json").write_text(json.dumps(record))
+    assert train(*COMPARE) == 0
+    assert "Warning: these runs are of an earlier version" in capsys.readouterr().err
+
+
+def test_metrics_that_are_not_whole_are_not_reused(
+    train, compared, monkeypatch, capsys
+):
+    lines = (compared / "metrics.jsonl").read_text().splitlines()
+    (compared / "metrics.jsonl").write_text(lines[1] + "\n")
+    monkeypatch.setattr(series, "run", lambda *_: 0)  # It has nothing left to do.
+    assert train(*COMPARE) == 2
+    assert "its metrics are not whole" in capsys.readouterr().err
+
+
+def test_of_a_run_made_longer_the_first_epochs_count(train, compared, capsys):
+    rows = (compared / "metrics.jsonl").read_text()
+    longer = json.loads(rows.splitlines()[-1]) | {"epoch": 3, "test_top1": 0.0}
+    (compared / "metrics.jsonl").write_text(rows + json.dumps(longer) + "\n")
+    config = run_folder.load(compared).config
+    change_record(compared, "config", epochs=3)
+    config = dataclasses.replace(config, run_dir=None)
+    assert [row["epoch"] for row in series.finished(config)] == [1, 2]
+    assert train(*COMPARE) == 0
+
+
+def test_a_relative_folder_is_another_run_elsewhere(tmp_path, monkeypatch):
+    config = RunConfig(dataset="folder:images", runs_dir=tmp_path)
+    places = set()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        places.add(series.place(config))
+    absolute = dataclasses.replace(config, dataset=f"folder:{tmp_path}/there/images")
+    assert len(places) == 2
+    assert series.place(absolute) in places
+
+
+def test_corrupt_images_left_out_must_be_allowed_again(
+    tmp_path, image_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr("models.create", lambda name, **options: TinyCNN(**options))
+    (image_folder / "train/cat/1.png").write_bytes(b"no image")
+    command = [*COMPARE, "--dataset", f"folder:{image_folder}", "--epochs", "1"]
+    command += ["--batch-size", "4", "--parallel", "jit"]
+    command += ["--runs-dir", str(tmp_path / "runs")]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    assert cli.main([*command, "--skip-corrupt-images"]) == 0
+    assert cli.main(command) == 2
+    assert "1 corrupt image: " in capsys.readouterr().err
 
 
 def test_a_stop_in_the_last_step_of_a_run_ends_the_series(

@@ -80,6 +80,49 @@ def test_a_changed_folder_is_read_again(image_folder, cache, change):
     assert by_bytes(*dataset.train) == expected
 
 
+def swap(one, other):
+    aside = one.with_name(".aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize("change", ["content", "swapped classes", "swapped files"])
+def test_a_change_that_keeps_sizes_and_times_is_noticed(image_folder, cache, change):
+    cat, dog = image_folder / "train/cat", image_folder / "train/dog"
+    for path in image_folder.glob("*/*/*.png"):
+        path.with_suffix(".bmp").write_bytes(b"")
+        Image.open(path).save(path.with_suffix(".bmp"))  # All of one size.
+        path.unlink()
+        os.utime(path.with_suffix(".bmp"), (1, 1))
+    first = folder_dataset.load(str(image_folder), cache)
+    if change == "content":
+        Image.new("RGB", (32, 32), (1, 2, 3)).save(cat / "0.bmp")
+        os.utime(cat / "0.bmp", (1, 1))
+    elif change == "swapped classes":
+        swap(cat, dog)
+    else:
+        swap(cat / "0.bmp", cat / "1.bmp")
+
+    second = folder_dataset.load(str(image_folder), cache)
+
+    files = sorted((image_folder / "train").glob("*/*"))
+    labels = [second.class_names.index(path.parent.name) for path in files]
+    expected = by_bytes([np.asarray(Image.open(path)) for path in files], labels)
+    assert by_bytes(*second.train) == expected
+    assert second.describe()["fingerprint"] != first.describe()["fingerprint"]
+    again = folder_dataset.load(str(image_folder), cache)
+    assert again.describe() == second.describe()
+
+
+def test_the_fingerprint_is_of_contents_not_of_times(image_folder, cache):
+    first = folder_dataset.load(str(image_folder), cache)
+    for path in image_folder.glob("*/*/*.png"):
+        path.write_bytes(path.read_bytes())
+    second = folder_dataset.load(str(image_folder), cache)
+    assert second.describe() == first.describe()
+
+
 def test_a_damaged_cache_is_made_anew(image_folder, cache):
     first = folder_dataset.load(str(image_folder), cache)
     for path in cache.rglob("*"):

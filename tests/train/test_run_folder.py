@@ -55,6 +55,19 @@ def test_options_come_back(tmp_path):
     assert environment["command"].startswith("python -m train")
 
 
+def test_changed_options_are_recorded_and_others_left(tmp_path):
+    config = RunConfig(runs_dir=tmp_path, run_dir=tmp_path / "run", epochs=2)
+    path = run_folder.create(config, DATA).path
+    before = (path / "record.json").stat().st_ino
+    resumed = dataclasses.replace(config, run_dir=None, resume=path)
+    run_folder.load(path).record_options(resumed)
+    assert (path / "record.json").stat().st_ino == before  # Nothing was written.
+    run_folder.load(path).record_options(dataclasses.replace(resumed, epochs=9))
+    assert run_folder.load(path).config == dataclasses.replace(
+        config, epochs=9, learning_rate=0.1
+    )
+
+
 def test_a_folder_that_is_no_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         run_folder.load(tmp_path)
@@ -72,3 +85,17 @@ def test_other_data_are_noticed(tmp_path):
     folder.check_dataset(DATA)
     with pytest.raises(UserError, match="train_images was 3, is 4"):
         folder.check_dataset(DATA | {"train_images": 4})
+
+
+def test_replaced_images_are_noticed_if_a_fingerprint_was_recorded(tmp_path, capsys):
+    now = DATA | {"fingerprint": "b"}
+    folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA | {"fingerprint": ""})
+    with pytest.raises(UserError, match="images, labels or file names are others"):
+        folder.check_dataset(now)
+    folder.warn_without_fingerprint()
+    assert capsys.readouterr().err == ""
+
+    old = run_folder.create(RunConfig(runs_dir=tmp_path), DATA)
+    old.check_dataset(now)
+    old.warn_without_fingerprint()
+    assert "without a fingerprint of the data" in capsys.readouterr().err

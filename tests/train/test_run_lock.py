@@ -96,6 +96,8 @@ def ran(monkeypatch):
 
 
 def write_metrics(config, path):
+    record = {"config": config.to_json(), "dataset": {}, "environment": {}}
+    (path / "record.json").write_text(json.dumps(record))
     row = json.dumps({"epoch": config.epochs, "step": 1})
     (path / "metrics.jsonl").write_text(row + "\n")
 

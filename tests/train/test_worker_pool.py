@@ -1,6 +1,7 @@
 """`--processes`: workers share runs, and stop, fail and end as one command."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -15,8 +16,10 @@ import pytest
 
 from train import cli
 from train.config import RunConfig
+from train.data import registry
 from train.errors import UserError
 from train.experiments import series, worker, workers
+from train.run import folder as run_folder
 from train.run import metrics
 
 from . import processes
@@ -233,9 +236,11 @@ def test_a_worker_completes_the_runs_of_its_file(
 
 
 def test_a_series_hands_over_what_is_missing(configs, monkeypatch, capsys):
-    path = series.place(configs[0])
-    path.mkdir()
-    (path / "metrics.jsonl").write_text('{"epoch": 20}\n')
+    first = dataclasses.replace(configs[0], run_dir=series.place(configs[0]))
+    described = registry.load(first.dataset, first.load_options).describe()
+    path = run_folder.create(first, described).path
+    rows = [json.dumps({"epoch": epoch}) for epoch in range(1, 21)]
+    (path / "metrics.jsonl").write_text("\n".join(rows))
     calls = []
     monkeypatch.setattr(
         workers, "complete", lambda *given, is_finished: calls.append(given) or 7

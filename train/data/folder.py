@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.data import cache as array_cache
 from train.data import decode, image_folder
 from train.data.augment import Augmentation
@@ -25,7 +25,8 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
     Args:
         path: the folder.
         cache_dir: where the tensorflow-datasets data set made of it, and the decoded
-            arrays, are kept until the folder changes.
+            arrays, are kept until the folder changes. Contents are hashed while they
+            are decoded; later loads look at each file's state (`file_state`) alone.
         skip_corrupt: go on without images that cannot be decoded, and name them.
 
     Returns:
@@ -53,6 +54,7 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
             CIFAR10.preprocessing.std,
             Augmentation(padding=side // 8, flip=True),
         ),
+        fingerprint=record["contents"],
     )
 
 
@@ -66,8 +68,14 @@ def _build(
     cache.mkdir(parents=True, exist_ok=True)
     # Built aside: whoever builds at the same time, or is stopped, disturbs no one.
     with tempfile.TemporaryDirectory(dir=cache, prefix="partial-") as partial:
-        arrays, corrupt = _decode(folder, tfds_folder.prepare(folder, Path(partial)))
-        record = {"fingerprint": folder.fingerprint, "corrupt": corrupt}
+        arrays, corrupt, contents = _decode(
+            folder, tfds_folder.prepare(folder, Path(partial))
+        )
+        record = {
+            "fingerprint": folder.fingerprint,
+            "contents": contents,
+            "corrupt": corrupt,
+        }
         array_cache.write(cache, arrays, record)
         records = cache / "tensorflow_datasets"
         shutil.rmtree(records, ignore_errors=True)
@@ -77,15 +85,19 @@ def _build(
 
 def _decode(
     folder: ImageFolder, sources: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays by name, and the files that could not be decoded."""
+) -> tuple[dict[str, np.ndarray], list[str], str]:
+    """The arrays by name, files that could not be decoded, and a hash of all files."""
     arrays: dict[str, np.ndarray] = {}
     corrupt: list[str] = []
+    hashes: dict[str, str] = {}  # By names, in which the class is.
     first: tuple[str, tuple[int, ...]] | None = None
     for split in SPLITS:
         images, labels = [], []
-        for example in tqdm(sources[split], f"Decoding {split} images", leave=False):
+        for example in progress_bars.bar(
+            sources[split], f"Decoding {split} images", leave=False
+        ):
             name = example["filename"].decode()
+            hashes[name] = hashlib.sha256(example["image"]).hexdigest()
             try:
                 image = decode.rgb(example["image"])
             except decode.UNDECODABLE:
@@ -107,7 +119,8 @@ def _decode(
             )
         arrays[f"{split}_images"] = np.stack(images)
         arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
-    return arrays, sorted(corrupt)
+    contents = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
+    return arrays, sorted(corrupt), contents
 
 
 def _check_corrupt(corrupt: list[str], folder: ImageFolder, skip_corrupt: bool) -> None:

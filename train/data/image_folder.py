@@ -5,7 +5,9 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from train.data import file_state
 from train.errors import UserError
 
 SPLITS = ("train", "test")
@@ -36,7 +38,7 @@ class ImageFolder:
         root: the folder, absolute.
         class_names: sorted; a class's place is its label.
         files: by split, the images in order, as paths below `root` with slashes.
-        fingerprint: changes when any image's name, size or time does.
+        fingerprint: changes when any image's name or state does, see `file_state`.
     """
 
     root: Path
@@ -118,7 +120,7 @@ def _folders(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(found, key=lambda entry: entry.name)
 
 
-def _images(folder: os.DirEntry[str], digest) -> list[str]:
+def _images(folder: os.DirEntry[str], digest: Any) -> list[str]:
     """The names of a class's images, in order; their state goes into `digest`."""
     with os.scandir(folder) as entries:
         found = [
@@ -130,9 +132,8 @@ def _images(folder: os.DirEntry[str], digest) -> list[str]:
         ]
     found.sort(key=lambda entry: entry.name)
     for entry in found:
-        status = entry.stat()
-        state = (folder.path, entry.name, status.st_size, status.st_mtime_ns)
-        digest.update(repr(state).encode())
+        identity = (folder.path, entry.name, *file_state.of(entry.stat()))
+        digest.update(repr(identity).encode())
     return [entry.name for entry in found]
 
 

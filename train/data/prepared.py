@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.data import cache as array_cache
-from train.data import decode
+from train.data import decode, file_state
 from train.data.cifar import Cifar
 from train.data.registry import ImageDataset, Split
 from train.data.tfds.data_dir import data_dir, find
@@ -30,9 +30,7 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
     """
     folder = _find(cifar)
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    states = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files
-    ]
+    states = [(path.name, *file_state.of(path.stat())) for path in files]
     fingerprint = hashlib.sha256(repr(states).encode()).hexdigest()
     cache = cache_dir / cifar.name
     found = array_cache.read(cache, fingerprint)
@@ -69,7 +67,9 @@ def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             split, decoders={"image": tfds.decode.SkipDecoding()}
         )
         images, labels = [], []
-        for example in tqdm(source, f"Decoding {split} images", leave=False):
+        for example in progress_bars.bar(
+            source, f"Decoding {split} images", leave=False
+        ):
             images.append(decode.rgb(example["image"]))
             labels.append(example["label"])
         arrays[f"{split}_images"] = np.stack(images)
@@ -104,7 +104,7 @@ def _download(cifar: Cifar, path: Path) -> None:
         with (
             urllib.request.urlopen(cifar.url, timeout=10) as response,
             partial.open("wb") as file,
-            tqdm(
+            progress_bars.bar(
                 total=int(response.headers.get("Content-Length") or 0) or None,
                 desc=cifar.archive,
                 unit="B",

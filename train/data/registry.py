@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ class Dataset:
     test: Any
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
+    # Of what it is made of; other images, labels or order make another one.
+    fingerprint: str = dataclasses.field(default="", kw_only=True)
 
     @property
     def num_train(self) -> int:
@@ -61,15 +64,27 @@ class Dataset:
             "test_images": self.num_test,
             "image_shape": list(self.image_shape),
             "class_names": list(self.class_names),
+            "fingerprint": self.fingerprint,
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset(Dataset):
-    """One that fits in memory, of images of one size."""
+    """One that fits in memory, of images of one size.
+
+    Without a fingerprint it gets that of its arrays.
+    """
 
     train: Split
     test: Split
+
+    def __post_init__(self):
+        if not self.fingerprint:
+            digest = hashlib.sha256()
+            for array in (*self.train, *self.test):
+                digest.update(repr((array.shape, array.dtype)).encode())
+                digest.update(np.ascontiguousarray(array))
+            object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     @property
     def num_train(self) -> int:

@@ -6,8 +6,10 @@ run is locked while it is trained, so processes with the same series share its r
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,16 +17,19 @@ from typing import Any
 
 import jax
 
-from train.config import FREE_ON_RESUME, RunConfig, Setting
+from train.config import FREE_ON_RESUME, RunConfig, Setting, option
+from train.data import registry
 from train.errors import UserError
 from train.experiments import workers
 from train.run import folder as run_folder
 from train.run import metrics
 from train.run.command import run
+from train.run.folder import RunFolder
 from train.run.lock import RunInProgress, RunLock
 from train.run.metrics import Row
 
 _POLL_SECONDS = 2.0
+_REMEDY = "Move that folder away to run it anew, or give another --runs-dir."
 # Where and how, not what.
 _FREE = FREE_ON_RESUME | {"processes"}
 
@@ -38,9 +43,14 @@ def digest(value: Any) -> str:
 def place(config: RunConfig) -> Path:
     """The folder of the one run with these options."""
     default = RunConfig(optimizer=config.optimizer).to_json()
+    options = config.to_json()
+    kind, colon, path = config.dataset.partition(":")
+    if colon:
+        # Seen from elsewhere, a relative path names other images.
+        options["dataset"] = f"{kind}:{Path(path).expanduser().absolute()}"
     identity = {
         name: value
-        for name, value in config.to_json().items()
+        for name, value in options.items()
         # A longer run has other milestones: it is another run here. An option that
         # comes into being later does not make runs without it others.
         if value != default[name] and (name not in FREE_ON_RESUME or name == "epochs")
@@ -50,9 +60,87 @@ def place(config: RunConfig) -> Path:
 
 
 def finished(config: RunConfig) -> list[Row] | None:
-    """The metrics of each epoch of a run; None if it is not finished."""
-    rows = metrics.read(run_folder.RunFolder(place(config), {}).metrics)
-    return rows if rows and rows[-1]["epoch"] >= config.epochs else None
+    """The metrics of each epoch of a run; None if it is not finished.
+
+    Of a run that was made longer since, those of the first `config.epochs` epochs: no
+    schedule depends on how many follow.
+
+    Raises:
+        UserError: if the run in its folder was started with other options, or there is
+            no telling.
+    """
+    folder = _existing(config)
+    if folder is None:
+        return None
+    rows = metrics.read(folder.metrics)[: config.epochs]
+    # Metrics that were lost in part would give other means and another best epoch.
+    epochs = [row["epoch"] for row in rows]
+    return rows if epochs == list(range(1, config.epochs + 1)) else None
+
+
+def _existing(config: RunConfig) -> RunFolder | None:
+    """The folder of a run that has metrics; None if there is none.
+
+    Raises:
+        UserError: if its record is missing, or is not of this run.
+    """
+    path = place(config)
+    # Metrics come after the record, which another process may be writing just now.
+    if not RunFolder(path, {}).metrics.exists():
+        return None
+    if not (path / run_folder.RECORD).exists():
+        raise UserError(
+            f"The run {path} has metrics but no {run_folder.RECORD}, which would tell "
+            f"what they are of. {_REMEDY}"
+        )
+    return _load(config, path)
+
+
+def _load(config: RunConfig, path: Path) -> RunFolder:
+    """Opens the folder of a run, and compares all its options.
+
+    Its name does not tell them: those equal to their defaults are not in it.
+    """
+    folder = run_folder.load(path)
+    recorded, asked = folder.config.to_json(), config.to_json()
+    differences = [
+        f"{option(name)} was {recorded[name]}, is {value}"
+        for name, value in asked.items()
+        # The data are compared by what they are, see `_check_data`.
+        if name not in FREE_ON_RESUME | {"dataset"} and recorded[name] != value
+    ]
+    if differences:
+        raise UserError(
+            f"The run {path} was started with other options: "
+            f"{'; '.join(differences)}. {_REMEDY}"
+        )
+    return folder
+
+
+def _check_data(configs: Iterable[RunConfig]) -> None:
+    """Raises unless runs that were started had the data as they are now."""
+    describe = functools.cache(
+        lambda name, options: registry.load(name, options).describe()
+    )
+    unknown = []
+    for config in configs:
+        folder = _existing(config)
+        if folder is None:
+            continue
+        description = describe(config.dataset, config.load_options)
+        try:
+            folder.check_dataset(description)
+        except UserError as error:
+            raise UserError(f"{error} {_REMEDY}") from error
+        if not folder.has_fingerprint:
+            unknown.append(folder.path.name)
+    if unknown:
+        print(
+            "Warning: these runs are of an earlier version, without a fingerprint of "
+            "the data: images that were replaced since they were started are not "
+            f"noticed: {', '.join(unknown)}.",
+            file=sys.stderr,
+        )
 
 
 def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
@@ -79,10 +167,12 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
         0, or the exit status of the run that was stopped; called again, it goes on.
 
     Raises:
-        UserError: if `processes` is no number of processes, or one of them fails.
+        UserError: if `processes` is no number of processes, one of them fails, or what
+            is in a run's folder is not that run.
     """
     if processes < 1:
         raise UserError(f"--processes must be at least 1, got {processes}")
+    _check_data(configs)
     missing = [config for config in configs if finished(config) is None]
     print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
     if not missing:
@@ -112,6 +202,11 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
             if status:
                 print("The same command again goes on from here.")
                 return status
+            if finished(config) is None:
+                raise UserError(
+                    f"The run {place(config)} is at its end, but its metrics are not "
+                    f"whole. {_REMEDY}"
+                )
         if len(held) == len(missing):
             if not waiting:
                 reasons = "\n".join(f"- {error}" for _, error in held)
@@ -136,7 +231,10 @@ def _finish(config: RunConfig, title: str) -> int:
         if finished(config) is not None:
             return 0
         print(title)
-        where = "resume" if (path / run_folder.RECORD).exists() else "run_dir"
+        where = "run_dir"
+        if (path / run_folder.RECORD).exists():
+            where = "resume"
+            _load(config, path)
         return run(dataclasses.replace(config, **{where: path}), lock)
 
 

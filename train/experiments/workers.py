@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import tyro
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.config import RunConfig
 from train.errors import UserError
 from train.run.signals import StopRequest
@@ -78,7 +78,9 @@ def complete(
     with (
         StopRequest() as stop,
         _started(runs, processes) as workers,
-        tqdm(total=len(configs), unit="run", mininterval=_BAR_SECONDS) as bar,
+        progress_bars.bar(
+            total=len(configs), unit="run", mininterval=_BAR_SECONDS
+        ) as bar,
     ):
         running = True
         while running:

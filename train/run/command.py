@@ -2,15 +2,17 @@
 
 import contextlib
 import io
+import math
 import signal
 import sys
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.config import RunConfig
 from train.data import registry
+from train.errors import UserError
 from train.run import folder as run_folder
 from train.run import loop, metrics, plots, warn
 from train.run.checkpoints import Checkpoints
@@ -65,10 +67,14 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         )
     else:
         folder.check_dataset(dataset.describe())
+        folder.warn_without_fingerprint()
     checkpoints = Checkpoints(folder.checkpoints)
     if checkpoints.latest_step is not None:
         progress = checkpoints.restore(checkpoints.latest_step, like=progress)
     first_step = int(progress.state.step)
+    _check_epochs(config, folder, first_step, experiment.steps_per_epoch)
+    if config.resume is not None and distributed.is_first():
+        folder.record_options(config)
     print(
         f"{config.model} on {dataset.name} ({dataset.num_train} training, "
         f"{dataset.num_test} test images) with {config.optimizer}, learning "
@@ -97,9 +103,9 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         stop_in_any = distributed.any_process(bool(stop))
         if not is_first:
             return
-        tqdm.write(_epoch_line(row, config.epochs))
+        progress_bars.write(_epoch_line(row, config.epochs))
         for warning in warnings.new(row):
-            tqdm.write(f"Warning: {warning}", file=sys.stderr)
+            progress_bars.write(f"Warning: {warning}", file=sys.stderr)
 
     with StopRequest() as stop:
         progress = loop.fit(
@@ -127,6 +133,19 @@ def _run(config: RunConfig, lock: RunLock) -> int:
     print(_closing_line(rows, folder))
     # Finished all the same; but after it nothing should start.
     return 128 + stop.signal if stop else 0
+
+
+def _check_epochs(
+    config: RunConfig, folder: RunFolder, first_step: int, steps_per_epoch: int
+) -> None:
+    """Raises if a run has gone further than it shall."""
+    if first_step > config.epochs * steps_per_epoch:
+        done = first_step / steps_per_epoch
+        raise UserError(
+            f"The run {folder.path} has trained for {done:g} epochs already, more than "
+            f"--epochs {config.epochs}. To go on with it, give at least "
+            f"{math.ceil(done)}; to have fewer, start a new run."
+        )
 
 
 def _epoch_line(row: Row, num_epochs: int) -> str:

@@ -30,6 +30,7 @@ def evaluate(config: EvalConfig) -> int:
     run_config = folder.config
     dataset = registry.load(run_config.dataset, run_config.load_options)
     folder.check_dataset(dataset.describe())
+    folder.warn_without_fingerprint()
     experiment = Experiment(run_config, dataset)
     checkpoints = Checkpoints(folder.checkpoints)
     step = (

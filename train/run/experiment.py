@@ -188,7 +188,17 @@ class Experiment:
 
         Returns:
             Where the run stands then.
+
+        Raises:
+            ValueError: if they pass the end of the epoch.
         """
+        # Past its end the order of an epoch is read clamped, without an error.
+        if step % self.steps_per_epoch + num_steps > self.steps_per_epoch:
+            raise ValueError(
+                f"{num_steps} steps from step {step} pass the end of an epoch of "
+                f"{self.steps_per_epoch} steps. Give at most "
+                f"{self.steps_per_epoch - step % self.steps_per_epoch}."
+            )
         return self._feed.train_chunk(progress, step, num_steps)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:

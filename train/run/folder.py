@@ -1,6 +1,9 @@
 """The folder a run leaves behind: what it was, what it measured, where it stands."""
 
+import dataclasses
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +53,60 @@ class RunFolder:
         """The options the run was started with."""
         return RunConfig.from_json(self.record["config"])
 
+    def record_options(self, config: RunConfig) -> None:
+        """Records options that were changed on resuming, which hold from then on.
+
+        The folder stays recorded as it was made.
+
+        Args:
+            config: all options; other than in those of `FREE_ON_RESUME` it is equal to
+                the recorded ones.
+        """
+        places = {name: getattr(self.config, name) for name in ("runs_dir", "run_dir")}
+        options = dataclasses.replace(config, resume=None, **places).to_json()
+        if options == self.config.to_json():
+            return
+        self.record["config"] = options
+        # Aside first, so that a process killed here leaves a whole record.
+        partial = (self.path / RECORD).with_suffix(".partial")
+        partial.write_text(_text(self.record))
+        os.replace(partial, self.path / RECORD)
+
+    @property
+    def has_fingerprint(self) -> bool:
+        """Whether its data can be told from others: earlier versions kept none."""
+        return "fingerprint" in self.record["dataset"]
+
     def check_dataset(self, description: dict[str, Any]) -> None:
-        """Raises unless the data are those the run was started with."""
+        """Raises unless the data are those the run was started with.
+
+        A record of an earlier version, without a fingerprint of the data, passes.
+        """
         recorded = self.record["dataset"]
         for name, value in description.items():
+            if name == "fingerprint" and not self.has_fingerprint:
+                continue
             if recorded.get(name) != value:
+                what = (
+                    "images, labels or file names are others, their fingerprint"
+                    if name == "fingerprint"
+                    else name
+                )
                 raise UserError(
-                    f"The data are not those of the run {self.path}: {name} was "
+                    f"The data are not those of the run {self.path}: {what} was "
                     f"{recorded.get(name)}, is {value}. Bring back the data it was "
                     "started with, or start a new run."
                 )
+
+    def warn_without_fingerprint(self) -> None:
+        """Says so if images may have been replaced unnoticed."""
+        if not self.has_fingerprint:
+            print(
+                f"Warning: {self.path / RECORD} is of an earlier version, without a "
+                "fingerprint of the data: images that were replaced since the run was "
+                "started are not noticed.",
+                file=sys.stderr,
+            )
 
 
 def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
@@ -92,7 +139,7 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
     }
     # Of two commands that found the folder empty one comes first.
     with (path / RECORD).open("x") as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+        file.write(_text(record))
     return RunFolder(path, record)
 
 
@@ -118,6 +165,10 @@ def load(path: Path) -> RunFolder:
             "Start a new run."
         ) from error
     return folder
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"
 
 
 def _make_next(parent: Path, name: str) -> Path:

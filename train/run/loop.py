@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.run.experiment import Experiment
 from train.run.metrics import Row
 from train.training import distributed
@@ -43,7 +43,7 @@ def fit(
     step = int(progress.state.step)
     with (
         contextlib.closing(experiment),
-        tqdm(
+        progress_bars.bar(
             total=num_epochs * steps_per_epoch,
             initial=step,
             unit="step",
@@ -73,9 +73,17 @@ def fit(
 
 
 def _remaining(lengths: list[int], done: int) -> list[int]:
-    """The chunks of an epoch of which `done` steps are done."""
+    """The chunks of an epoch after its first `done` steps.
+
+    A run may stop inside what is a chunk now: on other hardware, or with another
+    --chunk-steps, chunks had another length. The first chunk is then cut.
+    """
     ends = itertools.accumulate(lengths)
-    return [length for length, end in zip(lengths, ends, strict=True) if end > done]
+    return [
+        min(length, end - done)
+        for length, end in zip(lengths, ends, strict=True)
+        if end > done
+    ]
 
 
 def _row(experiment: Experiment, progress: Progress, step: int) -> Row:

@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from PIL import Image
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.data.cifar import Cifar
 
 
@@ -54,7 +54,7 @@ class _CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
         examples = self._cifar.examples(self._archive, split)
         for index, example in enumerate(
-            tqdm(examples, f"Reading {split} images", leave=False)
+            progress_bars.bar(examples, f"Reading {split} images", leave=False)
         ):
             # Encoded here: tensorflow-datasets would take TensorFlow for it.
             encoded = io.BytesIO()

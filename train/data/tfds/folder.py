@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.data.image_folder import SPLITS, ImageFolder
 
 # The folder is the user's own: no builder to be found by name, nothing to look up.
@@ -48,7 +48,9 @@ with tfds.core.registered.skip_registration():
 
         def _generate_examples(self, split: str) -> Iterator[tuple[str, Any]]:
             files = self._folder.files[split]
-            for name in tqdm(files, f"Reading {split} images", leave=False):
+            for name in progress_bars.bar(
+                files, f"Reading {split} images", leave=False
+            ):
                 yield (
                     name,
                     {

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from tqdm import tqdm
 
+from train import progress as progress_bars
 from train.data import imagenet
 
 _VERSION = "5.1.0"
@@ -102,7 +102,7 @@ def _records(
     archive: Path, split: str, features: tfds.features.FeaturesDict
 ) -> Iterator[bytes]:
     """The images of a split with their labels, as they are stored."""
-    with tqdm(
+    with progress_bars.bar(
         total=imagenet.ARCHIVES[split].size,
         desc=f"Writing {split} images",
         unit="B",
