@@ -288,6 +288,8 @@ def scale_by_input_covariance(
                 f"{path_list(list(sown)) or '  none'}\n{_CAUSES}"
             )
 
+        _sown.check_not_shared(sown, totals, _sown.COVARIANCE_NAME)
+
         def refreshed(old: dict[Path, LayerCovariance]) -> tuple[Any, jax.Array]:
             new, failures = {}, jnp.zeros([], jnp.int32)
             for path, layer in old.items():

@@ -163,7 +163,9 @@ def scale_by_input_power(
                 if uses is None:
                     no_like.append(path)
                 else:
-                    kernel = kernels.get(path[:-1], weight.shape)
+                    kernel = weight.shape
+                    if not _sown.is_named(like, path):
+                        kernel = kernels.get(path[:-1], weight.shape)
                     with naming(path):
                         shape = power_shape(uses, weight.shape, kernel)
             return jnp.zeros(shape, statistic_dtype(weight.dtype))
@@ -201,6 +203,7 @@ def scale_by_input_power(
         powers = flatten(state.power)
         new_powers = []
         absent: list[Path] = []
+        found: list[Path] = []
         for path, power in zip(powers.paths, powers.weights, strict=True):
             grad = grads.get(path, optax.MaskedNode())
             if not is_masked(power) and not is_masked(grad):
@@ -208,7 +211,10 @@ def scale_by_input_power(
                 if uses is None:
                     absent.append(path)
                 else:
-                    kernel = kernels.get(path[:-1], grad.shape)
+                    found.append(path)
+                    kernel = grad.shape
+                    if not _sown.is_named(sown, path):
+                        kernel = kernels.get(path[:-1], grad.shape)
                     with naming(path):
                         norm = mean_over_uses(uses, grad.shape, kernel, power.shape)
                     power = next_power(power, norm.astype(power.dtype), decay)
@@ -220,6 +226,7 @@ def scale_by_input_power(
                 f"The norms are of these layers:\n{path_list(list(sown)) or '  none'}\n"
                 f"{_CAUSES}"
             )
+        _sown.check_not_shared(sown, found)
         return (
             replace(updates, [grads[path] for path in flat.paths]),
             ScaleByInputPowerState(

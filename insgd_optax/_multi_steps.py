@@ -10,7 +10,6 @@ from flax import traverse_util
 
 from insgd_optax import _sown
 from insgd_optax._alignment import mean_over_uses
-from insgd_optax._capture import NAME
 from insgd_optax._diagnostics import power_states
 from insgd_optax._input_power import NO_NORMS, naming
 from insgd_optax._norms import statistic_dtype
@@ -99,13 +98,13 @@ class MultiSteps:
         """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
         bounded = bool(polyak_states(state.inner_opt_state))
         losses = _micro_loss(value) if bounded else {}
-        layers = _layer_powers(state.inner_opt_state)
-        if layers and input_norms is None:
+        powers = _powers(state.inner_opt_state)
+        if powers and input_norms is None:
             raise ValueError(NO_NORMS)
         sown = _sown.by_layer(input_norms)
         flat = flatten(updates)
-        norms = _micro_norms(flat, layers, sown)
-        if any(_sown.find(sown, path) is None for path, _ in layers.values()):
+        norms = _micro_norms(flat, powers, sown)
+        if any(_sown.find(sown, path) is None for path in powers):
             # Whether a layer may be left out of a pass is the inner optimizer's to say.
             jax.eval_shape(
                 lambda updates, state, params: self._opt.update(
@@ -166,47 +165,47 @@ class MultiSteps:
         )
 
 
-def _layer_powers(inner_state: Any) -> dict[Path, tuple[Path, Any]]:
-    """For each layer with a power, the scaled weight whose P has the most axes."""
-    layers: dict[Path, tuple[Path, Any]] = {}
+def _powers(inner_state: Any) -> dict[Path, Any]:
+    """Each scaled weight's P; of several the one with the most axes."""
+    powers: dict[Path, Any] = {}
     for power_state in power_states(inner_state):
         flat = flatten(power_state.power)
         for path, power in zip(flat.paths, flat.weights, strict=True):
-            known = layers.get(path[:-1])
-            if not is_masked(power) and (known is None or power.ndim > known[1].ndim):
-                layers[path[:-1]] = (path, power)
-    return layers
+            known = powers.get(path)
+            if not is_masked(power) and (known is None or power.ndim > known.ndim):
+                powers[path] = power
+    return powers
 
 
 def _accumulators(inner_state: Any) -> Any:
-    """Zeros for each layer: the sum of its norms, and how many it holds."""
+    """Zeros for each scaled weight: the sum of its norms, and how many it holds."""
     zeros = {
-        (*layer, part): jnp.zeros(power.shape, power.dtype)
-        for layer, (_, power) in _layer_powers(inner_state).items()
+        (*path, part): jnp.zeros(power.shape, power.dtype)
+        for path, power in _powers(inner_state).items()
         for part in _PARTS
     }
     return traverse_util.unflatten_dict(zeros)
 
 
-def _micro_norms(
-    flat: FlatWeights, layers: dict[Path, tuple[Path, Any]], sown: _sown.Sown
-) -> Any:
+def _micro_norms(flat: FlatWeights, powers: dict[Path, Any], sown: _sown.Sown) -> Any:
     """One micro-batch's norms in the accumulators' shapes; 0 of 0 for a bad one."""
     shapes = dict(zip(flat.paths, flat.weights, strict=True))
     kernels = _sown.kernel_shapes(flat.paths, flat.weights)
+    _sown.check_not_shared(sown, powers)
     parts = {}
-    for layer, (path, power) in layers.items():
+    for path, power in powers.items():
         norm, good = jnp.zeros(power.shape), jnp.zeros(power.shape, bool)
         uses = _sown.find(sown, path)
         if uses is not None:
-            shape = shapes[path].shape
+            kernel = shape = shapes[path].shape
+            if not _sown.is_named(sown, path):
+                kernel = kernels.get(path[:-1], shape)
             with naming(path):
-                kernel = kernels.get(layer, shape)
                 norm = mean_over_uses(uses, shape, kernel, power.shape)
             good = jnp.isfinite(norm)
         total, count = _PARTS
-        parts[(*layer, total)] = jnp.where(good, norm, 0).astype(power.dtype)
-        parts[(*layer, count)] = good.astype(power.dtype)
+        parts[(*path, total)] = jnp.where(good, norm, 0).astype(power.dtype)
+        parts[(*path, count)] = good.astype(power.dtype)
     return traverse_util.unflatten_dict(parts)
 
 
@@ -224,11 +223,13 @@ def _means(norms: Any) -> Any:
     """The input norms of the whole batch, as a tree that a model could have sown."""
     parts = traverse_util.flatten_dict(norms)
     total, count = _PARTS
-    layers = {path[:-1] for path in parts}
+    weights = {path[:-1] for path in parts}
     return traverse_util.unflatten_dict(
         {
             # 0 / 0, where every micro-batch was bad, is nan: P stays.
-            (*layer, NAME): parts[(*layer, total)] / parts[(*layer, count)]
-            for layer in sorted(layers)
+            (*path[:-1], _sown.entry_name(_sown.NAME, path[-1])): (
+                parts[(*path, total)] / parts[(*path, count)]
+            )
+            for path in sorted(weights)
         }
     )
