@@ -47,9 +47,9 @@ def clip_by_polyak(
     decay: Any = 0.9,
     lower_bound: Any = 0.0,
     momentum: Any = 0.0,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bounds the learning rate by Polyak's, in the metric of the input power.
@@ -118,9 +118,9 @@ def clip_by_polyak(
         lower_bound: L*, below which the loss cannot fall, in its units; of the summed
             loss where `MultiSteps` sums gradients.
         momentum: gamma, in [0, 1), that of the momentum which follows.
-        dampening: d, in [0, 1], likewise.
+        dampening: d, in [0, 1], likewise; None is 0.
         nesterov: whether that momentum looks ahead.
-        weight_decay: lambda, at least 0, or a schedule.
+        weight_decay: lambda, at least 0, or a schedule; None is 0.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
 
@@ -158,9 +158,8 @@ def clip_by_polyak(
     al. (2021, arXiv:2002.10542); in the metric of Eq. 25 it is what NLMS, Eq. 7-9,
     owes its stability to: its step never goes beyond the error it answers.
     """
-    check_not_negative(
-        learning_rate=learning_rate, factor=factor, weight_decay=weight_decay
-    )
+    dampening = 0.0 if dampening is None else dampening
+    check_not_negative(learning_rate=learning_rate, factor=factor)
     check_fraction(decay=decay, momentum=momentum)
     check_fraction(below_one=False, dampening=dampening)
     if lower_bound is None or is_number(lower_bound) and math.isnan(lower_bound):
@@ -187,7 +186,7 @@ def clip_by_polyak(
         **extra_args: Any,
     ) -> tuple[Any, ClipByPolyakState]:
         value = checked_value(value)
-        finite = _all_finite(updates)
+        finite = all_finite(updates)
         # Zeros instead, since `scaling` may remember gradients, as Adam does.
         updates = jax.tree.map(lambda grad: jnp.where(finite, grad, 0), updates)
         scaled, scaling_state = inner.update(
@@ -249,7 +248,7 @@ def checked_value(value: Any) -> jax.Array:
     return value.astype(statistic_dtype(value.dtype))
 
 
-def _all_finite(grads: Any) -> jax.Array:
+def all_finite(grads: Any) -> jax.Array:
     """Whether no entry is inf or nan."""
     finite = [jnp.all(jnp.isfinite(grad)) for grad in jax.tree.leaves(grads)]
     return jnp.all(jnp.array(finite, bool))
