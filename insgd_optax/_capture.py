@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,9 +19,7 @@ from insgd_optax._open_calls import (
     opened,
     task_settings,
 )
-
-COLLECTION = "intermediates"
-NAME = "input_norm"
+from insgd_optax._sown import COLLECTION, NAME, entry_name, is_entry
 
 _calls = Calls()
 
@@ -72,7 +70,9 @@ def capture_input_norms(
             InstanceNorm, whose scale and bias `scope="layer"` scales.
         layers: layer types of your own: a sequence of classes whose input vector is
             the last axis of their first argument, or a dict from class to the axis or
-            axes. A subclass of a known layer needs no entry.
+            axes, or to a function of the module and the call's arguments by name that
+            returns the power, such as `lambda module, call: input_norm(call["x"], p)`.
+            A subclass of a known layer needs no entry.
 
     Yields:
         Nothing. Contexts nest: of those that sow the same, the innermost one is
@@ -165,7 +165,7 @@ def _intercept(
         return output
 
 
-def _check_not_fed_back(module: nn.Module, names: Container[str]) -> None:
+def _check_not_fed_back(module: nn.Module, names: Iterable[str]) -> None:
     """Raises if a model starts out with values that an earlier pass has sown."""
     scope = module.scope
     if scope is None or module.path or not module.is_mutable_collection(COLLECTION):
@@ -178,8 +178,10 @@ def _check_not_fed_back(module: nn.Module, names: Container[str]) -> None:
     sown = module.variables.get(COLLECTION, {})
     for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]:
         for key in keys:
-            name = getattr(key, "key", None)
-            if name in names:
+            entry = getattr(key, "key", None)
+            of = [name for name in names if is_entry(entry, name)]
+            if of:
+                name = of[0]
                 path = jax.tree_util.keystr(keys, simple=True, separator="/")
                 raise ValueError(
                     f"the variables given to {type(module).__name__} hold {path} of an"
@@ -194,6 +196,7 @@ def sow_input_norm(
     p: float | None = None,
     *,
     axis: int | Sequence[int] = -1,
+    weight: str | None = None,
 ) -> None:
     """Sows the power of a hand-written layer's input, in one line of its `__call__`.
 
@@ -208,6 +211,9 @@ def sow_input_norm(
         p: the norm; None takes that of the surrounding `capture_input_norms`, so that
             all layers of a model agree, and 2 outside one.
         axis: the axis or axes of `x` that make up one input vector.
+        weight: the name of the parameter of `module` that this input meets; None for
+            its only one and its bias. A module with several scaled weights calls this
+            once for each, and `update` refuses norms that do not tell them apart.
 
     Raises:
         ValueError: if `p` is less than 1 or `axis` is not an axis of `x`.
@@ -233,7 +239,7 @@ def sow_input_norm(
         p = around[0] if around and around[0] is not None else 2
     check_p(p)
     if module.is_mutable_collection(COLLECTION):
-        module.sow(COLLECTION, NAME, input_norm(x, p, axis=axis))
+        module.sow(COLLECTION, entry_name(NAME, weight), input_norm(x, p, axis=axis))
 
 
 def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -286,7 +292,8 @@ def shapes_of_sown(
 
     sown = jax.eval_shape(init, arrays).get(COLLECTION, {})
     paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]]
-    if not any(getattr(key, "key", None) == name for keys in paths for key in keys):
+    keys = [getattr(key, "key", None) for path in paths for key in path]
+    if not any(is_entry(key, name) for key in keys):
         raise ValueError(
             f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
             f" {name}_shapes inside `with {capture}(...)`, with the options training"

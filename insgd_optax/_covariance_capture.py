@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from insgd_optax._capture import COLLECTION, listening, settings_key, shapes_of_sown
+from insgd_optax._capture import listening, settings_key, shapes_of_sown
 from insgd_optax._covariance import MAX_DIM, InputCovariance
 from insgd_optax._layer_covariances import (
     FORMS,
@@ -20,11 +20,16 @@ from insgd_optax._layer_covariances import (
     of_vectors,
     real,
 )
-from insgd_optax._layer_types import LayerTypes, layer_input, own_layers
+from insgd_optax._layer_types import (
+    LayerTypes,
+    OwnInput,
+    floating_input,
+    naming_layer,
+    own_layers,
+)
 from insgd_optax._open_calls import Capture, Take, active_captures
+from insgd_optax._sown import COLLECTION, COVARIANCE_NAME, entry_name, source
 from insgd_optax._weights import Path, tuple_path
-
-COVARIANCE_NAME = "input_covariance"
 
 
 @contextlib.contextmanager
@@ -72,7 +77,9 @@ def capture_input_covariances(
             of every convolution, also of those within `max_dim`.
         layers: layer types of your own: a sequence of classes whose input vector is
             the last axis of their first argument, or a dict from class to the axis or
-            axes. Their kernel is (*inputs, outputs).
+            axes, or to a function of the module and the call's arguments by name that
+            returns the input vectors, along the last axis. Their kernel is (*inputs,
+            outputs).
 
     Yields:
         Nothing. Contexts nest as those of `capture_input_norms` do.
@@ -142,12 +149,14 @@ def covariance_capture(
     return Capture(library, COVARIANCE_NAME, takes, settings=(settings, when), key=key)
 
 
-def _own_layer(axis: int | Sequence[int]) -> LayerCovarianceFn:
+def _own_layer(own: int | Sequence[int] | OwnInput) -> LayerCovarianceFn:
     def own_layer(
         layer: Any, call: Mapping[str, Any], settings: Settings
     ) -> Measurement:
-        del layer
-        return along(layer_input(call), axis, settings)
+        with naming_layer(layer):
+            if callable(own):
+                return along(own(layer, call), -1, settings)
+            return along(floating_input(call), own, settings)
 
     return own_layer
 
@@ -179,7 +188,11 @@ def measured(measurement: Measurement, when: bool | jax.Array) -> InputCovarianc
 
 
 def sow_input_covariance(
-    module: nn.Module, x: jax.Array, *, axis: int | Sequence[int] = -1
+    module: nn.Module,
+    x: jax.Array,
+    *,
+    axis: int | Sequence[int] = -1,
+    weight: str | None = None,
 ) -> None:
     """Sows the covariance of a hand-written layer's input, in one line of its call.
 
@@ -190,6 +203,7 @@ def sow_input_covariance(
             meets; `self` in its `__call__`.
         x: the input, an array of any real dtype.
         axis: the axis or axes of `x` that make up one input vector.
+        weight: the name of the parameter that this input meets: see `sow_input_norm`.
 
     Raises:
         ValueError: if `axis` is not an axis of `x`.
@@ -216,7 +230,7 @@ def sow_input_covariance(
     if around and module.is_mutable_collection(COLLECTION):
         settings, when = around[0].settings
         value = measured(along(x, axis, settings), when)
-        module.sow(COLLECTION, COVARIANCE_NAME, value)
+        module.sow(COLLECTION, entry_name(COVARIANCE_NAME, weight), value)
 
 
 def input_covariance_shapes(
@@ -264,8 +278,8 @@ def covariances_by_layer(tree: Any) -> dict[Path, list[InputCovariance]]:
     )
     sown: dict[Path, list[InputCovariance]] = {}
     for keys, node in nodes:
-        path = tuple_path(keys)
-        if isinstance(node, InputCovariance) and COVARIANCE_NAME in path:
-            layer = path[: path.index(COVARIANCE_NAME)]
-            sown.setdefault(layer, []).append(node)
+        if isinstance(node, InputCovariance):
+            key = source(tuple_path(keys), COVARIANCE_NAME)
+            if key is not None:
+                sown.setdefault(key, []).append(node)
     return sown

@@ -22,6 +22,7 @@ from insgd_optax._covariance import (
     reduced,
 )
 from insgd_optax._covariance_capture import covariances_by_layer
+from insgd_optax._input_power import nothing_in_scope
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, check_not_negative, is_number
 from insgd_optax._weights import (
@@ -105,7 +106,7 @@ def scale_by_input_covariance(
     damping: Any = 1.0,
     eps: Any = 1e-8,
     preserve_norm: bool = True,
-    max_dim: int = MAX_DIM,
+    max_dim: int | None = None,
     scope: Scope = "kernel",
     missing: str = "error",
     input_covariances_like: Any = None,
@@ -142,7 +143,7 @@ def scale_by_input_covariance(
         preserve_norm: whether each weight's update keeps the Frobenius norm that it
             came in with. Without it the lengths are Newton's, in units of 1 / x^2, and
             want a learning rate and a damping of their own.
-        max_dim: the largest matrix. Of a convolution with more inputs the covariance
+        max_dim: the largest matrix; None is that of the capture, 1024. Of a convolution with more inputs the covariance
             is the Kronecker product of taps and channels; of another layer, diagonal
             blocks. Capture with the same, or a larger, `max_dim`. Unused with
             `input_covariances_like`, which tells the form.
@@ -197,8 +198,13 @@ def scale_by_input_covariance(
         raise ValueError("damping=inf leaves nothing of the covariance: give a number")
     if missing not in ("error", "keep"):
         raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
+    if max_dim is None:  # inject_hyperparams would make an array of a number.
+        max_dim = MAX_DIM
     if isinstance(max_dim, bool) or not isinstance(max_dim, int) or max_dim < 1:
-        raise ValueError(f"max_dim={max_dim!r} must be a whole number of at least 1")
+        raise ValueError(
+            f"max_dim={max_dim!r} must be a whole number of at least 1"
+            " (with optax.inject_hyperparams, name it in static_args)"
+        )
     if initial_covariance is not None and not initial_covariance > 0:
         raise ValueError(f"initial_covariance={initial_covariance} must be positive")
     if scope == "layer":
@@ -243,10 +249,7 @@ def scale_by_input_covariance(
             dtype = statistic_dtype(weight.dtype)
             layers[i] = _initial(form, dtype, initial_covariance)
         if not any(isinstance(layer, LayerCovariance) for layer in layers):
-            raise ValueError(
-                f"no parameter is in scope={scope!r}, so nothing would be scaled."
-                f" The parameters are:\n{path_list(flat.paths)}"
-            )
+            raise ValueError(nothing_in_scope(scope, "scaled", flat))
         if no_like and missing == "error":
             raise ValueError(
                 "input_covariances_like has no covariance for these scaled weights:\n"
@@ -292,6 +295,8 @@ def scale_by_input_covariance(
                 f"The covariances are of these layers:\n"
                 f"{path_list(list(sown)) or '  none'}\n{_CAUSES}"
             )
+
+        _sown.check_not_shared(sown, totals, _sown.COVARIANCE_NAME)
 
         def refreshed(old: dict[Path, LayerCovariance]) -> tuple[Any, jax.Array]:
             new, failures = {}, jnp.zeros([], jnp.int32)

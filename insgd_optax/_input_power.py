@@ -14,6 +14,7 @@ from insgd_optax._normalizers import Normalizer, divisor_function
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction
 from insgd_optax._weights import (
+    FlatWeights,
     Path,
     Scope,
     flatten,
@@ -38,8 +39,8 @@ class ScaleByInputPowerState(NamedTuple):
 
 NO_NORMS = (
     "input_norms is missing: call tx.update(grads, opt_state, params,"
-    " input_norms=norms), where norms is the 'intermediates' collection that"
-    " model.apply(..., mutable=['intermediates']) returns inside"
+    " input_norms=sown), where sown is what"
+    " model.apply(..., mutable=['intermediates']) returns second inside"
     " `with insgd_optax.capture_input_norms():`. For flax's TrainState, which does not"
     " hand them on, take insgd_optax.TrainState; optax.lookahead and optax.flatten drop"
     " them too"
@@ -59,6 +60,9 @@ _CAUSES = """Likely causes:
     insgd_optax.sow_input_norm(self, x) in it
   - scope="layer" also scales the scale and bias of normalization layers: capture with
     norm_layers=True
+  - scope="layer" also scales a bias or scale that a module keeps outside any layer:
+    leave it out, scope=lambda path: path[-1] in ("kernel", "bias", "scale") and
+    path[:-1] != ("path", "of", "the", "module")
   - the norms are those of capture_released_norms, which only insgd_as_released takes
   - the layer was not used in this pass: scale_by_input_power(missing="keep")"""
 
@@ -105,8 +109,8 @@ def scale_by_input_power(
             mean over every stacked axis.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_norms`: the
-        "intermediates" collection of the pass that gave the gradients. Other sown
+        A transformation whose `update` requires the keyword `input_norms`: what the
+        model mutated in the pass that gave the gradients, whole. Other sown
         values in it are ignored. Updates leave in the gradients' shapes and dtypes.
         Its state is a `ScaleByInputPowerState`.
 
@@ -149,10 +153,7 @@ def scale_by_input_power(
             for path, weight in zip(flat.paths, flat.weights, strict=True)
         ]
         if not any(scaled):
-            raise ValueError(
-                f"no parameter is in scope={scope!r}, so nothing would be normalized."
-                f" The parameters are:\n{path_list(flat.paths)}"
-            )
+            raise ValueError(nothing_in_scope(scope, "normalized", flat))
         kernels = _sown.kernel_shapes(flat.paths, flat.weights)
         no_like: list[Path] = []
 
@@ -163,7 +164,9 @@ def scale_by_input_power(
                 if uses is None:
                     no_like.append(path)
                 else:
-                    kernel = kernels.get(path[:-1], weight.shape)
+                    kernel = weight.shape
+                    if not _sown.is_named(like, path):
+                        kernel = kernels.get(path[:-1], weight.shape)
                     with naming(path):
                         shape = power_shape(uses, weight.shape, kernel)
             return jnp.zeros(shape, statistic_dtype(weight.dtype))
@@ -201,6 +204,7 @@ def scale_by_input_power(
         powers = flatten(state.power)
         new_powers = []
         absent: list[Path] = []
+        found: list[Path] = []
         for path, power in zip(powers.paths, powers.weights, strict=True):
             grad = grads.get(path, optax.MaskedNode())
             if not is_masked(power) and not is_masked(grad):
@@ -208,7 +212,10 @@ def scale_by_input_power(
                 if uses is None:
                     absent.append(path)
                 else:
-                    kernel = kernels.get(path[:-1], grad.shape)
+                    found.append(path)
+                    kernel = grad.shape
+                    if not _sown.is_named(sown, path):
+                        kernel = kernels.get(path[:-1], grad.shape)
                     with naming(path):
                         norm = mean_over_uses(uses, grad.shape, kernel, power.shape)
                     power = next_power(power, norm.astype(power.dtype), decay)
@@ -220,6 +227,7 @@ def scale_by_input_power(
                 f"The norms are of these layers:\n{path_list(list(sown)) or '  none'}\n"
                 f"{_CAUSES}"
             )
+        _sown.check_not_shared(sown, found)
         return (
             replace(updates, [grads[path] for path in flat.paths]),
             ScaleByInputPowerState(
@@ -229,6 +237,31 @@ def scale_by_input_power(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
+    """Why an optimizer is given no weight to scale, and the way out."""
+    pairs = zip(flat.paths, flat.weights, strict=True)
+    seen = [path for path, weight in pairs if not is_masked(weight)]
+    message = (
+        f"no parameter is in scope={scope!r}, so nothing would be {what}. The"
+        f" parameters are:\n{path_list(seen) or '  none'}\n"
+    )
+    if len(seen) < len(flat.paths):
+        return (
+            f"{message}{len(flat.paths) - len(seen)} others are masked away. A group of"
+            " optax.partition, or a mask, that holds no such weight, such as that of"
+            " biases and scales without weight decay, needs no input norms: give it"
+            " optax.sgd with the same learning rate and momentum. For weight decay on"
+            " some weights alone one optimizer and its weight_decay_mask are enough"
+        )
+    if seen == [()]:
+        return (
+            f"{message}This is one array without a name, as optax.flatten makes of a"
+            " tree: leave optax.flatten out, which drops the names and input_norms; or"
+            " put only the transformations that need no names inside it"
+        )
+    return f"{message}Name the weights to scale by scope, or take optax.sgd"
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ def insgd(
     *,
     power_decay: Any = 0.9,
     momentum: Any = 0.9,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
     normalizer: Normalizer = "log",
     eps: Any = 0.01,
@@ -55,9 +55,10 @@ def insgd(
             ten times SGD's takes steps of the same size.
         power_decay: beta, in [0, 1): see `scale_by_input_power`.
         momentum: gamma, in [0, 1); None for none.
-        dampening: d, in [0, 1]; `dampening=momentum` is Algorithm 1 to the letter.
+        dampening: d, in [0, 1]; None, the default, is 0, and
+            `dampening=momentum` is Algorithm 1 to the letter.
         nesterov: whether the momentum looks ahead.
-        weight_decay: lambda, at least 0, or a schedule; added after the division, so
+        weight_decay: lambda, at least 0, or a schedule; None is 0; added after the division, so
             that decay is not normalized.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
@@ -73,7 +74,7 @@ def insgd(
     Returns:
         A transformation whose `update` requires the keyword `input_norms`, with
         `polyak_factor` also `value`, the loss, and the parameters unless weight decay
-        is the number 0.
+        is None or the number 0.
 
     Raises:
         ValueError: if a number is out of its range; see also `scale_by_input_power`.
@@ -145,6 +146,7 @@ def chain_with_momentum(
     check_not_negative(learning_rate=learning_rate)
     rate = optax.scale_by_learning_rate(learning_rate)
     trace: list[optax.GradientTransformation] = []
+    dampening = 0.0 if dampening is None else dampening
     if momentum is None:
         momentum, dampening = 0.0, 0.0
     else:

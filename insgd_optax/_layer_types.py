@@ -1,17 +1,21 @@
 """Which Linen layers have an input vector, and how each takes its power."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.linen.recurrent import DenseParams
 
 from insgd_optax import _layer_norms as norms
 from insgd_optax import _receptive_field as field
-from insgd_optax._norms import input_norm
+from insgd_optax._norms import input_norm, statistic_dtype
 
-LayerTypes = Sequence[type] | Mapping[type, int | Sequence[int]]
+# (layer, its call's arguments by name) -> what it brings in: its power, or its vectors.
+OwnInput = Callable[[Any, Mapping[str, Any]], jax.Array]
+LayerTypes = Sequence[type] | Mapping[type, int | Sequence[int] | OwnInput]
 # (layer, its call's arguments by name, p) -> the statistic to sow. The layer's
 # input is the first argument.
 LayerNorm = Callable[[Any, Mapping[str, Any], float], jax.Array]
@@ -138,14 +142,49 @@ def vector_norm(
     return norms.normalization_norm(x, p, sum_axes=sum_axes, scale_rank=rank)
 
 
-def _own_layer(axis: int | Sequence[int]) -> LayerNorm:
-    """A user's layer whose input vector lies along `axis`: a scalar statistic."""
+def _own_layer(own: int | Sequence[int] | OwnInput) -> LayerNorm:
+    """A user's layer whose input vector lies along an axis, or that tells its power."""
 
-    def own_layer(layer: nn.Module, call: Mapping[str, Any], p: float) -> jax.Array:
-        del layer
-        return input_norm(layer_input(call), p, axis=axis)
+    def own_layer(layer: Any, call: Mapping[str, Any], p: float) -> jax.Array:
+        with naming_layer(layer):
+            if callable(own):
+                power = jnp.asarray(own(layer, call))
+                return jax.lax.stop_gradient(power).astype(statistic_dtype(power.dtype))
+            return input_norm(floating_input(call), p, axis=own)
 
     return own_layer
+
+
+@contextlib.contextmanager
+def naming_layer(layer: Any) -> Iterator[None]:
+    """Names a user's layer in what goes wrong when its input is measured."""
+    try:
+        yield
+    except Exception as error:
+        # An NNX module does not know its path.
+        path = "/".join(map(str, getattr(layer, "path", ())))
+        where = f"{type(layer).__name__} at {path}" if path else type(layer).__name__
+        raise ValueError(
+            f"layers=: the input of {where} could not be measured:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+
+
+def floating_input(call: Mapping[str, Any]) -> jax.Array:
+    """The first argument of a user's layer, which must be what meets its kernel."""
+    x = layer_input(call)
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        kind = type(x).__name__ if dtype is None else f"an array of {dtype}"
+        raise TypeError(
+            f"its first argument, {next(iter(call))}, is {kind}, not a floating-point"
+            " array. Give the class a function in the place of an axis,"
+            " layers={Class: lambda module, arguments: ...}, which takes the input from"
+            f" {list(call)}, and returns its power, such as"
+            ' insgd_optax.input_norm(arguments["x"]) (for capture_input_covariances the'
+            " input vectors)"
+        )
+    return x
 
 
 class LayerKinds(NamedTuple):
@@ -206,8 +245,8 @@ def layer_norms(
 
 def own_layers(
     layers: LayerTypes | None, module: type
-) -> Mapping[type, int | Sequence[int]]:
-    """The axes of the input vector of a user's layer types.
+) -> Mapping[type, int | Sequence[int] | OwnInput]:
+    """The axes of the input vector of a user's layer types, or what takes it.
 
     Raises:
         TypeError: if one is no layer type.
@@ -223,6 +262,6 @@ def own_layers(
             raise TypeError(
                 f"layers has {kind!r}, which is no subclass of {library}.Module: give"
                 " layer classes, or a dict from layer classes to the axes of their"
-                " input vector"
+                " input vector or to a function"
             )
     return own

@@ -5,7 +5,6 @@ from typing import Any
 
 import optax
 
-from insgd_optax._covariance import MAX_DIM
 from insgd_optax._input_covariance import scale_by_input_covariance
 from insgd_optax._insgd import chain_with_momentum
 from insgd_optax._weights import Scope
@@ -17,13 +16,13 @@ def lms_newton(
     covariance_decay: Any = 0.95,
     damping: Any = 1.0,
     momentum: Any = 0.9,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
     eps: Any = 1e-8,
     preserve_norm: bool = True,
-    max_dim: int = MAX_DIM,
+    max_dim: int | None = None,
     scope: Scope = "kernel",
     missing: str = "error",
     input_covariances_like: Any = None,
@@ -57,9 +56,10 @@ def lms_newton(
         covariance_decay: beta, in [0, 1): see `scale_by_input_covariance`.
         damping: see `scale_by_input_covariance`; not to be confused with `dampening`.
         momentum: gamma, in [0, 1); None for none.
-        dampening: the dampening of the momentum, in [0, 1]: see `dampened_trace`.
+        dampening: the dampening of the momentum, in [0, 1], None is 0: see
+            `dampened_trace`.
         nesterov: whether the momentum looks ahead.
-        weight_decay: lambda, at least 0, or a schedule.
+        weight_decay: lambda, at least 0, or a schedule; None is 0.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
         eps: see `scale_by_input_covariance`.

@@ -96,7 +96,7 @@ def lsalr(
     *,
     momentum: Any = None,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     weight_decay_mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with layer-specific adaptive rates, the method INSGD takes its log from.

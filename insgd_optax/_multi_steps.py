@@ -10,11 +10,22 @@ from flax import traverse_util
 
 from insgd_optax import _sown
 from insgd_optax._alignment import mean_over_uses
-from insgd_optax._capture import NAME
+from insgd_optax._covariance import InputCovariance, checked
+from insgd_optax._covariance_capture import covariances_by_layer
 from insgd_optax._diagnostics import power_states
+from insgd_optax._input_covariance import (
+    NO_COVARIANCES,
+    LayerCovariance,
+    ScaleByInputCovarianceState,
+    flat_layers,
+    form_of_state,
+    total,
+)
+from insgd_optax._input_covariance import naming as naming_covariance
 from insgd_optax._input_power import NO_NORMS, naming
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._polyak import checked_value, polyak_states
+from insgd_optax._polyak import all_finite, checked_value, polyak_states
+from insgd_optax._states import states_of
 from insgd_optax._weights import (
     FlatWeights,
     Path,
@@ -33,7 +44,8 @@ class MultiSteps:
     the k gradients and the mean of the k input norms; the other calls return zeros.
     Optax's own hands on the last micro-batch's norms alone. It goes outermost: a chain
     around it loses the norms. The loss that `clip_by_polyak` takes as `value` is
-    averaged, or summed, as the gradients are.
+    averaged, or summed, as the gradients are; a micro-batch whose gradient is inf or nan
+    under that bound makes the step zero. Input covariances add up.
 
     Args:
         opt: the optimizer, such as `insgd(...)`, or a chain with it.
@@ -43,6 +55,8 @@ class MultiSteps:
         should_skip_update_fn: as for `optax.MultiSteps`, a function of the gradients,
             the number of steps taken and the parameters. A skipped micro-batch skips
             its norms too.
+        accumulator_dtype: the dtype that gradients, norms and losses are summed in;
+            None for float32, or float64 where a weight is.
 
     Raises:
         ValueError: from `update`, as `scale_by_input_power` does.
@@ -69,22 +83,33 @@ class MultiSteps:
         every_k_schedule: int | Callable[[Any], Any],
         use_grad_mean: bool = True,
         should_skip_update_fn: Callable[..., tuple[Any, Any]] | None = None,
+        accumulator_dtype: Any = None,
     ) -> None:
         self._opt = optax.with_extra_args_support(opt)
         self._every_k_schedule = every_k_schedule
         self._use_grad_mean = use_grad_mean
         self._should_skip_update_fn = should_skip_update_fn
+        if accumulator_dtype is not None:
+            accumulator_dtype = jnp.dtype(accumulator_dtype)
+            if accumulator_dtype not in (jnp.dtype("float32"), jnp.dtype("float64")):
+                raise ValueError(
+                    f"accumulator_dtype={accumulator_dtype} cannot hold sums of input"
+                    " norms: give float32 or float64, or None for the wider of float32"
+                    " and the weights' dtype"
+                )
+        self._accumulator_dtype = accumulator_dtype
 
     def init(self, params: Any) -> optax.MultiStepsState:
         """The state; `params` may be abstract."""
         if is_placeholder(params):
             # The accumulated norms do not mirror the parameters, as P does not.
-            return self._steps([]).init((params, jnp.zeros([]), jnp.zeros([])))
+            return self._steps([]).init((params, *[jnp.zeros([])] * 3))
         flat = flatten(params)
         inner = jax.eval_shape(self._opt.init, params)
         bounded = polyak_states(inner)
         losses = {"sum": jnp.zeros([]), "bad": jnp.zeros([])} if bounded else {}
-        return self._steps(flat.weights).init((params, _accumulators(inner), losses))
+        accumulators = (_accumulators(inner), losses, _covariance_accumulators(inner))
+        return self._steps(flat.weights).init((params, *accumulators))
 
     def update(
         self,
@@ -93,19 +118,29 @@ class MultiSteps:
         params: Any = None,
         *,
         input_norms: Any = None,
+        input_covariances: Any = None,
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, optax.MultiStepsState]:
         """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
         bounded = bool(polyak_states(state.inner_opt_state))
         losses = _micro_loss(value) if bounded else {}
-        layers = _layer_powers(state.inner_opt_state)
-        if layers and input_norms is None:
+        powers = _powers(state.inner_opt_state)
+        if powers and input_norms is None:
             raise ValueError(NO_NORMS)
+        layers = _layer_covariances(state.inner_opt_state)
+        if layers and input_covariances is None:
+            raise ValueError(NO_COVARIANCES)
         sown = _sown.by_layer(input_norms)
         flat = flatten(updates)
-        norms = _micro_norms(flat, layers, sown)
-        if any(_sown.find(sown, path) is None for path, _ in layers.values()):
+        norms = _micro_norms(flat, powers, sown)
+        sown_covariances = covariances_by_layer(input_covariances)
+        covariances = _micro_covariances(flat, layers, sown_covariances)
+        absent = [path for path in powers if _sown.find(sown, path) is None]
+        absent += [
+            path for path in layers if _sown.find(sown_covariances, path) is None
+        ]
+        if absent:
             # Whether a layer may be left out of a pass is the inner optimizer's to say.
             jax.eval_shape(
                 lambda updates, state, params: self._opt.update(
@@ -113,6 +148,7 @@ class MultiSteps:
                     state,
                     params,
                     input_norms=input_norms,
+                    input_covariances=input_covariances,
                     value=value,
                     **extra_args,
                 ),
@@ -122,8 +158,20 @@ class MultiSteps:
             )
         if value is not None and not bounded:
             extra_args["value"] = value  # As optax's: of the last micro-batch.
-        (updates, _, _), state = self._steps(flat.weights).update(
-            (updates, norms, losses), state, (params, None, None), **extra_args
+        if bounded:
+            # An inf, once in the sum, would stay in it as a nan for good.
+            finite = all_finite(updates)
+            updates = jax.tree.map(lambda grad: jnp.where(finite, grad, 0), updates)
+            losses["bad"] = jnp.where(finite, losses["bad"], 1.0)
+        every_k = self._every_k_schedule
+        k = every_k(state.gradient_step) if callable(every_k) else every_k
+        steps = self._steps(flat.weights, state.mini_step == k - 1)
+        nothing = (None, None, None)
+        (updates, *_), state = steps.update(
+            (updates, norms, losses, covariances),
+            state,
+            (params, *nothing),
+            **extra_args,
         )
         return updates, state
 
@@ -135,79 +183,139 @@ class MultiSteps:
         """The same as a `GradientTransformationExtraArgs`."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
-    def _steps(self, weights: Sequence[Any]) -> optax.MultiSteps:
-        """Optax's own, accumulating triples of gradients, norms and losses."""
+    def _steps(self, weights: Sequence[Any], is_last: Any = True) -> optax.MultiSteps:
+        """Optax's own, accumulating gradients, norms, losses and covariances."""
 
         def init(params: Any) -> Any:
             return self._opt.init(params[0])
 
         def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
-            grads, norms, losses = updates
+            grads, norms, losses, covariances = updates
             if norms:
                 extra["input_norms"] = _means(norms)
+            if covariances:
+                extra["input_covariances"] = _handed_on(covariances, is_last)
             if losses:
                 bad = losses["bad"] > 0
                 extra["value"] = jnp.where(bad, jnp.nan, losses["sum"])
             grads, state = self._opt.update(grads, state, params[0], **extra)
-            return (grads, norms, losses), state
+            return (grads, norms, losses, covariances), state
 
         def should_skip(updates: Any, step: Any, params: Any) -> tuple[Any, Any]:
             assert self._should_skip_update_fn is not None
             return self._should_skip_update_fn(updates[0], step, params[0])
 
         dtypes = {statistic_dtype(w.dtype) for w in weights if not is_masked(w)}
+        # Of float32 and float64 the wider, which is also the last by name.
+        widest = max(dtypes, key=str, default=jnp.dtype("float32"))
         return optax.MultiSteps(
             optax.GradientTransformationExtraArgs(init, update),
             self._every_k_schedule,
             self._use_grad_mean,
             should_skip if self._should_skip_update_fn is not None else None,
-            # Of float32 and float64 the wider, which is also the last by name.
-            accumulator_dtype=max(dtypes, key=str, default=jnp.dtype("float32")),
+            accumulator_dtype=self._accumulator_dtype or widest,
         )
 
 
-def _layer_powers(inner_state: Any) -> dict[Path, tuple[Path, Any]]:
-    """For each layer with a power, the scaled weight whose P has the most axes."""
-    layers: dict[Path, tuple[Path, Any]] = {}
+def _powers(inner_state: Any) -> dict[Path, Any]:
+    """Each scaled weight's P; of several the one with the most axes."""
+    powers: dict[Path, Any] = {}
     for power_state in power_states(inner_state):
         flat = flatten(power_state.power)
         for path, power in zip(flat.paths, flat.weights, strict=True):
-            known = layers.get(path[:-1])
-            if not is_masked(power) and (known is None or power.ndim > known[1].ndim):
-                layers[path[:-1]] = (path, power)
-    return layers
+            known = powers.get(path)
+            if not is_masked(power) and (known is None or power.ndim > known.ndim):
+                powers[path] = power
+    return powers
 
 
 def _accumulators(inner_state: Any) -> Any:
-    """Zeros for each layer: the sum of its norms, and how many it holds."""
+    """Zeros for each scaled weight: the sum of its norms, and how many it holds."""
     zeros = {
-        (*layer, part): jnp.zeros(power.shape, power.dtype)
-        for layer, (_, power) in _layer_powers(inner_state).items()
+        (*path, part): jnp.zeros(power.shape, power.dtype)
+        for path, power in _powers(inner_state).items()
         for part in _PARTS
     }
     return traverse_util.unflatten_dict(zeros)
 
 
-def _micro_norms(
-    flat: FlatWeights, layers: dict[Path, tuple[Path, Any]], sown: _sown.Sown
-) -> Any:
+def _micro_norms(flat: FlatWeights, powers: dict[Path, Any], sown: _sown.Sown) -> Any:
     """One micro-batch's norms in the accumulators' shapes; 0 of 0 for a bad one."""
     shapes = dict(zip(flat.paths, flat.weights, strict=True))
     kernels = _sown.kernel_shapes(flat.paths, flat.weights)
+    _sown.check_not_shared(sown, powers)
     parts = {}
-    for layer, (path, power) in layers.items():
+    for path, power in powers.items():
         norm, good = jnp.zeros(power.shape), jnp.zeros(power.shape, bool)
         uses = _sown.find(sown, path)
         if uses is not None:
-            shape = shapes[path].shape
+            kernel = shape = shapes[path].shape
+            if not _sown.is_named(sown, path):
+                kernel = kernels.get(path[:-1], shape)
             with naming(path):
-                kernel = kernels.get(layer, shape)
                 norm = mean_over_uses(uses, shape, kernel, power.shape)
             good = jnp.isfinite(norm)
         total, count = _PARTS
-        parts[(*layer, total)] = jnp.where(good, norm, 0).astype(power.dtype)
-        parts[(*layer, count)] = good.astype(power.dtype)
+        parts[(*path, total)] = jnp.where(good, norm, 0).astype(power.dtype)
+        parts[(*path, count)] = good.astype(power.dtype)
     return traverse_util.unflatten_dict(parts)
+
+
+def _layer_covariances(inner_state: Any) -> dict[Path, LayerCovariance]:
+    """What is kept of each weight that is scaled by its covariance."""
+    layers: dict[Path, LayerCovariance] = {}
+    for state in states_of(inner_state, ScaleByInputCovarianceState):
+        paths, kept, _ = flat_layers(state.layers)
+        pairs = zip(paths, kept, strict=True)
+        layers.update({p: layer for p, layer in pairs if not is_masked(layer)})
+    return layers
+
+
+def _covariance_accumulators(inner_state: Any) -> Any:
+    """Zeros for each weight: the sum of its covariances, and of their rows."""
+    zeros = {
+        path: (
+            tuple(jnp.zeros(x.shape, x.dtype) for x in layer.factors),
+            jnp.zeros(layer.mass.shape, layer.mass.dtype),
+        )
+        for path, layer in _layer_covariances(inner_state).items()
+    }
+    return traverse_util.unflatten_dict(zeros)
+
+
+def _micro_covariances(
+    flat: FlatWeights, layers: dict[Path, LayerCovariance], sown: _sown.Sown
+) -> Any:
+    """One micro-batch's sums in the accumulators' shapes; 0 of 0 rows for a bad one."""
+    shapes = dict(zip(flat.paths, flat.weights, strict=True))
+    _sown.check_not_shared(sown, layers, _sown.COVARIANCE_NAME)
+    parts = {}
+    for path, layer in layers.items():
+        parts[path] = (
+            tuple(map(jnp.zeros_like, layer.factors)),
+            jnp.zeros_like(layer.mass),
+        )
+        uses = _sown.find(sown, path)
+        if uses is not None:
+            with naming_covariance(path):
+                form = form_of_state(layer, shapes[path].shape)
+                batch = checked(total(uses, form, layer.mass.dtype))
+                parts[path] = (batch.factors, batch.count)
+    return traverse_util.unflatten_dict(parts)
+
+
+def _handed_on(covariances: Any, is_last: Any) -> Any:
+    """The whole batch's covariances, as a tree that a model could have sown.
+
+    Means of sums and of rows are as good as sums. The inner optimizer, which is run for
+    each micro-batch, has rows, and thus inverses to compute, with the last one alone.
+    """
+    tree = {}
+    for path, (factors, rows) in traverse_util.flatten_dict(covariances).items():
+        rows = jnp.where(is_last, rows, 0).astype(rows.dtype)
+        name = _sown.entry_name(_sown.COVARIANCE_NAME, path[-1])
+        tree[(*path[:-1], name)] = (InputCovariance(factors, rows),)
+    return traverse_util.unflatten_dict(tree)
 
 
 def _micro_loss(value: Any) -> dict[str, jax.Array]:
@@ -224,11 +332,13 @@ def _means(norms: Any) -> Any:
     """The input norms of the whole batch, as a tree that a model could have sown."""
     parts = traverse_util.flatten_dict(norms)
     total, count = _PARTS
-    layers = {path[:-1] for path in parts}
+    weights = {path[:-1] for path in parts}
     return traverse_util.unflatten_dict(
         {
             # 0 / 0, where every micro-batch was bad, is nan: P stays.
-            (*layer, NAME): parts[(*layer, total)] / parts[(*layer, count)]
-            for layer in sorted(layers)
+            (*path[:-1], _sown.entry_name(_sown.NAME, path[-1])): (
+                parts[(*path, total)] / parts[(*path, count)]
+            )
+            for path in sorted(weights)
         }
     )

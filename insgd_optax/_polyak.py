@@ -28,6 +28,10 @@ class ClipByPolyakState(NamedTuple):
     weight_decay: Any
 
 
+# The largest growth of a slope that its running mean believes in one step: 100 is a
+# gradient ten times the usual. At a decay of 0.9 it is forgotten within 23 steps.
+_MOST_GROWTH = 100.0
+
 _NO_VALUE = (
     "value is missing: call tx.update(grads, opt_state, params, value=loss), where loss"
     " is the mean loss that the gradients are of (with insgd input_norms=norms too)."
@@ -43,9 +47,9 @@ def clip_by_polyak(
     decay: Any = 0.9,
     lower_bound: Any = 0.0,
     momentum: Any = 0.0,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bounds the learning rate by Polyak's, in the metric of the input power.
@@ -56,7 +60,8 @@ def clip_by_polyak(
     beyond c times that can be meant, and
 
     .. math::
-        Q_t &= \beta Q_{t-1} + (1 - \beta) q_t, \quad Q_1 = q_1 \\
+        Q_t &= \beta Q_{t-1} + (1 - \beta) \min(q_t, 100 \, Q_{t-1}),
+            \quad Q_1 = q_1 \\
         a_t &= \frac{c}{k} \frac{\max(L_t - L^*, 0)}{\max(q_t, Q_t)} \\
         m_t &= \max_{s \le t} \mu_s \\
         u_t &= \min(1, a_t / m_t) \, (D_t g_t + \lambda w)
@@ -75,8 +80,10 @@ def clip_by_polyak(
 
     Running mean. A mini-batch whose gradient happens to be small does not mean a step
     that is as much longer: the slope counts as at least its running mean, which is
-    kept as P is (Eq. 26). A steep one counts at once, and is remembered as long as P
-    remembers: at a decay of 0.9, 22 steps for every factor of ten.
+    kept as P is (Eq. 26). A steep one counts at once and in full, but enters the mean
+    as at most 100 times the mean, so that one exploding gradient does not stall
+    training: at a decay of 0.9 its effect is gone after 23 steps. A first slope
+    of more than 100 times the second is forgotten.
 
     Momentum. A gradient enters the buffer once and leaves it over the steps that
     follow. It is that whole way which is bounded, k times its own step: with gamma
@@ -111,9 +118,9 @@ def clip_by_polyak(
         lower_bound: L*, below which the loss cannot fall, in its units; of the summed
             loss where `MultiSteps` sums gradients.
         momentum: gamma, in [0, 1), that of the momentum which follows.
-        dampening: d, in [0, 1], likewise.
+        dampening: d, in [0, 1], likewise; None is 0.
         nesterov: whether that momentum looks ahead.
-        weight_decay: lambda, at least 0, or a schedule.
+        weight_decay: lambda, at least 0, or a schedule; None is 0.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
 
@@ -121,10 +128,11 @@ def clip_by_polyak(
         A transformation whose `update` requires the keyword `value`: the loss that the
         gradients are of, a scalar, averaged over devices where they are. What
         `scaling` needs is handed on. Its state is a `ClipByPolyakState`, whose `scale`
-        is min(1, a_t / m_t); see `polyak_scale`. The update is zero where the loss is
-        at most `lower_bound`, and where it is inf or nan: nothing can be known of the
-        bound then. (Momentum that comes after goes on.) If an entry of the gradient is
-        not finite, one of the update is not.
+        is min(1, a_t / m_t); see `polyak_scale`. The update is zero if the loss is at
+        most `lower_bound`, and if the loss, an entry of the gradient or the slope is
+        inf or nan, as after an overflow in float16: no bound is known then. Such a
+        gradient enters neither the slope's mean nor the state of `scaling`, which is
+        given zeros. (Momentum that comes after goes on.)
 
     Raises:
         ValueError: on construction, if a number is out of its range; from `update`,
@@ -150,9 +158,8 @@ def clip_by_polyak(
     al. (2021, arXiv:2002.10542); in the metric of Eq. 25 it is what NLMS, Eq. 7-9,
     owes its stability to: its step never goes beyond the error it answers.
     """
-    check_not_negative(
-        learning_rate=learning_rate, factor=factor, weight_decay=weight_decay
-    )
+    dampening = 0.0 if dampening is None else dampening
+    check_not_negative(learning_rate=learning_rate, factor=factor)
     check_fraction(decay=decay, momentum=momentum)
     check_fraction(below_one=False, dampening=dampening)
     if lower_bound is None or is_number(lower_bound) and math.isnan(lower_bound):
@@ -179,13 +186,17 @@ def clip_by_polyak(
         **extra_args: Any,
     ) -> tuple[Any, ClipByPolyakState]:
         value = checked_value(value)
+        finite = all_finite(updates)
+        # Zeros instead, since `scaling` may remember gradients, as Adam does.
+        updates = jax.tree.map(lambda grad: jnp.where(finite, grad, 0), updates)
         scaled, scaling_state = inner.update(
             updates, state.scaling, params, value=value, **extra_args
         )
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         peak = jnp.maximum(state.peak, jnp.asarray(rate, state.peak.dtype))
         steepness = _inner_product(updates, scaled, value.dtype)
-        slope = next_power(state.slope, steepness.astype(state.slope.dtype), decay)
+        latest = jnp.where(finite, steepness, jnp.nan).astype(state.slope.dtype)
+        slope = _next_slope(state, latest, decay)
         dampened = 1.0 - dampening * (momentum if nesterov else 1.0)
         passed = jnp.where(state.count == 0, 1.0, dampened)
         gap = jnp.maximum(value - jnp.asarray(lower_bound, value.dtype), 0)
@@ -193,9 +204,9 @@ def clip_by_polyak(
         wanted = peak.astype(value.dtype) * jnp.maximum(
             steepness, slope.astype(value.dtype)
         )
-        # Of a gradient that is not a number, and of none, nothing is held back.
+        # Nothing is held back of a gradient of zero.
         scale = jnp.where(wanted > allowed, allowed / wanted, 1)
-        finite = jnp.isfinite(value)
+        finite &= jnp.isfinite(value) & jnp.isfinite(steepness)
         scale = jnp.where(finite, scale, 0).astype(state.scale.dtype)
         scaled, decay_state = decayed.update(scaled, state.weight_decay, params)
         state = ClipByPolyakState(
@@ -235,6 +246,23 @@ def checked_value(value: Any) -> jax.Array:
             " that the gradients are of"
         )
     return value.astype(statistic_dtype(value.dtype))
+
+
+def all_finite(grads: Any) -> jax.Array:
+    """Whether no entry is inf or nan."""
+    finite = [jnp.all(jnp.isfinite(grad)) for grad in jax.tree.leaves(grads)]
+    return jnp.all(jnp.array(finite, bool))
+
+
+def _next_slope(state: ClipByPolyakState, slope: jax.Array, decay: Any) -> jax.Array:
+    """The slope's running mean, in which one spike is bounded; nan leaves it."""
+    # A first slope has no mean to be bounded by: the second slope judges it.
+    spiked = (state.count == 1) & (state.slope > _MOST_GROWTH * slope)
+    known = jnp.where(spiked, slope, state.slope)
+    # min(nan, inf) is nan.
+    most = jnp.where(known > 0, _MOST_GROWTH * known, jnp.inf)
+    believed = jnp.where(jnp.isfinite(slope), jnp.minimum(slope, most), jnp.nan)
+    return next_power(known, believed, decay)
 
 
 def _inner_product(grads: Any, updates: Any, dtype: Any) -> jax.Array:

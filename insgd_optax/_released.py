@@ -35,7 +35,7 @@ def insgd_as_released(
     *,
     momentum: Any = 0.9,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""INSGD as the authors' released code computes it, for comparing with it.
 
@@ -138,7 +138,7 @@ def _scale_by_released_norms(
         if input_norms is None:
             raise ValueError(
                 "input_norms is missing: call tx.update(grads, opt_state, params,"
-                f" input_norms=sown['intermediates']); {_CAPTURE}."
+                f" input_norms=sown); {_CAPTURE}."
                 " insgd_optax.MultiSteps does not hand them on, nor does flax's"
                 " TrainState"
             )

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
-from insgd_optax._capture import COLLECTION, NAME, capture_input_norms
+from insgd_optax._capture import capture_input_norms
 from insgd_optax._layer_types import LayerTypes
+from insgd_optax._sown import COLLECTION, NAME, is_entry
 
 
 def value_and_grad_with_input_norms(
@@ -89,5 +90,5 @@ def _split(sown: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             norms.update({name: inner_norms} if inner_norms else {})
             rest.update({name: inner_rest} if inner_rest else {})
         else:
-            (norms if name == NAME else rest)[name] = value
+            (norms if is_entry(name, NAME) else rest)[name] = value
     return norms, rest

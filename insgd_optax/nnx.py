@@ -43,6 +43,8 @@ the model as it was. A module of your own whose kernel no known layer holds sows
 norm in one line of its `__call__`:
 
     self.sow(nnx.Intermediate, "input_norm", insgd_optax.input_norm(x, p=2))
+
+and one with several weights a norm for each, under "input_norm.w1" for its weight w1.
 """
 
 import contextlib
@@ -69,6 +71,7 @@ from insgd_optax._open_calls import (
     task_settings,
 )
 from insgd_optax._replaced_calls import Call, replaced_calls
+from insgd_optax._sown import is_entry
 
 
 @contextlib.contextmanager
@@ -108,7 +111,9 @@ def capture_input_norms(
             InstanceNorm, whose scale and bias `scope="layer"` scales.
         layers: layer types of your own: a sequence of subclasses of `nnx.Module` whose
             input vector is the last axis of their first argument, or a dict from class
-            to the axis or axes. A subclass of a known layer needs no entry.
+            to the axis or axes, or to a function of the module and the call's arguments
+            by name that returns the power, such as
+            `lambda module, call: input_norm(call["x"], p)`. A subclass of a known layer needs no entry.
 
     Yields:
         Nothing. Contexts nest: of those that sow the same, the innermost one is
@@ -322,7 +327,8 @@ def _shapes_of_sown(
 
     shapes = jax.eval_shape(sown, state, args)
     paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
-    if not any(name in _weights.tuple_path(keys) for keys in paths):
+    keys = [key for path in paths for key in _weights.tuple_path(path)]
+    if not any(is_entry(key, name) for key in keys):
         raise ValueError(
             f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
             f" {name}_shapes inside `with insgd_optax.nnx.{capture}(...)`, with the"

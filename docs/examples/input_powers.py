@@ -52,7 +52,7 @@ def multipliers(name: str, images: np.ndarray, p: int, conv_input: str) -> dict:
         )
     tx = scale_by_input_power()
     params = variables["params"]
-    _, state = tx.update(params, tx.init(params), input_norms=new["intermediates"])
+    _, state = tx.update(params, tx.init(params), input_norms=new)
     return learning_rate_multipliers(state)
 
 

@@ -4,6 +4,7 @@ A row holds what a property needs to know of its optimizer; no property asks for
 name.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,11 +21,14 @@ from insgd_optax import (
     input_powers,
     insgd,
     insgd_as_released,
+    lms_newton,
     lsalr,
     nlms,
+    scale_by_input_covariance,
     scale_by_input_power,
     scale_by_lsalr,
 )
+from insgd_optax._covariance import InputCovariance
 from insgd_optax._diagnostics import power_states
 
 
@@ -37,6 +41,8 @@ class Row(NamedTuple):
     static_args: tuple[str, ...] = ()
     static_options: dict[str, Any] = {}  # noqa: RUF012  never changed
     in_multi_steps: bool = True  # whether `MultiSteps` knows its norms
+    may_be_injected: bool = True
+    drops_bad_gradients: bool = False  # its update is zero, and its state goes on
 
     def make(self):
         return self.factory(**self.options, **self.static_options)
@@ -60,6 +66,22 @@ def released_norms(step):
             "b": {"c": {"released_input_norm": (jnp.full((1, 1, 1), 2 * value),)}},
         }
     }
+
+
+def covariances(step):
+    """Of 4 rows each, with one direction that grows."""
+
+    def of(*inputs):
+        size = math.prod(inputs)
+        matrix = jnp.diag(jnp.arange(1.0, size + 1.0)).at[0, 0].add(step)
+        layout = (*inputs, 1, *inputs, 1)
+        return (InputCovariance((matrix.reshape(layout),), jnp.array(4.0)),)
+
+    sown = {
+        "a": {"input_covariance": of(8)},
+        "b": {"c": {"input_covariance": of(4, 8)}},
+    }
+    return {"input_covariances": {"intermediates": sown}}
 
 
 def no_norms(step):
@@ -120,11 +142,27 @@ ROWS = {
             "loss_lower_bound": 0.1,
         },
         norms_and_loss,
+        drops_bad_gradients=True,
     ),
     "clip_by_polyak": Row(
         clip_by_polyak,
         {"learning_rate": 10.0, "factor": 2.0, "momentum": 0.9, "weight_decay": 0.01},
         loss,
+        drops_bad_gradients=True,
+    ),
+    "inject_hyperparams(insgd)": Row(
+        optax.inject_hyperparams(insgd),
+        {"learning_rate": 0.1, "momentum": 0.8},
+        norms,
+        may_be_injected=False,
+    ),
+    "scale_by_input_covariance": Row(
+        scale_by_input_covariance, {"decay": 0.5, "damping": 0.1}, covariances
+    ),
+    "lms_newton": Row(
+        lms_newton,
+        {"learning_rate": 0.1, "damping": 0.5, "weight_decay": 0.01},
+        covariances,
     ),
     "nlms": Row(nlms, {"learning_rate": 1.0, "eps": 0.1}, norms),
     "insgd_as_released": Row(
@@ -281,7 +319,11 @@ def test_chains_with_what_takes_no_norms(row):
     assert_close(run(named, params, row.update_kwargs)[0], expected)
 
 
-@each_row
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS.values() if row.may_be_injected],
+    ids=[name for name, row in ROWS.items() if row.may_be_injected],
+)
 def test_injected_hyperparameters(row):
     params = make_params()
     injected = optax.inject_hyperparams(row.factory, static_args=row.static_args)
@@ -290,6 +332,29 @@ def test_injected_hyperparameters(row):
     expected, _ = run(row.make(), params, row.update_kwargs)
     assert_close(actual, expected, 1e-5)
     assert set(row.options) <= set(state.hyperparams)
+
+
+@pytest.mark.parametrize(
+    ("factory", "kwargs_at"),
+    [
+        (insgd, norms),
+        (lambda learning_rate=0.1: insgd(learning_rate), norms),
+        (clip_by_polyak, loss),
+        (lms_newton, covariances),
+        (lsalr, no_norms),
+        (insgd_as_released, released_norms),
+    ],
+)
+def test_injected_defaults_change_neither_state_nor_needs(factory, kwargs_at):
+    """As optax's own tests ask: no parameters, and the state of the plain optimizer."""
+    params = make_params()
+    plain, injected = factory(0.1), optax.inject_hyperparams(factory)(0.1)
+    state = injected.init(params)
+    inner = plain.init(params)
+    assert jax.tree.structure(state.inner_state) == jax.tree.structure(inner)
+    updates, _ = injected.update(params, state, **kwargs_at(0))
+    expected, _ = plain.update(params, inner, **kwargs_at(0))
+    assert_close(updates, expected)
 
 
 @each_row
@@ -354,7 +419,8 @@ def test_apply_if_finite_holds_back_a_bad_gradient(row):
     bad = jax.tree.map(lambda w: w * jnp.nan, params)
     updates, state = tx.update(bad, state, params, **row.update_kwargs(0))
     assert_close(updates, jax.tree.map(jnp.zeros_like, params))
-    assert all(power == 0 for power in powers_of(state).values())
+    if not row.drops_bad_gradients:
+        assert all(power == 0 for power in powers_of(state).values())
     updates, state = tx.update(params, state, params, **row.update_kwargs(0))
     plain = row.make()
     expected, _ = plain.update(

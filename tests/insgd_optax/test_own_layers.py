@@ -1,0 +1,129 @@
+"""Layer types of a user's own: an axis does not fit every class and every call."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from insgd_optax import capture_input_covariances, capture_input_norms, input_norm
+from insgd_optax._capture import settings_key
+from insgd_optax.nnx import capture_input_norms as nnx_capture_input_norms
+
+X = jnp.arange(12.0).reshape(2, 2, 3)
+
+
+class General(nn.Module):
+    """As t5x's DenseGeneral: one class for q, k, v and for out."""
+
+    axis: tuple[int, ...] = (-1,)
+
+    @nn.compact
+    def __call__(self, x):
+        shape = [x.shape[a] for a in self.axis] + [4]
+        kernel = self.param("kernel", nn.initializers.ones, shape)
+        axes = tuple(a % x.ndim for a in self.axis)
+        return jax.lax.dot_general(x, kernel, ((axes, range(len(axes))), ((), ())))
+
+
+class Masked(nn.Module):
+    @nn.compact
+    def __call__(self, mask, x):
+        return x @ self.param("kernel", nn.initializers.ones, (3, 1)) * mask
+
+
+class Equation(nn.Module):
+    @nn.compact
+    def __call__(self, equation, x):
+        kernel = self.param("kernel", nn.initializers.ones, (3, 1))
+        return jnp.einsum(equation, x, kernel)
+
+
+class Outer(nn.Module):
+    @nn.compact
+    def __call__(self, first, x):
+        inner = Masked if not isinstance(first, str) else Equation
+        return inner(name="inner")(first, x)
+
+
+def sown_by(model, *args):
+    variables = model.init(jax.random.key(0), *args)
+    return model.apply(variables, *args, mutable=["intermediates"])[1]["intermediates"]
+
+
+@pytest.mark.parametrize("axis", [(-1,), (-2, -1)])
+def test_a_function_takes_the_power_that_fits_the_module(axis):
+    layers = {General: lambda module, call: input_norm(call["x"], 2, axis=module.axis)}
+    with capture_input_norms(layers=layers):
+        (norm,) = sown_by(General(axis), X)["input_norm"]
+    np.testing.assert_allclose(norm, np.sum(np.square(X)) / (4 // len(axis)))
+
+
+def test_a_function_takes_the_vectors_of_a_covariance():
+    mask = jnp.ones((2, 2, 1), bool)
+    layers = {Masked: lambda module, call: call["x"]}
+    with capture_input_covariances(layers=layers):
+        (covariance,) = sown_by(Masked(), mask, X)["input_covariance"]
+    x = np.reshape(X, (-1, 3))
+    np.testing.assert_allclose(covariance.factors[0].reshape(3, 3), x.T @ x)
+    assert covariance.count == 4
+
+
+@pytest.mark.parametrize("capture", [capture_input_norms, capture_input_covariances])
+@pytest.mark.parametrize(
+    ("kind", "first", "what"),
+    [
+        (Masked, jnp.ones((2, 2, 1), bool), "mask, is an array of bool"),
+        (Equation, "btd,df->btf", "equation, is str"),
+    ],
+)
+def test_a_first_argument_that_is_no_input_is_an_error(capture, kind, first, what):
+    with (
+        capture(layers=[kind]),
+        pytest.raises(ValueError, match=f"{kind.__name__} at inner.*{what}"),
+    ):
+        sown_by(Outer(), first, X)
+
+
+@pytest.mark.parametrize("capture", [capture_input_norms, capture_input_covariances])
+@pytest.mark.parametrize("own", [5, lambda module, call: call["y"]])
+def test_what_goes_wrong_names_the_layer(capture, own):
+    with (
+        capture(layers={Masked: own}),
+        pytest.raises(ValueError, match="Masked at inner could not be measured"),
+    ):
+        sown_by(Outer(), jnp.ones((2, 2, 1)), X)
+
+
+def test_nnx_takes_a_function_too():
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.kernel = nnx.Param(jnp.ones((3, 1)))
+
+        def __call__(self, mask, x):
+            return x @ self.kernel[...] * mask
+
+    layers = {Scaled: lambda module, call: input_norm(call["x"])}
+    mask = jnp.ones((2, 2, 1), bool)
+    with nnx_capture_input_norms(layers=layers):
+        _, norms = nnx.capture(Scaled(), nnx.Intermediate)(mask, X)
+    np.testing.assert_allclose(
+        norms["input_norm"].get_value()[0], np.sum(np.square(X)) / 4
+    )
+    with (
+        nnx_capture_input_norms(layers=[Scaled]),
+        pytest.raises(ValueError, match="Scaled could not be measured.*mask"),
+    ):
+        nnx.capture(Scaled(), nnx.Intermediate)(mask, X)
+
+
+def test_settings_tell_functions_apart():
+    def one(module, call):
+        return call["x"]
+
+    def two(module, call):
+        return call["x"]
+
+    keys = [settings_key(2, "patch", False, {General: own}) for own in (one, one, two)]
+    assert keys[0] == keys[1] != keys[2] and len(set(keys)) == 2

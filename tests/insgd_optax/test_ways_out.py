@@ -1,0 +1,55 @@
+"""What goes wrong before training: the message says the way out."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+from insgd_optax import insgd, lms_newton
+
+PARAMS = {"d": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
+DOCS = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("rule", [insgd, lms_newton])
+def test_a_group_without_kernels(rule):
+    """A decay and a no-decay group: only the group's own weights are listed."""
+    labels = {"d": {"kernel": "decay", "bias": "no decay"}}
+    tx = optax.partition({"decay": rule(0.1), "no decay": rule(0.1)}, labels)
+    with pytest.raises(ValueError, match="optax.partition(.|\n)*optax.sgd") as error:
+        tx.init(PARAMS)
+    assert "  d/bias\n" in str(error.value) and "d/kernel" not in str(error.value)
+    optax.partition({"decay": rule(0.1), "no decay": optax.sgd(0.1)}, labels).init(
+        PARAMS
+    )
+
+
+@pytest.mark.parametrize("rule", [insgd, lms_newton])
+def test_flattened_weights_have_no_names(rule):
+    with pytest.raises(ValueError, match="optax.flatten makes of a(.|\n)*leave"):
+        optax.flatten(rule(0.1)).init(PARAMS)
+
+
+def test_what_was_sown_is_handed_over_whole_everywhere():
+    """`sown["intermediates"]` is a bare KeyError where nothing was sown."""
+    files = [DOCS / "README.md", *DOCS.glob("docs/**/*.md"), *DOCS.glob("docs/**/*.py")]
+    files += DOCS.glob("insgd_optax/*.py")
+    handed = re.compile(
+        r"input_(norms|covariances)=\w+\[|, \w+\[.intermediates.\]$", re.MULTILINE
+    )
+    assert len(files) > 40
+    for file in files:
+        assert not handed.search(file.read_text()), file
+    tx = insgd(0.1)
+    with pytest.raises(ValueError, match="applied outside"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, input_norms={})
+
+
+def test_a_bias_that_a_module_keeps_for_itself():
+    params = {**PARAMS, "bias": jnp.ones(1)}
+    norms = {"d": {"input_norm": jnp.array(9.0)}}
+    tx = insgd(0.1, scope="layer")
+    with pytest.raises(ValueError, match=r"outside any layer:\n +leave it out, scope="):
+        tx.update(params, tx.init(params), params, input_norms=norms)
