@@ -143,10 +143,11 @@ def scale_by_input_covariance(
         preserve_norm: whether each weight's update keeps the Frobenius norm that it
             came in with. Without it the lengths are Newton's, in units of 1 / x^2, and
             want a learning rate and a damping of their own.
-        max_dim: the largest matrix; None is that of the capture, 1024. Of a convolution with more inputs the covariance
-            is the Kronecker product of taps and channels; of another layer, diagonal
-            blocks. Capture with the same, or a larger, `max_dim`. Unused with
-            `input_covariances_like`, which tells the form.
+        max_dim: the largest matrix; None is that of the capture, 768. Of a convolution
+            with more inputs, the covariance is the Kronecker product of taps and
+            channels; of another layer, diagonal blocks. Capture with the same, or a
+            larger, `max_dim`. Unused with `input_covariances_like`, which tells the
+            form.
         scope: which weights are scaled: "kernel", every parameter of that name, or a
             function from a parameter's path, a tuple such as ("Dense_0", "kernel"), to
             True or False. All others pass through.

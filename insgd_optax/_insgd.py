@@ -58,8 +58,8 @@ def insgd(
         dampening: d, in [0, 1]; None, the default, is 0, and
             `dampening=momentum` is Algorithm 1 to the letter.
         nesterov: whether the momentum looks ahead.
-        weight_decay: lambda, at least 0, or a schedule; None is 0; added after the division, so
-            that decay is not normalized.
+        weight_decay: lambda, at least 0, or a schedule; None is 0. It is added after
+            the division, so that decay is not normalized.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
         normalizer: see `scale_by_input_power`.

@@ -44,8 +44,8 @@ class MultiSteps:
     the k gradients and the mean of the k input norms; the other calls return zeros.
     Optax's own hands on the last micro-batch's norms alone. It goes outermost: a chain
     around it loses the norms. The loss that `clip_by_polyak` takes as `value` is
-    averaged, or summed, as the gradients are; a micro-batch whose gradient is inf or nan
-    under that bound makes the step zero. Input covariances add up.
+    averaged, or summed, as the gradients are; under that bound, a micro-batch whose
+    gradient is inf or nan makes the step zero. Input covariances add up.
 
     Args:
         opt: the optimizer, such as `insgd(...)`, or a chain with it.

@@ -113,7 +113,8 @@ def capture_input_norms(
             input vector is the last axis of their first argument, or a dict from class
             to the axis or axes, or to a function of the module and the call's arguments
             by name that returns the power, such as
-            `lambda module, call: input_norm(call["x"], p)`. A subclass of a known layer needs no entry.
+            `lambda module, call: input_norm(call["x"], p)`. A subclass of a known layer
+            needs no entry.
 
     Yields:
         Nothing. Contexts nest: of those that sow the same, the innermost one is
