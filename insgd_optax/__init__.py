@@ -15,6 +15,10 @@ from insgd_optax._covariance_capture import (
 from insgd_optax._covariance_capture import (
     sow_input_covariance as sow_input_covariance,
 )
+from insgd_optax._covariance_state import LayerCovariance as LayerCovariance
+from insgd_optax._covariance_state import (
+    ScaleByInputCovarianceState as ScaleByInputCovarianceState,
+)
 from insgd_optax._diagnostics import (
     covariance_condition_numbers as covariance_condition_numbers,
 )
@@ -24,10 +28,6 @@ from insgd_optax._diagnostics import (
     learning_rate_multipliers as learning_rate_multipliers,
 )
 from insgd_optax._filter_scan import FilterResult as FilterResult
-from insgd_optax._input_covariance import LayerCovariance as LayerCovariance
-from insgd_optax._input_covariance import (
-    ScaleByInputCovarianceState as ScaleByInputCovarianceState,
-)
 from insgd_optax._input_covariance import (
     scale_by_input_covariance as scale_by_input_covariance,
 )

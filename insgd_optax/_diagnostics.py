@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from insgd_optax._input_covariance import (
+from insgd_optax._covariance_state import (
     LayerCovariance,
     ScaleByInputCovarianceState,
     flat_layers,

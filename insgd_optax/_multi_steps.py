@@ -12,15 +12,15 @@ from insgd_optax import _sown
 from insgd_optax._alignment import mean_over_uses
 from insgd_optax._covariance import InputCovariance, checked
 from insgd_optax._covariance_capture import covariances_by_layer
-from insgd_optax._diagnostics import power_states
-from insgd_optax._input_covariance import (
-    NO_COVARIANCES,
+from insgd_optax._covariance_state import (
     LayerCovariance,
     ScaleByInputCovarianceState,
     flat_layers,
     form_of_state,
     total,
 )
+from insgd_optax._diagnostics import power_states
+from insgd_optax._input_covariance import NO_COVARIANCES
 from insgd_optax._input_covariance import naming as naming_covariance
 from insgd_optax._input_power import NO_NORMS, naming
 from insgd_optax._norms import statistic_dtype

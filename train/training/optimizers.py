@@ -24,14 +24,17 @@ import optax
 
 import insgd_optax
 from train.training import torch_rules
+from train.training.covariance import (
+    Covariance,
+    SownShapes,
+    covariance_diagnostics,
+)
 
 # The library's floor, max(log P, EPS): a multiplier of 1 / EPS sits on it.
 EPS = 0.01
 
 # step -> the context in which layers sow what the optimizer needs of their inputs.
 Capture = Callable[[Any], contextlib.AbstractContextManager[None]]
-# A capture -> the shapes of what the network sows within it.
-SownShapes = Callable[[contextlib.AbstractContextManager[None]], Any]
 Measure = Callable[[Any], jax.Array]
 
 
@@ -58,52 +61,7 @@ class Optimizer(NamedTuple):
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 
 
-def _covariance_diagnostics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
-    return {
-        "condition_numbers": insgd_optax.covariance_condition_numbers(opt_state),
-        "cosines": insgd_optax.covariance_cosines(opt_state),
-    }
-
-
 _POLYAK_MEASURES = {"polyak_scale": insgd_optax.polyak_scale}
-
-
-class Covariance(NamedTuple):
-    """How the input's covariance is measured and used.
-
-    Attributes:
-        damping: in units of the mean eigenvalue.
-        every: steps from one measurement to the next.
-        form: of convolutions, "patch" or "kronecker".
-        max_rows: the most input vectors that a layer contributes.
-        max_dim: the largest matrix.
-        decay: of the running mean, a measurement.
-    """
-
-    damping: float = 1.0
-    every: int = 10
-    form: str = "patch"
-    max_rows: int = 2048
-    max_dim: int = 768
-    decay: float = 0.95
-
-    def capture(self, step: Any) -> contextlib.AbstractContextManager[None]:
-        """The context of a step, which may be traced."""
-        return insgd_optax.capture_input_covariances(
-            when=step % self.every == 0,
-            max_rows=self.max_rows,
-            max_dim=self.max_dim,
-            conv_covariance=self.form,
-        )
-
-    def options(self, sown_shapes: SownShapes | None) -> dict[str, Any]:
-        """What the library's optimizers take."""
-        like = None if sown_shapes is None else sown_shapes(self.capture(0))
-        return {
-            "damping": self.damping,
-            "max_dim": self.max_dim,
-            "input_covariances_like": like,
-        }
 
 
 # Options that only some optimizers have, and in words which.
@@ -165,7 +123,7 @@ def _lms_newton(
         tx,
         capture=covariance.capture,
         measures={} if polyak_factor is None else _POLYAK_MEASURES,
-        diagnostics=_covariance_diagnostics,
+        diagnostics=covariance_diagnostics,
     )
 
 
@@ -183,9 +141,7 @@ def _redirected(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
-    return Optimizer(
-        tx, capture=covariance.capture, diagnostics=_covariance_diagnostics
-    )
+    return Optimizer(tx, capture=covariance.capture, diagnostics=covariance_diagnostics)
 
 
 def _muon(learning_rate, **options) -> optax.GradientTransformation:

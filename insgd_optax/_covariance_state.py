@@ -1,0 +1,207 @@
+"""What is kept of one weight's covariance, and how a pass changes it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from insgd_optax import _whitening
+from insgd_optax._alignment import averaged_axes
+from insgd_optax._covariance import (
+    Form,
+    InputCovariance,
+    Mismatch,
+    checked,
+    form_of,
+    from_matrices,
+    reduced,
+)
+from insgd_optax._weights import Path, is_masked, tuple_path
+
+
+class LayerCovariance(NamedTuple):
+    """What `scale_by_input_covariance` keeps of one weight.
+
+    Its arrays are float32, or float64 for a float64 weight. With d inputs they take
+    8 d^2 + 8 bytes in float32; in the Kronecker form with t taps and c channels,
+    8 t^2 + 4 (t + 1) c^2 + 8.
+    """
+
+    # The running mean of X^T X / n, without the correction for its start, in the
+    # layout of the weight: for a kernel (d, m) of one layer shape=(d, 1, d, 1).
+    factors: tuple[jax.Array, ...]
+    # 1 - decay^t after t captures, which the mean is divided by: shape=(), or that of
+    # the axes of stacked layers.
+    mass: jax.Array
+    # D: one matrix; or of the Kronecker form the eigenvectors of the taps, and for each
+    # a matrix of channels.
+    inverse: tuple[jax.Array, ...]
+    # Between the last update and what came in, 1 for one direction: shaped like mass.
+    cosine: jax.Array
+
+
+class ScaleByInputCovarianceState(NamedTuple):
+    """State of `scale_by_input_covariance`."""
+
+    # The field's name in every optax state; it hides tuple.count.
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
+    # How many times a factorization failed and the last good inverse stayed.
+    failures: jax.Array  # shape=(), dtype=jnp.int32
+    # Like params: LayerCovariance where a weight is scaled; optax.MaskedNode()
+    # elsewhere.
+    layers: Any
+
+
+def flat_layers(layers: Any) -> tuple[list[Path], list[Any], Any]:
+    """The covariances of a state with their weights' paths."""
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, LayerCovariance) or is_masked(node)
+
+    nodes, treedef = jax.tree_util.tree_flatten_with_path(layers, is_leaf=is_leaf)
+    return [tuple_path(keys) for keys, _ in nodes], [node for _, node in nodes], treedef
+
+
+def initial_layer(form: Form, dtype: Any, initial: float | None) -> LayerCovariance:
+    shapes = form.shapes
+    factors = tuple(jnp.zeros(shape, dtype) for shape in shapes)
+    mass = jnp.zeros(form.stack, dtype)
+    if initial is not None:
+        dims = [factor.dim for factor in form.factors]
+        # Of two factors, both have the trace of the whole.
+        others = [dims[1], dims[0]] if len(dims) > 1 else [1]
+        factors = tuple(
+            from_matrices(
+                jnp.broadcast_to(
+                    initial * other * jnp.eye(factor.dim, dtype=dtype),
+                    (*form.stack, *factor.counts, factor.dim, factor.dim),
+                ),
+                factor,
+                len(form.stack),
+            )
+            for factor, other in zip(form.factors, others, strict=True)
+        )
+        mass = jnp.ones(form.stack, dtype)
+    cosine = jnp.ones(form.stack, dtype)
+    return LayerCovariance(factors, mass, _whitening.identity(form, dtype), cosine)
+
+
+def form_of_sown(sown: InputCovariance, weight: tuple[int, ...]) -> Form:
+    """The form of a weight whose layer sows this."""
+    return form_of(
+        [factor.shape for factor in sown.factors], weight, len(sown.count.shape)
+    )
+
+
+def form_of_state(layer: LayerCovariance, weight: tuple[int, ...]) -> Form:
+    """The form in which a state keeps the covariance of a weight."""
+    return form_of([factor.shape for factor in layer.factors], weight)
+
+
+def total(sown: list[InputCovariance], form: Form, dtype: Any) -> InputCovariance:
+    """All that a layer sowed in one pass, in the form of its weight.
+
+    Raises:
+        Mismatch: if it does not fit.
+    """
+    sums, count = None, jnp.zeros(form.stack, dtype)
+    for use in sown:
+        lead = use.count.ndim
+        if (use.factors[0].ndim - lead) != 2 * len(form.kernel):
+            raise Mismatch(
+                f"{use.factors[0].shape} is not laid out like a kernel {form.kernel}"
+            )
+        axes = averaged_axes(use.count.shape, form.stack)
+        factors = [factor.sum(axis=axes) for factor in use.factors]
+        factors = reduced(factors, len(form.stack), form)
+        factors = [
+            jnp.broadcast_to(factor, shape).astype(dtype)
+            for factor, shape in zip(factors, form.shapes, strict=True)
+        ]
+        sums = (
+            factors
+            if sums is None
+            else [a + b for a, b in zip(sums, factors, strict=True)]
+        )
+        count = count + use.count.sum(axis=axes).astype(dtype)
+    assert sums is not None
+    # Without axes of length 1: XLA copies arrays that differ in how it orders these.
+    return InputCovariance(tuple(map(jnp.squeeze, sums)), count)
+
+
+def next_layer(
+    layer: LayerCovariance,
+    batch: InputCovariance,
+    form: Form,
+    decay: Any,
+    damping: Any,
+    eps: Any,
+) -> tuple[LayerCovariance, jax.Array]:
+    """The running mean and its inverse; and whether the factorization failed."""
+    dtype = layer.mass.dtype
+    decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
+    batch = InputCovariance(
+        tuple(
+            x.reshape(shape)
+            for x, shape in zip(batch.factors, form.shapes, strict=True)
+        ),
+        batch.count,
+    )
+    batch = checked(batch)
+    brings = batch.count > 0
+
+    def lead(values: jax.Array, like: jax.Array) -> jax.Array:
+        return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+    def kept(new: jax.Array, old: jax.Array, choice: jax.Array) -> jax.Array:
+        return jnp.where(lead(choice, old), new, old)
+
+    rows = jnp.where(brings, batch.count, jnp.ones_like(batch.count))
+    factors = tuple(
+        kept(decay * old + (1 - decay) * (new / lead(rows, new)), old, brings)
+        for old, new in zip(layer.factors, batch.factors, strict=True)
+    )
+    mass = jnp.where(brings, decay * layer.mass + (1 - decay), layer.mass)
+    corrected = tuple(x / lead(jnp.where(mass > 0, mass, 1), x) for x in factors)
+    inverse, good = _whitening.inverse(form, corrected, damping, eps)
+    inverse = tuple(
+        kept(new, old, brings & good)
+        for new, old in zip(inverse, layer.inverse, strict=True)
+    )
+    failed = jnp.sum(brings & ~good).astype(jnp.int32)
+    return LayerCovariance(factors, mass, inverse, layer.cosine), failed
+
+
+def redirected(
+    grad: jax.Array, layer: LayerCovariance, form: Form, preserve_norm: bool
+) -> tuple[jax.Array, LayerCovariance]:
+    """D G, or its direction with the norm of G, in the gradient's dtype."""
+    wide = grad.astype(
+        grad.dtype
+        if jnp.finfo(grad.dtype).bits >= jnp.finfo(layer.mass.dtype).bits
+        else layer.mass.dtype
+    )
+    inverse = tuple(x.astype(wide.dtype) for x in layer.inverse)
+    axes = tuple(range(len(form.stack), grad.ndim))
+
+    def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x in units of its largest entry, so that squares stay in range."""
+        largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+        largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+        return x / largest, largest
+
+    def norm(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+
+    before, size = unit(wide)
+    after, stretch = unit(_whitening.apply(form, inverse, before))
+    lengths = norm(before), norm(after)
+    nothing = lengths[1] == 0
+    ratio = lengths[0] / jnp.where(nothing, jnp.ones_like(lengths[1]), lengths[1])
+    product = jnp.sum(before * after, axis=axes, keepdims=True)
+    cosine = product / jnp.where(
+        nothing, jnp.ones_like(product), lengths[0] * lengths[1]
+    )
+    cosine = cosine.reshape(form.stack).astype(layer.cosine.dtype)
+    update = after * ((ratio if preserve_norm else stretch) * size)
+    return update.astype(grad.dtype), layer._replace(cosine=cosine)
