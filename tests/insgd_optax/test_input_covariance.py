@@ -37,6 +37,11 @@ def sown_of(rows, kernel_rank=2, dtype=None):
     }
 
 
+def jit_apply(model):
+    """A model's application as one program: operations one by one compile for long."""
+    return jax.jit(model.apply, static_argnames="mutable")
+
+
 def trained(tx, x, targets, order=1):
     """The weights of one linear neuron after each step, of `order` samples each."""
     model = nn.Dense(1, use_bias=False, param_dtype=x.dtype)
@@ -44,7 +49,7 @@ def trained(tx, x, targets, order=1):
 
     def loss_fn(params, rows, d):
         with capture_input_covariances():
-            y, sown = model.apply({"params": params}, rows, mutable=["intermediates"])
+            y, sown = model.apply({"params": params}, rows, mutable=("intermediates",))
         return 0.5 * jnp.mean((d - y[:, 0]) ** 2), sown
 
     @jax.jit
@@ -208,7 +213,7 @@ def test_kronecker_form_against_the_reference(x64, captured):
     rng = np.random.default_rng(0)
     model = nn.Conv(2, (2, 2), padding="VALID", param_dtype=jnp.float64)
     x = jnp.asarray(rng.normal(size=(5, 4, 3, 3)))
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     patches = np.stack(
         [
             np.asarray(x[n, i : i + 2, j : j + 2]).reshape(-1)
@@ -226,7 +231,7 @@ def test_kronecker_form_against_the_reference(x64, captured):
         options = {"conv_covariance": "kronecker"}
     with capture_input_covariances(max_rows=None, **options):
         like = input_covariance_shapes(model, jax.random.key(0), x)
-        _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        _, sown = jit_apply(model)({"params": params}, x, mutable=("intermediates",))
     # The optimizer brings a whole matrix into its own form.
     shape = (
         {"input_covariances_like": like} if captured == "kronecker" else {"max_dim": 11}
@@ -247,11 +252,12 @@ def sgd_and(rows_by_step, **options):
     tx = scale_by_input_covariance(**options)
     g = {"kernel": jnp.arange(1.0, 7.0).reshape(d, 2)}
     state, seen = tx.init(g), []
+    update = jax.jit(lambda g, state, sown: tx.update(g, state, input_covariances=sown))
     for rows in rows_by_step:
         sown = sown_of(np.zeros((1, d)) if rows is None else rows, dtype=jnp.float32)
         if rows is None:
             sown = jax.tree.map(jnp.zeros_like, sown)
-        updates, state = tx.update(g, state, input_covariances=sown)
+        updates, state = update(g, state, sown)
         seen.append((np.asarray(updates["kernel"]), state))
     return g["kernel"], seen
 
@@ -330,11 +336,13 @@ class Shared(nn.Module):
 
 def test_uses_of_a_layer_and_micro_batches_add_up():
     x = jax.random.normal(jax.random.key(0), (6, 3))
-    params = Shared().init(jax.random.key(1), x)["params"]
+    params = jax.jit(Shared().init)(jax.random.key(1), x)["params"]
 
     def sown(x):
         with capture_input_covariances():
-            return Shared().apply({"params": params}, x, mutable=["intermediates"])[1]
+            return jit_apply(Shared())(
+                {"params": params}, x, mutable=("intermediates",)
+            )[1]
 
     kernel = params["Dense_0"]["kernel"]
     rows = np.concatenate([x, jnp.tanh(x @ kernel)])
@@ -380,7 +388,7 @@ class Stack(nn.Module):
 def test_stacked_layers_keep_a_covariance_each():
     x = jax.random.normal(jax.random.key(0), (8, 4))
     scanned, written = Stack(True), Stack(False)
-    params = scanned.init(jax.random.key(1), x)["params"]
+    params = jax.jit(scanned.init)(jax.random.key(1), x)["params"]
     apart = {
         f"layer_{i}": jax.tree.map(lambda w, i=i: w[i], params["layers"])
         for i in range(3)
@@ -389,7 +397,7 @@ def test_stacked_layers_keep_a_covariance_each():
     def step(model, params):
         def loss_fn(params):
             with capture_input_covariances():
-                y, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+                y, sown = model.apply({"params": params}, x, mutable=("intermediates",))
             return jnp.mean(jnp.sin(y)), sown
 
         with capture_input_covariances():
@@ -411,9 +419,9 @@ def test_stacked_layers_keep_a_covariance_each():
 def test_recurrent_cells_add_up_over_time(cell):
     x = jax.random.normal(jax.random.key(0), (2, 5, 3))
     model = nn.RNN(cell(4))
-    params = model.init(jax.random.key(1), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), x)["params"]
     with capture_input_covariances():
-        _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        _, sown = jit_apply(model)({"params": params}, x, mutable=("intermediates",))
     tx = scale_by_input_covariance(0.0)
     _, state = tx.update(params, tx.init(params), input_covariances=sown)
     rows = np.asarray(x).reshape(-1, 3)
@@ -428,10 +436,10 @@ def test_recurrent_cells_add_up_over_time(cell):
 def test_attention_learns_its_form_from_the_shapes():
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     model = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
-    params = model.init(jax.random.key(1), x, x)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), x, x)["params"]
     with capture_input_covariances():
         like = input_covariance_shapes(model, jax.random.key(0), x, x)
-        _, sown = model.apply({"params": params}, x, x, mutable=["intermediates"])
+        _, sown = jit_apply(model)({"params": params}, x, x, mutable=("intermediates",))
     guessed = scale_by_input_covariance()
     with pytest.raises(ValueError, match="key/kernel does not fit.*covariances_like"):
         guessed.update(params, guessed.init(params), input_covariances=sown)
@@ -441,9 +449,9 @@ def test_attention_learns_its_form_from_the_shapes():
     assert state.layers["out"]["kernel"].factors[0].shape == (2, 4, 1, 2, 4, 1)
     # With biases their shapes tell, too.
     model = nn.MultiHeadDotProductAttention(num_heads=2)
-    params = model.init(jax.random.key(1), x, x)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), x, x)["params"]
     with capture_input_covariances():
-        _, sown = model.apply({"params": params}, x, x, mutable=["intermediates"])
+        _, sown = jit_apply(model)({"params": params}, x, x, mutable=("intermediates",))
     guessed.update(params, guessed.init(params), input_covariances=sown)
 
 
@@ -458,10 +466,10 @@ def test_own_layers_sow_and_are_heard():
     x = jax.random.normal(jax.random.key(0), (6, 3))
     params = Own().init(jax.random.key(1), x)["params"]
     apply = functools.partial(Own().apply, {"params": params}, x)
-    _, outside = apply(mutable=["intermediates"])
+    _, outside = apply(mutable=("intermediates",))
     assert not outside  # no capture, no cost
     with capture_input_covariances():
-        _, sown = apply(mutable=["intermediates"])
+        _, sown = apply(mutable=("intermediates",))
     np.testing.assert_allclose(
         sown["intermediates"]["input_covariance"][0].factors[0].reshape(3, 3),
         x.T @ x,
@@ -472,20 +480,20 @@ def test_own_layers_sow_and_are_heard():
 def test_rows_are_capped_and_spread():
     model = nn.Conv(2, (3, 3))
     x = jax.random.normal(jax.random.key(0), (16, 20, 20, 2))
-    params = model.init(jax.random.key(1), x)
+    params = jax.jit(model.init)(jax.random.key(1), x)
     counts = {}
     for most in (None, 1000, 100, 10, 1):
         with capture_input_covariances(max_rows=most):
-            _, sown = model.apply(params, x, mutable=["intermediates"])
+            _, sown = jit_apply(model)(params, x, mutable=("intermediates",))
         counts[most] = int(sown["intermediates"]["input_covariance"][0].count)
     assert counts[None] == 16 * 400
     for most in (1000, 100, 10, 1):
         assert 0.4 * most < counts[most] <= most
     # Of stationary inputs few rows tell nearly what all do.
     with capture_input_covariances(max_rows=1000):
-        _, few = model.apply(params, x, mutable=["intermediates"])
+        _, few = jit_apply(model)(params, x, mutable=("intermediates",))
     with capture_input_covariances(max_rows=None):
-        _, all_ = model.apply(params, x, mutable=["intermediates"])
+        _, all_ = jit_apply(model)(params, x, mutable=("intermediates",))
 
     def mean(sown):
         covariance = sown["intermediates"]["input_covariance"][0]
@@ -504,7 +512,7 @@ class Small(nn.Module):
 
 def test_loss_and_gradients_are_those_without_capture():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    params = Small().init(jax.random.key(1), x)["params"]
+    params = jax.jit(Small().init)(jax.random.key(1), x)["params"]
 
     def loss_fn(params, x, when):
         capture = (
@@ -513,7 +521,7 @@ def test_loss_and_gradients_are_those_without_capture():
             else contextlib.nullcontext()
         )
         with capture:
-            y, sown = Small().apply({"params": params}, x, mutable=["intermediates"])
+            y, sown = Small().apply({"params": params}, x, mutable=("intermediates",))
         return jnp.mean(jnp.sin(y)), sown
 
     grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -538,14 +546,14 @@ def test_no_activation_is_kept_for_the_backward_pass():
     model = nn.Sequential(
         [nn.Conv(8, (3, 3)) if i % 2 else nn.relu for i in range(1, 9)]
     )
-    params = model.init(jax.random.key(1), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), x)["params"]
 
     def temporary(captured):
         def loss_fn(params, when):
             if not captured:
                 return jnp.mean(model.apply({"params": params}, x)), {}
             with capture_input_covariances(when=when, max_rows=512):
-                y, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+                y, sown = model.apply({"params": params}, x, mutable=("intermediates",))
             return jnp.mean(y), sown
 
         step = jax.jit(jax.grad(loss_fn, has_aux=True))
@@ -640,10 +648,10 @@ def test_condition_numbers_and_cosines(x64, form):
         model = nn.Dense(2, param_dtype=jnp.float64)
         x = jnp.asarray(rng.normal(size=(20, 6)) @ rng.normal(size=(6, 6)))
         options = {"max_dim": 3} if form == "blocks" else {}
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     with capture_input_covariances(max_rows=None, **options):
         like = input_covariance_shapes(model, jax.random.key(0), x)
-        _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        _, sown = jit_apply(model)({"params": params}, x, mutable=("intermediates",))
     tx = scale_by_input_covariance(
         0.0, damping=damping, preserve_norm=False, input_covariances_like=like
     )
@@ -651,11 +659,14 @@ def test_condition_numbers_and_cosines(x64, form):
     kernel = params["kernel"]
     size = kernel.size // kernel.shape[-1]
     columns = []
+    update = jax.jit(
+        lambda g, sown: tx.update(g, tx.init(params), input_covariances=sown)
+    )
     for i in range(size):
         g = np.zeros((size, kernel.shape[-1]))
         g[i, 0] = 1.0
         grads = {"kernel": jnp.asarray(g.reshape(kernel.shape)), "bias": jnp.zeros(2)}
-        updates, state = tx.update(grads, tx.init(params), input_covariances=sown)
+        updates, state = update(grads, sown)
         columns.append(np.asarray(updates["kernel"]).reshape(size, -1)[:, 0])
     inverse = np.stack(columns, axis=1)
     condition = covariance_condition_numbers(state)["kernel"]
