@@ -125,8 +125,7 @@ def total(sown: list[InputCovariance], form: Form, dtype: Any) -> InputCovarianc
         )
         count = count + use.count.sum(axis=axes).astype(dtype)
     assert sums is not None
-    # Without axes of length 1: XLA copies arrays that differ in how it orders these.
-    return InputCovariance(tuple(map(jnp.squeeze, sums)), count)
+    return InputCovariance(tuple(sums), count)
 
 
 def next_layer(

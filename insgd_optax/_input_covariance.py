@@ -255,7 +255,11 @@ def scale_by_input_covariance(
                 if found is None:
                     absent.append(path)
                 else:
-                    totals[path] = total(found, forms[path], layer.mass.dtype)
+                    batch = total(found, forms[path], layer.mass.dtype)
+                    # Without axes of length 1: XLA copies an array whose layout
+                    # differs in these alone.
+                    factors = tuple(map(jnp.squeeze, batch.factors))
+                    totals[path] = batch._replace(factors=factors)
         if absent and missing == "error":
             raise ValueError(
                 f"these scaled weights have no input covariance:\n{path_list(absent)}\n"

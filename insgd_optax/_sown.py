@@ -29,9 +29,10 @@ def is_entry(key: Any, name: str) -> bool:
 
 def source(path: Path, name: str) -> Path | None:
     """Where in `Sown` a value at this path belongs, if it is of this statistic."""
-    # `sow` appends to a tuple, whose index ends the path.
-    for end in (len(path), len(path) - 1):
-        if end > 0 and is_entry(path[end - 1], name):
+    # `sow` appends to a tuple, whose index ends the path; an NNX variable may add the
+    # name of what it holds.
+    for end in range(len(path), max(len(path) - 3, 0), -1):
+        if is_entry(path[end - 1], name):
             weight = path[end - 1][len(name) :]
             return path[: end - 1] + ((weight,) if weight else ())
     return None
