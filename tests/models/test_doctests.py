@@ -25,5 +25,5 @@ def test_there_are_examples():
         for test in finder.find(importlib.import_module(f"models.{name}"))
         if test.examples
     ]
-    # Three public functions of the registry, and one for each of the networks.
-    assert len(tests) == 3 + len(models.names())
+    # Four public functions of the registry, and one for each of the networks.
+    assert len(tests) == 4 + len(models.names())
