@@ -162,11 +162,11 @@ def test_of_a_run_made_longer_the_first_epochs_count(train, compared, capsys):
 
 
 def test_a_relative_folder_is_another_run_elsewhere(tmp_path, monkeypatch):
-    config = RunConfig(dataset="folder:images", runs_dir=tmp_path)
     places = set()
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
+        config = RunConfig(dataset="folder:images", runs_dir=tmp_path)
         places.add(series.place(config))
     absolute = dataclasses.replace(config, dataset=f"folder:{tmp_path}/there/images")
     assert len(places) == 2
