@@ -188,10 +188,11 @@ def scale_by_input_covariance(
     )
 
     def init_fn(params: Any) -> ScaleByInputCovarianceState:
-        zero = jnp.zeros([], jnp.int32)
+        # Two arrays, not one twice: each may be donated once.
+        count, failures = (jnp.zeros([], jnp.int32) for _ in range(2))
         if is_placeholder(params):
             # The matrices do not mirror them: they are replicated.
-            return ScaleByInputCovarianceState(zero, zero, jnp.zeros([]))
+            return ScaleByInputCovarianceState(count, failures, jnp.zeros([]))
         flat = flatten(params)
         shapes = {
             path: weight.shape
@@ -223,7 +224,7 @@ def scale_by_input_covariance(
                 f"{path_list(no_like)}\n{_CAUSES}"
             )
         return ScaleByInputCovarianceState(
-            zero, zero, jax.tree.unflatten(flat.treedef, layers)
+            count, failures, jax.tree.unflatten(flat.treedef, layers)
         )
 
     def update_fn(
