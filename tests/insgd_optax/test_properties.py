@@ -517,7 +517,7 @@ def test_sharded_over_eight_devices(row):
         assert power.sharding.is_fully_replicated
 
 
-# Injected numbers are arrays: optax multiplies them as they are, and no range is checked.
+# Injected numbers are arrays: optax multiplies them as they are, and checks no range.
 @pytest.mark.parametrize(
     "row",
     [row for row in ROWS.values() if row.may_be_injected],
