@@ -323,8 +323,11 @@ def test_options_out_of_range(options, words):
         insgd(**{"learning_rate": 0.1, **options})
 
 
-@pytest.mark.parametrize("option", ["learning_rate", "weight_decay"])
-@pytest.mark.parametrize("value", ["0.1", None])
+# A weight decay of None is none.
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("learning_rate", "0.1"), ("learning_rate", None), ("weight_decay", "0.1")],
+)
 def test_what_is_no_number(option, value):
     with pytest.raises(TypeError, match=f"{option}=.* must be a number or a schedule"):
         insgd(**{"learning_rate": 0.1, option: value})
