@@ -181,14 +181,14 @@ def checked(covariance: InputCovariance) -> InputCovariance:
         good &= jnp.isfinite(factor).all(axis=tuple(range(lead, factor.ndim)))
     return InputCovariance(
         tuple(
-            jnp.where(_lead(good, factor.ndim), factor, jnp.zeros_like(factor))
+            jnp.where(leading(good, factor.ndim), factor, jnp.zeros_like(factor))
             for factor in factors
         ),
         jnp.where(good, count, jnp.zeros_like(count)),
     )
 
 
-def _lead(values: jax.Array, rank: int) -> jax.Array:
+def leading(values: jax.Array, rank: int) -> jax.Array:
     """Values of leading axes, to broadcast against an array with further axes."""
     return values.reshape(values.shape + (1,) * (rank - values.ndim))
 

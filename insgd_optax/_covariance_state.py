@@ -14,6 +14,7 @@ from insgd_optax._covariance import (
     checked,
     form_of,
     from_matrices,
+    leading,
     reduced,
 )
 from insgd_optax._weights import Path, is_masked, tuple_path
@@ -149,19 +150,18 @@ def next_layer(
     batch = checked(batch)
     brings = batch.count > 0
 
-    def lead(values: jax.Array, like: jax.Array) -> jax.Array:
-        return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
-
     def kept(new: jax.Array, old: jax.Array, choice: jax.Array) -> jax.Array:
-        return jnp.where(lead(choice, old), new, old)
+        return jnp.where(leading(choice, old.ndim), new, old)
 
     rows = jnp.where(brings, batch.count, jnp.ones_like(batch.count))
     factors = tuple(
-        kept(decay * old + (1 - decay) * (new / lead(rows, new)), old, brings)
+        kept(decay * old + (1 - decay) * (new / leading(rows, new.ndim)), old, brings)
         for old, new in zip(layer.factors, batch.factors, strict=True)
     )
     mass = jnp.where(brings, decay * layer.mass + (1 - decay), layer.mass)
-    corrected = tuple(x / lead(jnp.where(mass > 0, mass, 1), x) for x in factors)
+    corrected = tuple(
+        x / leading(jnp.where(mass > 0, mass, 1), x.ndim) for x in factors
+    )
     inverse, good = _whitening.inverse(form, corrected, damping, eps)
     inverse = tuple(
         kept(new, old, brings & good)
