@@ -16,6 +16,7 @@ from train.benchmark import device_peaks, timing
 from train.benchmark.workload import Workload
 from train.training import optimizers
 from train.training import programs as epoch
+from train.training.covariance import sown_shapes
 from train.training.state import TrainState, create_state
 from train.training.step import train_step
 
@@ -91,13 +92,6 @@ class Stepper:
             workload.model, dtype=jnp.dtype(workload.dtype), **dict(workload.options)
         )
         shape = (image_size, image_size, 3)
-
-        def sown_shapes(capture: contextlib.AbstractContextManager[None]) -> Any:
-            with capture:
-                return insgd_optax.input_covariance_shapes(
-                    model, jax.random.key(0), jnp.zeros((1, *shape)), train=False
-                )
-
         optimizer = optimizers.create(
             optimizer_name,
             # So small that no network diverges: what is timed are ordinary numbers.
@@ -107,7 +101,7 @@ class Stepper:
             scope="kernel",
             normalizer="log",
             polyak_factor=polyak_factor,
-            sown_shapes=sown_shapes,
+            sown_shapes=functools.partial(sown_shapes, model, shape),
         )
         rng = np.random.default_rng(0)
         self.batch = jax.device_put(

@@ -17,6 +17,7 @@ from train.data.registry import Dataset, StreamedDataset
 from train.errors import UserError
 from train.training import optimizers, parallel, schedules
 from train.training import programs as epoch
+from train.training.covariance import sown_shapes
 from train.training.in_memory import InMemoryFeed
 from train.training.multipliers import MultiplierSummary, summarize
 from train.training.state import Progress, TrainState, create_state
@@ -121,13 +122,7 @@ class Experiment:
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
         """What the network sows within a capture."""
         try:
-            with capture:
-                return insgd_optax.input_covariance_shapes(
-                    self._model,
-                    jax.random.key(0),
-                    jnp.zeros((1, *self._dataset.image_shape)),
-                    train=False,
-                )
+            return sown_shapes(self._model, self._dataset.image_shape, capture)
         except models.NetworkError as error:
             raise self._unfit(error) from error
 

@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 import insgd_optax
 
@@ -48,6 +50,18 @@ class Covariance(NamedTuple):
             "max_dim": self.max_dim,
             "input_covariances_like": like,
         }
+
+
+def sown_shapes(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    capture: contextlib.AbstractContextManager[None],
+) -> Any:
+    """What a network sows within a capture, for images of (height, width, channels)."""
+    with capture:
+        return insgd_optax.input_covariance_shapes(
+            model, jax.random.key(0), jnp.zeros((1, *image_shape)), train=False
+        )
 
 
 def covariance_diagnostics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
