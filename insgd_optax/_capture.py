@@ -98,7 +98,7 @@ def capture_input_norms(
     check_p(p)
     table = layer_norms(LINEN, conv_input, norm_layers, layers)
     key = settings_key(p, conv_input, norm_layers, layers)
-    with listening(Capture("linen", NAME, takes(table, p), p, key)):
+    with listening(Capture("linen", NAME, takes(table, p), p=p, key=key)):
         yield
 
 

@@ -25,6 +25,7 @@ class Capture:
     library: str  # whose layers: "linen" or "nnx"
     name: str  # what is sown; the innermost capture of each name is active
     layers: Mapping[type, Take]
+    _: dataclasses.KW_ONLY
     p: float | None = None  # for `sow_input_norm`
     settings: Any = None  # for `sow_input_covariance`
     # Hashable settings, compared by value: a trace is reused under an equal key. The

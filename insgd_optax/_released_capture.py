@@ -93,7 +93,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         nn.ConvTranspose: _conv_transpose,
     }
     with listening(
-        Capture("linen", RELEASED_NAME, takes(table, p), p, key=(p, tokens))
+        Capture("linen", RELEASED_NAME, takes(table, p), p=p, key=(p, tokens))
     ):
         yield
 

@@ -141,7 +141,7 @@ def capture_input_norms(
     check_p(p)
     table = takes(layer_norms(NNX, conv_input, norm_layers, layers), p)
     key = settings_key(p, conv_input, norm_layers, layers)
-    with listening(Capture("nnx", NAME, table, p, key)):
+    with listening(Capture("nnx", NAME, table, p=p, key=key)):
         yield
 
 

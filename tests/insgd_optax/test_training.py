@@ -202,9 +202,9 @@ def test_multi_steps_under_optax_s_recipe_for_shardings():
         tx.init(PARAMS),
         transform_non_params=lambda _: "replicated",
     )
-    grads, norms, values = marked.acc_grads
+    grads, norms, losses, covariances = marked.acc_grads
     assert set(jax.tree.leaves(grads)) == {"like params"}
-    assert norms == values == "replicated"
+    assert norms == losses == covariances == "replicated"
     assert marked.inner_opt_state[0].power == "replicated"
 
 
