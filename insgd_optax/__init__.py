@@ -60,6 +60,9 @@ from insgd_optax._released_capture import (
 )
 from insgd_optax._train_state import TrainState as TrainState
 from insgd_optax._value_and_grad import (
+    value_and_grad_with_input_covariances as value_and_grad_with_input_covariances,
+)
+from insgd_optax._value_and_grad import (
     value_and_grad_with_input_norms as value_and_grad_with_input_norms,
 )
 

@@ -1,13 +1,18 @@
-"""Loss, gradients and input norms in one call."""
+"""Loss, gradients and a statistic of the inputs in one call."""
 
+import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
 from insgd_optax._capture import capture_input_norms
+from insgd_optax._covariance import MAX_DIM
+from insgd_optax._covariance_capture import capture_input_covariances
+from insgd_optax._layer_covariances import MAX_ROWS
 from insgd_optax._layer_types import LayerTypes
-from insgd_optax._sown import COLLECTION, NAME, is_entry
+from insgd_optax._sown import COLLECTION, COVARIANCE_NAME, NAME, is_entry
 
 
 def value_and_grad_with_input_norms(
@@ -56,11 +61,82 @@ def value_and_grad_with_input_norms(
         >>> norms["input_norm"][0].shape, aux
         ((1, 1), {'intermediates': {}})
     """
+    capture = functools.partial(
+        capture_input_norms,
+        p,
+        conv_input=conv_input,
+        norm_layers=norm_layers,
+        layers=layers,
+    )
+    return _value_and_grad(loss_fn, capture, NAME, has_aux)
 
+
+def value_and_grad_with_input_covariances(
+    loss_fn: Callable[..., Any],
+    has_aux: bool = False,
+    *,
+    when: bool | jax.Array = True,
+    max_rows: int | None = MAX_ROWS,
+    max_dim: int = MAX_DIM,
+    conv_covariance: str = "patch",
+    layers: LayerTypes | None = None,
+) -> Callable[..., tuple[tuple[jax.Array, Any], Any, Any]]:
+    """`jax.value_and_grad` of a loss that also returns the input covariances.
+
+    Args:
+        loss_fn: see `value_and_grad_with_input_norms`.
+        has_aux: whether the loss returns something beside the variables.
+        when: whether this pass measures, as in `capture_input_covariances`. It may be
+            traced: inside a jitted step, `when=step % 10 == 0`.
+        max_rows: see `capture_input_covariances`.
+        max_dim: see `capture_input_covariances`.
+        conv_covariance: see `capture_input_covariances`.
+        layers: see `capture_input_covariances`.
+
+    Returns:
+        A function with the arguments of `loss_fn` that returns
+        `((loss, aux), grads, covariances)`, the last for `update`'s
+        `input_covariances`: see `value_and_grad_with_input_norms`.
+
+    Raises:
+        ValueError: if the variables hold no "intermediates", or a setting is out of
+            range.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from insgd_optax import value_and_grad_with_input_covariances
+        >>> model, x = nn.Dense(1), jnp.array([[3.0, 4.0]])
+        >>> params = model.init(jax.random.key(0), x)["params"]
+        >>> def loss_fn(params, x):
+        ...     y, variables = model.apply(
+        ...         {"params": params}, x, mutable=["intermediates"]
+        ...     )
+        ...     return jnp.mean(y**2), variables
+        >>> grad_fn = value_and_grad_with_input_covariances(loss_fn)
+        >>> (loss, aux), grads, covariances = grad_fn(params, x)
+        >>> covariances["input_covariance"][0].factors[0].reshape(2, 2)
+        Array([[ 9., 12.],
+               [12., 16.]], dtype=float32)
+    """
+    capture = functools.partial(
+        capture_input_covariances,
+        when=when,
+        max_rows=max_rows,
+        max_dim=max_dim,
+        conv_covariance=conv_covariance,
+        layers=layers,
+    )
+    return _value_and_grad(loss_fn, capture, COVARIANCE_NAME, has_aux)
+
+
+def _value_and_grad(
+    loss_fn: Callable[..., Any],
+    capture: Callable[[], AbstractContextManager[None]],
+    statistic: str,
+    has_aux: bool,
+) -> Callable[..., tuple[tuple[jax.Array, Any], Any, Any]]:
     def captured(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
-        with capture_input_norms(
-            p, conv_input=conv_input, norm_layers=norm_layers, layers=layers
-        ):
+        with capture():
             return loss_fn(*args, **kwargs)
 
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
@@ -73,22 +149,24 @@ def value_and_grad_with_input_norms(
                 " variables is"
                 " what model.apply(..., mutable=['intermediates']) returns second"
             )
-        norms, rest = _split(variables[COLLECTION])
+        found, rest = _split(variables[COLLECTION], statistic)
         variables = {**variables, COLLECTION: rest}
-        return (loss, (variables, aux[1]) if has_aux else variables), grads, norms
+        return (loss, (variables, aux[1]) if has_aux else variables), grads, found
 
     return value_and_grad
 
 
-def _split(sown: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parts a collection into its input norms and all else, without empty dicts."""
-    norms: dict[str, Any] = {}
+def _split(
+    sown: Mapping[str, Any], statistic: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts a collection into one statistic and all else, without empty dicts."""
+    found: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for name, value in sown.items():
         if isinstance(value, Mapping):
-            inner_norms, inner_rest = _split(value)
-            norms.update({name: inner_norms} if inner_norms else {})
+            inner_found, inner_rest = _split(value, statistic)
+            found.update({name: inner_found} if inner_found else {})
             rest.update({name: inner_rest} if inner_rest else {})
         else:
-            (norms if is_entry(name, NAME) else rest)[name] = value
-    return norms, rest
+            (found if is_entry(name, statistic) else rest)[name] = value
+    return found, rest
