@@ -15,7 +15,7 @@ from train.data import registry
 from train.errors import UserError
 from train.run import folder as run_folder
 from train.run import loop, metrics, plots, warn
-from train.run.checkpoints import Checkpoints
+from train.run.checkpoints import Checkpoints, Restored
 from train.run.experiment import Experiment
 from train.run.folder import RunFolder
 from train.run.lock import RunLock
@@ -69,8 +69,10 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         folder.check_dataset(dataset.describe())
         folder.warn_without_fingerprint()
     checkpoints = Checkpoints(folder.checkpoints)
-    if checkpoints.latest_step is not None:
-        progress = checkpoints.restore(checkpoints.latest_step, like=progress)
+    restored = checkpoints.restore_latest(like=progress)
+    if restored is not None:
+        progress = restored.tree
+        _set_damaged_aside(checkpoints, restored)
     first_step = int(progress.state.step)
     _check_epochs(config, folder, first_step, experiment.steps_per_epoch)
     if config.resume is not None and distributed.is_first():
@@ -98,7 +100,7 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         rows.append(row)
         if is_first:
             writer.write(row)
-        checkpoints.save(row["step"], progress, row["test_top1"])
+        checkpoints.save(row["step"], progress, row["test_top1"], metrics.to_json(rows))
         # Processes must stop at the same step, and agree on it here.
         stop_in_any = distributed.any_process(bool(stop))
         if not is_first:
@@ -116,7 +118,7 @@ def _run(config: RunConfig, lock: RunLock) -> int:
             on_epoch=on_epoch,
         )
         step = int(progress.state.step)
-        checkpoints.save(step, progress, None)
+        checkpoints.save(step, progress, None, metrics.to_json(rows))
         checkpoints.close()
         if is_first:
             writer.close()
@@ -133,6 +135,21 @@ def _run(config: RunConfig, lock: RunLock) -> int:
     print(_closing_line(rows, folder))
     # Finished all the same; but after it nothing should start.
     return 128 + stop.signal if stop else 0
+
+
+def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:
+    """Moves later checkpoints that are damaged away, and says so."""
+    moved = checkpoints.set_aside(restored.damaged)
+    if not distributed.is_first():
+        return
+    for message, target in zip(restored.damaged.values(), moved, strict=True):
+        print(
+            f"Warning: {message} It was moved to {_short(target)}, and the run goes "
+            f"back to step {restored.step}.",
+            file=sys.stderr,
+        )
+    if restored.warning is not None:
+        print(f"Warning: {restored.warning}", file=sys.stderr)
 
 
 def _check_epochs(

@@ -1,6 +1,7 @@
 """`python -m train eval`: a finished run's network, evaluated again."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -33,21 +34,28 @@ def evaluate(config: EvalConfig) -> int:
     folder.warn_without_fingerprint()
     experiment = Experiment(run_config, dataset)
     checkpoints = Checkpoints(folder.checkpoints)
-    step = (
-        checkpoints.best_step
+    start = experiment.start()
+    restored = (
+        checkpoints.restore_best(like=start)
         if config.checkpoint == "best"
-        else checkpoints.latest_step
+        else checkpoints.restore_latest(like=start)
     )
-    if step is None:
+    if restored is None:
         raise UserError(
             f"{folder.checkpoints} holds no checkpoint yet. Go on with the run: "
             f"python -m train --resume {config.run_dir}"
         )
-    progress = checkpoints.restore(step, like=experiment.start())
     checkpoints.close()
-    scores = jax.device_get(experiment.evaluate(progress.state))
+    for message in restored.damaged.values():
+        print(
+            f"Warning: {message} Evaluating step {restored.step} instead.",
+            file=sys.stderr,
+        )
+    if restored.warning is not None:
+        print(f"Warning: {restored.warning}", file=sys.stderr)
+    scores = jax.device_get(experiment.evaluate(restored.tree.state))
     print(
-        f"{config.checkpoint} checkpoint, step {step}, on "
+        f"{config.checkpoint} checkpoint, step {restored.step}, on "
         f"{dataset.num_test} test images: loss {scores['loss']:.4f}, "
         f"top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %"
     )

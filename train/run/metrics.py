@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def read(path: Path) -> list[Row]:
             except ValueError:
                 break
     return rows
+
+
+def to_json(rows: Sequence[Row]) -> list[Row]:
+    """Rows as JSON holds them: not a number becomes null."""
+    return [_map(row, _to_null) for row in rows]
 
 
 def _line(row: Row) -> str:

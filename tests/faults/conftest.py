@@ -1,0 +1,70 @@
+"""A small run to damage, and how many times."""
+
+import os
+import shutil
+
+import jax
+import pytest
+
+from tests.train.stripes import stripes
+from tests.train.tiny_cnn import TinyCNN
+from train import cli
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """How many of a number of cases to test: FAULTS_SHARE, by default a tenth."""
+    share = float(os.environ.get("FAULTS_SHARE", "0.1"))
+    return lambda number: max(1, round(share * number))
+
+
+@pytest.fixture
+def report(capsys):
+    """Prints a line of counts, whether or not pytest captures output."""
+
+    def print_line(line):
+        with capsys.disabled():
+            print(f"\n  {line}", end="")
+
+    return print_line
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_runs(tmp_path_factory):
+    """Commands train a tiny network on small data, compiled once."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.data.digits.load", stripes)
+        patch.setattr("models.create", lambda name, **options: TinyCNN(**options))
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_runs, tmp_path_factory):
+    """The folder of a run of four epochs; tests damage copies of it."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--parallel", "jit", "--batch-size", "16", "--epochs", "4"]
+    assert cli.main([*options, "--run-dir", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def copy(finished_run, tmp_path):
+    """Makes a fresh copy of the finished run, always in the same place."""
+
+    def make():
+        target = tmp_path / "run"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(finished_run, target)
+        return target
+
+    return make
