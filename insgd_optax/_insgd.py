@@ -46,8 +46,8 @@ def insgd(
     `weight_decay`, gamma `momentum` and d `dampening`. It is
     `optax.chain(scale_by_input_power(...), optax.add_decayed_weights(...),
     dampened_trace(...), optax.scale_by_learning_rate(...))`; with `polyak_factor`,
-    the first two are one `clip_by_polyak`, which bounds mu by what the loss leaves to
-    gain, and the learning rate stands before the momentum.
+    it is `clip_by_polyak(learning_rate, scale_by_input_power(...), ...)`, which clips
+    mu to that multiple of the Polyak step size.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule. The multiplier
@@ -142,29 +142,29 @@ def chain_with_momentum(
     polyak_decay: Any,
     loss_lower_bound: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """A scaling, then weight decay, momentum and the learning rate, or its bound."""
+    """A scaling, weight decay, momentum and the learning rate, clipped if asked."""
+    if polyak_factor is not None:
+        check_not_negative(polyak_factor=polyak_factor)
+        return clip_by_polyak(
+            learning_rate,
+            scaling,
+            factor=polyak_factor,
+            decay=polyak_decay,
+            lower_bound=loss_lower_bound,
+            momentum=momentum,
+            dampening=dampening,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            weight_decay_mask=weight_decay_mask,
+        )
     check_not_negative(learning_rate=learning_rate)
-    rate = optax.scale_by_learning_rate(learning_rate)
     trace: list[optax.GradientTransformation] = []
-    dampening = 0.0 if dampening is None else dampening
-    if momentum is None:
-        momentum, dampening = 0.0, 0.0
-    else:
+    if momentum is not None:
+        dampening = 0.0 if dampening is None else dampening
         trace = [dampened_trace(momentum, dampening, nesterov)]
-    if polyak_factor is None:
-        decay = add_decayed_weights(weight_decay, weight_decay_mask)
-        return optax.chain(scaling, decay, *trace, rate)
-    check_not_negative(polyak_factor=polyak_factor)
-    bounded = clip_by_polyak(
-        learning_rate,
+    return optax.chain(
         scaling,
-        factor=polyak_factor,
-        decay=polyak_decay,
-        lower_bound=loss_lower_bound,
-        momentum=momentum,
-        dampening=dampening,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        *trace,
+        optax.scale_by_learning_rate(learning_rate),
     )
-    return optax.chain(bounded, rate, *trace)

@@ -43,8 +43,8 @@ def lms_newton(
     where mu is `learning_rate`, delta `damping`, epsilon `eps`, lambda `weight_decay`
     and gamma `momentum`. It is `optax.chain(scale_by_input_covariance(...),
     optax.add_decayed_weights(...), dampened_trace(...),
-    optax.scale_by_learning_rate(...))`; with `polyak_factor`, the first two are one
-    `clip_by_polyak`. Since each update keeps its gradient's norm, a learning rate that
+    optax.scale_by_learning_rate(...))`; with `polyak_factor`, it is `clip_by_polyak`
+    with this scaling. Since each update keeps its gradient's norm, a learning rate that
     is good for SGD is good here.
 
     For Adam or Muon put the link itself behind them:

@@ -1,4 +1,4 @@
-"""NLMS's own bound on the step: no rate beyond what the loss leaves to gain."""
+"""SGD with its learning rate bounded by the Polyak step size."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from insgd_optax._input_power import next_power
+from insgd_optax._momentum import dampened_trace
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, check_not_negative, is_number
 from insgd_optax._states import states_of
@@ -16,7 +17,7 @@ from insgd_optax._weight_decay import add_decayed_weights
 
 
 class ClipByPolyakState(NamedTuple):
-    """State of `clip_by_polyak`."""
+    """State of the bound of `clip_by_polyak`."""
 
     # The field's name in every optax state; it hides tuple.count.
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
@@ -40,110 +41,104 @@ _NO_VALUE = (
 
 
 def clip_by_polyak(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     scaling: optax.GradientTransformation | None = None,
     *,
     factor: Any = 0.3,
     decay: Any = 0.9,
     lower_bound: Any = 0.0,
-    momentum: Any = 0.0,
+    momentum: Any = None,
     dampening: Any = None,
     nesterov: bool = False,
     weight_decay: Any = None,
     weight_decay_mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bounds the learning rate by Polyak's, in the metric of the input power.
+    r"""SGD with its learning rate clipped to a multiple of the Polyak step size.
 
-    With g_t the gradient, L_t the loss it is of, and D_t what `scaling` multiplies it
-    by, the linear model of the loss along the step, L_t - a q_t with the slope
-    q_t = <g_t, D_t g_t>, falls to the lower bound L* at a = (L_t - L*) / q_t. No rate
-    beyond c times that can be meant, and
+    Let g_t be the gradient, L_t its loss, and D_t g_t what `scaling` makes of the
+    gradient. Along this direction the linear model of the loss is L_t - a q_t, with the
+    slope q_t = <g_t, D_t g_t>. It reaches the lower bound L* at the Polyak step size
+    a = (L_t - L*) / q_t. The learning rate is clipped to c times this step size:
 
     .. math::
         Q_t &= \beta Q_{t-1} + (1 - \beta) \min(q_t, 100 \, Q_{t-1}),
             \quad Q_1 = q_1 \\
         a_t &= \frac{c}{k} \frac{\max(L_t - L^*, 0)}{\max(q_t, Q_t)} \\
         m_t &= \max_{s \le t} \mu_s \\
-        u_t &= \min(1, a_t / m_t) \, (D_t g_t + \lambda w)
+        u_t &= \mu_t \min(1, a_t / m_t) \, (D_t g_t + \lambda w) \\
+        b_t &= \gamma b_{t-1} + (1 - d) u_t, \quad b_1 = u_1 \\
+        w &\leftarrow w - b_t
 
-    where mu is `learning_rate`, c `factor`, beta `decay`, lambda `weight_decay` and k
-    what momentum makes of a step, 1 without it. The update is u_t: the learning rate,
-    and then momentum, come after it in the chain, as in
+    where mu is `learning_rate`, c `factor`, beta `decay`, lambda `weight_decay`, gamma
+    `momentum`, d `dampening` and k the factor by which momentum lengthens a step.
+    `insgd(1.0, polyak_factor=0.3)` is `clip_by_polyak(1.0, scale_by_input_power(),
+    momentum=0.9)`.
 
-        optax.chain(
-            clip_by_polyak(1.0, scale_by_input_power(), momentum=0.9),
-            optax.scale_by_learning_rate(1.0),
-            optax.trace(0.9),
-        )
+    Running mean. A small gradient on one mini-batch does not justify a step that is
+    longer by the same ratio, so the slope counts as at least its running mean, which
+    is kept as P is (Eq. 26). A steep slope counts at once and in full, but enters the
+    mean as at most 100 times the mean, so that one exploding gradient does not stall
+    training: at a decay of 0.9 its effect is gone after 23 steps. If the first slope
+    is more than 100 times the second, the mean restarts at the second.
 
-    which `insgd(1.0, polyak_factor=0.3)` is.
+    Momentum. A gradient enters the buffer once and moves the weights over all steps
+    that follow. The bound holds for the sum of these moves, which is k times u_t:
+    k = 1 + gamma + gamma^2 + ... = 1 / (1 - gamma), with or without Nesterov's look
+    ahead. With dampening, k = (1 - d) / (1 - gamma), or (1 - gamma d) / (1 - gamma)
+    with both; the first gradient is not dampened. The learning rate is applied before
+    the momentum, so that later changes of the learning rate do not change the moves of
+    earlier gradients: otherwise a gradient from the start of a warm-up would be applied
+    at the peak learning rate.
 
-    Running mean. A mini-batch whose gradient happens to be small does not mean a step
-    that is as much longer: the slope counts as at least its running mean, which is
-    kept as P is (Eq. 26). A steep one counts at once and in full, but enters the mean
-    as at most 100 times the mean, so that one exploding gradient does not stall
-    training: at a decay of 0.9 its effect is gone after 23 steps. A first slope
-    of more than 100 times the second is forgotten.
+    Schedule. The bound applies to the largest learning rate so far, m_t: the step is
+    (mu_t / m_t) min(m_t, a_t). A decaying schedule therefore also shortens the steps
+    where the bound is active. During a warm-up, where m_t = mu_t, the bound does not
+    decrease with the learning rate.
 
-    Momentum. A gradient enters the buffer once and leaves it over the steps that
-    follow. It is that whole way which is bounded, k times its own step: with gamma
-    `momentum`, k = 1 + gamma + gamma^2 + ... = 1 / (1 - gamma), Nesterov's look ahead
-    or not; with d `dampening`, (1 - d) / (1 - gamma), or (1 - gamma d) / (1 - gamma)
-    with both, but for the first gradient, which is not dampened. The learning rate
-    stands before the momentum, so that this is the gradient's way whatever becomes of
-    the rate: after it, what entered at the start of a warm-up would leave at its peak.
-
-    Schedule. The bound is on the largest learning rate so far, not on the present
-    one: the step is (mu_t / m_t) min(m_t, a_t). So a schedule that falls shortens
-    also the steps which the bound rules, which else would know nothing of it, while
-    during a warm-up, where m_t = mu_t, the bound is not lowered with the rate.
-
-    Weight decay. It is the learning rate that is bounded, and weight decay is scaled
-    with it. Added after this transformation it would grow with the learning rate
-    alone, and at a large one shrink the weights faster than gradients may move them.
+    Weight decay. Because the learning rate is clipped, weight decay is scaled with it.
+    Weight decay added after the bound would grow with the learning rate alone, and
+    would at a large learning rate shrink the weights faster than gradients can move
+    them.
 
     Args:
-        learning_rate: mu, the one that `optax.scale_by_learning_rate` is given next
-            in the chain: a number of at least 0 or a schedule.
-        scaling: what makes D g of g, such as `scale_by_input_power(...)`; None for
-            the gradient itself, which bounds SGD. A transformation in a chain never
-            sees the gradient that entered it, hence it is given here.
-        factor: c, at least 0. 1 is Polyak's step, which is too long where the loss
-            stays far above L* and mini-batches are noisy; the default did best in the
-            trials of docs/robustness.md. On a quadratic loss the linear
-            model reaches the minimum half way: with the loss e^2 / 2, one linear
-            neuron, `normalizer="power"` and decay 0, 2 is NLMS. Infinity bounds
-            nothing.
-        decay: beta, in [0, 1). 0 takes each slope as it is.
-        lower_bound: L*, below which the loss cannot fall, in its units; of the summed
-            loss where `MultiSteps` sums gradients.
-        momentum: gamma, in [0, 1), that of the momentum which follows.
-        dampening: d, in [0, 1], likewise; None is 0.
-        nesterov: whether that momentum looks ahead.
+        learning_rate: mu, a number of at least 0 or a schedule.
+        scaling: the transformation from g to D g, such as `scale_by_input_power(...)`;
+            None is the identity, which bounds SGD. The slope needs the gradient before
+            and after it, so it is an argument and not an earlier link of a chain.
+        factor: c, at least 0. 1 is the Polyak step size, which is too large where the
+            loss stays far above L* and mini-batches are noisy; the default was best
+            in the experiments of docs/robustness.md. On a quadratic loss the linear
+            model predicts half of the way to the minimum: for one linear neuron, the
+            loss e^2 / 2, `normalizer="power"` and decay 0, a factor of 2 is NLMS. A
+            factor of infinity disables the bound.
+        decay: beta, in [0, 1). 0 uses each slope unmodified.
+        lower_bound: L*, a lower bound on the loss, in its units; of the summed loss
+            where `MultiSteps` sums gradients.
+        momentum: gamma, in [0, 1); None for none.
+        dampening: d, in [0, 1]; None is 0. See `dampened_trace`.
+        nesterov: whether the momentum looks ahead.
         weight_decay: lambda, at least 0, or a schedule; None is 0.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
 
     Returns:
-        A transformation whose `update` requires the keyword `value`: the loss that the
-        gradients are of, a scalar, averaged over devices where they are. What
-        `scaling` needs is handed on. Its state is a `ClipByPolyakState`, whose `scale`
-        is min(1, a_t / m_t); see `polyak_scale`. The update is zero if the loss is at
-        most `lower_bound`, and if the loss, an entry of the gradient or the slope is
-        inf or nan, as after an overflow in float16: no bound is known then. Such a
-        gradient enters neither the slope's mean nor the state of `scaling`, which is
-        given zeros. (Momentum that comes after goes on.)
+        An optimizer whose `update` requires the keyword `value`: the loss whose
+        gradients are passed, a scalar, averaged over devices as they are. All keywords
+        are passed on to `scaling`. The state holds a `ClipByPolyakState`, whose `scale`
+        is min(1, a_t / m_t); see `polyak_scale`. Nothing is added to the momentum if
+        the loss is at most `lower_bound`, or if the loss, an entry of the gradient or
+        the slope is inf or nan, as after an overflow in float16: no bound is known
+        then. Such a gradient enters neither the slope's mean nor the state of
+        `scaling`, which is given zeros.
 
     Raises:
         ValueError: on construction, if a number is out of its range; from `update`,
-            when it is traced, if value is missing or no scalar.
+            when it is traced, if value is missing or not a scalar.
 
     Example:
-        >>> import jax, jax.numpy as jnp, optax
+        >>> import jax, jax.numpy as jnp
         >>> from insgd_optax import clip_by_polyak
-        >>> tx = optax.chain(
-        ...     clip_by_polyak(100.0, factor=1.0), optax.scale_by_learning_rate(100.0)
-        ... )
+        >>> tx = clip_by_polyak(100.0, factor=1.0)
         >>> w = jnp.array([3.0, 4.0])
         >>> loss, grad = jax.value_and_grad(lambda w: jnp.sum(jnp.abs(w)))(w)
         >>> updates, state = tx.update(grad, tx.init(w), w, value=loss)
@@ -151,21 +146,54 @@ def clip_by_polyak(
         [-3.5 -3.5]
 
     Under `optax.masked` or `optax.partition` the scalar product is over the weights
-    that this transformation sees; parts that are bounded each for itself may together
-    go as many times as far.
+    that this optimizer sees. Several groups, each with a bound of its own, may in total
+    exceed the bound by their number.
 
-    Source: this library's. Polyak's step with a largest rate is SPS_max of Loizou et
-    al. (2021, arXiv:2002.10542); in the metric of Eq. 25 it is what NLMS, Eq. 7-9,
-    owes its stability to: its step never goes beyond the error it answers.
+    Source: this library's. A Polyak step size with a largest learning rate is SPS_max
+    of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25 it is the limit
+    that makes NLMS, Eq. 7-9, stable: its step never exceeds the current error.
     """
+    check_not_negative(learning_rate=learning_rate)
     dampening = 0.0 if dampening is None else dampening
-    check_not_negative(learning_rate=learning_rate, factor=factor)
-    check_fraction(decay=decay, momentum=momentum)
     check_fraction(below_one=False, dampening=dampening)
+    trace: list[optax.GradientTransformation] = []
+    if momentum is None:
+        momentum, dampening = 0.0, 0.0
+    else:
+        check_fraction(momentum=momentum)
+        trace = [dampened_trace(momentum, dampening, nesterov)]
+    scale = _scale_by_polyak(
+        learning_rate,
+        scaling or optax.identity(),
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        factor=factor,
+        decay=decay,
+        lower_bound=lower_bound,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+    )
+    return optax.chain(scale, optax.scale_by_learning_rate(learning_rate), *trace)
+
+
+def _scale_by_polyak(
+    learning_rate: optax.ScalarOrSchedule,
+    scaling: optax.GradientTransformation,
+    decayed: optax.GradientTransformation,
+    *,
+    factor: Any,
+    decay: Any,
+    lower_bound: Any,
+    momentum: Any,
+    dampening: Any,
+    nesterov: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """From g_t to min(1, a_t / m_t) (D_t g_t + lambda w)."""
+    check_not_negative(factor=factor)
+    check_fraction(decay=decay)
     if lower_bound is None or is_number(lower_bound) and math.isnan(lower_bound):
         raise ValueError(f"lower_bound={lower_bound} must be a number")
-    inner = optax.with_extra_args_support(scaling or optax.identity())
-    decayed = add_decayed_weights(weight_decay, weight_decay_mask)
+    inner = optax.with_extra_args_support(scaling)
 
     def init_fn(params: Any) -> ClipByPolyakState:
         return ClipByPolyakState(

@@ -88,15 +88,11 @@ class _Entry(NamedTuple):
 def _sgd(learning_rate, *, momentum, weight_decay, polyak_factor, **_) -> Optimizer:
     if polyak_factor is None:
         return _coupled(optax.trace(momentum), learning_rate, weight_decay)
-    tx = optax.chain(
-        insgd_optax.clip_by_polyak(
-            learning_rate,
-            factor=polyak_factor,
-            momentum=momentum,
-            weight_decay=weight_decay,
-        ),
-        optax.scale_by_learning_rate(learning_rate),
-        optax.trace(momentum),
+    tx = insgd_optax.clip_by_polyak(
+        learning_rate,
+        factor=polyak_factor,
+        momentum=momentum,
+        weight_decay=weight_decay,
     )
     return Optimizer(tx, measures=_POLYAK_MEASURES)
 
