@@ -1,0 +1,149 @@
+"""A character-level transformer on the sources of Python's standard library.
+
+Trains with AdamW, with AdamW redirected by the covariance of each layer's input, with
+LMS-Newton, or with Muon. Nothing is downloaded.
+
+    python examples/char_transformer.py --optimizer adamw+covariance
+"""
+
+import argparse
+import json
+import sysconfig
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from insgd_optax import capture_input_covariances, lms_newton, scale_by_input_covariance
+
+VOCABULARY, LENGTH, BATCH = 128, 128, 16  # The characters are ASCII.
+RATES = {"adamw": 0.003, "adamw+covariance": 0.01, "lms_newton": 0.3, "muon": 0.01}
+
+
+class Transformer(nn.Module):
+    depth: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(VOCABULARY, self.width)(tokens)
+        x = x + self.param("positions", nn.initializers.normal(0.02), x[:1].shape)
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(self.depth):
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(num_heads=4)(y, mask=mask)
+            y = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(self.width)(y)
+        return nn.Dense(VOCABULARY, name="head")(nn.LayerNorm()(x))
+
+
+def load_text():
+    """Training and test characters: every tenth file of the library is for testing."""
+    paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    texts = [path.read_bytes().decode().encode("ascii", "ignore") for path in paths]
+    test, train = texts[::10], [text for i, text in enumerate(texts) if i % 10]
+    return [np.frombuffer(b"".join(part), np.uint8) for part in (train, test)]
+
+
+def windows(text, starts):
+    """Sequences of LENGTH + 1 characters: inputs and, shifted by one, targets."""
+    return text[starts[:, None] + np.arange(LENGTH + 1)].astype(np.int32)
+
+
+def muon_dimensions(params):
+    """Which axes of the blocks' kernels are inputs; Adam trains the other weights."""
+
+    def dimensions(path, weight):
+        names = {key.key for key in path}
+        if "kernel" not in names or "head" in names:
+            return None
+        outputs = 2 if {"query", "key", "value"} & names else 1  # Heads have two axes.
+        axes = tuple(range(weight.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[:-outputs], axes[-outputs:])
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def make_optimizer(name, learning_rate, steps):
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 10, steps)
+    if name == "adamw+covariance":
+        return optax.chain(
+            optax.scale_by_adam(b2=0.95),
+            scale_by_input_covariance(),
+            optax.add_decayed_weights(1e-4),
+            optax.scale_by_learning_rate(rate),
+        )
+    if name == "lms_newton":
+        return lms_newton(rate, weight_decay=1e-4)
+    if name == "muon":
+        return optax.contrib.muon(
+            rate,
+            weight_decay=1e-4,
+            adam_b2=0.95,
+            adam_learning_rate=lambda step: 0.3 * rate(step),
+            muon_weight_dimension_numbers=muon_dimensions,
+        )
+    return optax.adamw(rate, b2=0.95, weight_decay=1e-4)
+
+
+def main(args):
+    train_text, test_text = load_text()
+    starts = np.linspace(0, len(test_text) - LENGTH - 1, 32 if args.tiny else 256)
+    test = windows(test_text, starts.astype(int)).reshape(-1, BATCH, LENGTH + 1)
+    model = Transformer(depth=1, width=32) if args.tiny else Transformer(4, 128)
+    params = model.init(jax.random.key(args.seed), test[0, :, 1:])["params"]
+    tx = make_optimizer(args.optimizer, args.learning_rate, args.steps)
+    tx = optax.with_extra_args_support(tx)  # AdamW and Muon ignore the covariances.
+    state = params, tx.init(params)
+    captures = args.optimizer in ("adamw+covariance", "lms_newton")
+
+    def loss_fn(params, batch):
+        x, y = batch[:, :-1], batch[:, 1:]
+        logits, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return losses.mean(), sown
+
+    @jax.jit
+    def train_step(params, opt_state, batch, step):
+        with capture_input_covariances(when=captures and step % 10 == 0):
+            grads, sown = jax.grad(loss_fn, has_aux=True)(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params, input_covariances=sown)
+        return optax.apply_updates(params, updates), opt_state
+
+    @jax.jit
+    def evaluate(params):
+        return jax.lax.map(lambda batch: loss_fn(params, batch)[0], test).mean()
+
+    rng, milliseconds, test_losses = np.random.default_rng(args.seed), [], {}
+    for step in range(args.steps):
+        batch = windows(train_text, rng.integers(len(train_text) - LENGTH, size=BATCH))
+        start = time.perf_counter()
+        state = jax.block_until_ready(train_step(*state, batch, step))
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+        if (step + 1) % 50 == 0 or step + 1 == args.steps:
+            test_losses[step + 1] = float(evaluate(state[0]))
+            print(f"step {step + 1}: test loss {test_losses[step + 1]:.4f}", flush=True)
+
+    del milliseconds[0]  # It includes compilation.
+    median, mean = np.median(milliseconds), np.mean(milliseconds)
+    print(f"{args.optimizer}: median step {median:.1f} ms, mean step {mean:.1f} ms")
+    if args.json:
+        result = vars(args) | {"median_step_ms": median, "mean_step_ms": mean}
+        result["test_losses"] = test_losses
+        Path(args.json).write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--optimizer", choices=RATES, default="adamw")
+    parser.add_argument("--learning-rate", type=float, help="peak of the schedule")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--tiny", action="store_true", help="a small network")
+    parser.add_argument("--json", help="file to write the results to")
+    args = parser.parse_args()
+    args.learning_rate = args.learning_rate or RATES[args.optimizer]
+    main(args)
