@@ -307,13 +307,6 @@ def test_resuming_what_is_no_run(train, tmp_path, capsys):
     assert f"Error: {tmp_path} is no run folder" in capsys.readouterr().err
 
 
-def test_lost_metrics_do_not_keep_a_run_from_ending(train, tmp_path, capsys):
-    train("--epochs", "1")
-    (tmp_path / "run/metrics.jsonl").unlink()
-    assert train("--resume", str(tmp_path / "run")) == 0
-    assert "metrics.jsonl was lost" in capsys.readouterr().out
-
-
 def test_a_run_stopped_before_its_first_checkpoint_starts_over(train, tmp_path):
     train("--epochs", "1", run_dir="whole")
     train("--epochs", "1")

@@ -1,5 +1,7 @@
 """Runs whose folder was damaged: said, repaired, and gone on with bit for bit."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -89,3 +91,90 @@ def test_without_a_good_checkpoint_nothing_is_moved_and_the_status_is_2(run, cap
         assert err.startswith("Error: The checkpoint")
         assert "No other checkpoint is left" in err
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+
+
+def test_damaged_metrics_are_named_and_restored(run, capsys):
+    path = run / "metrics.jsonl"
+    expected = path.read_bytes()
+    first, second, third = expected.splitlines()
+    for lines, words in (
+        ([second, third], "lines 1, 2, 3 are missing or damaged"),
+        ([first, second[:40], third], "line 2 is"),
+        ([first, b"\xff\x00", third], "line 2 is"),
+        ([first, b"null", third], "line 2 is"),
+        ([first, second, b"[" * 100_000], "line 3 is"),
+        ([first.replace(b"0", b"1", 1), second, third], "line 1 is"),
+        (None, "lines 1, 2, 3 are"),
+    ):
+        path.unlink() if lines is None else path.write_bytes(b"\n".join(lines))
+        assert train("--resume", str(run)) == 0
+        assert f"{path}: {words}" in capsys.readouterr().err
+        assert path.read_bytes() == expected
+
+
+def test_a_line_torn_after_the_checkpoint_is_named_and_run_again(run, capsys):
+    expected = rows(run)
+    (run / "checkpoints/9").rename(run / "9")
+    path = run / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert train("--resume", str(run)) == 0
+    assert "line 3 is damaged. Training goes on from step 6" in capsys.readouterr().err
+    assert rows(run) == expected
+
+
+def test_a_series_heals_itself(tmp_path, capsys):
+    command = ["compare", "--optimizers", "sgd", "--epochs", "2", "--batch-size", "16"]
+    command += ["--parallel", "jit", "--runs-dir", str(tmp_path)]
+    assert cli.main(command) == 0
+    (path,) = tmp_path.glob("digits-*/metrics.jsonl")
+    expected = path.read_bytes()
+    for content in (
+        expected[:-30],
+        expected.replace(b'"test_top1": 0.', b'"test_top1": 0.9'),
+        b"",
+    ):
+        path.write_bytes(content)
+        capsys.readouterr()
+        assert cli.main(command) == 0
+        out, err = capsys.readouterr()
+        assert "0 of 1 runs are finished." in out
+        assert f"{path}: line" in err
+        assert path.read_bytes() == expected
+
+
+def as_earlier_version(path):
+    """Makes a run's checkpoints what they were before they had a checksum."""
+    for folder in (path / "checkpoints").iterdir():
+        file = folder / "_CHECKPOINT_METADATA"
+        metadata = json.loads(file.read_text())
+        top1 = metadata["custom_metadata"]["test_top1"]
+        file.write_text(json.dumps(metadata | {"custom_metadata": {}}))
+        (folder / "metrics").mkdir()
+        (folder / "metrics/metrics").write_text(json.dumps({"test_top1": top1}))
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_what_is_not_noticed(run, capsys):
+    expected = rows(run)
+    as_earlier_version(run)
+    assert cli.main(["eval", str(run), "--checkpoint", "best"]) == 0
+    assert "is of an earlier version, without a checksum" in capsys.readouterr().err
+
+    assert train("--resume", str(run), "--epochs", "4") == 0
+    assert capsys.readouterr().err.count("without a checksum") == 1
+    assert rows(run)[:3] == expected
+    assert train("--resume", str(run), "--epochs", "5") == 0
+    assert "without a checksum" not in capsys.readouterr().err
+
+
+def test_metrics_that_an_earlier_version_lost_are_named(run, capsys):
+    as_earlier_version(run)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(lines[0] + b"{\n" + lines[2])
+    assert train("--resume", str(run)) == 0
+    err = capsys.readouterr().err
+    assert "line 2 is damaged" in err
+    assert "the metrics of epochs 2 are lost" in err
+
+    (run / "metrics.jsonl").unlink()
+    assert train("--resume", str(run)) == 0
+    assert "metrics.jsonl was lost" in capsys.readouterr().out

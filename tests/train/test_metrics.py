@@ -8,17 +8,33 @@ import pytest
 from train.run import metrics
 from train.run.metrics import MetricsWriter
 
+from .rows import row
+
+
+def insgd_row(epoch, loss, multiplier, names):
+    return row(
+        epoch,
+        train_loss=loss,
+        test_loss=loss,
+        multipliers={"a/kernel": multiplier},
+        powers={"a/kernel": 1.5},
+        mean_multiplier=multiplier,
+        weights_at_floor=len(names),
+        at_floor=names,
+    )
+
+
 ROWS = [
-    {"epoch": 1, "loss": 0.1 + 0.2, "multipliers": {"a/kernel": 0.125}, "names": ["a"]},
-    {"epoch": 2, "loss": math.nan, "multipliers": {"a/kernel": math.inf}, "names": []},
+    insgd_row(1, 0.1 + 0.2, 0.125, ["a"]),
+    insgd_row(2, math.nan, math.inf, []),
 ]
 
 
 @pytest.fixture
 def path(tmp_path):
     writer = MetricsWriter(tmp_path / "metrics.jsonl", [], tensorboard=None)
-    for row in ROWS:
-        writer.write(row)
+    for each in ROWS:
+        writer.write(each)
     writer.close()
     return tmp_path / "metrics.jsonl"
 
@@ -31,13 +47,13 @@ def test_each_row_is_a_line_of_plain_json(path):
         json.loads(x, parse_constant=refuse) for x in path.read_text().split("\n")[:-1]
     ]
     assert lines[0] == ROWS[0]
-    assert lines[1]["loss"] is None
+    assert lines[1]["train_loss"] is None
 
 
 def test_rows_are_read_back_not_a_number_as_nan(path):
     rows = metrics.read(path)
     assert rows[0] == ROWS[0]
-    assert math.isnan(rows[1]["loss"])
+    assert math.isnan(rows[1]["train_loss"])
     assert math.isnan(rows[1]["multipliers"]["a/kernel"])
 
 
@@ -52,9 +68,10 @@ def test_no_file_has_no_rows(tmp_path):
 
 def test_going_on_cuts_off_what_is_not_kept(path):
     writer = MetricsWriter(path, ROWS[:1], tensorboard=None)
-    writer.write({"epoch": 2, "loss": 1.0})
+    other = row(2, train_loss=1.0)
+    writer.write(other)
     writer.close()
-    assert metrics.read(path) == [ROWS[0], {"epoch": 2, "loss": 1.0}]
+    assert metrics.read(path) == [ROWS[0], other]
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):
@@ -75,4 +92,52 @@ def test_tensorboard_gets_the_numbers(tmp_path):
             scalars[value.tag] = (value.simple_value, event.step)
         start += 12 + length + 4
     assert scalars["multipliers/a/kernel"] == (0.125, 1)
-    assert scalars["loss"] == (pytest.approx(0.3), 1)
+    assert scalars["train_loss"] == (pytest.approx(0.3), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epoch", 0),
+        ("epoch", True),
+        ("step", "3"),
+        ("test_top1", "high"),
+        ("test_top5", [1]),
+        ("powers", None),
+        ("powers", {}),
+        ("multipliers", {"a/kernel": "big"}),
+        ("at_floor", [1]),
+        ("mean_multiplier", {}),
+    ],
+)
+def test_a_row_with_a_value_of_another_type_is_damaged(path, name, value):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1][name] = value
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert metrics.read(path) == ROWS[:1]
+    recovered = metrics.recover(path, 6, None)
+    assert recovered.rows == ROWS[:1]
+    assert "line 2 is damaged" in recovered.warnings[0]
+
+
+def test_without_a_copy_lost_epochs_are_named(path):
+    third = row(3)
+    lines = path.read_text().splitlines()
+    lines = ["{", lines[0], "null", json.dumps(third)]
+    path.write_text("\n".join(lines))
+    recovered = metrics.recover(path, 9, None)
+    assert recovered.rows == [ROWS[0], third]
+    assert "lines 1, 3 are damaged" in recovered.warnings[0]
+    assert "the metrics of epochs 2 are lost" in recovered.warnings[1]
+
+
+def test_a_link_in_the_place_of_the_metrics_is_not_followed(tmp_path):
+    for name in ("metrics.partial", "metrics.jsonl"):
+        (tmp_path / "precious").write_text("!")
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+        writer = MetricsWriter(tmp_path / "metrics.jsonl", [], tensorboard=None)
+        writer.write(ROWS[0])
+        writer.close()
+        assert (tmp_path / "precious").read_text() == "!"
+    assert metrics.read(tmp_path / "metrics.jsonl") == ROWS[:1]

@@ -19,3 +19,11 @@ def test_any_number_of_weights_fits_beside_the_panel(num_weights, tmp_path):
     ]
     plots.plot_multipliers(rows, tmp_path / "multipliers.png")
     assert (tmp_path / "multipliers.png").stat().st_size > 0
+
+
+def test_a_link_in_the_place_of_a_picture_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("!")
+    (tmp_path / "test_error.png").symlink_to(tmp_path / "precious")
+    plots.plot_test_error({"sgd": [[]]}, tmp_path / "test_error.png")
+    assert (tmp_path / "precious").read_text() == "!"
+    assert (tmp_path / "test_error.png").read_bytes().startswith(b"\x89PNG")

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from train.config import RunConfig
 from train.errors import UserError
+from train.run import files
 from train.run import folder as run_folder
 
 DATA = {"name": "digits", "train_images": 3, "class_names": ["a", "b"]}
@@ -73,10 +75,96 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path):
         run_folder.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"config": {"no_option": 1}}'])
-def test_a_damaged_record_is_an_error(tmp_path, content):
-    (tmp_path / "record.json").write_text(content)
-    with pytest.raises(UserError, match=r"record\.json is damaged"):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is no JSON"),
+        (b"{", "it is no JSON"),
+        (b"\x89PNG\xff\x00", "it is no JSON"),
+        (b"null", "it holds null, not an object"),
+        (b"[]", "it holds a list, not an object"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b"{}", "its 'config' is null, not an object"),
+        (b'{"config": {}, "dataset": 3}', "its 'dataset' is a number"),
+        (b'{"config": {}, "dataset": {}}', "it has no 'milestones'"),
+        (b'{"config": {"no_option": 1}, "dataset": {}}', "'config.no_option' is no"),
+    ],
+)
+def test_a_damaged_record_is_an_error(tmp_path, content, words):
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"record\.json is damaged") as error:
+        run_folder.load(tmp_path)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("epochs", "9", "'config.epochs' is \"9\", not a whole number"),
+        ("epochs", True, "'config.epochs' is true, not a whole number"),
+        ("epochs", 0, "--epochs must be"),
+        ("batch_norm", 1, "'config.batch_norm' is 1, not true or false"),
+        ("momentum", None, "'config.momentum' is null, not a number"),
+        ("scope", "all", "is \"all\", not one of 'kernel', 'layer'"),
+        ("milestones", [1, "x"], "not a list, each entry a whole number"),
+        ("model_options", {}, "'config.model_options' is {}, not a list"),
+        ("runs_dir", 3, "'config.runs_dir' is 3, not a path"),
+        ("cache_dir", [], "'config.cache_dir' is [], not a path or null"),
+        ("optimizer", "sdg", "unknown optimizer 'sdg'"),
+        ("dataset", "cifar11", "unknown data set 'cifar11'"),
+    ],
+)
+def test_a_field_of_the_record_is_named(tmp_path, name, value, words):
+    path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
+    values = json.loads((path / "record.json").read_text())
+    values["config"][name] = value
+    (path / "record.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        run_folder.load(path)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["dataset", "environment"])
+def test_other_parts_of_the_record_are_checked(tmp_path, part):
+    path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
+    values = json.loads((path / "record.json").read_text())
+    values[part] |= {"fingerprint": 3, "devices": "TPU"}
+    (path / "record.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"'{part}\.\w+' is "):
+        run_folder.load(path)
+
+
+def test_a_record_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.run.files.os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        run_folder.create(RunConfig(run_dir=tmp_path / "run"), DATA)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_without_hard_links_a_record_is_still_created_once(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("train.run.files.os.link", fail)
+    folder = run_folder.create(RunConfig(run_dir=tmp_path / "run"), DATA)
+    assert run_folder.load(folder.path).config.run_dir == folder.path
+    assert [path.name for path in folder.path.iterdir()] == ["record.json"]
+    with pytest.raises(FileExistsError):
+        files.create(folder.path / "record.json", b"")
+
+
+def test_what_a_killed_command_left_is_no_content(tmp_path):
+    (tmp_path / ".partial-0123").write_text("{")
+    assert run_folder.create(RunConfig(run_dir=tmp_path), DATA).path == tmp_path
+
+
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(UserError, match="is no regular file"):
         run_folder.load(tmp_path)
 
 

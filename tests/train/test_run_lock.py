@@ -15,6 +15,8 @@ from train.experiments import series
 from train.run import folder as run_folder
 from train.run.lock import RunInProgress, RunLock
 
+from .rows import row
+
 HOLD = """
 import pathlib, sys, time
 from train.run.lock import RunLock
@@ -49,6 +51,14 @@ def test_a_killed_process_holds_nothing(tmp_path):
                 lock.take(tmp_path)
         finally:
             process.kill()
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("!")
+    (tmp_path / "lock").symlink_to(tmp_path / "precious")
+    with RunLock() as lock, pytest.raises(UserError, match="lock is a symbolic link"):
+        lock.take(tmp_path)
+    assert (tmp_path / "precious").read_text() == "!"
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
@@ -98,8 +108,7 @@ def ran(monkeypatch):
 def write_metrics(config, path):
     record = {"config": config.to_json(), "dataset": {}, "environment": {}}
     (path / "record.json").write_text(json.dumps(record))
-    row = json.dumps({"epoch": config.epochs, "step": 1})
-    (path / "metrics.jsonl").write_text(row + "\n")
+    (path / "metrics.jsonl").write_text(json.dumps(row(config.epochs)) + "\n")
 
 
 def held(config):

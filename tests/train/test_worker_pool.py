@@ -23,6 +23,7 @@ from train.run import folder as run_folder
 from train.run import metrics
 
 from . import processes
+from .rows import row
 
 # What workers do, without the time it takes to train: each writes down its share, and
 # runs every other run. DO is done first.
@@ -239,7 +240,7 @@ def test_a_series_hands_over_what_is_missing(configs, monkeypatch, capsys):
     first = dataclasses.replace(configs[0], run_dir=series.place(configs[0]))
     described = registry.load(first.dataset, first.load_options).describe()
     path = run_folder.create(first, described).path
-    rows = [json.dumps({"epoch": epoch}) for epoch in range(1, 21)]
+    rows = [json.dumps(row(epoch)) for epoch in range(1, 21)]
     (path / "metrics.jsonl").write_text("\n".join(rows))
     calls = []
     monkeypatch.setattr(

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from train.experiments.rates.points import Point, open_ends, spanned_range
-from train.run.plots import create_figure
+from train.run.plots import create_figure, save
 
 # Told apart without color too.
 _MARKERS = "osD^v<>ph*PX"
@@ -37,7 +37,7 @@ def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
     given.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def plot_robustness(
@@ -87,7 +87,7 @@ def plot_robustness(
     bars.set_axisbelow(True)
     bars.invert_yaxis()
     bars.set_xlabel(f"Highest / lowest rate no more than {margin:g} % below the best")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _plot_accuracy(

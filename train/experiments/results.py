@@ -1,6 +1,5 @@
 """What came of runs: accuracies over seeds, and INSGD's mean multiplier."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -71,14 +70,12 @@ def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
 def origins(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
     """Which commits and devices finished runs came from."""
     environments = [
-        json.loads((series.place(config) / run_folder.RECORD).read_text())[
-            "environment"
-        ]
+        run_folder.load(series.place(config)).record.get("environment", {})
         for config in configs
         if series.finished(config)
     ]
-    devices = {device for each in environments for device in each["devices"]}
+    devices = {device for each in environments for device in each.get("devices", [])}
     return {
-        "commits": sorted({str(each["commit"]) for each in environments}),
+        "commits": sorted({str(each.get("commit")) for each in environments}),
         "devices": sorted(devices),
     }

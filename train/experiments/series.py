@@ -23,6 +23,7 @@ from train.errors import UserError
 from train.experiments import workers
 from train.run import folder as run_folder
 from train.run import metrics
+from train.run.checkpoints import latest_rows
 from train.run.command import run
 from train.run.folder import RunFolder
 from train.run.lock import RunInProgress, RunLock
@@ -72,10 +73,12 @@ def finished(config: RunConfig) -> list[Row] | None:
     folder = _existing(config)
     if folder is None:
         return None
-    rows = metrics.read(folder.metrics)[: config.epochs]
-    # Metrics that were lost in part would give other means and another best epoch.
-    epochs = [row["epoch"] for row in rows]
-    return rows if epochs == list(range(1, config.epochs + 1)) else None
+    # Metrics that were lost or changed would give other means and another best epoch.
+    # What is damaged is repaired when the run goes on.
+    copy = latest_rows(folder.checkpoints)
+    if not metrics.is_whole(folder.metrics, config.epochs, copy):
+        return None
+    return metrics.read(folder.metrics)[: config.epochs]
 
 
 def _existing(config: RunConfig) -> RunFolder | None:

@@ -228,7 +228,7 @@ class Checkpoints:
     def _restore_here(self, step: int, like: Any) -> tuple[Any, list[Any] | None]:
         beside = None
         if not self._is_old(step):
-            beside = self._read_metadata(step)
+            beside = _read_metadata(self._directory / str(step))
             if beside["structure"] != checksums.of_structure(like):
                 raise ValueError("its arrays have other names, shapes or dtypes")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -244,13 +244,6 @@ class Checkpoints:
         """Whether an earlier version saved a step; damage cannot make it look so."""
         return (self._directory / str(step) / _OLD_METRICS).exists()
 
-    def _read_metadata(self, step: int) -> dict[str, Any]:
-        value = json.loads((self._directory / str(step) / _METADATA).read_text())
-        found = value.get("custom_metadata") if isinstance(value, dict) else None
-        if not isinstance(found, dict) or found.keys() != _BESIDE:
-            raise ValueError("its metadata do not hold what was saved with it")
-        return found
-
     def _read_test_top1(self, step: int) -> float:
         """The test accuracy of a checkpoint, which is not verified yet."""
         try:
@@ -258,7 +251,7 @@ class Checkpoints:
                 folder = self._directory / str(step) / _OLD_METRICS
                 value = json.loads((folder / _OLD_METRICS).read_text())["test_top1"]
             else:
-                value = self._read_metadata(step)["test_top1"]
+                value = _read_metadata(self._directory / str(step))["test_top1"]
             value = float(value)
         # A checkpoint that does not tell it cannot be the best; `restore` names it.
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -290,6 +283,27 @@ class Checkpoints:
     def close(self) -> None:
         """Frees what the manager holds."""
         self._manager.close()
+
+
+def latest_rows(directory: Path) -> list[Any] | None:
+    """The rows in the latest checkpoint, not verified; None if it tells none.
+
+    Far quicker than `Checkpoints`, which opens Orbax.
+    """
+    try:
+        steps = [int(name) for name in os.listdir(directory) if name.isdecimal()]
+        rows = _read_metadata(directory / str(max(steps)))["rows"]
+    except (OSError, ValueError, RecursionError):
+        return None
+    return rows if isinstance(rows, list) else None
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    value = json.loads((folder / _METADATA).read_text())
+    found = value.get("custom_metadata") if isinstance(value, dict) else None
+    if not isinstance(found, dict) or found.keys() != _BESIDE:
+        raise ValueError("its metadata do not hold what was saved with it")
+    return found
 
 
 class _KeepBest:

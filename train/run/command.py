@@ -88,7 +88,12 @@ def _run(config: RunConfig, lock: RunLock) -> int:
     if first_step:
         print(f"Going on from step {first_step}.")
 
-    rows = [row for row in metrics.read(folder.metrics) if row["step"] <= first_step]
+    rows, lost = metrics.recover(
+        folder.metrics, first_step, [] if restored is None else restored.rows
+    )
+    if distributed.is_first():
+        for warning in lost:
+            print(f"Warning: {warning}", file=sys.stderr)
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
     is_first, in_several = distributed.is_first(), jax.process_count() > 1
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None

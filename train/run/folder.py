@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from train import provenance
 from train.config import RunConfig
 from train.errors import UserError
-from train.run import lock
+from train.run import files, lock, record
 
 RECORD = "record.json"
 
@@ -67,10 +66,7 @@ class RunFolder:
         if options == self.config.to_json():
             return
         self.record["config"] = options
-        # Aside first, so that a process killed here leaves a whole record.
-        partial = (self.path / RECORD).with_suffix(".partial")
-        partial.write_text(_text(self.record))
-        os.replace(partial, self.path / RECORD)
+        files.write(self.path / RECORD, _encode(self.record))
 
     @property
     def has_fingerprint(self) -> bool:
@@ -132,15 +128,14 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
         make(path, exist_ok=True)
     else:
         path = _make_next(config.runs_dir.expanduser().absolute(), config.readable_name)
-    record = {
+    values = {
         "config": config.to_json(),
         "dataset": dataset,
         "environment": provenance.describe(),
     }
     # Of two commands that found the folder empty one comes first.
-    with (path / RECORD).open("x") as file:
-        file.write(_text(record))
-    return RunFolder(path, record)
+    files.create(path / RECORD, _encode(values))
+    return RunFolder(path, values)
 
 
 def load(path: Path) -> RunFolder:
@@ -151,24 +146,29 @@ def load(path: Path) -> RunFolder:
     """
     path = path.expanduser().absolute()
     try:
-        record = json.loads((path / RECORD).read_text())
-        folder = RunFolder(path, record)
-        _ = folder.config, record["dataset"]
+        folder = RunFolder(path, record.parse(files.read(path / RECORD)))
+        _ = folder.config
     except OSError as error:
         raise UserError(
             f"{path} is no run folder: {error.strerror}: {path / RECORD}. Give "
             "the folder a run named in its last line, such as runs/NAME."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (record.RecordError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path / RECORD} is damaged or of another version ({error!r}). "
-            "Start a new run."
+            f"{path / RECORD} is damaged or of another version: {_reason(error)}. "
+            "Bring it back from a copy, or start a new run."
         ) from error
     return folder
 
 
-def _text(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=2) + "\n"
+def _encode(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return str(error).splitlines()[0].removesuffix(".")
 
 
 def _make_next(parent: Path, name: str) -> Path:
@@ -185,8 +185,11 @@ def _make_next(parent: Path, name: str) -> Path:
 
 
 def _is_new(path: Path) -> bool:
-    """Whether a folder holds nothing, but for a lock."""
-    return all(entry.name == lock.NAME for entry in path.iterdir())
+    """Whether a folder holds nothing, but for what a command leaves that was killed."""
+    return all(
+        entry.name == lock.NAME or files.is_partial(entry.name)
+        for entry in path.iterdir()
+    )
 
 
 def make(path: Path, exist_ok: bool = False) -> None:

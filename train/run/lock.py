@@ -1,5 +1,6 @@
 """The right to write into a run folder, which one process has at a time."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from train.errors import UserError
+from train.run import files
 
 NAME = "lock"
 
@@ -24,6 +26,7 @@ class RunLock:
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
+        self._path: Path | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -47,10 +50,18 @@ class RunLock:
             UserError: if the file system has no locks.
         """
         if self._file is not None:
-            if Path(self._file.name) != path / NAME:
-                raise ValueError(f"holds {self._file.name}, not {path / NAME}")
+            if self._path != path:
+                raise ValueError(f"holds {self._path}, not {path}")
             return path
-        file = (path / NAME).open("a+")  # NFS locks only what may be written.
+        # For NFS, which locks only what may be written.
+        try:
+            file = files.open_to_append(path / NAME, os.O_RDWR)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise UserError(
+                f"{path / NAME} is a symbolic link, which no run makes. Remove it."
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -70,7 +81,7 @@ class RunLock:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        self._file = file
+        self._file, self._path = file, path
         return path
 
 

@@ -1,13 +1,33 @@
 """Metrics on disk: a line of JSON for each epoch, and TensorBoard on request."""
 
+import itertools
 import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from train.run import files
 
 Row = dict[str, Any]
+
+_NUMBERS = (
+    "learning_rate",
+    "train_loss",
+    "train_top1",
+    "test_loss",
+    "test_top1",
+    "test_top5",
+)
+_OF_INSGD = {
+    "multipliers",
+    "powers",
+    "mean_multiplier",
+    "weights_at_floor",
+    "at_floor",
+}
+_MOST_SHOWN = 5
 
 
 class MetricsWriter:
@@ -20,11 +40,9 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, rows: list[Row], tensorboard: Path | None):
-        # Rewritten aside, so that a run killed here loses no row.
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(_line(row) for row in rows))
-        os.replace(partial, path)
-        self._file = path.open("a")
+        # Rewritten whole, so that a run killed here loses no row.
+        files.write(path, "".join(_line(row) for row in rows).encode())
+        self._file = files.open_to_append(path)
         self._tensorboard = None
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
@@ -47,16 +65,133 @@ class MetricsWriter:
             self._tensorboard.close()
 
 
+class Recovered(NamedTuple):
+    """Rows of a run that goes on, and what was wrong with the file."""
+
+    rows: list[Row]
+    warnings: list[str]
+
+
 def read(path: Path) -> list[Row]:
-    """Reads the rows of a run; null becomes nan. A line cut short ends them."""
-    rows: list[Row] = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(_map(json.loads(line), _to_nan))
-            except ValueError:
-                break
-    return rows
+    """Reads the rows of a run; null becomes nan. A damaged line ends them."""
+    return list(itertools.takewhile(lambda row: row is not None, _read_lines(path)))
+
+
+def recover(path: Path, step: int, copy: Sequence[Row] | None) -> Recovered:
+    """Reads the rows up to a step, and repairs them.
+
+    Args:
+        path: the file.
+        step: of the checkpoint from which the run goes on.
+        copy: the rows in that checkpoint, as JSON holds them; None if an earlier
+            version saved it.
+
+    Returns:
+        The rows up to that step, those of the copy if there is one.
+    """
+    found = _read_lines(path)
+    damaged = [number for number, row in enumerate(found, start=1) if row is None]
+    whole = [row for row in found if row is not None]
+    if copy is None:
+        rows = [row for row in whole if row["step"] <= step]
+        epochs = [row["epoch"] for row in rows]
+        lost = sorted(set(range(1, max(epochs, default=0) + 1)) - set(epochs))
+        warnings = [f"{path}: {_lines(damaged)} damaged."] if damaged else []
+        if lost:
+            warnings.append(
+                f"{path}: the metrics of epochs {_numbers(lost)} are lost: the "
+                "checkpoint is of an earlier version and has no copy of them."
+            )
+        return Recovered(rows, warnings)
+    rows = [_map(row, _to_nan) for row in copy]
+    end = len(rows)
+    repaired = [
+        number
+        for number, row in enumerate(rows, start=1)
+        if number > len(found)
+        or found[number - 1] is None
+        or _line(found[number - 1]) != _line(row)
+    ]
+    warnings = []
+    if repaired:
+        warnings.append(
+            f"{path}: {_lines(repaired)} missing or damaged, and restored from the "
+            f"checkpoint of step {step}."
+        )
+    if later := [number for number in damaged if number > end]:
+        warnings.append(
+            f"{path}: {_lines(later)} damaged. Training goes on from step {step}, "
+            "before these epochs."
+        )
+    return Recovered(rows, warnings)
+
+
+def is_whole(path: Path, epochs: int, copy: Sequence[Row] | None) -> bool:
+    """Whether a file holds the rows of the first epochs, and no other than its copy.
+
+    Args:
+        path: the file.
+        epochs: how many.
+        copy: the rows in the latest checkpoint, as JSON holds them; None without any.
+    """
+    rows = read(path)[:epochs]
+    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+        return False
+    return copy is None or to_json(rows) == list(copy[:epochs])
+
+
+def _read_lines(path: Path) -> list[Row | None]:
+    """The rows of a file, with None for each line that is none."""
+    content = files.read(path) if os.path.lexists(path) else b""
+    return [_parse(line) for line in content.splitlines()]
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = _map(json.loads(line), _to_nan)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and _is_row(row) else None
+
+
+def _is_row(row: Row) -> bool:
+    """Whether everything that is read of a row is there, and of its type."""
+    # A bool is an int.
+    whole = all(type(row.get(name)) is int for name in ("epoch", "step"))
+    numbers = all(_is_number(row.get(name)) for name in _NUMBERS)
+    if not (whole and numbers and row["epoch"] >= 1 and row["step"] >= 1):
+        return False
+    if "multipliers" not in row:
+        return not row.keys() & _OF_INSGD
+    by_weight = row["multipliers"], row.get("powers")
+    return (
+        row.keys() >= _OF_INSGD
+        and _is_number(row["mean_multiplier"])
+        and type(row["weights_at_floor"]) is int
+        and isinstance(row["at_floor"], list)
+        and all(isinstance(name, str) for name in row["at_floor"])
+        and all(
+            isinstance(values, dict)
+            and values
+            and all(map(_is_number, values.values()))
+            for values in by_weight
+        )
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    verb = "line {} is" if len(numbers) == 1 else "lines {} are"
+    return verb.format(_numbers(numbers))
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_MOST_SHOWN]))
+    more = len(numbers) - _MOST_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def to_json(rows: Sequence[Row]) -> list[Row]:

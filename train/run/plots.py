@@ -1,5 +1,6 @@
 """Pictures of a run, or of several side by side."""
 
+import io
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from train.run import files
 from train.run.metrics import Row
 
 _STYLES = ("-", "--", ":", "-.")
@@ -69,7 +71,7 @@ def plot_test_error(
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     else:
         axes.legend()
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
@@ -104,7 +106,14 @@ def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
     mean = [row["mean_multiplier"] for row in rows]
     multiplier.plot(epochs, mean, "k", lw=2.5, marker=".", label="mean")
     multiplier.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture as PNG; a symbolic link in its place is not followed."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150)
+    files.write(path, content.getvalue())
 
 
 def create_figure(
