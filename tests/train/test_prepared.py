@@ -13,6 +13,7 @@ import pytest
 
 from train import cli
 from train.data import cifar, prepared, registry
+from train.data.tfds import reader
 from train.errors import UserError
 
 PER_FILE = 3
@@ -145,3 +146,56 @@ def test_what_is_not_prepared_is_an_error_within_two_seconds(name, data_dir, opt
         cifar.ALL[name].archive,
     ):
         assert part in str(error.value)
+
+
+EVIL = """
+import pathlib
+pathlib.Path("was_run").write_text("")
+import tensorflow_datasets as tfds
+class Evil(tfds.features.Text): pass
+"""
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": "evil_features.Evil", "text": {}},
+        {"python_class_name": "evil_features.Evil", "text": {}},
+        {"type": "evil_features.Evil", "content": {}},
+        {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"}
+        | {"jsonFeature": {"json": json.dumps({"type": "evil_features.Evil"})}},
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_class_that_metadata_name_is_not_imported(
+    features, whole, data_dir, options, tmp_path, monkeypatch
+):
+    folder = data_dir / "cifar10/3.0.2"
+    folder.mkdir(parents=True)
+    info = {"fileFormat": "array_record", "name": "cifar10", "version": "3.0.2"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    if not whole:
+        features = {
+            "pythonClassName": reader._FEATURES_DICT,
+            "featuresDict": {"features": {"label": features}},
+        }
+    (folder / "features.json").write_text(json.dumps(features))
+    (tmp_path / "evil_features.py").write_text(EVIL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"features\.json .*which is not read"):
+        registry.load("cifar10", options)
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"\xff", b"[" * 100_000, b"{}"])
+def test_damaged_metadata_are_named(content, data_dir, options):
+    folder = data_dir / "cifar10/3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
+    (folder / "features.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"features\.json "):
+        registry.load("cifar10", options)
+    (folder / "dataset_info.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"dataset_info\.json is damaged|holds None"):
+        registry.load("cifar10", options)

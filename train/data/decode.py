@@ -7,6 +7,9 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+# Of an image, checked before it is decoded: some 0.8 GB of memory while it is. Pillow
+# refuses twice as many, and warns from here on.
+MOST_PIXELS = 89_478_485
 # What Pillow raises for files that are no images, cut short or absurdly large.
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -21,6 +24,11 @@ def image(encoded: bytes) -> Image.Image:
         # Odd metadata and transparent palettes do not keep pixels from being read.
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(encoded)) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise Image.DecompressionBombError(
+                    f"{opened.width} x {opened.height} pixels are more than the "
+                    f"{MOST_PIXELS:,} that are decoded"
+                )
             opened.load()
             # What is wrong with metadata does not keep pixels from being read.
             with contextlib.suppress(Exception):

@@ -14,6 +14,7 @@ from PIL import Image
 from train.data import decode
 from train.data.crops import Crops
 from train.data.registry import Preprocessing, StreamedDataset
+from train.data.tfds import reader
 from train.data.tfds.data_dir import INFO, data_dir, find
 from train.data.tfds.records import Records
 from train.errors import UserError
@@ -60,8 +61,14 @@ def load() -> StreamedDataset:
         f"Put {files} ({_URL}, after registration) into {_manual()}, and run: python "
         f"-m train prepare {NAME}.",
     )
-    splits = json.loads((folder / INFO).read_text())["splits"]
-    lengths = {split["name"]: sum(map(int, split["shardLengths"])) for split in splits}
+    try:
+        splits = json.loads((folder / INFO).read_bytes())["splits"]
+        lengths = {each["name"]: sum(map(int, each["shardLengths"])) for each in splits}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / INFO} is damaged: it does not list the splits. Move {folder} "
+            f"away, and run: python -m train prepare {NAME}"
+        ) from error
     for split, archive in ARCHIVES.items():
         if split not in lengths:
             raise UserError(
@@ -69,6 +76,7 @@ def load() -> StreamedDataset:
                 f"{archive.file}. Move the folder away, put that file into "
                 f"{_manual()}, and run: python -m train prepare {NAME}"
             )
+    reader.check_features(folder)  # Before workers open it.
     train, test = (Records(folder, split, lengths[split]) for split in ARCHIVES)
     return StreamedDataset(
         name=NAME,

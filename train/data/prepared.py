@@ -7,7 +7,6 @@ import hashlib
 import os
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from train.data import cache as array_cache
 from train.data import decode, file_state
 from train.data.cifar import Cifar
 from train.data.registry import ImageDataset, Split
+from train.data.tfds import reader
 from train.data.tfds.data_dir import data_dir, find
 from train.errors import UserError
 
@@ -58,14 +58,9 @@ def _find(cifar: Cifar) -> Path:
 
 
 def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    import tensorflow_datasets as tfds  # Takes seconds, and only when not cached.
-
-    builder = tfds.builder_from_directory(folder)
     arrays: dict[str, np.ndarray] = {}
     for split in SPLITS:
-        source: Any = builder.as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        source = reader.open_split(folder, split)
         images, labels = [], []
         for example in progress_bars.bar(
             source, f"Decoding {split} images", leave=False
@@ -74,7 +69,8 @@ def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             labels.append(example["label"])
         arrays[f"{split}_images"] = np.stack(images)
         arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
-    return arrays, builder.info.features["label"].names
+    class_names = (folder / "label.labels.txt").read_text().splitlines()
+    return arrays, class_names
 
 
 def archive(cifar: Cifar) -> Path:

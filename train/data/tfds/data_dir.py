@@ -38,7 +38,7 @@ def find(name: str, remedy: str) -> Path:
     )
     formats = {}
     for info in reversed(versions):
-        file_format = json.loads(info.read_text()).get("fileFormat")
+        file_format = _file_format(info)
         if file_format == "array_record":
             return info.parent
         formats[info.parent] = file_format
@@ -52,3 +52,16 @@ def find(name: str, remedy: str) -> Path:
         f"{name} is not prepared: {place} does not hold it. {remedy} TFDS_DATA_DIR "
         f"names another place than {data_dir()}."
     )
+
+
+def _file_format(info: Path) -> str | None:
+    try:
+        value = json.loads(info.read_bytes())
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{info} is damaged. Move {info.parent} away, and prepare the data set "
+            "again."
+        )
+    return value.get("fileFormat")

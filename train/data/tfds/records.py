@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from train.data.tfds import reader
+
 
 class Record(NamedTuple):
     """One image."""
@@ -42,12 +44,8 @@ class Records:
 
     @functools.cached_property
     def _source(self) -> Any:
-        import tensorflow_datasets as tfds  # Takes seconds.
-
         _allow_many_files()
-        return tfds.builder_from_directory(self.folder).as_data_source(
-            self.split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        return reader.open_split(self.folder, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files cannot be sent to another process, which opens its own.
