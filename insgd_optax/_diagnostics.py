@@ -45,29 +45,11 @@ def input_powers(opt_state: Any) -> dict[str, jax.Array]:
 
     Source: P of Eq. 26 and 29.
     """
-    states = power_states(opt_state)
-    if not states:
-        raise ValueError(
-            f"the state ({type(opt_state).__name__}) holds no ScaleByInputPowerState:"
-            " give the optimizer state of insgd or scale_by_input_power"
-        )
-    powers: dict[str, jax.Array] = {}
-    for state in states:
-        flat = flatten(state.power)
-        for path, power in zip(flat.paths, flat.weights, strict=True):
-            name = path_string(path)
-            if name in powers and not is_masked(power):
-                raise ValueError(
-                    f"{name} is scaled by two scale_by_input_power of this state: look"
-                    " at their states one by one"
-                )
-            if not is_masked(power):
-                powers[name] = power
-    return powers
+    return _by_weight(opt_state, "power")
 
 
 def learning_rate_multipliers(
-    opt_state: Any, *, normalizer: Normalizer = "log", eps: Any = 0.01
+    opt_state: Any, *, normalizer: Normalizer | None = None, eps: Any = None
 ) -> dict[str, jax.Array]:
     """1 / f(P) of every scaled weight: the factor on its learning rate, for logging.
 
@@ -75,9 +57,11 @@ def learning_rate_multipliers(
     floor: its layer's input power is near or below 1.
 
     Args:
-        opt_state: as for `input_powers`.
-        normalizer: that of the optimizer: see `scale_by_input_power`.
-        eps: that of the optimizer.
+        opt_state: as for `input_powers`. The optimizer keeps the multipliers of its
+            last update in it.
+        normalizer: another normalizer than the optimizer's, whose multipliers to
+            compute from the same P: see `scale_by_input_power`.
+        eps: likewise, another eps; of "log" where `normalizer` is None.
 
     Returns:
         The multiplier by path, such as "Conv_0/kernel": shaped like P; 1 where no P is
@@ -98,9 +82,34 @@ def learning_rate_multipliers(
 
     Source: Eq. 27 and 28.
     """
-    divisor = divisor_function(normalizer, eps)
+    if normalizer is None and eps is None:
+        return _by_weight(opt_state, "multiplier")
+    divisor = divisor_function(normalizer or "log", 0.01 if eps is None else eps)
     powers = input_powers(opt_state)
     return {name: 1 / divisor(power) for name, power in powers.items()}
+
+
+def _by_weight(opt_state: Any, field: str) -> dict[str, jax.Array]:
+    """A field of every `ScaleByInputPowerState`, by the weight's path."""
+    states = power_states(opt_state)
+    if not states:
+        raise ValueError(
+            f"the state ({type(opt_state).__name__}) holds no ScaleByInputPowerState:"
+            " give the optimizer state of insgd or scale_by_input_power"
+        )
+    values: dict[str, jax.Array] = {}
+    for state in states:
+        flat = flatten(getattr(state, field))
+        for path, value in zip(flat.paths, flat.weights, strict=True):
+            name = path_string(path)
+            if name in values and not is_masked(value):
+                raise ValueError(
+                    f"{name} is scaled by two scale_by_input_power of this state: look"
+                    " at their states one by one"
+                )
+            if not is_masked(value):
+                values[name] = value
+    return values
 
 
 def _layer_covariances(opt_state: Any) -> dict[str, LayerCovariance]:

@@ -35,6 +35,8 @@ class ScaleByInputPowerState(NamedTuple):
     # Like params: P where a weight is scaled, shape=() or that of the kept stacked
     # axes, float32 (float64 for float64 weights); optax.MaskedNode() elsewhere.
     power: Any
+    # Like power: 1 / f(P), the factor on the last gradient; 1 before the first.
+    multiplier: Any
 
 
 NO_NORMS = (
@@ -146,7 +148,7 @@ def scale_by_input_power(
         count = jnp.zeros([], jnp.int32)
         if is_placeholder(params):
             # P does not mirror them: it is replicated where a weight is sharded.
-            return ScaleByInputPowerState(count=count, power=jnp.zeros([]))
+            return ScaleByInputPowerState(count, jnp.zeros([]), jnp.ones([]))
         flat = flatten(params)
         scaled = [
             not is_masked(weight) and in_scope(path)
@@ -182,9 +184,8 @@ def scale_by_input_power(
                 "input_norms_like has no input norm for these scaled weights:\n"
                 f"{path_list(no_like)}\n{_CAUSES}"
             )
-        return ScaleByInputPowerState(
-            count=count, power=jax.tree.unflatten(flat.treedef, power)
-        )
+        tree = jax.tree.unflatten(flat.treedef, power)
+        return ScaleByInputPowerState(count, tree, jax.tree.map(jnp.ones_like, tree))
 
     def update_fn(
         updates: Any,
@@ -202,10 +203,13 @@ def scale_by_input_power(
         grads = dict(zip(flat.paths, flat.weights, strict=True))
         kernels = _sown.kernel_shapes(flat.paths, flat.weights)
         powers = flatten(state.power)
-        new_powers = []
+        multipliers = flatten(state.multiplier).weights
+        new_powers, new_multipliers = [], []
         absent: list[Path] = []
         found: list[Path] = []
-        for path, power in zip(powers.paths, powers.weights, strict=True):
+        for path, power, multiplier in zip(
+            powers.paths, powers.weights, multipliers, strict=True
+        ):
             grad = grads.get(path, optax.MaskedNode())
             if not is_masked(power) and not is_masked(grad):
                 uses = _sown.find(sown, path)
@@ -219,8 +223,10 @@ def scale_by_input_power(
                     with naming(path):
                         norm = mean_over_uses(uses, grad.shape, kernel, power.shape)
                     power = next_power(power, norm.astype(power.dtype), decay)
-                grads[path] = divided(grad, divisor(power))
+                multiplier = 1 / divisor(power)
+                grads[path] = scaled_by(multiplier, grad)
             new_powers.append(power)
+            new_multipliers.append(multiplier)
         if absent and missing == "error":
             raise ValueError(
                 f"these scaled weights have no input norm:\n{path_list(absent)}\n"
@@ -233,6 +239,7 @@ def scale_by_input_power(
             ScaleByInputPowerState(
                 count=optax.safe_increment(state.count),
                 power=jax.tree.unflatten(powers.treedef, new_powers),
+                multiplier=jax.tree.unflatten(powers.treedef, new_multipliers),
             ),
         )
 
@@ -284,10 +291,8 @@ def next_power(power: jax.Array, norm: jax.Array, decay: Any) -> jax.Array:
     return jnp.where(jnp.isfinite(norm), average, power).astype(power.dtype)
 
 
-def divided(grad: jax.Array, divisor: jax.Array) -> jax.Array:
-    """grad / divisor, computed in the wider dtype, left in the gradient's."""
-    # One division a layer instead of one an entry.
-    multiplier = 1 / divisor
+def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
+    """multiplier * grad, computed in the wider dtype, left in the gradient's."""
     # Not `promote_types`, which strict dtype promotion forbids.
     wide = jnp.finfo(grad.dtype).bits >= jnp.finfo(multiplier.dtype).bits
     dtype = grad.dtype if wide else multiplier.dtype

@@ -8,7 +8,7 @@ import optax
 
 from insgd_optax import _sown
 from insgd_optax._alignment import mean_over_uses, power_shape
-from insgd_optax._input_power import divided, naming
+from insgd_optax._input_power import naming, scaled_by
 from insgd_optax._momentum import dampened_trace
 from insgd_optax._numbers import check_not_negative, is_number
 from insgd_optax._released_capture import RELEASED_NAME
@@ -157,7 +157,7 @@ def _scale_by_released_norms(
                         power = mean_over_uses(uses, update.shape, update.shape, shape)
                     # A channel that is zero has P = 0, whose log is -inf.
                     divisor = jnp.maximum(jnp.log(power), _EPS)
-                    update = divided(update, divisor / kappa)
+                    update = scaled_by(kappa / divisor, update)
             scaled.append(update)
         if absent:
             raise ValueError(_missing(absent, input_norms))

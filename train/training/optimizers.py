@@ -232,9 +232,7 @@ def _insgd(
         capture=lambda step: insgd_optax.capture_input_norms(
             p=p, norm_layers=scope == "layer"
         ),
-        multipliers=functools.partial(
-            insgd_optax.learning_rate_multipliers, normalizer=normalizer, eps=EPS
-        ),
+        multipliers=insgd_optax.learning_rate_multipliers,
         measures={} if polyak_factor is None else _POLYAK_MEASURES,
     )
 
