@@ -271,6 +271,15 @@ class RunConfig(Setting):
             for name, value in values.items()
         }
 
+    def shared_options(self) -> dict[str, Any]:
+        """The options in which the processes of one run must be equal, by option."""
+        of_machine = ("cache_dir", "data_workers")
+        return {
+            option(name): value
+            for name, value in self.to_json().items()
+            if name not in of_machine
+        }
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunConfig":
         """The inverse of `to_json`."""

@@ -52,9 +52,12 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
         commands("--epochs", "3", "--run-dir", str(died), die_after=1), tmp_path
     ) as (first, second):
         assert second.wait(120) == -signal.SIGKILL
-        # The first does not go on alone. It is ended when the context is left, if it
-        # has not noticed yet.
-        assert first.poll() != 0
+        # The first does not go on alone.
+        assert first.wait(60) == 2
+    said = (tmp_path / "0.log").read_text()
+    assert "Error: process 1 has ended" in said
+    assert "python -m train --resume" in said
+    assert "Traceback" not in said
     assert [row["epoch"] for row in rows(died)] == [1]
 
     statuses, said = processes.finish(commands("--resume", str(died)), tmp_path)
@@ -65,6 +68,37 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
         checkpoints = Checkpoints(path / "checkpoints")
         assert checkpoints.latest_step == 9
         checkpoints.close()
+
+
+@pytest.mark.slow
+def test_the_others_end_when_the_first_dies(tmp_path):
+    first, second = commands("--epochs", "3", "--run-dir", str(tmp_path / "run"))
+    first[1] = "1"
+    with processes.started([first, second], tmp_path) as started:
+        assert started[0].wait(120) == -signal.SIGKILL
+        assert started[1].wait(60) == 2
+    said = (tmp_path / "1.log").read_text()
+    assert "Error: process 0 has ended" in said
+    assert "python -m train --resume" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--learning-rate", "0.2"], "--learning-rate is 0.2, not 0.1"),
+        (["--seed", "3"], "--seed is 3, not 0"),
+        (["--model", "resnet20"], "--model is resnet20, not custom_cnn"),
+    ],
+)
+def test_processes_that_differ_refuse_to_start(tmp_path, option, words):
+    first, second = commands("--epochs", "3", "--run-dir", str(tmp_path / "run"))
+    statuses, said = processes.finish([first, [*second, *option]], tmp_path)
+    assert statuses == [2, 2], said
+    for text in said:
+        assert f"Process 1 differs from process 0: {words}" in text
+        assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
     """
     distributed.start(config.launch)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.peers_watched())
         if not distributed.is_first():
             # All compute and save together; the first alone speaks and writes the rest.
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -54,6 +55,10 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         # First of all: who runs it may need all the memory of the device.
         distributed.from_first(lambda: str(lock.take(folder.path)))
     dataset = registry.load(config.dataset, config.load_options)
+    distributed.check_equal(
+        config.shared_options()
+        | {f"data {k}": v for k, v in dataset.describe().items()}
+    )
     experiment = Experiment(config, dataset)
     progress = experiment.start()
     if config.resume is None:
@@ -68,6 +73,10 @@ def _run(config: RunConfig, lock: RunLock) -> int:
     else:
         folder.check_dataset(dataset.describe())
         folder.warn_without_fingerprint()
+    distributed.advise(
+        "Start all processes again with --resume instead of --run-dir: "
+        f"python -m train --resume {_short(folder.path)}"
+    )
     checkpoints = Checkpoints(folder.checkpoints)
     restored = checkpoints.restore_latest(like=progress)
     if restored is not None:

@@ -1,17 +1,21 @@
 """Several processes that train as one: how they find each other, and who speaks."""
 
+import contextlib
 import dataclasses
-import socket
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import metadata
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from train.errors import UserError
+from train.training import rendezvous
 
-_RETRY_SECONDS = 0.5
+# How long the watch has to notice a process that is gone.
+_WATCH_SECONDS = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +74,29 @@ class Launch:
         return self.distributed or self.coordinator is not None
 
 
+_peers: rendezvous.Peers | None = None
+
+
 def start(launch: Launch) -> None:
     """Joins the other processes, before anything asks JAX for its devices.
 
     Raises:
         UserError: if they cannot be found.
     """
+    global _peers
     if not launch.is_asked_for:
         return
     # On a CPU's few threads the collectives of two steps under way at once may wait for
     # each other for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if launch.process_id:
-        _wait_for(launch.coordinator, launch.connect_timeout)
+    if launch.coordinator is not None:
+        _peers = rendezvous.meet(
+            launch.coordinator,
+            launch.num_processes,
+            launch.process_id,
+            launch.connect_timeout,
+            _versions(),
+        )
     try:
         jax.distributed.initialize(
             launch.coordinator,
@@ -104,22 +118,64 @@ def start(launch: Launch) -> None:
         ) from error
 
 
-def _wait_for(address: str, timeout: float) -> None:
-    """Waits until somebody listens. JAX, if nobody does, ends the process."""
-    host, _, port = address.rpartition(":")
-    end = time.monotonic() + timeout
-    while True:
+@contextlib.contextmanager
+def peers_watched() -> Iterator[None]:
+    """Within this context, the end of another process ends this one in one line."""
+    if _peers is None:
+        yield
+        return
+    with _peers.watched():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise UserError(
-                    f"Nobody answers at --coordinator {address} after {timeout} s "
-                    f"({error}). Check that process 0 runs there and that the port "
-                    "is open, or raise --connect-timeout."
-                ) from error
-        time.sleep(_RETRY_SECONDS)
+            yield
+        except jax.errors.JaxRuntimeError:
+            # Of a collective whose other end is gone: the watch says so at once.
+            time.sleep(_WATCH_SECONDS)
+            raise
+
+
+def advise(text: str) -> None:
+    """Sets what is said if another process ends."""
+    if _peers is not None:
+        _peers.advice = text
+
+
+def check_equal(values: dict[str, object]) -> None:
+    """Raises, in all processes, unless they were started alike.
+
+    Args:
+        values: by a name for messages; JSON. All processes ask with the same names.
+
+    Raises:
+        UserError: naming the first process that differs, and in what.
+    """
+    if jax.process_count() == 1:
+        return
+    values = {"versions": _versions(), **values}
+    mine = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(mine), np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(mine)] = mine
+    texts = multihost_utils.process_allgather(padded)
+    first, *others = (
+        json.loads(bytes(text[:length]))
+        for text, length in zip(np.asarray(texts), lengths, strict=True)
+    )
+    for number, other in enumerate(others, start=1):
+        differences = [
+            f"{name} is {other.get(name)}, not {first[name]}"
+            for name in first
+            if other.get(name) != first[name]
+        ]
+        if differences:
+            raise UserError(
+                f"Process {number} differs from process 0: {'; '.join(differences)}. "
+                "Start all processes with the same options, data and versions."
+            )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax")
+    return {name: metadata.version(name) for name in packages}
 
 
 def is_first() -> bool:
