@@ -34,13 +34,13 @@ from insgd_optax._input_covariance import (
 from insgd_optax._input_power import ScaleByInputPowerState as ScaleByInputPowerState
 from insgd_optax._input_power import scale_by_input_power as scale_by_input_power
 from insgd_optax._insgd import insgd as insgd
+from insgd_optax._insgd import nlms as nlms
 from insgd_optax._lms_newton import lms_newton as lms_newton
 from insgd_optax._lsalr import lsalr as lsalr
 from insgd_optax._lsalr import scale_by_lsalr as scale_by_lsalr
 from insgd_optax._momentum import DampenedTraceState as DampenedTraceState
 from insgd_optax._momentum import dampened_trace as dampened_trace
 from insgd_optax._multi_steps import MultiSteps as MultiSteps
-from insgd_optax._nlms import nlms as nlms
 from insgd_optax._norms import input_norm as input_norm
 from insgd_optax._output_layer import inverse_leaky_relu as inverse_leaky_relu
 from insgd_optax._output_layer import inverse_relu as inverse_relu
@@ -54,10 +54,10 @@ from insgd_optax._recursive_filters import (
     affine_projection_filter as affine_projection_filter,
 )
 from insgd_optax._recursive_filters import rls_filter as rls_filter
-from insgd_optax._released import insgd_as_released as insgd_as_released
-from insgd_optax._released_capture import (
+from insgd_optax._released import (
     capture_released_norms as capture_released_norms,
 )
+from insgd_optax._released import insgd_as_released as insgd_as_released
 from insgd_optax._train_state import TrainState as TrainState
 from insgd_optax._value_and_grad import (
     value_and_grad_with_input_covariances as value_and_grad_with_input_covariances,

@@ -8,10 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from insgd_optax._compat import let_out
-from insgd_optax._layer_types import LINEN, LayerNorm, LayerTypes, layer_norms
-from insgd_optax._norms import check_p, input_norm
-from insgd_optax._open_calls import (
+from insgd_optax._capture_stack import (
     Calls,
     Capture,
     Take,
@@ -19,7 +16,10 @@ from insgd_optax._open_calls import (
     opened,
     task_settings,
 )
-from insgd_optax._sown import COLLECTION, NAME, entry_name, is_entry
+from insgd_optax._compat import let_out
+from insgd_optax._layer_types import LINEN, InputNormFn, LayerTypes, input_norm_fns
+from insgd_optax._matching import COLLECTION, NAME, entry_name, is_entry
+from insgd_optax._norms import check_p, input_norm
 
 _calls = Calls()
 
@@ -96,19 +96,19 @@ def capture_input_norms(
     both the paper's own words.
     """
     check_p(p)
-    table = layer_norms(LINEN, conv_input, norm_layers, layers)
+    table = input_norm_fns(LINEN, conv_input, norm_layers, layers)
     key = settings_key(p, conv_input, norm_layers, layers)
     with listening(Capture("linen", NAME, takes(table, p), p=p, key=key)):
         yield
 
 
-def takes(table: Mapping[type, LayerNorm], p: float) -> dict[type, Take]:
+def takes(table: Mapping[type, InputNormFn], p: float) -> dict[type, Take]:
     """A table of layer types whose norms are taken with this p."""
 
-    def take(layer_norm: LayerNorm) -> Take:
-        return lambda layer, arguments: layer_norm(layer, arguments, p)
+    def take(input_norm_fn: InputNormFn) -> Take:
+        return lambda layer, arguments: input_norm_fn(layer, arguments, p)
 
-    return {kind: take(layer_norm) for kind, layer_norm in table.items()}
+    return {kind: take(input_norm_fn) for kind, input_norm_fn in table.items()}
 
 
 def settings_key(

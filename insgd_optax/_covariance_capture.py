@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from insgd_optax._capture import listening, settings_key, shapes_of_sown
+from insgd_optax._capture_stack import Capture, Take, active_captures
 from insgd_optax._covariance import MAX_DIM, InputCovariance
 from insgd_optax._layer_covariances import (
     FORMS,
@@ -27,9 +28,8 @@ from insgd_optax._layer_types import (
     naming_layer,
     own_layers,
 )
-from insgd_optax._open_calls import Capture, Take, active_captures
-from insgd_optax._sown import COLLECTION, COVARIANCE_NAME, entry_name, source
-from insgd_optax._weights import Path, tuple_path
+from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, entry_name, source
+from insgd_optax._paths import Path, tuple_path
 
 
 @contextlib.contextmanager

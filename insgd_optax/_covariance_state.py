@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from insgd_optax import _whitening
-from insgd_optax._alignment import averaged_axes
 from insgd_optax._covariance import (
     Form,
     InputCovariance,
@@ -17,7 +16,8 @@ from insgd_optax._covariance import (
     leading,
     reduced,
 )
-from insgd_optax._weights import Path, is_masked, tuple_path
+from insgd_optax._matching import averaged_axes
+from insgd_optax._paths import Path, is_masked, tuple_path
 
 
 class LayerCovariance(NamedTuple):

@@ -9,10 +9,12 @@ from insgd_optax._covariance_state import (
     ScaleByInputCovarianceState,
     flat_layers,
 )
-from insgd_optax._input_power import ScaleByInputPowerState
-from insgd_optax._normalizers import Normalizer, divisor_function
-from insgd_optax._states import states_of
-from insgd_optax._weights import flatten, is_masked, path_string
+from insgd_optax._input_power import (
+    Normalizer,
+    ScaleByInputPowerState,
+    divisor_function,
+)
+from insgd_optax._paths import flatten, is_masked, path_string, states_of
 from insgd_optax._whitening import condition_number
 
 

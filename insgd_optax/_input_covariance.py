@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from insgd_optax import _sown
-from insgd_optax._alignment import Misfit
+from insgd_optax import _matching
 from insgd_optax._covariance import MAX_DIM, Mismatch, assumed_form
 from insgd_optax._covariance_capture import covariances_by_layer
 from insgd_optax._covariance_state import (
@@ -24,9 +23,10 @@ from insgd_optax._covariance_state import (
     total,
 )
 from insgd_optax._input_power import nothing_in_scope
+from insgd_optax._matching import ShapeMismatchError
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, check_not_negative, is_number
-from insgd_optax._weights import (
+from insgd_optax._paths import (
     Path,
     Scope,
     flatten,
@@ -208,7 +208,7 @@ def scale_by_input_covariance(
             bias = shapes.get((*path[:-1], "bias"))
             form = assumed_form(weight.shape, bias, max_dim)
             if like is not None:
-                sown = _sown.find(like, path)
+                sown = _matching.find(like, path)
                 if sown is None:
                     no_like.append(path)
                 else:
@@ -252,7 +252,7 @@ def scale_by_input_covariance(
         for path, layer in scaled.items():
             with naming(path):
                 forms[path] = form_of_state(layer, grads[path].shape)
-                found = _sown.find(sown, path)
+                found = _matching.find(sown, path)
                 if found is None:
                     absent.append(path)
                 else:
@@ -268,7 +268,7 @@ def scale_by_input_covariance(
                 f"{path_list(list(sown)) or '  none'}\n{_CAUSES}"
             )
 
-        _sown.check_not_shared(sown, totals, _sown.COVARIANCE_NAME)
+        _matching.check_not_shared(sown, totals, _matching.COVARIANCE_NAME)
 
         def refreshed(old: dict[Path, LayerCovariance]) -> tuple[Any, jax.Array]:
             new, failures = {}, jnp.zeros([], jnp.int32)
@@ -314,7 +314,7 @@ def naming(path: Path) -> Iterator[None]:
     """Adds the weight's path to a mismatch's message."""
     try:
         yield
-    except (Mismatch, Misfit) as error:
+    except (Mismatch, ShapeMismatchError) as error:
         raise ValueError(
             f"the input covariance of {path_string(path)} does not fit: {error}. If"
             " max_dim is given, give the capture and the optimizer the same; else"

@@ -1,19 +1,16 @@
 """The rule: divide each layer's gradient by a function of its input's power."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from insgd_optax import _sown
-from insgd_optax._alignment import Misfit, mean_over_uses, power_shape
-from insgd_optax._normalizers import Normalizer, divisor_function
+from insgd_optax._matching import by_layer, check_not_shared, matches
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._numbers import check_fraction
-from insgd_optax._weights import (
+from insgd_optax._numbers import check_fraction, is_number
+from insgd_optax._paths import (
     FlatWeights,
     Path,
     Scope,
@@ -21,10 +18,11 @@ from insgd_optax._weights import (
     is_masked,
     is_placeholder,
     path_list,
-    path_string,
     replace,
     scope_predicate,
 )
+
+Normalizer = str | Callable[[jax.Array], jax.Array]
 
 
 class ScaleByInputPowerState(NamedTuple):
@@ -142,7 +140,7 @@ def scale_by_input_power(
         raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
     divisor = divisor_function(normalizer, eps)
     in_scope = scope_predicate(scope)
-    like = None if input_norms_like is None else _sown.by_layer(input_norms_like)
+    like = None if input_norms_like is None else by_layer(input_norms_like)
 
     def init_fn(params: Any) -> ScaleByInputPowerState:
         count = jnp.zeros([], jnp.int32)
@@ -150,41 +148,28 @@ def scale_by_input_power(
             # P does not mirror them: it is replicated where a weight is sharded.
             return ScaleByInputPowerState(count, jnp.zeros([]), jnp.ones([]))
         flat = flatten(params)
-        scaled = [
-            not is_masked(weight) and in_scope(path)
+        scaled = {
+            path: weight
             for path, weight in zip(flat.paths, flat.weights, strict=True)
-        ]
-        if not any(scaled):
+            if not is_masked(weight) and in_scope(path)
+        }
+        if not scaled:
             raise ValueError(nothing_in_scope(scope, "normalized", flat))
-        kernels = _sown.kernel_shapes(flat.paths, flat.weights)
-        no_like: list[Path] = []
-
-        def initial(path: Path, weight: Any) -> jax.Array:
-            shape: tuple[int, ...] = ()
-            if like is not None:
-                uses = _sown.find(like, path)
-                if uses is None:
-                    no_like.append(path)
-                else:
-                    kernel = weight.shape
-                    if not _sown.is_named(like, path):
-                        kernel = kernels.get(path[:-1], weight.shape)
-                    with naming(path):
-                        shape = power_shape(uses, weight.shape, kernel)
-            return jnp.zeros(shape, statistic_dtype(weight.dtype))
-
-        power = [
-            initial(path, weight) if is_scaled else optax.MaskedNode()
-            for path, weight, is_scaled in zip(
-                flat.paths, flat.weights, scaled, strict=True
-            )
-        ]
-        if no_like and missing == "error":
+        found = {} if like is None else matches(like, flat)
+        absent = [path for path in scaled if path not in found]
+        if like is not None and absent and missing == "error":
             raise ValueError(
                 "input_norms_like has no input norm for these scaled weights:\n"
-                f"{path_list(no_like)}\n{_CAUSES}"
+                f"{path_list(absent)}\n{_CAUSES}"
             )
-        tree = jax.tree.unflatten(flat.treedef, power)
+
+        def initial(path: Path) -> Any:
+            if path not in scaled:
+                return optax.MaskedNode()
+            shape = found[path].power_shape() if path in found else ()
+            return jnp.zeros(shape, statistic_dtype(scaled[path].dtype))
+
+        tree = jax.tree.unflatten(flat.treedef, map(initial, flat.paths))
         return ScaleByInputPowerState(count, tree, jax.tree.map(jnp.ones_like, tree))
 
     def update_fn(
@@ -198,42 +183,35 @@ def scale_by_input_power(
         del params, extra_args
         if input_norms is None:
             raise ValueError(NO_NORMS)
-        sown = _sown.by_layer(input_norms)
+        sown = by_layer(input_norms)
         flat = flatten(updates)
+        found = matches(sown, flat)
         grads = dict(zip(flat.paths, flat.weights, strict=True))
-        kernels = _sown.kernel_shapes(flat.paths, flat.weights)
         powers = flatten(state.power)
         multipliers = flatten(state.multiplier).weights
         new_powers, new_multipliers = [], []
-        absent: list[Path] = []
-        found: list[Path] = []
+        scaled: list[Path] = []
         for path, power, multiplier in zip(
             powers.paths, powers.weights, multipliers, strict=True
         ):
             grad = grads.get(path, optax.MaskedNode())
             if not is_masked(power) and not is_masked(grad):
-                uses = _sown.find(sown, path)
-                if uses is None:
-                    absent.append(path)
-                else:
-                    found.append(path)
-                    kernel = grad.shape
-                    if not _sown.is_named(sown, path):
-                        kernel = kernels.get(path[:-1], grad.shape)
-                    with naming(path):
-                        norm = mean_over_uses(uses, grad.shape, kernel, power.shape)
-                    power = next_power(power, norm.astype(power.dtype), decay)
+                scaled.append(path)
+                if path in found:
+                    norm = found[path].mean(power.shape).astype(power.dtype)
+                    power = next_power(power, norm, decay)
                 multiplier = 1 / divisor(power)
                 grads[path] = scaled_by(multiplier, grad)
             new_powers.append(power)
             new_multipliers.append(multiplier)
+        absent = [path for path in scaled if path not in found]
         if absent and missing == "error":
             raise ValueError(
                 f"these scaled weights have no input norm:\n{path_list(absent)}\n"
                 f"The norms are of these layers:\n{path_list(list(sown)) or '  none'}\n"
                 f"{_CAUSES}"
             )
-        _sown.check_not_shared(sown, found)
+        check_not_shared(sown, scaled)
         return (
             replace(updates, [grads[path] for path in flat.paths]),
             ScaleByInputPowerState(
@@ -271,19 +249,6 @@ def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
     return f"{message}Name the weights to scale by scope, or take optax.sgd"
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Adds the weight's path to a misfit's message."""
-    try:
-        yield
-    except Misfit as error:
-        raise ValueError(
-            f"the input norm of {path_string(path)} does not fit: {error}. A statistic"
-            " has the rank of its kernel, with stacked axes where the parameters have"
-            " theirs; state and update must agree on input_norms_like"
-        ) from error
-
-
 def next_power(power: jax.Array, norm: jax.Array, decay: Any) -> jax.Array:
     """A running mean, Eq. 26 and 29, without a first step at 0 and inf or nan."""
     average = decay * power + (1 - decay) * norm
@@ -297,3 +262,41 @@ def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
     wide = jnp.finfo(grad.dtype).bits >= jnp.finfo(multiplier.dtype).bits
     dtype = grad.dtype if wide else multiplier.dtype
     return (grad.astype(dtype) * multiplier.astype(dtype)).astype(grad.dtype)
+
+
+def divisor_function(normalizer: Normalizer, eps: Any) -> Callable[[Any], jax.Array]:
+    """Returns P -> f(P), with f = 1 where P is 0, which means that none is known yet.
+
+    Raises:
+        ValueError: if the normalizer is not known or eps is not positive.
+    """
+    if is_number(eps) and not eps > 0:
+        raise ValueError(f"eps={eps} must be greater than 0")
+    functions: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "log": lambda power: jnp.maximum(jnp.log(power), eps),
+        "power": lambda power: eps + power,
+        "log1p": lambda power: 1 + jnp.log1p(power),
+    }
+    if callable(normalizer):
+        function = normalizer
+    elif not isinstance(normalizer, str):
+        raise TypeError(
+            f"normalizer is a {type(normalizer).__name__}: give a name or a function"
+            " from P to the divisor; optax.inject_hyperparams takes a function for a"
+            ' schedule unless it is told static_args=("normalizer",)'
+        )
+    elif normalizer in functions:
+        function = functions[normalizer]
+    else:
+        raise ValueError(
+            f"normalizer={normalizer!r} is not known: give one of {sorted(functions)},"
+            " or a function from P to the divisor"
+        )
+
+    def divisor(power: jax.Array) -> jax.Array:
+        known = power > 0
+        # A callable need not be defined at 0.
+        value = function(jnp.where(known, power, jnp.ones_like(power)))
+        return jnp.where(known, value, jnp.ones_like(power)).astype(power.dtype)
+
+    return divisor

@@ -15,9 +15,8 @@ from insgd_optax._covariance import (
     factor_sizes,
     sum_of_products,
 )
-from insgd_optax._layer_norms import einsum_operand
 from insgd_optax._layer_types import layer_input, sizes
-from insgd_optax._norms import statistic_dtype
+from insgd_optax._norms import einsum_operand, statistic_dtype
 from insgd_optax._patches import Thinning, positions, receptive_fields
 from insgd_optax._receptive_field import Window
 

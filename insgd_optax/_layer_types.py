@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.recurrent import DenseParams
 
-from insgd_optax import _layer_norms as norms
+from insgd_optax import _norms as norms
 from insgd_optax import _receptive_field as field
 from insgd_optax._norms import input_norm, statistic_dtype
 
@@ -18,7 +18,7 @@ OwnInput = Callable[[Any, Mapping[str, Any]], jax.Array]
 LayerTypes = Sequence[type] | Mapping[type, int | Sequence[int] | OwnInput]
 # (layer, its call's arguments by name, p) -> the statistic to sow. The layer's
 # input is the first argument.
-LayerNorm = Callable[[Any, Mapping[str, Any], float], jax.Array]
+InputNormFn = Callable[[Any, Mapping[str, Any], float], jax.Array]
 
 
 def layer_input(call: Mapping[str, Any]) -> jax.Array:
@@ -142,7 +142,7 @@ def vector_norm(
     return norms.normalization_norm(x, p, sum_axes=sum_axes, scale_rank=rank)
 
 
-def _own_layer(own: int | Sequence[int] | OwnInput) -> LayerNorm:
+def _own_layer(own: int | Sequence[int] | OwnInput) -> InputNormFn:
     """A user's layer whose input vector lies along an axis, or that tells its power."""
 
     def own_layer(layer: Any, call: Mapping[str, Any], p: float) -> jax.Array:
@@ -191,9 +191,9 @@ class LayerKinds(NamedTuple):
     """The layer types of one library of layers."""
 
     module: type  # what every layer type derives from
-    dense: Mapping[type, LayerNorm]
-    conv: Mapping[str, Mapping[type, LayerNorm]]  # by conv_input
-    normalization: Mapping[type, LayerNorm]
+    dense: Mapping[type, InputNormFn]
+    conv: Mapping[str, Mapping[type, InputNormFn]]  # by conv_input
+    normalization: Mapping[type, InputNormFn]
 
 
 LINEN = LayerKinds(
@@ -227,9 +227,9 @@ LINEN = LayerKinds(
 )
 
 
-def layer_norms(
+def input_norm_fns(
     kinds: LayerKinds, conv_input: str, norm_layers: bool, layers: LayerTypes | None
-) -> dict[type, LayerNorm]:
+) -> dict[type, InputNormFn]:
     """The layer types a capture with these settings listens to."""
     if conv_input not in kinds.conv:
         raise ValueError(

@@ -7,7 +7,7 @@ import optax
 
 from insgd_optax._input_covariance import scale_by_input_covariance
 from insgd_optax._insgd import chain_with_momentum
-from insgd_optax._weights import Scope
+from insgd_optax._paths import Scope
 
 
 def lms_newton(

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from insgd_optax import _weights
+from insgd_optax import _paths
+from insgd_optax._momentum import add_decayed_weights
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_not_negative
-from insgd_optax._weight_decay import add_decayed_weights
 
 
 def _square_sum(gradient: jax.Array) -> jax.Array:
@@ -75,18 +75,18 @@ def scale_by_lsalr() -> optax.GradientTransformation:
         updates: optax.Updates, state: optax.EmptyState, params: Any = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
-        flat = _weights.flatten(updates)
-        square_sums: dict[_weights.Path, jax.Array] = {}
+        flat = _paths.flatten(updates)
+        square_sums: dict[_paths.Path, jax.Array] = {}
         for path, g in zip(flat.paths, flat.weights, strict=True):
-            if not _weights.is_masked(g):
+            if not _paths.is_masked(g):
                 layer = path[:-1]
                 square_sums[layer] = square_sums.get(layer, 0) + _square_sum(g)
         factors = {layer: _factor(total) for layer, total in square_sums.items()}
         scaled = [
-            g if _weights.is_masked(g) else _scaled(g, factors[path[:-1]])
+            g if _paths.is_masked(g) else _scaled(g, factors[path[:-1]])
             for path, g in zip(flat.paths, flat.weights, strict=True)
         ]
-        return _weights.replace(updates, scaled), state
+        return _paths.replace(updates, scaled), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 

@@ -1,4 +1,4 @@
-"""Algorithm 1's momentum, of which `optax.trace` is the undampened case."""
+"""Algorithm 1's momentum and weight decay."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from insgd_optax._numbers import check_fraction, is_number
+from insgd_optax._numbers import check_fraction, check_not_negative, is_number
 
 
 class DampenedTraceState(NamedTuple):
@@ -83,3 +83,22 @@ def dampened_trace(
         return updates, DampenedTraceState(count=count, trace=trace)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def add_decayed_weights(
+    weight_decay: Any, mask: Any = None
+) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights`, or nothing for None and 0, as in `optax.sgd`.
+
+    `optax.inject_hyperparams` makes an array of a default of 0.0, which cannot be told
+    from any other, and would ask for parameters. It leaves None as it is.
+
+    Raises:
+        ValueError: if `weight_decay` is negative.
+    """
+    if weight_decay is None:
+        return optax.identity()
+    check_not_negative(weight_decay=weight_decay)
+    if is_number(weight_decay) and weight_decay == 0:
+        return optax.identity()
+    return optax.add_decayed_weights(weight_decay, mask)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from insgd_optax import _sown
-from insgd_optax._alignment import mean_over_uses
+from insgd_optax import _matching
 from insgd_optax._covariance import InputCovariance, checked
 from insgd_optax._covariance_capture import covariances_by_layer
 from insgd_optax._covariance_state import (
@@ -22,17 +21,17 @@ from insgd_optax._covariance_state import (
 from insgd_optax._diagnostics import power_states
 from insgd_optax._input_covariance import NO_COVARIANCES
 from insgd_optax._input_covariance import naming as naming_covariance
-from insgd_optax._input_power import NO_NORMS, naming
+from insgd_optax._input_power import NO_NORMS
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._polyak import all_finite, checked_value, polyak_states
-from insgd_optax._states import states_of
-from insgd_optax._weights import (
+from insgd_optax._paths import (
     FlatWeights,
     Path,
     flatten,
     is_masked,
     is_placeholder,
+    states_of,
 )
+from insgd_optax._polyak import all_finite, checked_value, polyak_states
 
 _PARTS = ("norm_sum", "norm_count")
 
@@ -131,14 +130,14 @@ class MultiSteps:
         layers = _layer_covariances(state.inner_opt_state)
         if layers and input_covariances is None:
             raise ValueError(NO_COVARIANCES)
-        sown = _sown.by_layer(input_norms)
+        sown = _matching.by_layer(input_norms)
         flat = flatten(updates)
         norms = _micro_norms(flat, powers, sown)
         sown_covariances = covariances_by_layer(input_covariances)
         covariances = _micro_covariances(flat, layers, sown_covariances)
-        absent = [path for path in powers if _sown.find(sown, path) is None]
+        absent = [path for path in powers if _matching.find(sown, path) is None]
         absent += [
-            path for path in layers if _sown.find(sown_covariances, path) is None
+            path for path in layers if _matching.find(sown_covariances, path) is None
         ]
         if absent:
             # Whether a layer may be left out of a pass is the inner optimizer's to say.
@@ -239,21 +238,17 @@ def _accumulators(inner_state: Any) -> Any:
     return traverse_util.unflatten_dict(zeros)
 
 
-def _micro_norms(flat: FlatWeights, powers: dict[Path, Any], sown: _sown.Sown) -> Any:
+def _micro_norms(
+    flat: FlatWeights, powers: dict[Path, Any], sown: _matching.Sown
+) -> Any:
     """One micro-batch's norms in the accumulators' shapes; 0 of 0 for a bad one."""
-    shapes = dict(zip(flat.paths, flat.weights, strict=True))
-    kernels = _sown.kernel_shapes(flat.paths, flat.weights)
-    _sown.check_not_shared(sown, powers)
+    found = _matching.matches(sown, flat)
+    _matching.check_not_shared(sown, powers)
     parts = {}
     for path, power in powers.items():
         norm, good = jnp.zeros(power.shape), jnp.zeros(power.shape, bool)
-        uses = _sown.find(sown, path)
-        if uses is not None:
-            kernel = shape = shapes[path].shape
-            if not _sown.is_named(sown, path):
-                kernel = kernels.get(path[:-1], shape)
-            with naming(path):
-                norm = mean_over_uses(uses, shape, kernel, power.shape)
+        if path in found:
+            norm = found[path].mean(power.shape)
             good = jnp.isfinite(norm)
         total, count = _PARTS
         parts[(*path, total)] = jnp.where(good, norm, 0).astype(power.dtype)
@@ -284,18 +279,18 @@ def _covariance_accumulators(inner_state: Any) -> Any:
 
 
 def _micro_covariances(
-    flat: FlatWeights, layers: dict[Path, LayerCovariance], sown: _sown.Sown
+    flat: FlatWeights, layers: dict[Path, LayerCovariance], sown: _matching.Sown
 ) -> Any:
     """One micro-batch's sums in the accumulators' shapes; 0 of 0 rows for a bad one."""
     shapes = dict(zip(flat.paths, flat.weights, strict=True))
-    _sown.check_not_shared(sown, layers, _sown.COVARIANCE_NAME)
+    _matching.check_not_shared(sown, layers, _matching.COVARIANCE_NAME)
     parts = {}
     for path, layer in layers.items():
         parts[path] = (
             tuple(map(jnp.zeros_like, layer.factors)),
             jnp.zeros_like(layer.mass),
         )
-        uses = _sown.find(sown, path)
+        uses = _matching.find(sown, path)
         if uses is not None:
             with naming_covariance(path):
                 form = form_of_state(layer, shapes[path].shape)
@@ -313,7 +308,7 @@ def _handed_on(covariances: Any, is_last: Any) -> Any:
     tree = {}
     for path, (factors, rows) in traverse_util.flatten_dict(covariances).items():
         rows = jnp.where(is_last, rows, 0).astype(rows.dtype)
-        name = _sown.entry_name(_sown.COVARIANCE_NAME, path[-1])
+        name = _matching.entry_name(_matching.COVARIANCE_NAME, path[-1])
         tree[(*path[:-1], name)] = (InputCovariance(factors, rows),)
     return traverse_util.unflatten_dict(tree)
 
@@ -336,7 +331,7 @@ def _means(norms: Any) -> Any:
     return traverse_util.unflatten_dict(
         {
             # 0 / 0, where every micro-batch was bad, is nan: P stays.
-            (*path[:-1], _sown.entry_name(_sown.NAME, path[-1])): (
+            (*path[:-1], _matching.entry_name(_matching.NAME, path[-1])): (
                 parts[(*path, total)] / parts[(*path, count)]
             )
             for path in sorted(weights)

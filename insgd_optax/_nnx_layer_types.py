@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 
 from insgd_optax import _layer_covariances as covariances
-from insgd_optax import _layer_norms as norms
 from insgd_optax import _layer_types as linen
+from insgd_optax import _norms as norms
 
 
 def _linear_general(

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from insgd_optax._input_power import next_power
-from insgd_optax._momentum import dampened_trace
+from insgd_optax._momentum import add_decayed_weights, dampened_trace
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, check_not_negative, is_number
-from insgd_optax._states import states_of
-from insgd_optax._weight_decay import add_decayed_weights
+from insgd_optax._paths import states_of
 
 
 class ClipByPolyakState(NamedTuple):

@@ -12,7 +12,7 @@ from insgd_optax._covariance import MAX_DIM
 from insgd_optax._covariance_capture import capture_input_covariances
 from insgd_optax._layer_covariances import MAX_ROWS
 from insgd_optax._layer_types import LayerTypes
-from insgd_optax._sown import COLLECTION, COVARIANCE_NAME, NAME, is_entry
+from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, NAME, is_entry
 
 
 def value_and_grad_with_input_norms(

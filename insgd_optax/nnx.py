@@ -56,22 +56,22 @@ from typing import Any
 import jax
 from flax import nnx
 
-from insgd_optax import _weights
+from insgd_optax import _paths
 from insgd_optax._capture import NAME, settings_key, takes
-from insgd_optax._covariance import MAX_DIM
-from insgd_optax._covariance_capture import COVARIANCE_NAME, covariance_capture
-from insgd_optax._layer_covariances import MAX_ROWS
-from insgd_optax._layer_types import LayerTypes, layer_norms
-from insgd_optax._nnx_layer_types import NNX, NNX_COVARIANCES
-from insgd_optax._norms import check_p
-from insgd_optax._open_calls import (
+from insgd_optax._capture_stack import (
     Capture,
     active_captures,
     opened,
     task_settings,
 )
-from insgd_optax._replaced_calls import Call, replaced_calls
-from insgd_optax._sown import is_entry
+from insgd_optax._covariance import MAX_DIM
+from insgd_optax._covariance_capture import COVARIANCE_NAME, covariance_capture
+from insgd_optax._layer_covariances import MAX_ROWS
+from insgd_optax._layer_types import LayerTypes, input_norm_fns
+from insgd_optax._matching import is_entry
+from insgd_optax._nnx_layer_types import NNX, NNX_COVARIANCES
+from insgd_optax._norms import check_p
+from insgd_optax._patching import Call, replaced_calls
 
 
 @contextlib.contextmanager
@@ -139,7 +139,7 @@ def capture_input_norms(
     open the classes' `__call__` are replaced.
     """
     check_p(p)
-    table = takes(layer_norms(NNX, conv_input, norm_layers, layers), p)
+    table = takes(input_norm_fns(NNX, conv_input, norm_layers, layers), p)
     key = settings_key(p, conv_input, norm_layers, layers)
     with listening(Capture("nnx", NAME, table, p=p, key=key)):
         yield
@@ -328,7 +328,7 @@ def _shapes_of_sown(
 
     shapes = jax.eval_shape(sown, state, args)
     paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
-    keys = [key for path in paths for key in _weights.tuple_path(path)]
+    keys = [key for path in paths for key in _paths.tuple_path(path)]
     if not any(is_entry(key, name) for key in keys):
         raise ValueError(
             f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"

@@ -15,7 +15,7 @@ from flax.core.scope import DenyList, in_filter
 from flax.linen.recurrent import DenseParams
 
 from insgd_optax import capture_input_norms
-from insgd_optax._weights import is_placeholder
+from insgd_optax._paths import is_placeholder
 
 
 def test_lift_has_the_functions_that_are_replaced():

@@ -9,7 +9,7 @@ import pytest
 
 from insgd_optax import capture_input_norms
 from insgd_optax._adaptive_filter import nlms_filter
-from insgd_optax._nlms import nlms
+from insgd_optax._insgd import nlms
 from insgd_optax._output_layer import inverse_sigmoid, projection_loss
 from tests.insgd_optax.references import nlms_reference
 

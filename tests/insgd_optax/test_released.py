@@ -8,8 +8,7 @@ import optax
 import pytest
 
 from insgd_optax import capture_input_norms, insgd
-from insgd_optax._released import insgd_as_released
-from insgd_optax._released_capture import capture_released_norms
+from insgd_optax._released import capture_released_norms, insgd_as_released
 from tests.insgd_optax.references import released_reference as reference
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 import insgd_optax.nnx
 from insgd_optax import capture_input_norms, capture_released_norms, input_norm_shapes
 from insgd_optax._capture import listening
-from insgd_optax._open_calls import Capture
+from insgd_optax._capture_stack import Capture
 
 X = 1 + jax.random.uniform(jax.random.key(0), (3, 6, 6, 2))
 

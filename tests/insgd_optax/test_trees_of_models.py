@@ -105,4 +105,5 @@ def test_map_params_hands_over_all_powers_at_once():
     optax.tree.map_params(
         tx, lambda x: x, tx.init(params), transform_non_params=seen.append
     )
-    assert [type(each) for each in seen if isinstance(each, dict)] == [dict]
+    # P, and the multipliers.
+    assert [type(each) for each in seen if isinstance(each, dict)] == [dict, dict]

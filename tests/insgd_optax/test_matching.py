@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from insgd_optax._alignment import Misfit, averaged_axes, mean_over_uses, power_shape
+from insgd_optax._matching import (
+    ShapeMismatchError,
+    averaged_axes,
+    mean_over_calls,
+    power_shape,
+)
 
 
 def shape_of(*shapes, weight, kernel=None):
@@ -39,7 +44,7 @@ def test_axes_that_are_averaged(statistic, weight, axes):
     ],
 )
 def test_what_does_not_fit_or_fits_twice(statistic, weight, words):
-    with pytest.raises(Misfit, match=words):
+    with pytest.raises(ShapeMismatchError, match=words):
         averaged_axes(statistic, weight)
 
 
@@ -54,15 +59,17 @@ def test_the_shape_of_a_power():
 def test_a_scalar_sown_by_hand_is_padded_on_the_right():
     assert shape_of((), weight=(4, 5)) == ()
     assert shape_of((3,), weight=(3, 4, 5)) == (3, 1, 1)
-    value = mean_over_uses([jnp.arange(3.0)], (3, 4, 5), (3, 4, 5), (3, 1, 1))
+    value = mean_over_calls([jnp.arange(3.0)], (3, 4, 5), (3, 4, 5), (3, 1, 1))
     np.testing.assert_array_equal(value.ravel(), [0, 1, 2])
 
 
 def test_a_value_that_varies_along_what_is_cut_off():
-    with pytest.raises(Misfit, match="cannot be cut"):
+    with pytest.raises(ShapeMismatchError, match="cannot be cut"):
         shape_of((1, 4), weight=(5,), kernel=(4, 4))
 
 
 def test_an_update_never_changes_a_shape():
-    with pytest.raises(Misfit, match=r"gives \(3, 1, 1\), but P has the shape \(2"):
-        mean_over_uses([jnp.ones((3, 1, 1))], (3, 4, 5), (3, 4, 5), (2, 1, 1))
+    with pytest.raises(
+        ShapeMismatchError, match=r"gives \(3, 1, 1\), but P has the shape \(2"
+    ):
+        mean_over_calls([jnp.ones((3, 1, 1))], (3, 4, 5), (3, 4, 5), (2, 1, 1))

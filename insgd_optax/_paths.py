@@ -1,8 +1,8 @@
-"""Parameter trees by path: which weight is where, under which name."""
+"""Weights by their path in a tree, and the states within an optimizer's state."""
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
@@ -123,3 +123,12 @@ def scope_predicate(scope: Scope) -> Callable[[Path], bool]:
         )
     names = _SCOPES[scope]
     return lambda path: path[-1:] != () and path[-1] in names
+
+
+State = TypeVar("State")
+
+
+def states_of(opt_state: Any, kind: type[State]) -> list[State]:
+    """Every state of a kind in any nesting of chains, masks and wrappers."""
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]

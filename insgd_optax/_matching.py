@@ -1,0 +1,289 @@
+"""Matching what layers sowed with the weights that it scales.
+
+A layer sows a statistic of its kernel's rank. `nn.scan`, `nn.vmap` and `nn.RNN` stack
+it along leading axes: one for layers stacked in the kernel too, which keep one power
+each, or one for the calls of a shared kernel, which are averaged.
+"""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from insgd_optax._paths import (
+    FlatWeights,
+    Path,
+    flatten,
+    is_masked,
+    path_list,
+    path_string,
+    unboxed,
+)
+
+COLLECTION = "intermediates"
+NAME = "input_norm"
+COVARIANCE_NAME = "input_covariance"
+# Another name than `input_norm`: each optimizer finds its own and misses the other's.
+RELEASED_NAME = "released_input_norm"
+
+Shape = tuple[int, ...]
+
+# A statistic by layer, or by layer and ".weight" where it names its weight: what each
+# call sowed, in order.
+Sown = dict[Path, list[Any]]
+
+
+def entry_name(name: str, weight: str | None) -> str:
+    """The name to sow a statistic under: "input_norm", or "input_norm.w1" of a weight.
+
+    The dot keeps it apart from every parameter, which Python names.
+    """
+    return name if weight is None else f"{name}.{weight}"
+
+
+def is_entry(key: Any, name: str) -> bool:
+    """Whether a key of a sown tree is that of a statistic, of a named weight or not."""
+    return isinstance(key, str) and (key == name or key.startswith(f"{name}."))
+
+
+def source(path: Path, name: str) -> Path | None:
+    """Where in `Sown` a value at this path belongs, if it is of this statistic."""
+    # `sow` appends to a tuple, whose index ends the path; an NNX variable may add the
+    # name of what it holds.
+    for end in range(len(path), max(len(path) - 3, 0), -1):
+        if is_entry(path[end - 1], name):
+            weight = path[end - 1][len(name) :]
+            return path[: end - 1] + ((weight,) if weight else ())
+    return None
+
+
+def by_layer(input_norms: Any, name: str = NAME) -> Sown:
+    """Sorts the values of one name of a tree by layer; ignores all others.
+
+    `input_norms` is the "intermediates" collection, or all collections a model mutated.
+    """
+    if isinstance(input_norms, Mapping):
+        input_norms = input_norms.get(COLLECTION, input_norms)
+    # An NNX layer called twice sows one variable that holds two norms.
+    flat = flatten(unboxed(input_norms))
+    sown: Sown = {}
+    for path, value in zip(flat.paths, flat.weights, strict=True):
+        key = source(path, name)
+        if key is not None:
+            sown.setdefault(key, []).append(value)
+    return sown
+
+
+def find(sown: Sown, weight: Path) -> list[Any] | None:
+    """What the layer of a weight sowed, for this weight or for all, or None."""
+    key = _key(sown, weight)
+    return None if key is None else sown[key]
+
+
+def _key(sown: Sown, weight: Path) -> Path | None:
+    if not weight:
+        return None  # One array alone, without a name.
+    layer = weight[:-1]
+    # Parameters are often kept as {"params": ...}, and several models in one tree as
+    # {"gen": {"params": ...}}, beside {"gen": {"intermediates": ...}} or {"gen": ...}.
+    bare = layer
+    if "params" in layer:
+        i = layer.index("params")
+        bare = layer[:i] + layer[i + 1 :]
+    places = [layer, bare]
+    places += [(*bare[:i], COLLECTION, *bare[i:]) for i in range(len(bare) + 1)]
+    for place in places:
+        for key in ((*place, f".{weight[-1]}"), place):
+            if key in sown:
+                return key
+    return None
+
+
+def _names_weight(key: Path, weight: Path) -> bool:
+    """Whether what was sown under a key names this weight."""
+    return key[-1:] == (f".{weight[-1]}",)
+
+
+def check_not_shared(sown: Sown, weights: Iterable[Path], name: str = NAME) -> None:
+    """Raises if several scaled weights of one module share an unnamed statistic.
+
+    A kernel's bias and scale meet the kernel's input; of two other weights, one would
+    be scaled by the other's input.
+    """
+    sharing: dict[Path, list[Path]] = {}
+    for path in weights:
+        key = _key(sown, path)
+        if key is None or _names_weight(key, path):
+            continue
+        if path[-1] not in ("bias", "scale"):
+            sharing.setdefault(key, []).append(path)
+    shared = [path for paths in sharing.values() if len(paths) > 1 for path in paths]
+    if shared:
+        what = name.replace("_", " ")
+        raise ValueError(
+            f"these scaled weights of one module share one {what}, which does not say"
+            f" whose input it is of:\n{path_list(shared)}\n"
+            f"Sow one for each weight in the module's call,"
+            f" insgd_optax.sow_{name}(self, x, weight={shared[0][-1]!r}) (in NNX"
+            f" self.sow(nnx.Intermediate, {entry_name(name, shared[0][-1])!r}, ...)),"
+            " in the place of layers=; or leave all but one out by scope, a function"
+            " from a parameter's path to True or False"
+        )
+
+
+class Match(NamedTuple):
+    """The statistics that scale one weight."""
+
+    path: Path
+    calls: list[Any]  # what each call of the layer sowed
+    weight: Shape
+    kernel: Shape  # whose rank they have; the weight's own if the layer has no kernel
+
+    def power_shape(self) -> Shape:
+        """The shape of the weight's P; raises a `ValueError` if they do not fit."""
+        with self._naming():
+            return power_shape(self.calls, self.weight, self.kernel)
+
+    def mean(self, shape: Shape) -> jax.Array:
+        """Their mean, as one value of P's shape; raises if they do not fit."""
+        with self._naming():
+            return mean_over_calls(self.calls, self.weight, self.kernel, shape)
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except ShapeMismatchError as error:
+            raise ValueError(
+                f"the input norm of {path_string(self.path)} does not fit: {error}. A"
+                " statistic has the rank of its kernel, with stacked axes where the"
+                " parameters have theirs; state and update must agree on"
+                " input_norms_like"
+            ) from error
+
+
+def matches(sown: Sown, flat: FlatWeights) -> dict[Path, Match]:
+    """The statistics of every weight that has some."""
+    weights = dict(zip(flat.paths, flat.weights, strict=True))
+    shapes = {path: w.shape for path, w in weights.items() if not is_masked(w)}
+    found = {}
+    for path, shape in shapes.items():
+        key = _key(sown, path)
+        if key is None:
+            continue
+        kernel = shape
+        if not _names_weight(key, path):
+            for name in ("scale", "kernel"):
+                kernel = shapes.get((*path[:-1], name), kernel)
+        found[path] = Match(path, sown[key], shape, kernel)
+    return found
+
+
+class ShapeMismatchError(ValueError):
+    """A statistic that cannot belong to its weight; the message says why."""
+
+
+def _fits(shape: Shape, weight: Shape) -> bool:
+    """Whether a statistic of this shape broadcasts against the weight."""
+    return len(shape) == len(weight) and all(
+        n in (1, m) for n, m in zip(shape, weight, strict=True)
+    )
+
+
+def averaged_axes(statistic: Shape, weight: Shape) -> tuple[int, ...]:
+    """The axes of a statistic that its weight does not have.
+
+    As many axes as the statistic has in excess are averaged, such that the rest
+    broadcasts against the weight. Of several choices the one that averages the most
+    axes longer than 1 holds, since what a layer sows by itself ends in singletons.
+
+    Raises:
+        ShapeMismatchError: if no choice fits, or several different ones do.
+    """
+    excess = len(statistic) - len(weight)
+    if excess < 0:
+        raise ShapeMismatchError(f"{statistic} has fewer axes than the weight {weight}")
+    choices: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for axes in itertools.combinations(range(len(statistic)), excess):
+        rest = tuple(n for a, n in enumerate(statistic) if a not in axes)
+        if _fits(rest, weight):
+            choices[tuple(a for a in axes if statistic[a] > 1)] = axes
+    if not choices:
+        raise ShapeMismatchError(
+            f"{statistic} does not broadcast against the weight {weight}"
+        )
+    most = max(map(len, choices))
+    best = [axes for long, axes in choices.items() if len(long) == most]
+    if len(best) > 1:
+        raise ShapeMismatchError(
+            f"{statistic} fits the weight {weight} in more than one way: stacked axes"
+            " and repeated calls have the same length"
+        )
+    return best[0]
+
+
+def _padded(statistic: Shape, rank: int) -> Shape:
+    """A hand-sown scalar, stacked or not, in the rank of its weight."""
+    return statistic + (1,) * (rank - len(statistic))
+
+
+def _cut(statistic: Shape, weight: Shape) -> Shape:
+    """A kernel's statistic in the rank of a bias: without trailing singletons."""
+    cut = statistic[: len(weight)]
+    if any(n != 1 for n in statistic[len(weight) :]) or not _fits(cut, weight):
+        raise ShapeMismatchError(
+            f"{statistic} cannot be cut to fit the weight {weight}"
+        )
+    return cut
+
+
+def align(
+    call: jax.Array | jax.ShapeDtypeStruct, weight: Shape, kernel: Shape
+) -> tuple[tuple[int, ...], Shape, Shape]:
+    """How one sown statistic becomes the power of one weight.
+
+    Args:
+        call: what one call of the layer sowed.
+        weight: the shape of the weight it scales.
+        kernel: the shape of the layer's kernel; the weight's own if it has none.
+
+    Returns:
+        The shape to give the statistic, the axes to average then, and the shape of
+        the result, which broadcasts against the weight.
+    """
+    shape = _padded(call.shape, len(kernel))
+    axes = averaged_axes(shape, kernel)
+    rest = tuple(n for a, n in enumerate(shape) if a not in axes)
+    return axes, shape, _cut(rest, weight)
+
+
+def power_shape(
+    calls: Sequence[jax.ShapeDtypeStruct], weight: Shape, kernel: Shape
+) -> Shape:
+    """The shape of a weight's P: () if nothing varies, else of the weight's rank."""
+    shapes = [align(call, weight, kernel)[2] for call in calls]
+    shape = tuple(map(max, zip(*shapes, strict=True)))
+    return shape if any(n > 1 for n in shape) else ()
+
+
+def mean_over_calls(
+    calls: Sequence[jax.Array], weight: Shape, kernel: Shape, shape: Shape
+) -> jax.Array:
+    """The statistics a layer sowed in one pass, as one value of shape `shape`."""
+    values = []
+    for call in calls:
+        if shape == ():
+            values.append(jnp.mean(call))
+            continue
+        axes, padded, cut = align(call, weight, kernel)
+        if tuple(map(max, zip(cut, shape, strict=True))) != shape:
+            raise ShapeMismatchError(
+                f"{call.shape} gives {cut}, but P has the shape {shape}"
+            )
+        value = jnp.mean(jnp.reshape(call, padded), axis=axes).reshape(cut)
+        values.append(jnp.broadcast_to(value, shape))
+    return functools.reduce(jnp.add, values) / len(values)
