@@ -16,7 +16,7 @@ from insgd_optax._capture_stack import (
     opened,
     task_settings,
 )
-from insgd_optax._compat import let_out
+from insgd_optax._compat import InterceptorContext, let_out
 from insgd_optax._layer_types import LINEN, InputNormFn, LayerTypes, input_norm_fns
 from insgd_optax._matching import COLLECTION, NAME, entry_name, is_entry
 from insgd_optax._norms import check_p, input_norm
@@ -136,7 +136,7 @@ def _intercept(
     next_fun: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    context: nn.module.InterceptorContext,
+    context: InterceptorContext,
 ) -> Any:
     """Runs one method of a module; the same for all open captures."""
     if _calls.is_intercepted(context):

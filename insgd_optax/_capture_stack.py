@@ -8,14 +8,14 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
+from insgd_optax._compat import trace_context
 
 # (layer, its call's arguments by name) -> what to sow: an array or a pytree of arrays.
 Take = Callable[[Any, Mapping[str, Any]], Any]
 
 # A part of the key of every JAX trace cache. What a function sows depends on the
 # settings of the captures around it, which JAX cannot see among its arguments.
-_settings = jax.make_user_context(None)
+_settings = trace_context()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,15 +1,39 @@
-"""Private parts of Flax that the capture needs; each has a test that it is there."""
+"""Private parts of Flax, Optax and JAX: what a release may change without notice.
+
+Each has a test in tests/insgd_optax/test_compat.py, which names it when it moves.
+"""
 
 import functools
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 from flax.core import lift
 from flax.core.scope import Scope, in_filter
+from flax.linen import recurrent
+
+DenseParams = recurrent.DenseParams
+InterceptorContext = nn.module.InterceptorContext
+canonicalize_padding = nn.linear.canonicalize_padding
 
 _lock = threading.Lock()
+
+
+def is_placeholder(params: Any) -> bool:
+    """Whether `optax.tree.map_params` asks which parts of a state mirror params."""
+    return type(params).__name__ == "_ParamsPlaceholder"
+
+
+def trace_context() -> Any:
+    """A context whose value is a part of the key of every JAX trace cache."""
+    return jax.make_user_context(None)
+
+
+def nnx_captures(module: Any) -> Sequence[Any] | None:
+    """The variables that `nnx.capture` collects in a module; None outside it."""
+    return getattr(module, "__captures__", None)
 
 
 class _Added(str):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from insgd_optax import _matching
+from insgd_optax._compat import is_placeholder
 from insgd_optax._covariance import MAX_DIM, Mismatch, assumed_form
 from insgd_optax._covariance_capture import covariances_by_layer
 from insgd_optax._covariance_state import (
@@ -31,7 +32,6 @@ from insgd_optax._paths import (
     Scope,
     flatten,
     is_masked,
-    is_placeholder,
     path_list,
     path_string,
     replace,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from insgd_optax._compat import is_placeholder
 from insgd_optax._matching import by_layer, check_not_shared, matches
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, is_number
@@ -16,7 +17,6 @@ from insgd_optax._paths import (
     Scope,
     flatten,
     is_masked,
-    is_placeholder,
     path_list,
     replace,
     scope_predicate,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from insgd_optax import _layer_types as layer_types
+from insgd_optax._compat import DenseParams
 from insgd_optax._covariance import (
     MAX_DIM,
     InputCovariance,
@@ -250,7 +251,7 @@ def _conv_local(
 
 LINEN: dict[type, LayerCovarianceFn] = {
     nn.Dense: dense,
-    layer_types.DenseParams: dense,
+    DenseParams: dense,
     nn.DenseGeneral: _dense_general,
     nn.Einsum: _einsum,
     nn.Conv: conv,

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.recurrent import DenseParams
 
 from insgd_optax import _norms as norms
 from insgd_optax import _receptive_field as field
+from insgd_optax._compat import DenseParams, canonicalize_padding
 from insgd_optax._norms import input_norm, statistic_dtype
 
 # (layer, its call's arguments by name) -> what it brings in: its power, or its vectors.
@@ -77,7 +77,7 @@ def conv_windows(
         spatial,
         kernel_size,
         strides=sizes(layer.strides, rank),
-        padding=nn.linear.canonicalize_padding(layer.padding, rank),
+        padding=canonicalize_padding(layer.padding, rank),
         input_dilation=sizes(layer.input_dilation, rank),
         kernel_dilation=sizes(layer.kernel_dilation, rank),
     )
@@ -93,7 +93,7 @@ def conv_transpose_windows(
         spatial,
         kernel_size,
         strides=sizes(layer.strides, rank),
-        padding=nn.linear.canonicalize_padding(layer.padding, rank),
+        padding=canonicalize_padding(layer.padding, rank),
         kernel_dilation=sizes(layer.kernel_dilation, rank),
     )
 

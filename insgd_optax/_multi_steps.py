@@ -9,6 +9,7 @@ import optax
 from flax import traverse_util
 
 from insgd_optax import _matching
+from insgd_optax._compat import is_placeholder
 from insgd_optax._covariance import InputCovariance, checked
 from insgd_optax._covariance_capture import covariances_by_layer
 from insgd_optax._covariance_state import (
@@ -28,7 +29,6 @@ from insgd_optax._paths import (
     Path,
     flatten,
     is_masked,
-    is_placeholder,
     states_of,
 )
 from insgd_optax._polyak import all_finite, checked_value, polyak_states

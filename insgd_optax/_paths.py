@@ -80,11 +80,6 @@ def is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def is_placeholder(params: Any) -> bool:
-    """Whether `optax.tree.map_params` asks which parts of a state mirror params."""
-    return type(params).__name__ == "_ParamsPlaceholder"
-
-
 def path_string(path: Path) -> str:
     """`("Conv_0", "kernel")` as people write it: "Conv_0/kernel"."""
     return "/".join(path)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.linen.recurrent import DenseParams
 
 from insgd_optax import _norms as norms
 from insgd_optax._capture import listening, takes
 from insgd_optax._capture_stack import Capture
+from insgd_optax._compat import DenseParams, is_placeholder
 from insgd_optax._input_power import scaled_by
 from insgd_optax._layer_types import InputNormFn, layer_input, sizes
 from insgd_optax._matching import RELEASED_NAME, by_layer, matches
@@ -26,7 +26,6 @@ from insgd_optax._paths import (
     Path,
     flatten,
     is_masked,
-    is_placeholder,
     path_list,
     replace,
     scope_predicate,

@@ -64,6 +64,7 @@ from insgd_optax._capture_stack import (
     opened,
     task_settings,
 )
+from insgd_optax._compat import nnx_captures
 from insgd_optax._covariance import MAX_DIM
 from insgd_optax._covariance_capture import COVARIANCE_NAME, covariance_capture
 from insgd_optax._layer_covariances import MAX_ROWS
@@ -202,7 +203,7 @@ def _listening(original: Call) -> Call:
     def call(layer: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         captures = active_captures("nnx")
         # Outside `nnx.capture` a sown value would stay in the model.
-        if not captures or not hasattr(layer, "__captures__"):
+        if not captures or nnx_captures(layer) is None:
             return original(layer, *args, **kwargs)
         with task_settings():
             if isinstance(layer, nnx.RNN):
@@ -228,7 +229,7 @@ def _listening(original: Call) -> Call:
 
 def _times_sown(layer: nnx.Module, name: str) -> int:
     """How many values of this name `nnx.capture` has from the layer by now."""
-    for variable in getattr(layer, "__captures__", ()):
+    for variable in nnx_captures(layer) or ():
         if type(variable) is nnx.Intermediate:
             return len(variable[name]) if name in variable else 0
     return 0

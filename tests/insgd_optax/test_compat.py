@@ -4,6 +4,8 @@ Each test uses one private part the way the library does. The public behaviour t
 depends on it has tests of its own; these name the part that moved.
 """
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,17 @@ import pytest
 from flax import nnx
 from flax.core import lift
 from flax.core.scope import DenyList, in_filter
-from flax.linen.recurrent import DenseParams
 
+import insgd_optax
 from insgd_optax import capture_input_norms
-from insgd_optax._paths import is_placeholder
+from insgd_optax._compat import (
+    DenseParams,
+    InterceptorContext,
+    canonicalize_padding,
+    is_placeholder,
+    nnx_captures,
+    trace_context,
+)
 
 
 def test_lift_has_the_functions_that_are_replaced():
@@ -92,17 +101,17 @@ def test_map_params_initialises_with_a_placeholder():
 def test_nnx_capture_keeps_what_is_sown_in_captures():
     class Layer(nnx.Module):
         def __call__(self):
-            before = [dict(each) for each in self.__captures__]
+            before = [dict(each) for each in nnx_captures(self)]
             self.sow(nnx.Intermediate, "value", 1)
             self.sow(nnx.Intermediate, "value", 2)
-            (captured,) = self.__captures__
+            (captured,) = nnx_captures(self)
             assert type(captured) is nnx.Intermediate
             return before, "value" in captured, captured["value"]
 
     layer = Layer()
     (before, found, values), _ = nnx.capture(layer, nnx.Intermediate)()
     assert (before, found, values) == ([{}], True, (1, 2))
-    assert not hasattr(layer, "__captures__")
+    assert nnx_captures(layer) is None
 
 
 def test_calls_are_intercepted_with_their_method():
@@ -118,14 +127,43 @@ def test_calls_are_intercepted_with_their_method():
         return next_fun(*args, **kwargs)
 
     seen = []
-    assert nn.module.InterceptorContext.__name__ == "InterceptorContext"
     with nn.intercept_methods(check):
         assert Layer().apply({}, 3) == 3
-    assert isinstance(seen[0], nn.module.InterceptorContext)
+    assert isinstance(seen[0], InterceptorContext)
 
 
 def test_canonicalize_padding_gives_pairs_by_axis():
-    canonical = nn.linear.canonicalize_padding
+    canonical = canonicalize_padding
     assert canonical(1, 2) == [(1, 1), (1, 1)]
     assert canonical((1, (0, 2)), 2) == [(1, 1), (0, 2)]
     assert canonical("SAME", 2) == "SAME"
+
+
+def test_a_user_context_is_part_of_the_trace_caches_keys():
+    context, traced = trace_context(), []
+
+    @jax.jit
+    def function(x):
+        traced.append(context.value)
+        return x
+
+    for value in (None, "a", "b", "a"):
+        with context(value):
+            function(1.0)
+    assert traced == [None, "a", "b"]
+
+
+def test_no_other_file_uses_these_private_parts():
+    parts = ["_ParamsPlaceholder", "__captures__", "make_user_context"]
+    parts += [
+        "flax.core.scope",
+        "flax.core.lift",
+        "linen.recurrent",
+        "linear.canonical",
+    ]
+    parts += ["recurrent.DenseParams", "InterceptorContext ="]
+    files = Path(insgd_optax.__file__).parent.glob("*.py")
+    for file in files:
+        if file.name != "_compat.py":
+            text = file.read_text()
+            assert [part for part in parts if part in text] == [], file.name
