@@ -25,6 +25,7 @@ FREE_ON_RESUME = {
     "runs_dir",
     "run_dir",
     "resume",
+    "on_divergence",
     "tensorboard",
     "cache_dir",
     "skip_corrupt_images",
@@ -213,6 +214,8 @@ class RunConfig(Setting):
     """Folder of the new run. Default: a new one in --runs-dir."""
     resume: Path | None = None
     """Run folder to resume from its latest checkpoint, with its own options."""
+    on_divergence: Literal["stop", "continue"] = "stop"
+    """Stop where the loss or a weight is no longer finite, or train to the end."""
     tensorboard: bool = False
     """Also write metrics for TensorBoard."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(

@@ -346,11 +346,12 @@ def test_layers_at_the_floor_are_warned_of_once(
     assert "--normalizer log1p" in err
 
 
-def test_a_diverged_run_ends_and_says_so(train, tmp_path, capsys):
-    assert train("--epochs", "2", "--optimizer", "sgd", "--learning-rate", "1e20") == 0
+def test_a_diverged_run_that_goes_on_ends_and_says_so(train, tmp_path, capsys):
+    options = ("--epochs", "2", "--optimizer", "sgd", "--learning-rate", "1e20")
+    assert train(*options, "--on-divergence", "continue") == 0
     out, err = capsys.readouterr()
     assert "nan" in out
-    assert err.count("Warning: the training loss is not a number") == 1
+    assert err.count("Warning: training diverged") == 1
     assert "--learning-rate" in err
     assert (
         json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])[

@@ -100,7 +100,10 @@ def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
         def train_chunk(self, progress, first, num_steps):
             step = progress.totals["loss"].step + num_steps
             events.append(f"start {step}")
-            return Progress(FakeState(), {"loss": Total(step)})
+            return Progress(FakeState(), {"loss": Total(step), "finite_steps": 6})
+
+        def count_finite(self, progress):
+            return progress
 
         def close(self):
             events.append("close")
@@ -108,9 +111,10 @@ def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
     monkeypatch.setattr(loop, "_row", lambda experiment, progress, step: {})
     loop.fit(
         FakeExperiment(),
-        Progress(FakeState(), {"loss": Total(0)}),
+        Progress(FakeState(), {"loss": Total(0), "finite_steps": 0}),
         1,
         stopped=lambda: False,
         on_epoch=lambda progress, row: None,
+        on_divergence=lambda step: None,
     )
     assert events == ["start 2", "start 4", "read 2", "start 6", "read 4", "close"]

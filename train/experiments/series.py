@@ -238,7 +238,9 @@ def _finish(config: RunConfig, title: str) -> int:
         if (path / run_folder.RECORD).exists():
             where = "resume"
             _load(config, path)
-        return run(dataclasses.replace(config, **{where: path}), lock)
+        # A rate at which a run diverges is a result, too.
+        config = dataclasses.replace(config, on_divergence="continue", **{where: path})
+        return run(config, lock)
 
 
 def _keep_compiled(folder: Path) -> None:

@@ -25,6 +25,13 @@ from train.run.warn import Warnings
 from train.training import distributed
 from train.training.state import Progress
 
+# The exit status of a run that was stopped because it diverged.
+DIVERGED = 3
+
+
+class _Diverged(Exception):
+    """The loss or a weight is no longer finite; says what to try."""
+
 
 def run(config: RunConfig, lock: RunLock | None = None) -> int:
     """Runs from the start, or goes on where `config.resume` stands.
@@ -34,8 +41,8 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
         lock: on the run folder, if the caller has it; otherwise it is taken here.
 
     Returns:
-        The exit status: 0, or 128 plus the number of the signal that asked it to stop,
-        even if that came too late.
+        The exit status: 0, `DIVERGED`, or 128 plus the number of the signal that asked
+        it to stop, even if that came too late.
 
     Raises:
         RunInProgress: if another process has the run.
@@ -123,22 +130,44 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         for warning in warnings.new(row):
             progress_bars.write(f"Warning: {warning}", file=sys.stderr)
 
+    def on_divergence(step: int) -> None:
+        said = warn.of_divergence(config, step, experiment.steps_per_epoch)
+        if config.on_divergence == "stop":
+            raise _Diverged(said)
+        if is_first:
+            progress_bars.write(f"Warning: {said}", file=sys.stderr)
+
+    diverged = None
     with StopRequest() as stop:
-        progress = loop.fit(
-            experiment,
-            progress,
-            config.epochs,
-            stopped=lambda: stop_in_any if in_several else bool(stop),
-            on_epoch=on_epoch,
-        )
-        step = int(progress.state.step)
-        checkpoints.save(step, progress, None, metrics.to_json(rows))
+        try:
+            progress = loop.fit(
+                experiment,
+                progress,
+                config.epochs,
+                stopped=lambda: stop_in_any if in_several else bool(stop),
+                on_epoch=on_epoch,
+                on_divergence=on_divergence,
+            )
+        except _Diverged as error:
+            diverged = error
+        else:
+            step = int(progress.state.step)
+            checkpoints.save(step, progress, None, metrics.to_json(rows))
+        last_good = checkpoints.latest_step
         checkpoints.close()
         if is_first:
             writer.close()
             plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
             if rows and "multipliers" in rows[-1]:
                 plots.plot_multipliers(rows, folder.multipliers_plot)
+    if diverged is not None:
+        kept = f"Its latest checkpoint is of step {last_good}" if last_good else ""
+        print(
+            f"Error: {diverged} To train on regardless, to the end: --on-divergence "
+            f"continue. The run was stopped. {kept or 'It has no checkpoint yet'}.",
+            file=sys.stderr,
+        )
+        return DIVERGED
     if step < config.epochs * experiment.steps_per_epoch:
         stopped_by = stop.signal or signal.SIGTERM  # It may have reached another one.
         print(

@@ -168,6 +168,12 @@ class Experiment:
             Progress(state, epoch.zero_totals(self._optimizer.measures))
         )
 
+    def count_finite(self, progress: Progress) -> Progress:
+        """Lets the steps from here on count how many of their epoch left all finite."""
+        done = int(progress.state.step) % self.steps_per_epoch
+        count = self._devices.put(jnp.asarray(done, jnp.int32))
+        return progress._replace(totals=progress.totals | {epoch.FINITE_STEPS: count})
+
     def chunk_lengths(self) -> list[int]:
         """The chunks of an epoch, in steps."""
         most = self._config.chunk_steps or self._feed.default_chunk_steps

@@ -12,6 +12,7 @@ from train import progress as progress_bars
 from train.run.experiment import Experiment
 from train.run.metrics import Row
 from train.training import distributed
+from train.training.programs import FINITE_STEPS
 from train.training.state import Progress
 
 
@@ -22,6 +23,7 @@ def fit(
     *,
     stopped: Callable[[], bool],
     on_epoch: Callable[[Progress, Row], None],
+    on_divergence: Callable[[int], None],
 ) -> Progress:
     """Trains until an epoch is reached, from wherever `progress` stands.
 
@@ -35,12 +37,26 @@ def fit(
         stopped: asked after every chunk; True ends the training there.
         on_epoch: called after each epoch with where the run stands and the epoch's
             metrics.
+        on_divergence: called once, with the first step after which the loss or a
+            weight was not finite. What it raises ends the training.
 
     Returns:
         Where the run stands at the end.
     """
     steps_per_epoch = experiment.steps_per_epoch
     step = int(progress.state.step)
+    progress = experiment.count_finite(progress)
+    diverged = False
+
+    def check_finite(totals: dict[str, jax.Array], done: int) -> None:
+        """Looks at the totals after `done` steps of the epoch of `step`."""
+        nonlocal diverged
+        finite = int(totals[FINITE_STEPS])
+        if finite < done and not diverged:
+            diverged = True
+            epoch_start = (step - 1) // steps_per_epoch * steps_per_epoch
+            on_divergence(epoch_start + finite + 1)
+
     with (
         contextlib.closing(experiment),
         progress_bars.bar(
@@ -60,16 +76,24 @@ def fit(
                 progress = experiment.train_chunk(progress, step, length)
                 step += length
                 if done:
+                    check_finite(previous, done)
                     loss = float(previous["loss"]) / done
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update(length)
                 if stopped():
                     break
+            check_finite(progress.totals, (step - 1) % steps_per_epoch + 1)
             if step % steps_per_epoch == 0:
                 row = _row(experiment, progress, step)
                 row["seconds"] = time.perf_counter() - started
-                on_epoch(progress, row)
-    return progress
+                on_epoch(_without_count(progress), row)
+    return _without_count(progress)
+
+
+def _without_count(progress: Progress) -> Progress:
+    """A state as checkpoints hold it."""
+    totals = {n: total for n, total in progress.totals.items() if n != FINITE_STEPS}
+    return progress._replace(totals=totals)
 
 
 def _remaining(lengths: list[int], done: int) -> list[int]:
@@ -88,7 +112,7 @@ def _remaining(lengths: list[int], done: int) -> list[int]:
 
 def _row(experiment: Experiment, progress: Progress, step: int) -> Row:
     """An epoch's metrics, by plain names and as plain numbers."""
-    state, totals = progress
+    state, totals = _without_count(progress)
     steps_per_epoch = experiment.steps_per_epoch
     totals, test = jax.device_get((totals, experiment.evaluate(state)))
     row: dict[str, Any] = {

@@ -4,6 +4,7 @@ import math
 
 from train.config import RunConfig
 from train.run.metrics import Row
+from train.training import optimizers
 
 
 def of_schedule(config: RunConfig) -> str | None:
@@ -31,6 +32,29 @@ def of_schedule(config: RunConfig) -> str | None:
     return None
 
 
+def of_divergence(config: RunConfig, step: int, steps_per_epoch: int) -> str:
+    """Says when training diverged, and what to try."""
+    epoch = (step - 1) // steps_per_epoch + 1
+    remedies = [f"a smaller --learning-rate than {config.initial_learning_rate:g}"]
+    if not config.warmup_epochs:
+        remedies.append("some --warmup-epochs")
+    if (
+        optimizers.has_option(config.optimizer, "normalizer")
+        and config.normalizer != "log1p"
+    ):
+        remedies.append("--normalizer log1p")
+    if (
+        optimizers.has_option(config.optimizer, "polyak_factor")
+        and config.polyak_factor is None
+    ):
+        remedies.append("--polyak-factor 1")
+    return (
+        f"training diverged: the loss or a weight is not finite after step {step}, in "
+        f"epoch {epoch} of {config.epochs}. Start a new run with "
+        f"{' or '.join(remedies)}."
+    )
+
+
 class Warnings:
     """Remembers what has been said."""
 
@@ -42,12 +66,6 @@ class Warnings:
         found = {}
         if row.get("at_floor"):
             found["floor"] = _at_floor(row)
-        if not math.isfinite(row["train_loss"]):
-            found["diverged"] = (
-                "the training loss is not a number after epoch "
-                f"{row['epoch']}: training has diverged. Give a smaller "
-                "--learning-rate, or some --warmup-epochs."
-            )
         new = [text for kind, text in found.items() if kind not in self._said]
         self._said |= found.keys()
         return new

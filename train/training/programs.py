@@ -11,6 +11,8 @@ from train.data.registry import Preprocessing
 from train.training.state import Progress, TrainState
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+# Among the totals, if it is there: how many steps of the epoch left all finite.
+FINITE_STEPS = "finite_steps"
 
 
 class Batching(NamedTuple):
@@ -152,8 +154,15 @@ def _advance(
     images, labels = batch
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
     state, metrics = step_fn(state, (inputs, labels), dropout_rng)
-    totals = {name: totals[name] + metrics[name] for name in totals}
-    return Progress(state, totals)
+    sums = {name: totals[name] + metrics[name] for name in totals if name in metrics}
+    if FINITE_STEPS in totals:
+        # What is not finite stays so, in a sum and in a weight: the steps counted are
+        # the first ones.
+        finite = jnp.isfinite(sums["loss"])
+        for weight in jax.tree.leaves(state.params):
+            finite &= jnp.isfinite(weight).all()
+        sums[FINITE_STEPS] = totals[FINITE_STEPS] + finite.astype(jnp.int32)
+    return Progress(state, sums)
 
 
 def loops_are_fast() -> bool:

@@ -1,0 +1,94 @@
+"""Runs that diverge: the step is known, and the last good state is kept."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from train import cli
+from train.experiments import series
+from train.run import experiment, metrics
+from train.run.checkpoints import Checkpoints
+from train.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("tiny_setting")
+
+
+def train(*options):
+    return cli.main(["--parallel", "jit", "--batch-size", "16", *options])
+
+
+def spoil(monkeypatch, what, step):
+    """Lets a step of training, and only it, spoil a weight or the loss."""
+
+    def spoiled(state, *given, **options):
+        state, metrics = train_step(state, *given, **options)
+        now = state.step == step
+        if what == "weight":
+            spoiled = jax.tree.map(lambda w: jnp.where(now, jnp.inf, w), state.params)
+            state = state.replace(params=spoiled)
+        else:
+            metrics |= {"loss": jnp.where(now, jnp.nan, metrics["loss"])}
+        return state, metrics
+
+    monkeypatch.setattr(experiment, "train_step", spoiled)
+
+
+def latest_step(path):
+    checkpoints = Checkpoints(path / "checkpoints")
+    checkpoints.close()
+    return checkpoints.latest_step
+
+
+# Three steps an epoch: in the midst of one, and at its end.
+@pytest.mark.parametrize("chunk", ["1", "3"])
+@pytest.mark.parametrize(
+    ("what", "step"), [("weight", 5), ("weight", 6), ("loss", 4), ("loss", 6)]
+)
+def test_a_run_stops_where_it_diverges(
+    tmp_path, monkeypatch, capsys, what, step, chunk
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        spoil(patch, what, step)
+        options = ("--epochs", "3", "--chunk-steps", chunk, "--run-dir", str(run))
+        assert train(*options) == 3
+    err = capsys.readouterr().err
+    said = f"the loss or a weight is not finite after step {step}, in epoch 2 of 3"
+    assert f"Error: training diverged: {said}" in err
+    assert "smaller --learning-rate than 0.1" in err
+    assert "--normalizer log1p" in err
+    assert "Its latest checkpoint is of step 3." in err
+    assert latest_step(run) == 3
+    assert [row["epoch"] for row in metrics.read(run / "metrics.jsonl")] == [1]
+
+
+def test_without_a_checkpoint_that_is_said(tmp_path, monkeypatch, capsys):
+    spoil(monkeypatch, "loss", 2)
+    assert train("--epochs", "3", "--run-dir", str(tmp_path / "run")) == 3
+    err = capsys.readouterr().err
+    assert "not finite after step 2, in epoch 1 of 3" in err
+    assert "It has no checkpoint yet." in err
+
+
+def test_a_diverged_run_goes_on_from_its_last_good_step(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        spoil(patch, "weight", 5)
+        assert train("--epochs", "3", "--run-dir", str(run)) == 3
+        assert train("--resume", str(run)) == 3  # Bit for bit it diverges again.
+        assert train("--resume", str(run), "--on-divergence", "continue") == 0
+    assert [row["epoch"] for row in metrics.read(run / "metrics.jsonl")] == [1, 2, 3]
+    err = capsys.readouterr().err
+    assert err.count("Error: training diverged") == 2
+    assert err.count("Warning: training diverged") == 1
+
+
+def test_a_series_keeps_the_flat_line(tmp_path, capsys):
+    command = ["compare", "--optimizers", "sgd@1e20", "--epochs", "2"]
+    command += ["--batch-size", "16", "--parallel", "jit"]
+    assert cli.main([*command, "--runs-dir", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "Warning: training diverged" in err
+    assert "| 1/1" in out
+    (path,) = tmp_path.glob("digits-*")
+    assert series.metrics.is_whole(path / "metrics.jsonl", 2, None)
