@@ -242,7 +242,12 @@ def sow_input_norm(
         module.sow(COLLECTION, entry_name(NAME, weight), input_norm(x, p, axis=axis))
 
 
-def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+def input_norm_shapes(
+    model: nn.Module,
+    rngs: jax.Array | Mapping[str, jax.Array],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """What a model sows under the surrounding capture, without computing anything.
 
     Feeds `input_norms_like`, which makes layers stacked by `nn.scan` or `nn.vmap` keep
@@ -278,7 +283,12 @@ def input_norm_shapes(model: nn.Module, rngs: Any, *args: Any, **kwargs: Any) ->
 
 
 def shapes_of_sown(
-    name: str, capture: str, model: nn.Module, rngs: Any, *args: Any, **kwargs: Any
+    name: str,
+    capture: str,
+    model: nn.Module,
+    rngs: jax.Array | Mapping[str, jax.Array],
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """The shapes of what a model sows; raises unless there is a value of this name."""
     leaves, treedef = jax.tree.flatten((rngs, args, kwargs))

@@ -1,8 +1,8 @@
 """What the optimizer did: P and the multiplier of every scaled weight."""
 
-from typing import Any
-
 import jax
+import optax
+from jax.typing import ArrayLike
 
 from insgd_optax._covariance_state import (
     LayerCovariance,
@@ -18,12 +18,12 @@ from insgd_optax._paths import flatten, is_masked, path_string, states_of
 from insgd_optax._whitening import condition_number
 
 
-def power_states(opt_state: Any) -> list[ScaleByInputPowerState]:
+def power_states(opt_state: optax.OptState) -> list[ScaleByInputPowerState]:
     """Every `ScaleByInputPowerState` in any nesting of optimizer states."""
     return states_of(opt_state, ScaleByInputPowerState)
 
 
-def input_powers(opt_state: Any) -> dict[str, jax.Array]:
+def input_powers(opt_state: optax.OptState) -> dict[str, jax.Array]:
     """P of every scaled weight, for logging.
 
     Args:
@@ -51,7 +51,10 @@ def input_powers(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def learning_rate_multipliers(
-    opt_state: Any, *, normalizer: Normalizer | None = None, eps: Any = None
+    opt_state: optax.OptState,
+    *,
+    normalizer: Normalizer | None = None,
+    eps: ArrayLike | None = None,
 ) -> dict[str, jax.Array]:
     """1 / f(P) of every scaled weight: the factor on its learning rate, for logging.
 
@@ -91,7 +94,7 @@ def learning_rate_multipliers(
     return {name: 1 / divisor(power) for name, power in powers.items()}
 
 
-def _by_weight(opt_state: Any, field: str) -> dict[str, jax.Array]:
+def _by_weight(opt_state: optax.OptState, field: str) -> dict[str, jax.Array]:
     """A field of every `ScaleByInputPowerState`, by the weight's path."""
     states = power_states(opt_state)
     if not states:
@@ -114,7 +117,7 @@ def _by_weight(opt_state: Any, field: str) -> dict[str, jax.Array]:
     return values
 
 
-def _layer_covariances(opt_state: Any) -> dict[str, LayerCovariance]:
+def _layer_covariances(opt_state: optax.OptState) -> dict[str, LayerCovariance]:
     states = states_of(opt_state, ScaleByInputCovarianceState)
     if not states:
         raise ValueError(
@@ -131,7 +134,7 @@ def _layer_covariances(opt_state: Any) -> dict[str, LayerCovariance]:
     return layers
 
 
-def covariance_condition_numbers(opt_state: Any) -> dict[str, jax.Array]:
+def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Array]:
     """The condition number of every damped input covariance, for logging.
 
     That is (l_1 + s) / (l_d + s), where l are the eigenvalues of A and s what damping
@@ -163,7 +166,7 @@ def covariance_condition_numbers(opt_state: Any) -> dict[str, jax.Array]:
     }
 
 
-def covariance_cosines(opt_state: Any) -> dict[str, jax.Array]:
+def covariance_cosines(opt_state: optax.OptState) -> dict[str, jax.Array]:
     """How far the covariance turned each weight's last update, for logging.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax._compat import is_placeholder
 from insgd_optax._matching import by_layer, check_not_shared, matches
@@ -68,10 +69,10 @@ _CAUSES = """Likely causes:
 
 
 def scale_by_input_power(
-    decay: Any = 0.9,
+    decay: ArrayLike = 0.9,
     *,
     normalizer: Normalizer = "log",
-    eps: Any = 0.01,
+    eps: ArrayLike = 0.01,
     scope: Scope = "kernel",
     missing: str = "error",
     input_norms_like: Any = None,
@@ -142,7 +143,7 @@ def scale_by_input_power(
     in_scope = scope_predicate(scope)
     like = None if input_norms_like is None else by_layer(input_norms_like)
 
-    def init_fn(params: Any) -> ScaleByInputPowerState:
+    def init_fn(params: optax.Params) -> ScaleByInputPowerState:
         count = jnp.zeros([], jnp.int32)
         if is_placeholder(params):
             # P does not mirror them: it is replicated where a weight is sharded.
@@ -173,13 +174,13 @@ def scale_by_input_power(
         return ScaleByInputPowerState(count, tree, jax.tree.map(jnp.ones_like, tree))
 
     def update_fn(
-        updates: Any,
+        updates: optax.Updates,
         state: ScaleByInputPowerState,
-        params: Any = None,
+        params: optax.Params | None = None,
         *,
         input_norms: Any = None,
         **extra_args: Any,
-    ) -> tuple[Any, ScaleByInputPowerState]:
+    ) -> tuple[optax.Updates, ScaleByInputPowerState]:
         del params, extra_args
         if input_norms is None:
             raise ValueError(NO_NORMS)
@@ -249,7 +250,7 @@ def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
     return f"{message}Name the weights to scale by scope, or take optax.sgd"
 
 
-def next_power(power: jax.Array, norm: jax.Array, decay: Any) -> jax.Array:
+def next_power(power: jax.Array, norm: jax.Array, decay: ArrayLike) -> jax.Array:
     """A running mean, Eq. 26 and 29, without a first step at 0 and inf or nan."""
     average = decay * power + (1 - decay) * norm
     average = jnp.where(power > 0, average, norm)
@@ -264,7 +265,9 @@ def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
     return (grad.astype(dtype) * multiplier.astype(dtype)).astype(grad.dtype)
 
 
-def divisor_function(normalizer: Normalizer, eps: Any) -> Callable[[Any], jax.Array]:
+def divisor_function(
+    normalizer: Normalizer, eps: ArrayLike
+) -> Callable[[Any], jax.Array]:
     """Returns P -> f(P), with f = 1 where P is 0, which means that none is known yet.
 
     Raises:
@@ -274,7 +277,7 @@ def divisor_function(normalizer: Normalizer, eps: Any) -> Callable[[Any], jax.Ar
         raise ValueError(f"eps={eps} must be greater than 0")
     functions: dict[str, Callable[[jax.Array], jax.Array]] = {
         "log": lambda power: jnp.maximum(jnp.log(power), eps),
-        "power": lambda power: eps + power,
+        "power": lambda power: power + eps,
         "log1p": lambda power: 1 + jnp.log1p(power),
     }
     if callable(normalizer):

@@ -1,33 +1,33 @@
 """The ready-made optimizers: Algorithm 1, and NLMS for networks, as one chain each."""
 
-from collections.abc import Callable
 from typing import Any
 
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax._input_power import Normalizer, scale_by_input_power
-from insgd_optax._momentum import add_decayed_weights, dampened_trace
+from insgd_optax._momentum import Mask, add_decayed_weights, dampened_trace
 from insgd_optax._numbers import check_not_negative
 from insgd_optax._paths import Scope
 from insgd_optax._polyak import clip_by_polyak
 
 
 def insgd(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    power_decay: Any = 0.9,
-    momentum: Any = 0.9,
-    dampening: Any = None,
+    power_decay: ArrayLike = 0.9,
+    momentum: ArrayLike | None = 0.9,
+    dampening: ArrayLike | None = None,
     nesterov: bool = False,
-    weight_decay: Any = None,
-    weight_decay_mask: Any | Callable[[Any], Any] | None = None,
+    weight_decay: optax.ScalarOrSchedule | None = None,
+    weight_decay_mask: Mask | None = None,
     normalizer: Normalizer = "log",
-    eps: Any = 0.01,
+    eps: ArrayLike = 0.01,
     scope: Scope = "kernel",
     missing: str = "error",
     input_norms_like: Any = None,
-    polyak_factor: Any = None,
-    loss_lower_bound: Any = 0.0,
+    polyak_factor: ArrayLike | None = None,
+    loss_lower_bound: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Input Normalized SGD with momentum and weight decay.
 
@@ -128,7 +128,7 @@ def insgd(
 
 
 def nlms(
-    learning_rate: Any = 1.0, *, eps: Any = 1e-3
+    learning_rate: optax.ScalarOrSchedule = 1.0, *, eps: ArrayLike = 1e-3
 ) -> optax.GradientTransformationExtraArgs:
     """Normalized least mean squares for the kernels of a network.
 
@@ -184,17 +184,17 @@ def nlms(
 
 
 def chain_with_momentum(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     scaling: optax.GradientTransformationExtraArgs,
     *,
-    momentum: Any,
-    dampening: Any,
+    momentum: ArrayLike | None,
+    dampening: ArrayLike | None,
     nesterov: bool,
-    weight_decay: Any,
-    weight_decay_mask: Any,
-    polyak_factor: Any,
-    polyak_decay: Any,
-    loss_lower_bound: Any,
+    weight_decay: optax.ScalarOrSchedule | None,
+    weight_decay_mask: Mask | None,
+    polyak_factor: ArrayLike | None,
+    polyak_decay: ArrayLike,
+    loss_lower_bound: ArrayLike,
 ) -> optax.GradientTransformationExtraArgs:
     """A scaling, weight decay, momentum and the learning rate, clipped if asked."""
     if polyak_factor is not None:

@@ -1,33 +1,34 @@
 """The ready-made optimizer of the input's covariance, as one chain."""
 
-from collections.abc import Callable
 from typing import Any
 
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax._input_covariance import scale_by_input_covariance
 from insgd_optax._insgd import chain_with_momentum
+from insgd_optax._momentum import Mask
 from insgd_optax._paths import Scope
 
 
 def lms_newton(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    covariance_decay: Any = 0.95,
-    damping: Any = 1.0,
-    momentum: Any = 0.9,
-    dampening: Any = None,
+    covariance_decay: ArrayLike = 0.95,
+    damping: ArrayLike = 1.0,
+    momentum: ArrayLike | None = 0.9,
+    dampening: ArrayLike | None = None,
     nesterov: bool = False,
-    weight_decay: Any = None,
-    weight_decay_mask: Any | Callable[[Any], Any] | None = None,
-    eps: Any = 1e-8,
+    weight_decay: optax.ScalarOrSchedule | None = None,
+    weight_decay_mask: Mask | None = None,
+    eps: ArrayLike = 1e-8,
     preserve_norm: bool = True,
     max_dim: int | None = None,
     scope: Scope = "kernel",
     missing: str = "error",
     input_covariances_like: Any = None,
-    polyak_factor: Any = None,
-    loss_lower_bound: Any = 0.0,
+    polyak_factor: ArrayLike | None = None,
+    loss_lower_bound: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LMS-Newton for deep networks: SGD whitened by each layer's input.
 

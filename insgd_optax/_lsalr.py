@@ -1,13 +1,12 @@
 """LSALR: layer-specific rates that rise where a layer's gradient is small."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax import _paths
-from insgd_optax._momentum import add_decayed_weights
+from insgd_optax._momentum import Mask, add_decayed_weights
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_not_negative
 
@@ -72,7 +71,9 @@ def scale_by_lsalr() -> optax.GradientTransformation:
         return optax.EmptyState()
 
     def update_fn(
-        updates: optax.Updates, state: optax.EmptyState, params: Any = None
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         flat = _paths.flatten(updates)
@@ -92,12 +93,12 @@ def scale_by_lsalr() -> optax.GradientTransformation:
 
 
 def lsalr(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: Any = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
-    weight_decay: Any = None,
-    weight_decay_mask: Any = None,
+    weight_decay: optax.ScalarOrSchedule | None = None,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with layer-specific adaptive rates, the method INSGD takes its log from.
 

@@ -1,12 +1,17 @@
 """Algorithm 1's momentum and weight decay."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax._numbers import check_fraction, check_not_negative, is_number
+
+# Where weight decay applies: a tree of bools like the parameters, or a function.
+Mask: TypeAlias = optax.Params | Callable[[optax.Params], Any]
 
 
 class DampenedTraceState(NamedTuple):
@@ -18,7 +23,7 @@ class DampenedTraceState(NamedTuple):
 
 
 def dampened_trace(
-    decay: Any, dampening: Any = 0.0, nesterov: bool = False
+    decay: ArrayLike, dampening: ArrayLike = 0.0, nesterov: bool = False
 ) -> optax.GradientTransformation:
     r"""Momentum whose every gradient but the first is dampened.
 
@@ -53,19 +58,22 @@ def dampened_trace(
     Source: Algorithm 1, lines "Gradient with Momentum". The authors' released code and
     every SGD baseline use d = 0, which is therefore the default.
     """
-    check_fraction(**{"momentum decay": decay})
+    momentum: dict[str, Any] = {"momentum decay": decay}
+    check_fraction(**momentum)
     check_fraction(below_one=False, dampening=dampening)
     if is_number(dampening) and dampening == 0:
         return optax.trace(decay, nesterov)
 
-    def init_fn(params: Any) -> DampenedTraceState:
+    def init_fn(params: optax.Params) -> DampenedTraceState:
         return DampenedTraceState(
             count=jnp.zeros([], jnp.int32), trace=optax.tree.zeros_like(params)
         )
 
     def update_fn(
-        updates: Any, state: DampenedTraceState, params: Any = None
-    ) -> tuple[Any, DampenedTraceState]:
+        updates: optax.Updates,
+        state: DampenedTraceState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, DampenedTraceState]:
         del params
         fresh = jnp.where(state.count == 0, 1.0, 1.0 - dampening)
 
@@ -86,7 +94,8 @@ def dampened_trace(
 
 
 def add_decayed_weights(
-    weight_decay: Any, mask: Any = None
+    weight_decay: optax.ScalarOrSchedule | None,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformation:
     """`optax.add_decayed_weights`, or nothing for None and 0, as in `optax.sgd`.
 

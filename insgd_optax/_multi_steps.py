@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from jax.typing import ArrayLike, DTypeLike
 
 from insgd_optax import _matching
 from insgd_optax._compat import is_placeholder
@@ -82,7 +83,7 @@ class MultiSteps:
         every_k_schedule: int | Callable[[Any], Any],
         use_grad_mean: bool = True,
         should_skip_update_fn: Callable[..., tuple[Any, Any]] | None = None,
-        accumulator_dtype: Any = None,
+        accumulator_dtype: DTypeLike | None = None,
     ) -> None:
         self._opt = optax.with_extra_args_support(opt)
         self._every_k_schedule = every_k_schedule
@@ -98,7 +99,7 @@ class MultiSteps:
                 )
         self._accumulator_dtype = accumulator_dtype
 
-    def init(self, params: Any) -> optax.MultiStepsState:
+    def init(self, params: optax.Params) -> optax.MultiStepsState:
         """The state; `params` may be abstract."""
         if is_placeholder(params):
             # The accumulated norms do not mirror the parameters, as P does not.
@@ -112,15 +113,15 @@ class MultiSteps:
 
     def update(
         self,
-        updates: Any,
+        updates: optax.Updates,
         state: optax.MultiStepsState,
-        params: Any = None,
+        params: optax.Params | None = None,
         *,
         input_norms: Any = None,
         input_covariances: Any = None,
-        value: Any = None,
+        value: ArrayLike | None = None,
         **extra_args: Any,
-    ) -> tuple[Any, optax.MultiStepsState]:
+    ) -> tuple[optax.Updates, optax.MultiStepsState]:
         """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
         bounded = bool(polyak_states(state.inner_opt_state))
         losses = _micro_loss(value) if bounded else {}

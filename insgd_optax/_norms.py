@@ -2,11 +2,11 @@
 
 import numbers
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 
 def check_p(p: float) -> None:
@@ -17,7 +17,7 @@ def check_p(p: float) -> None:
         )
 
 
-def statistic_dtype(dtype: Any) -> Any:
+def statistic_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype a power is accumulated in: float64 for float64, else float32."""
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits == 64
     return jnp.dtype("float64") if wide else jnp.dtype("float32")

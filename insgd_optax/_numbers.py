@@ -1,12 +1,12 @@
 """Options that may be plain numbers, traced values or schedules."""
 
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is known now: no array, which may be traced."""
     return isinstance(value, numbers.Real) and not isinstance(value, jax.Array)
 

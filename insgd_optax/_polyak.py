@@ -1,15 +1,15 @@
 """SGD with its learning rate bounded by the Polyak step size."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax._input_power import next_power
-from insgd_optax._momentum import add_decayed_weights, dampened_trace
+from insgd_optax._momentum import Mask, add_decayed_weights, dampened_trace
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, check_not_negative, is_number
 from insgd_optax._paths import states_of
@@ -25,7 +25,7 @@ class ClipByPolyakState(NamedTuple):
     slope: jax.Array  # the running mean of <g, D g>, 0 for none yet, shape=()
     scale: jax.Array  # of the last update, in [0, 1], shape=()
     scaling: Any  # of the transformation given
-    weight_decay: Any
+    weight_decay: optax.ScalarOrSchedule | None
 
 
 # The largest growth of a slope that its running mean believes in one step: 100 is a
@@ -43,14 +43,14 @@ def clip_by_polyak(
     learning_rate: optax.ScalarOrSchedule,
     scaling: optax.GradientTransformation | None = None,
     *,
-    factor: Any = 0.3,
-    decay: Any = 0.9,
-    lower_bound: Any = 0.0,
-    momentum: Any = None,
-    dampening: Any = None,
+    factor: ArrayLike = 0.3,
+    decay: ArrayLike = 0.9,
+    lower_bound: ArrayLike = 0.0,
+    momentum: ArrayLike | None = None,
+    dampening: ArrayLike | None = None,
     nesterov: bool = False,
-    weight_decay: Any = None,
-    weight_decay_mask: Any | Callable[[Any], Any] | None = None,
+    weight_decay: optax.ScalarOrSchedule | None = None,
+    weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGD with its learning rate clipped to a multiple of the Polyak step size.
 
@@ -180,11 +180,11 @@ def _scale_by_polyak(
     scaling: optax.GradientTransformation,
     decayed: optax.GradientTransformation,
     *,
-    factor: Any,
-    decay: Any,
-    lower_bound: Any,
-    momentum: Any,
-    dampening: Any,
+    factor: ArrayLike,
+    decay: ArrayLike,
+    lower_bound: ArrayLike,
+    momentum: ArrayLike,
+    dampening: ArrayLike,
     nesterov: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """From g_t to min(1, a_t / m_t) (D_t g_t + lambda w)."""
@@ -194,7 +194,7 @@ def _scale_by_polyak(
         raise ValueError(f"lower_bound={lower_bound} must be a number")
     inner = optax.with_extra_args_support(scaling)
 
-    def init_fn(params: Any) -> ClipByPolyakState:
+    def init_fn(params: optax.Params) -> ClipByPolyakState:
         return ClipByPolyakState(
             count=jnp.zeros([], jnp.int32),
             peak=jnp.zeros([]),
@@ -205,13 +205,13 @@ def _scale_by_polyak(
         )
 
     def update_fn(
-        updates: Any,
+        updates: optax.Updates,
         state: ClipByPolyakState,
-        params: Any = None,
+        params: optax.Params | None = None,
         *,
-        value: Any = None,
+        value: ArrayLike | None = None,
         **extra_args: Any,
-    ) -> tuple[Any, ClipByPolyakState]:
+    ) -> tuple[optax.Updates, ClipByPolyakState]:
         value = checked_value(value)
         finite = all_finite(updates)
         # Zeros instead, since `scaling` may remember gradients, as Adam does.
@@ -275,13 +275,15 @@ def checked_value(value: Any) -> jax.Array:
     return value.astype(statistic_dtype(value.dtype))
 
 
-def all_finite(grads: Any) -> jax.Array:
+def all_finite(grads: optax.Updates) -> jax.Array:
     """Whether no entry is inf or nan."""
     finite = [jnp.all(jnp.isfinite(grad)) for grad in jax.tree.leaves(grads)]
     return jnp.all(jnp.array(finite, bool))
 
 
-def _next_slope(state: ClipByPolyakState, slope: jax.Array, decay: Any) -> jax.Array:
+def _next_slope(
+    state: ClipByPolyakState, slope: jax.Array, decay: ArrayLike
+) -> jax.Array:
     """The slope's running mean, in which one spike is bounded; nan leaves it."""
     # A first slope has no mean to be bounded by: the second slope judges it.
     spiked = (state.count == 1) & (state.slope > _MOST_GROWTH * slope)
@@ -292,7 +294,9 @@ def _next_slope(state: ClipByPolyakState, slope: jax.Array, decay: Any) -> jax.A
     return next_power(known, believed, decay)
 
 
-def _inner_product(grads: Any, updates: Any, dtype: Any) -> jax.Array:
+def _inner_product(
+    grads: optax.Updates, updates: optax.Updates, dtype: Any
+) -> jax.Array:
     """<g, D g>, each weight's summed in float32, or float64 if it is float64."""
     total = jnp.zeros([], dtype)
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True)
@@ -304,7 +308,7 @@ def _inner_product(grads: Any, updates: Any, dtype: Any) -> jax.Array:
     return total
 
 
-def polyak_scale(opt_state: Any) -> jax.Array:
+def polyak_scale(opt_state: optax.OptState) -> jax.Array:
     """What the last update was multiplied by, for logging: below 1, the bound ruled.
 
     Args:
@@ -336,6 +340,6 @@ def polyak_scale(opt_state: Any) -> jax.Array:
     return states[0].scale
 
 
-def polyak_states(opt_state: Any) -> list[ClipByPolyakState]:
+def polyak_states(opt_state: optax.OptState) -> list[ClipByPolyakState]:
     """Every `ClipByPolyakState` in any nesting of optimizer states."""
     return states_of(opt_state, ClipByPolyakState)

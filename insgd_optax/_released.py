@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax import _norms as norms
 from insgd_optax._capture import listening, takes
@@ -41,11 +42,11 @@ _CAPTURE = (
 
 
 def insgd_as_released(
-    learning_rate: Any,
+    learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: Any = 0.9,
+    momentum: ArrayLike = 0.9,
     nesterov: bool = False,
-    weight_decay: Any = None,
+    weight_decay: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""INSGD as the authors' released code computes it, for comparing with it.
 
@@ -127,7 +128,7 @@ def _scale_by_released_norms(
     sqrt = math.sqrt if is_number(momentum) else jnp.sqrt
     kappa = math.sqrt(1 + 1e-6) / (sqrt(1 - momentum) + 1e-6)
 
-    def init_fn(params: Any) -> optax.EmptyState:
+    def init_fn(params: optax.Params) -> optax.EmptyState:
         paths = flatten(params).paths
         if not any(map(is_kernel, paths)) and not is_placeholder(params):
             raise ValueError(
@@ -137,13 +138,13 @@ def _scale_by_released_norms(
         return optax.EmptyState()
 
     def update_fn(
-        updates: Any,
+        updates: optax.Updates,
         state: optax.EmptyState,
-        params: Any = None,
+        params: optax.Params | None = None,
         *,
         input_norms: Any = None,
         **extra_args: Any,
-    ) -> tuple[Any, optax.EmptyState]:
+    ) -> tuple[optax.Updates, optax.EmptyState]:
         del params, extra_args
         if input_norms is None:
             raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 
 import optax
 from flax.training import train_state
+from jax.typing import ArrayLike
 
 
 class TrainState(train_state.TrainState):
@@ -37,10 +38,10 @@ class TrainState(train_state.TrainState):
     def apply_gradients(
         self,
         *,
-        grads: Any,
+        grads: optax.Updates,
         input_norms: Any = None,
         input_covariances: Any = None,
-        value: Any = None,
+        value: ArrayLike | None = None,
         **kwargs: Any,
     ) -> "TrainState":
         """Updates the parameters, the optimizer state and the step.
