@@ -98,6 +98,9 @@ class Checkpoints:
             test_top1: its test accuracy; None in the middle of an epoch, and then it
                 is never the best.
             rows: the metrics up to this step, as JSON holds them.
+
+        Raises:
+            UserError: if it cannot be written; the earlier ones are left whole.
         """
         if step in self._manager.all_steps():
             return
@@ -109,11 +112,22 @@ class Checkpoints:
             "rows": list(rows),
         }
         self._test_top1[step] = test_top1
-        saved = self._manager.save(
-            step,
-            args=ocp.args.StandardSave(tree),
-            custom_metadata=beside | {"sha256": checksums.of_contents(tree, beside)},
-        )
+        sha256 = checksums.of_contents(tree, beside)
+        try:
+            saved = self._manager.save(
+                step,
+                args=ocp.args.StandardSave(tree),
+                custom_metadata=beside | {"sha256": sha256},
+            )
+        except _NOT_DAMAGE:
+            raise
+        # A full disk is an OSError here and a ValueError in TensorStore.
+        except Exception as error:
+            raise UserError(
+                f"The checkpoint of step {step} cannot be written to "
+                f"{self._directory} ({_first_line(error)}). The ones before it are "
+                "whole. Make room, or restore access, and go on with --resume."
+            ) from error
         if not saved:
             raise RuntimeError(
                 f"Orbax did not save step {step} in {self._directory}, which holds "

@@ -53,10 +53,10 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
         if not distributed.is_first():
             # All compute and save together; the first alone speaks and writes the rest.
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        return _run(config, lock or stack.enter_context(RunLock()))
+        return _run(config, lock or stack.enter_context(RunLock()), stack)
 
 
-def _run(config: RunConfig, lock: RunLock) -> int:
+def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     if config.resume is not None:
         folder = run_folder.load(config.resume)
         # First of all: who runs it may need all the memory of the device.
@@ -85,6 +85,7 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         f"python -m train --resume {_short(folder.path)}"
     )
     checkpoints = Checkpoints(folder.checkpoints)
+    stack.callback(checkpoints.close)
     restored = checkpoints.restore_latest(like=progress)
     if restored is not None:
         progress = restored.tree
@@ -113,6 +114,8 @@ def _run(config: RunConfig, lock: RunLock) -> int:
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
     is_first, in_several = distributed.is_first(), jax.process_count() > 1
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
+    if is_first:
+        stack.callback(writer.close)
     warnings = Warnings()
     stop_in_any = False
 
@@ -120,6 +123,7 @@ def _run(config: RunConfig, lock: RunLock) -> int:
         nonlocal stop_in_any
         rows.append(row)
         if is_first:
+            lock.check()
             writer.write(row)
         checkpoints.save(row["step"], progress, row["test_top1"], metrics.to_json(rows))
         # Processes must stop at the same step, and agree on it here.
@@ -152,11 +156,10 @@ def _run(config: RunConfig, lock: RunLock) -> int:
             diverged = error
         else:
             step = int(progress.state.step)
+            lock.check()
             checkpoints.save(step, progress, None, metrics.to_json(rows))
         last_good = checkpoints.latest_step
-        checkpoints.close()
         if is_first:
-            writer.close()
             plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
             if rows and "multipliers" in rows[-1]:
                 plots.plot_multipliers(rows, folder.multipliers_plot)

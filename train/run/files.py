@@ -93,7 +93,10 @@ def _write_partial(path: Path, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # That a disk is full is said without the name of the file.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return partial

@@ -84,6 +84,22 @@ class RunLock:
         self._file, self._path = file, path
         return path
 
+    def check(self) -> None:
+        """Raises a UserError if the folder is not where it was locked any more."""
+        if self._file is None or self._path is None:
+            return
+        mine = os.fstat(self._file.fileno())
+        try:
+            there = os.stat(self._path / NAME, follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is None or not os.path.samestat(mine, there):
+            raise UserError(
+                f"The run folder {self._path} was moved, removed or replaced while the "
+                "run was in progress. Nothing was written in its place. Go on from its "
+                "last checkpoint with --resume and the folder's new path."
+            )
+
 
 def _holder(file: IO[str]) -> str:
     file.seek(0)

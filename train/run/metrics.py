@@ -1,5 +1,6 @@
 """Metrics on disk: a line of JSON for each epoch, and TensorBoard on request."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from train.errors import UserError
 from train.run import files
 
 Row = dict[str, Any]
@@ -42,6 +44,7 @@ class MetricsWriter:
     def __init__(self, path: Path, rows: list[Row], tensorboard: Path | None):
         # Rewritten whole, so that a run killed here loses no row.
         files.write(path, "".join(_line(row) for row in rows).encode())
+        self._path = path
         self._file = files.open_to_append(path)
         self._tensorboard = None
         if tensorboard is not None:
@@ -50,9 +53,19 @@ class MetricsWriter:
             self._tensorboard = SummaryWriter(str(tensorboard))
 
     def write(self, row: Row) -> None:
-        """Writes a row; not a number becomes null."""
-        self._file.write(_line(row))
-        self._file.flush()
+        """Writes a row; not a number becomes null.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror}. Make room, or "
+                "restore access, and go on with --resume: the epoch is run again."
+            ) from error
         if self._tensorboard is not None:
             for name, value in _flat(row).items():
                 self._tensorboard.add_scalar(name, value, row["epoch"])
@@ -60,7 +73,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # Of a line that could not be written.
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
