@@ -1,5 +1,6 @@
 """Input Normalized SGD: NLMS for deep networks, as Optax transformations."""
 
+from insgd_optax._adaptive_filter import FilterResult as FilterResult
 from insgd_optax._adaptive_filter import lms_filter as lms_filter
 from insgd_optax._adaptive_filter import nlms_filter as nlms_filter
 from insgd_optax._capture import capture_input_norms as capture_input_norms
@@ -27,7 +28,6 @@ from insgd_optax._diagnostics import input_powers as input_powers
 from insgd_optax._diagnostics import (
     learning_rate_multipliers as learning_rate_multipliers,
 )
-from insgd_optax._filter_scan import FilterResult as FilterResult
 from insgd_optax._input_covariance import (
     scale_by_input_covariance as scale_by_input_covariance,
 )

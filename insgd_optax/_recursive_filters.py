@@ -1,6 +1,5 @@
 """Affine projection and RLS: filters that correct the input's directions."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from insgd_optax._filter_scan import (
+from insgd_optax._adaptive_filter import (
     FilterResult,
     Sample,
+    Update,
     check_count,
     check_scalar,
-    check_signals,
-    scan_filter,
+    run_filter,
 )
 
 
@@ -27,21 +26,12 @@ def _squared_norm(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.real(x * jnp.conj(x)), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames=("order", "weight_history"))
-def _run_affine_projection(
-    u: jax.Array,
-    d: jax.Array,
-    weights: jax.Array,
-    step_size: ArrayLike,
-    eps: ArrayLike,
-    order: int,
-    weight_history: bool,
-) -> FilterResult:
-    num_taps, real_dtype = weights.size, jnp.finfo(u.dtype).dtype
-    step_size = jnp.asarray(step_size, real_dtype)
-    eps = jnp.asarray(eps, real_dtype)
+def _affine_projection_rule(
+    weights: jax.Array, step_size: jax.Array, eps: jax.Array, order: int
+) -> tuple[Any, Update]:
+    num_taps, dtype = weights.size, weights.dtype
     # A bound on the rounding error of X X^H relative to its trace.
-    rounding = (num_taps + order) * jnp.finfo(real_dtype).eps
+    rounding = (num_taps + order) * jnp.finfo(dtype).eps
 
     def update(weights: jax.Array, state: Any, sample: Sample) -> Any:
         windows, desired = state
@@ -54,13 +44,13 @@ def _run_affine_projection(
         # Those of silence get a 1, which has no effect: their rows of X are zero.
         regularizer = jnp.maximum(eps, rounding * jnp.sum(powers))
         diagonal = jnp.where(powers == 0, 1, regularizer)
-        gram = _dot(windows, adjoint) + jnp.diag(diagonal).astype(u.dtype)
+        gram = _dot(windows, adjoint) + jnp.diag(diagonal).astype(dtype)
         factor = jax.scipy.linalg.cho_factor(gram, lower=True)
         direction = _dot(adjoint, jax.scipy.linalg.cho_solve(factor, errors))
         return weights + step_size * direction, (windows, desired)
 
-    before = jnp.zeros((order, num_taps), u.dtype), jnp.zeros(order, u.dtype)
-    return scan_filter(u, d, weights, before, update, weight_history=weight_history)
+    before = jnp.zeros((order, num_taps), dtype), jnp.zeros(order, dtype)
+    return before, update
 
 
 def affine_projection_filter(
@@ -92,8 +82,8 @@ def affine_projection_filter(
     at the same lambda. `order` 1 is `nlms_filter`.
 
     Args:
-        u: the input, shape (T,), real or complex.
-        d: the desired output, shape (T,).
+        u: the input: see `lms_filter`.
+        d: the desired output: see `lms_filter`.
         num_taps: length of the filter.
         order: number of samples in a projection, at least 1; usually 2 to 10. A
             sample costs about order * num_taps + order^3 operations.
@@ -101,17 +91,11 @@ def affine_projection_filter(
         eps: what is added to the diagonal of X X^H, >= 0, in units of |u|^2; may be
             traced. Rounding needs at least (num_taps + order) times the dtype's
             epsilon times the trace of X X^H; a smaller `eps` is replaced by that.
-        weights: first weights, shape (num_taps,), tap 0 for the newest sample; zeros
-            by default.
-        weight_history: False returns the last weights alone; see `lms_filter`.
+        weights: the first weights: see `lms_filter`.
+        weight_history: whether to return all weights: see `lms_filter`.
 
     Returns:
-        A `FilterResult` of arrays in the widest dtype among u, d and weights
-        (float32 at least):
-        weights: (T, num_taps); row t holds the weights after the update with sample
-            t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
-        outputs: (T,), sum_i w_i x_t,i with the weights before that update.
-        errors: (T,), d - outputs: the first entry of each e_t.
+        A `FilterResult`, as `lms_filter` does; its errors are the first of each e_t.
 
     Raises:
         ValueError: as `lms_filter`, and if `order` is not a whole number of at least 1
@@ -134,23 +118,17 @@ def affine_projection_filter(
     check_scalar("step_size", step_size, allow_zero=False)
     check_scalar("eps", eps, allow_zero=True)
     order = check_count("order", order, "a projection takes at least one sample")
-    u, d, weights = check_signals(u, d, num_taps, weights)
-    return _run_affine_projection(u, d, weights, step_size, eps, order, weight_history)
+    numbers = (step_size, eps)
+    rule = _affine_projection_rule
+    return run_filter(
+        rule, u, d, num_taps, weights, weight_history, numbers, static=(order,)
+    )
 
 
-@functools.partial(jax.jit, static_argnames="weight_history")
-def _run_rls(
-    u: jax.Array,
-    d: jax.Array,
-    weights: jax.Array,
-    forgetting: ArrayLike,
-    delta: ArrayLike,
-    weight_history: bool,
-) -> FilterResult:
-    num_taps, real_dtype = weights.size, jnp.finfo(u.dtype).dtype
-    forgetting = jnp.asarray(forgetting, real_dtype)
-    delta = jnp.asarray(delta, real_dtype)
-    epsilon = jnp.finfo(real_dtype).eps
+def _rls_rule(
+    weights: jax.Array, forgetting: jax.Array, delta: jax.Array
+) -> tuple[jax.Array, Update]:
+    num_taps, epsilon = weights.size, jnp.finfo(weights.dtype).eps
 
     # The state is a square root of P, P = root root^H: rounding then leaves P
     # Hermitian and positive, and halves the digits that an ill-conditioned P takes.
@@ -175,8 +153,7 @@ def _run_rls(
         root, _ = absorb(root, jnp.sqrt(epsilon * power) * jnp.conj(tap), 1.0)
         return weights + gain * sample.error, root
 
-    root = jnp.eye(num_taps, dtype=u.dtype) / jnp.sqrt(delta)
-    return scan_filter(u, d, weights, root, update, weight_history=weight_history)
+    return jnp.eye(num_taps, dtype=weights.dtype) / jnp.sqrt(delta), update
 
 
 def rls_filter(
@@ -209,8 +186,8 @@ def rls_filter(
     rate of convergence depends neither on the input's level nor on its colour.
 
     Args:
-        u: the input, shape (T,), real or complex.
-        d: the desired output, shape (T,).
+        u: the input: see `lms_filter`.
+        d: the desired output: see `lms_filter`.
         num_taps: length of the filter. A sample costs about 5 num_taps^2
             multiplications and additions.
         forgetting: beta, 0 < beta <= 1; may be traced. The filter remembers about
@@ -218,17 +195,11 @@ def rls_filter(
             never forgets and does not follow a system that changes.
         delta: the weight of the first guess, > 0, in units of |u|^2; may be traced. A
             small one trusts the first samples, a large one `weights`.
-        weights: first weights, shape (num_taps,), tap 0 for the newest sample; zeros
-            by default.
-        weight_history: False returns the last weights alone; see `lms_filter`.
+        weights: the first weights: see `lms_filter`.
+        weight_history: whether to return all weights: see `lms_filter`.
 
     Returns:
-        A `FilterResult` of arrays in the widest dtype among u, d and weights
-        (float32 at least):
-        weights: (T, num_taps); row t holds the weights after the update with sample
-            t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
-        outputs: (T,), sum_i w_i x_t,i with the weights before that update.
-        errors: (T,), d - outputs.
+        A `FilterResult`, as `lms_filter` does.
 
     Raises:
         ValueError: as `lms_filter` (of `step_size`, which this filter has not, apart),
@@ -266,5 +237,5 @@ def rls_filter(
             f"forgetting={forgetting!r}: give a number in (0, 1]; 1 never forgets"
         )
     check_scalar("delta", delta, allow_zero=False)
-    u, d, weights = check_signals(u, d, num_taps, weights)
-    return _run_rls(u, d, weights, forgetting, delta, weight_history)
+    numbers = (forgetting, delta)
+    return run_filter(_rls_rule, u, d, num_taps, weights, weight_history, numbers)
