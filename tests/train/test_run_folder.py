@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from train import provenance
 from train.config import RunConfig
 from train.errors import UserError
 from train.run import files
@@ -187,3 +188,43 @@ def test_replaced_images_are_noticed_if_a_fingerprint_was_recorded(tmp_path, cap
     old.check_dataset(now)
     old.warn_without_fingerprint()
     assert "without a fingerprint of the data" in capsys.readouterr().err
+
+
+NOW = {
+    "devices": ["cpu", "cpu"],
+    "cores": 2,
+    "chunk_steps": 1,
+    "versions": {"jax": "0.10.2", "jaxlib": "1", "flax": "1", "optax": "1"},
+}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        (NOW, []),
+        ({}, []),
+        (NOW | {"cores": 8}, ["CPU cores were 8, are 2"]),
+        (NOW | {"devices": ["cpu"]}, ["devices were 1 x cpu, are 2 x cpu"]),
+        (NOW | {"chunk_steps": 50}, ["steps per compiled call were 50, are 1"]),
+        (NOW | {"versions": {"jax": "0.9"}}, ["jax was 0.9, is 0.10.2"]),
+    ],
+)
+def test_what_may_change_the_last_bits_is_told(recorded, expected):
+    assert provenance.changes(recorded, NOW) == expected
+
+
+def test_an_accelerators_bits_do_not_depend_on_cores():
+    now = NOW | {"devices": ["NVIDIA H100"]}
+    assert provenance.changes(now | {"cores": 8}, now) == []
+
+
+def test_a_resume_on_other_cores_is_warned_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "_cores", lambda: 4)
+    folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA, chunk_steps=1)
+    environment = run_folder.load(folder.path).record["environment"]
+    assert (environment["cores"], environment["chunk_steps"]) == (4, 1)
+    folder.warn_of_changes(1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(provenance, "_cores", lambda: 2)
+    folder.warn_of_changes(1)
+    assert "Warning: CPU cores were 4, are 2. From here on" in capsys.readouterr().err

@@ -68,18 +68,25 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     )
     experiment = Experiment(config, dataset)
     progress = experiment.start()
+    chunk_steps = max(experiment.chunk_lengths())
     if config.resume is None:
         description = dataset.describe()
         folder = run_folder.load(
             Path(
                 distributed.from_first(
-                    lambda: str(lock.take(run_folder.create(config, description).path))
+                    lambda: str(
+                        lock.take(
+                            run_folder.create(config, description, chunk_steps).path
+                        )
+                    )
                 )
             )
         )
     else:
         folder.check_dataset(dataset.describe())
-        folder.warn_without_fingerprint()
+        if distributed.is_first():
+            folder.warn_without_fingerprint()
+            folder.warn_of_changes(chunk_steps)
     distributed.advise(
         "Start all processes again with --resume instead of --run-dir: "
         f"python -m train --resume {_short(folder.path)}"

@@ -94,6 +94,18 @@ class RunFolder:
                     "started with, or start a new run."
                 )
 
+    def warn_of_changes(self, chunk_steps: int) -> None:
+        """Says so if a run that goes on may differ in its last bits."""
+        changes = provenance.changes(
+            self.record.get("environment", {}), provenance.describe(chunk_steps)
+        )
+        if changes:
+            print(
+                f"Warning: {'; '.join(changes)}. From here on the last bits of the "
+                f"results may differ from those of {self.path} uninterrupted.",
+                file=sys.stderr,
+            )
+
     def warn_without_fingerprint(self) -> None:
         """Says so if images may have been replaced unnoticed."""
         if not self.has_fingerprint:
@@ -105,12 +117,15 @@ class RunFolder:
             )
 
 
-def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
+def create(
+    config: RunConfig, dataset: dict[str, Any], chunk_steps: int | None = None
+) -> RunFolder:
     """Makes a new run folder; never one that is there already.
 
     Args:
         config: the run's options.
         dataset: from `ImageDataset.describe`.
+        chunk_steps: the steps in the longest of its programs, for the record.
 
     Returns:
         The folder, with its record written.
@@ -131,7 +146,7 @@ def create(config: RunConfig, dataset: dict[str, Any]) -> RunFolder:
     values = {
         "config": config.to_json(),
         "dataset": dataset,
-        "environment": provenance.describe(),
+        "environment": provenance.describe(chunk_steps),
     }
     # Of two commands that found the folder empty one comes first.
     files.create(path / RECORD, _encode(values))

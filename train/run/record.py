@@ -13,7 +13,13 @@ from train.config import RunConfig
 _PARTS = {
     "config": {},
     "dataset": {"fingerprint": str},
-    "environment": {"commit": str | None, "devices": list[str]},
+    "environment": {
+        "commit": str | None,
+        "devices": list[str],
+        "versions": dict,
+        "cores": int | None,
+        "chunk_steps": int | None,
+    },
 }
 
 
