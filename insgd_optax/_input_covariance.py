@@ -282,6 +282,7 @@ def scale_by_input_covariance(
         old = {path: scaled[path] for path in totals}
         if old:
             any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
+            any_rows = _after(any_rows, [grads[path] for path in totals])
             # A loop of no or one round: unlike `lax.cond` it leaves the matrices where
             # they are, and does not copy them in steps that bring nothing.
             _, (new, failed) = jax.lax.while_loop(
@@ -320,6 +321,24 @@ def naming(path: Path) -> Iterator[None]:
             " max_dim is given, give the capture and the optimizer the same; else"
             f" {_LIKE}"
         ) from error
+
+
+def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:
+    """The flag, computed after the arrays.
+
+    XLA schedules what depends on the forward pass alone in the middle of the backward
+    pass, where memory is scarcest, and drops `optimization_barrier` before it does so.
+    It does not know that a sign bit, shifted right as a signed number, is 0 or -1.
+    """
+
+    def depending(flag: jax.Array, *arrays: jax.Array) -> jax.Array:
+        firsts = [x[(0,) * x.ndim].astype(jnp.float32) for x in arrays]
+        bits = jax.lax.bitcast_convert_type(jnp.stack(firsts), jnp.int32)
+        return flag & ((bits >> 31) <= 0).all()
+
+    return jax.lax.platform_dependent(
+        flag, *arrays, cpu=depending, default=lambda flag, *_: flag
+    )
 
 
 def _check_real(path: Path, weight: Any) -> None:
