@@ -52,7 +52,7 @@ _OF_SCHEDULE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class TrainingConfig:
     """What is trained, on what and for how long: all of a run but its optimizer."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
@@ -152,7 +152,7 @@ class Setting:
                 f"warm-up, got {self.milestones}"
             )
         for name in sorted(_without_effect(self.schedule)):
-            if getattr(self, name) != getattr(Setting, name):
+            if getattr(self, name) != getattr(TrainingConfig, name):
                 raise ValueError(
                     f"{option(name)} has no effect with --schedule {self.schedule}: "
                     "leave it out, or give another schedule"
@@ -200,7 +200,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(Setting):
+class RunConfig(TrainingConfig):
     """Train a network on images and write the results to a run folder."""
 
     optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = "insgd-l2"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import insgd_optax
 from train.training import distributed, optimizers, parallel, programs
-from train.training.state import Progress, create_state
+from train.training.state import LoopState, create_state
 from train.training.step import train_step
 
 from .stripes import stripes
@@ -64,21 +64,23 @@ def run_steps(devices, batch_norm, dtype, num_steps):
             num_steps=1,
             batching=programs.Batching(batch_size=16, steps_per_epoch=3),
             preprocessing=dataset.preprocessing,
-            share=devices.share,
+            local_shard=devices.local_shard,
         ),
         donate_state=True,
     )
-    totals = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
+    metric_sums = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
     rng = jax.random.key(5)
-    arrays = devices.put((*dataset.train, rng))
-    progress = devices.put(Progress(state, totals))
+    arrays = devices.replicate((*dataset.train, rng))
+    progress = devices.replicate(LoopState(state, metric_sums))
     for step in range(num_steps):
-        order = devices.put(programs.shuffle(rng, step // 3, len(dataset.train.labels)))
+        order = devices.replicate(
+            programs.shuffle(rng, step // 3, len(dataset.train.labels))
+        )
         progress = program(*progress, order, *arrays)
-    state, totals = jax.device_get(progress)
+    state, metric_sums = jax.device_get(progress)
     assert state.step == num_steps
     trained = (state.params, jax.tree.leaves(state.opt_state), state.batch_stats)
-    return (*trained, totals), insgd_optax.input_powers(state.opt_state)
+    return (*trained, metric_sums), insgd_optax.input_powers(state.opt_state)
 
 
 def run_case(name):

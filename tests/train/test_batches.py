@@ -141,8 +141,8 @@ def test_each_test_image_counts_once_in_some_process(batch_size):
         load = batches.EvaluationBatches(records, CROPS, batch_size, rows)
         for batch in made(load, 0, -(-NUM_RECORDS // batch_size), 0):
             assert batch.images.shape == (len(rows), 8, 8, 3)
-            for image, label, counts in zip(*batch, strict=True):
-                if counts:
+            for image, label, valid in zip(*batch, strict=True):
+                if valid:
                     seen.append(int(label))
                     with Image.open(io.BytesIO(records.encoded[label])) as opened:
                         np.testing.assert_array_equal(image, CROPS.test(opened))

@@ -11,7 +11,7 @@ import models
 from train.errors import UserError
 from train.run.checkpoints import Checkpoints
 from train.training import optimizers, programs
-from train.training.state import Progress, create_state
+from train.training.state import LoopState, create_state
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def progress(batch_norm=True, name="insgd-l2"):
     ).tx
     model = models.create("custom_cnn", batch_norm=batch_norm)
     state = create_state(model, tx, jax.random.key(0), (8, 8, 1))
-    return Progress(state, programs.zero_totals())
+    return LoopState(state, programs.zero_metric_sums())
 
 
 def test_a_train_state_comes_back_bit_by_bit(checkpoints):
@@ -90,6 +90,15 @@ def test_a_train_state_comes_back_bit_by_bit(checkpoints):
         assert isinstance(got, jax.Array)
         assert got.dtype == expected.dtype
         np.testing.assert_array_equal(got, expected)
+
+
+def test_a_loop_state_is_saved_under_the_keys_of_earlier_versions(checkpoints):
+    state = {"step": jnp.zeros(())}
+    saved = LoopState(state, {"loss": jnp.ones(())})
+    checkpoints.save(3, saved.to_checkpoint(), None)
+
+    like = {"state": {"step": jnp.zeros(())}, "totals": {"loss": jnp.zeros(())}}
+    assert checkpoints.restore(3, like=like)["totals"]["loss"] == 1
 
 
 @pytest.mark.parametrize("other", [{"batch_norm": False}, {"name": "sgd"}])

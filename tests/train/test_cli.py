@@ -24,6 +24,7 @@ from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 from train.training import programs
+from train.training.state import LoopState
 
 from .tiny_cnn import TinyCNN
 
@@ -70,11 +71,10 @@ def final_state(path, dataset):
     """Everything in the latest checkpoint of a run."""
     config = run_folder.load(path).config
     checkpoints = Checkpoints(path / "checkpoints")
-    state = checkpoints.restore(
-        checkpoints.latest_step, like=Experiment(config, dataset).start()
-    )
+    like = Experiment(config, dataset).start().to_checkpoint()
+    tree = checkpoints.restore(checkpoints.latest_step, like=like)
     checkpoints.close()
-    return jax.device_get(state)
+    return LoopState.from_checkpoint(jax.device_get(tree))
 
 
 def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):

@@ -13,7 +13,7 @@ from train.config import RunConfig
 from train.data.registry import Split
 from train.experiments import series, variants
 from train.experiments.rates.points import Point, usable_range
-from train.experiments.results import Spread
+from train.experiments.results import MeanStd
 from train.run import folder as run_folder
 from train.run import plots
 from train.run.experiment import Experiment
@@ -157,7 +157,7 @@ def test_of_a_run_made_longer_the_first_epochs_count(train, compared, capsys):
     config = run_folder.load(compared).config
     change_record(compared, "config", epochs=3)
     config = dataclasses.replace(config, run_dir=None)
-    assert [row["epoch"] for row in series.finished(config)] == [1, 2]
+    assert [row["epoch"] for row in series.finished_metrics(config)] == [1, 2]
     assert train(*COMPARE) == 0
 
 
@@ -167,10 +167,10 @@ def test_a_relative_folder_is_another_run_elsewhere(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         config = RunConfig(dataset="folder:images", runs_dir=tmp_path)
-        places.add(series.place(config))
+        places.add(series.run_path(config))
     absolute = dataclasses.replace(config, dataset=f"folder:{tmp_path}/there/images")
     assert len(places) == 2
-    assert series.place(absolute) in places
+    assert series.run_path(absolute) in places
 
 
 def test_corrupt_images_left_out_must_be_allowed_again(
@@ -279,7 +279,7 @@ def test_sweep_shows_rates_given_and_taken(train, tmp_path, capsys):
 
 def points(*accuracies):
     return [
-        Point(10.0**number, 10.0**number / 8, Spread(accuracy, None), 1)
+        Point(10.0**number, 10.0**number / 8, MeanStd(accuracy, None), 1)
         for number, accuracy in enumerate(accuracies)
     ]
 

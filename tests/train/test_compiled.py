@@ -10,7 +10,7 @@ from train.config import RunConfig
 from train.run import loop
 from train.run.experiment import Experiment
 from train.training import programs
-from train.training.state import Progress
+from train.training.state import LoopState
 
 from .tiny_cnn import TinyCNN
 
@@ -41,9 +41,9 @@ def test_chunks_move_nothing_between_host_and_device(experiment, way):
 
 def chunk_program(experiment, progress, num_steps):
     """The lowered program of a chunk of the first epoch."""
-    feed = experiment._feed
-    program = feed._chunk_program(num_steps)
-    return program.lower(*progress, feed._order(0), *feed._train)
+    trainer = experiment._trainer
+    program = trainer._chunk_program(num_steps)
+    return program.lower(*progress, trainer._order(0), *trainer._train)
 
 
 def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
@@ -53,7 +53,7 @@ def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
 
     lowered = chunk_program(one, progress, 3)
 
-    images = one._feed._train[0]
+    images = one._trainer._train[0]
     assert images.dtype == jnp.uint8
     text = lowered.as_text()
     assert "callback" not in text
@@ -98,9 +98,9 @@ def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
             return [2, 2, 2]
 
         def train_chunk(self, progress, first, num_steps):
-            step = progress.totals["loss"].step + num_steps
+            step = progress.metric_sums["loss"].step + num_steps
             events.append(f"start {step}")
-            return Progress(FakeState(), {"loss": Total(step), "finite_steps": 6})
+            return LoopState(FakeState(), {"loss": Total(step), "finite_steps": 6})
 
         def count_finite(self, progress):
             return progress
@@ -111,7 +111,7 @@ def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
     monkeypatch.setattr(loop, "_row", lambda experiment, progress, step: {})
     loop.fit(
         FakeExperiment(),
-        Progress(FakeState(), {"loss": Total(0), "finite_steps": 0}),
+        LoopState(FakeState(), {"loss": Total(0), "finite_steps": 0}),
         1,
         stopped=lambda: False,
         on_epoch=lambda progress, row: None,

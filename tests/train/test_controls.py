@@ -10,10 +10,10 @@ def test_sgd_takes_what_insgd_and_its_bound_left_of_the_rate(monkeypatch):
         {"mean_multiplier": 0.5, "train_polyak_scale": 0.1},
         {"mean_multiplier": 0.5, "train_polyak_scale": 0.3},
     ]
-    monkeypatch.setattr(series, "finished", lambda config: rows)
+    monkeypatch.setattr(series, "finished_metrics", lambda config: rows)
     row = [RunConfig(learning_rate=2.0, polyak_factor=0.3)]
-    (sgd,) = controls.of(row)["SGD at INSGD's effective rate"]
+    (sgd,) = controls.controls_for(row)["SGD at INSGD's effective rate"]
     assert (sgd.optimizer, sgd.learning_rate, sgd.polyak_factor) == ("sgd", 0.2, None)
     # The others differ in one thing, and keep the bound.
-    (layer,) = controls.of(row)["scope layer"]
+    (layer,) = controls.controls_for(row)["scope layer"]
     assert (layer.scope, layer.polyak_factor) == ("layer", 0.3)

@@ -61,25 +61,25 @@ def run(chunks, padding=1):
         jnp.zeros((2, STEPS), jnp.uint32),
         jnp.zeros((2, STEPS)),
     )
-    totals = []
-    progress = (state, programs.zero_totals())
+    metric_sums = []
+    progress = (state, programs.zero_metric_sums())
     rng = jax.random.key(0)
     for num_steps in chunks:
         order = programs.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
         progress = program(num_steps)(*progress, order, images, labels, rng)
-        totals.append(progress.totals)
-    return progress.state, totals
+        metric_sums.append(progress.metric_sums)
+    return progress.state, metric_sums
 
 
 def test_samples_are_seen_at_most_once_an_epoch_in_another_order_each_time():
-    state, totals = run([STEPS, STEPS])
+    state, metric_sums = run([STEPS, STEPS])
 
     seen = np.asarray(state.seen)
     assert seen.max() == 1
     assert seen.sum(axis=1).tolist() == [BATCH_SIZE * STEPS] * 2
     assert seen[0].tolist() != seen[1].tolist()  # Others are left out.
     # Totals start anew: mean label x steps, of this epoch alone.
-    for row, total in zip(seen, totals, strict=True):
+    for row, total in zip(seen, metric_sums, strict=True):
         expected = row @ np.arange(NUM_SAMPLES) / BATCH_SIZE
         assert total["loss"] == pytest.approx(expected)
         assert total["top1"] == STEPS

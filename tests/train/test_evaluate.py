@@ -63,11 +63,11 @@ def test_scores_are_means_over_all_samples(
             # Augmentation is for training: it must not be applied here.
             preprocessing=Preprocessing((0.4,), (0.2,), Augmentation(2, True)),
             axis_name=devices.axis_name,
-            share=devices.share,
+            local_shard=devices.local_shard,
         )
     )
 
-    got = program(*devices.put((state, images, labels)))
+    got = program(*devices.replicate((state, images, labels)))
 
     inputs = ((images / 255 - 0.4) / 0.2).reshape(num_samples, -1)
     kernel = np.asarray(state.params["Dense_0"]["kernel"], np.float64)

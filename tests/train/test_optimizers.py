@@ -154,8 +154,8 @@ def test_a_polyak_factor_bounds(x64, name):
     _, state = optimizer.tx.update(
         PARAMS, optimizer.tx.init(PARAMS), PARAMS, input_norms=NORMS, value=1.0
     )
-    assert 0 < optimizer.measures["polyak_scale"](state) < 1
-    assert optimizers.create(name, 50.0, **SETTINGS).measures == {}
+    assert 0 < optimizer.extra_metrics["polyak_scale"](state) < 1
+    assert optimizers.create(name, 50.0, **SETTINGS).extra_metrics == {}
 
 
 def test_rates_that_are_found_by_the_optimizer_are_optax_s(x64):

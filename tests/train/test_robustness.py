@@ -8,14 +8,14 @@ from PIL import Image
 
 from train import cli
 from train.experiments import plots, series
+from train.experiments.mean_std import MeanStd
 from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import Point, spanned_range
-from train.experiments.spread import Spread
 
 
 def points(accuracies):
     return [
-        Point(rate, rate, Spread(float(value), None), 1)
+        Point(rate, rate, MeanStd(float(value), None), 1)
         for rate, value in accuracies.items()
     ]
 

@@ -113,7 +113,7 @@ def write_metrics(config, path):
 
 def held(config):
     """A lock as another process has it."""
-    path = series.place(config)
+    path = series.run_path(config)
     path.mkdir(exist_ok=True)
     lock = RunLock()
     lock.take(path)
@@ -132,7 +132,7 @@ def test_a_series_waits_for_what_others_run_and_takes_over(
         sleeps.append(seconds)
         if len(sleeps) == 3:  # The other's runs end one after the other.
             if other_finishes:
-                write_metrics(third, series.place(third))
+                write_metrics(third, series.run_path(third))
             locks[2].__exit__()
         if len(sleeps) == 6:
             locks[0].__exit__()
@@ -141,10 +141,10 @@ def test_a_series_waits_for_what_others_run_and_takes_over(
     assert series.complete(configs) == 0
 
     assert ran == ([1, 0] if other_finishes else [1, 2, 0])
-    assert all(series.finished(config) for config in configs)
+    assert all(series.finished_metrics(config) for config in configs)
     out = capsys.readouterr().out
     assert out.count("Waiting for what other processes run:") == 1
-    assert str(series.place(third)) in out
+    assert str(series.run_path(third)) in out
     assert "Run 2 of 3 to do:" in out
 
 
@@ -154,8 +154,8 @@ def test_a_finished_run_is_not_waited_for(configs, ran, monkeypatch):
     with held(first):
 
         def sleep(seconds):
-            assert series.finished(first) is None
-            write_metrics(first, series.place(first))
+            assert series.finished_metrics(first) is None
+            write_metrics(first, series.run_path(first))
 
         monkeypatch.setattr(series.time, "sleep", sleep)
         assert series.complete(configs) == 0
@@ -168,8 +168,8 @@ def test_what_another_finished_meanwhile_is_not_run(configs, ran, monkeypatch):
     def run(config, lock):
         if config.seed == 0:
             last = configs[2]
-            series.place(last).mkdir()
-            write_metrics(last, series.place(last))
+            series.run_path(last).mkdir()
+            write_metrics(last, series.run_path(last))
         return finish(config, lock)
 
     monkeypatch.setattr(series, "run", run)
@@ -179,8 +179,8 @@ def test_what_another_finished_meanwhile_is_not_run(configs, ran, monkeypatch):
 
 def test_a_run_left_before_its_record_was_written_is_run(configs, ran):
     held(configs[0]).__exit__()
-    assert [path.name for path in series.place(configs[0]).iterdir()] == ["lock"]
-    config = dataclasses.replace(configs[0], run_dir=series.place(configs[0]))
+    assert [path.name for path in series.run_path(configs[0]).iterdir()] == ["lock"]
+    config = dataclasses.replace(configs[0], run_dir=series.run_path(configs[0]))
     assert run_folder.create(config, {}).path == config.run_dir
     with pytest.raises(UserError, match="exists already"):
         run_folder.create(config, {})

@@ -76,13 +76,13 @@ def test_each_device_computes_its_share_alone(way):
     devices = parallel.create(way)
 
     def program(state, images):
-        share = devices.share(images)
+        share = devices.local_shard(images)
         shapes.append(share.shape)
         return state + (share @ state).mean() * 0
 
     shapes = []
-    state = devices.put(np.ones((32, 32), np.float32))
-    images = devices.put(np.ones((64, 32), np.float32))
+    state = devices.replicate(np.ones((32, 32), np.float32))
+    images = devices.replicate(np.ones((64, 32), np.float32))
     compiled = devices.compile(program)
     np.testing.assert_array_equal(compiled(state, images), state)
     text = jax.jit(compiled).lower(state, images).compile().as_text()
@@ -104,13 +104,13 @@ def test_a_step_has_one_collective_and_two_for_each_batch_normalization(
     def program(state, batch):
         return train_step(
             state,
-            devices.share(batch),
+            devices.local_shard(batch),
             jax.random.key(0),
             capture=optimizer.capture,
             axis_name=devices.axis_name,
         )
 
-    arrays = devices.put((state, batch))
+    arrays = devices.replicate((state, batch))
     text = devices.compile(program).lower(*arrays).compile().as_text()
     # Batch normalization needs the whole batch's statistics on its way forward, and
     # their gradients on its way back.

@@ -63,7 +63,7 @@ def final_state(path):
     checkpoints = Checkpoints(path / "checkpoints")
     config = cli.run_folder.load(path).config
     dataset = registry.load(config.dataset, config.load_options)
-    like = Experiment(config, dataset).start()
+    like = Experiment(config, dataset).start().to_checkpoint()
     state = checkpoints.restore(checkpoints.latest_step, like=like)
     checkpoints.close()
     return state

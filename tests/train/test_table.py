@@ -59,7 +59,9 @@ def test_rows_stand_beside_the_papers_and_are_not_run_again(
     assert sgd["effective_rates"] == [0.1, 0.1]
     for row in values["rows"]:
         runs = [
-            series.finished(series.run_folder.load(tmp_path / "runs" / name).config)
+            series.finished_metrics(
+                series.run_folder.load(tmp_path / "runs" / name).config
+            )
             for name in row["runs"]
         ]
         assert row["measured"] == results.accuracies(runs).to_json()
@@ -124,7 +126,7 @@ def test_controls_stand_below_insgd(table, tmp_path, capsys):
     assert sgd["optimizer"] == "sgd"
     assert sgd["learning_rates"] == pytest.approx(insgd["effective_rates"], rel=5e-3)
     config = series.run_folder.load(tmp_path / "runs" / insgd["runs"][0]).config
-    rows = series.finished(config)
+    rows = series.finished_metrics(config)
     mean = sum(row["mean_multiplier"] for row in rows) / 2
     assert insgd["effective_rates"] == pytest.approx([0.1 * mean])
     assert layer["optimizer"] == log1p["optimizer"] == "insgd-l2"
@@ -170,7 +172,7 @@ def test_the_same_options_are_the_same_run_wherever_it_is_computed(tmp_path):
     three = presets.config(presets.TABLES[3], row, 0, "cifar10", 200, parallel="jit")
     row = presets.TABLES[4].rows[0]
     four = presets.config(presets.TABLES[4], row, 0, "cifar10", 200, parallel="pmap")
-    assert series.place(three) == series.place(four)
+    assert series.run_path(three) == series.run_path(four)
     for change in ({"seed": 1}, {"epochs": 100}, {"momentum": 0.8}):
         other = dataclasses.replace(three, **change)
-        assert series.place(other) != series.place(three)
+        assert series.run_path(other) != series.run_path(three)

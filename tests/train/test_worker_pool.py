@@ -94,8 +94,8 @@ def test_workers_share_runs_cores_and_memory(
     assert f"{folder(tmp_path)}/worker-*.log" in out
     assert "5/5" in err
     runs = json.loads((folder(tmp_path) / "runs.json").read_text())
-    assert [series.place(RunConfig.from_json(values)) for values in runs] == [
-        series.place(config) for config in configs
+    assert [series.run_path(RunConfig.from_json(values)) for values in runs] == [
+        series.run_path(config) for config in configs
     ]
     first, second = shares(tmp_path)
     for share in (first, second):
@@ -225,19 +225,19 @@ def test_a_worker_completes_the_runs_of_its_file(
     monkeypatch.setattr(worker.os, "read", lambda *_: threading.Event().wait())
 
     def complete(given):
-        places.extend(series.place(config) for config in given)
+        places.extend(series.run_path(config) for config in given)
         raise UserError("the data are gone")
 
     places = []
     monkeypatch.setattr(series, "complete", complete)
     assert worker.main() == 2
-    assert places == [series.place(config) for config in configs]
+    assert places == [series.run_path(config) for config in configs]
     assert sys.argv == ["worker", "sweep"]
     assert capsys.readouterr().err == "Error: the data are gone\n"
 
 
 def test_a_series_hands_over_what_is_missing(configs, monkeypatch, capsys):
-    first = dataclasses.replace(configs[0], run_dir=series.place(configs[0]))
+    first = dataclasses.replace(configs[0], run_dir=series.run_path(configs[0]))
     described = registry.load(first.dataset, first.load_options).describe()
     path = run_folder.create(first, described).path
     rows = [json.dumps(row(epoch)) for epoch in range(1, 21)]

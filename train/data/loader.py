@@ -38,7 +38,7 @@ class EvaluationBatch(NamedTuple):
 
     images: np.ndarray  # shape=(rows, side, side, 3), dtype=uint8
     labels: np.ndarray  # shape=(rows,), dtype=int32
-    counts: np.ndarray  # shape=(rows,), dtype=bool: False where it is filled up.
+    valid: np.ndarray  # shape=(rows,), dtype=bool: False where it is filled up.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,14 +94,14 @@ class EvaluationBatches:
 
     def __call__(self, number: int) -> EvaluationBatch:
         indices = number * self.batch_size + self.rows
-        counts = indices < len(self.records)
+        valid = indices < len(self.records)
         images = np.zeros((len(indices), self.crops.side, self.crops.side, 3), np.uint8)
         labels = np.zeros(len(indices), np.int32)
-        if counts.any():
-            images[counts], labels[counts] = _load(
-                self.records, indices[counts], lambda image, _: self.crops.test(image)
+        if valid.any():
+            images[valid], labels[valid] = _load(
+                self.records, indices[valid], lambda image, _: self.crops.test(image)
             )
-        return EvaluationBatch(images, labels, counts)
+        return EvaluationBatch(images, labels, valid)
 
 
 # Batches one after another, until it is closed, which ends the workers.

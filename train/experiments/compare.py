@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 
 from train import markdown
-from train.config import RunConfig, Setting
+from train.config import RunConfig, TrainingConfig
 from train.experiments import report_files, results, series, variants
 from train.experiments.paper import controls
 from train.experiments.workers import Processes
@@ -12,7 +12,7 @@ from train.run import plots
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig(Setting):
+class CompareConfig(TrainingConfig):
     """Train with several optimizers and plot test error over epochs; resumable."""
 
     optimizers: tuple[str, ...] = ("sgd", "adam", "insgd-l1", "insgd-l2")
@@ -41,7 +41,9 @@ def compare(config: CompareConfig) -> int:
         if not status:
             status = series.complete(series.by_seed(configs.values()), config.processes)
     finished = {
-        name: [rows for each in runs if each and (rows := series.finished(each))]
+        name: [
+            rows for each in runs if each and (rows := series.finished_metrics(each))
+        ]
         for name, runs in configs.items()
     }
     finished = {name: runs for name, runs in finished.items() if runs}
@@ -81,7 +83,7 @@ def _with_controls(
     extended, control_of = {}, {}
     for text, runs in configs.items():
         extended[text] = runs
-        for control, theirs in controls.of(runs).items():
+        for control, theirs in controls.controls_for(runs).items():
             name = f"{text}: {control}"
             extended[name], control_of[name] = theirs, text
     return extended, control_of

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from train.config import RunConfig
 from train.experiments import series
+from train.experiments.mean_std import MeanStd, mean_std
 from train.experiments.rates.points import Point
-from train.experiments.spread import Spread, spread
 from train.run import folder as run_folder
-from train.run.metrics import Row
+from train.run.metrics import EpochMetrics
 
 
 class Accuracies(NamedTuple):
@@ -20,9 +20,9 @@ class Accuracies(NamedTuple):
     """
 
     seeds: int
-    best: Spread
-    last: Spread
-    top5: Spread
+    best: MeanStd
+    last: MeanStd
+    top5: MeanStd
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -30,18 +30,18 @@ class Accuracies(NamedTuple):
         return {"seeds": self.seeds, **parts, "top5_at_best": self.top5._asdict()}
 
 
-def accuracies(runs: Sequence[Sequence[Row]]) -> Accuracies:
+def accuracies(runs: Sequence[Sequence[EpochMetrics]]) -> Accuracies:
     """Summarizes finished runs, at least one."""
     best = [max(rows, key=lambda row: row["test_top1"]) for rows in runs]
     return Accuracies(
         len(runs),
-        best=spread([100 * row["test_top1"] for row in best]),
-        last=spread([100 * rows[-1]["test_top1"] for rows in runs]),
-        top5=spread([100 * row["test_top5"] for row in best]),
+        best=mean_std([100 * row["test_top1"] for row in best]),
+        last=mean_std([100 * rows[-1]["test_top1"] for rows in runs]),
+        top5=mean_std([100 * row["test_top5"] for row in best]),
     )
 
 
-def mean_multiplier(rows: Sequence[Row]) -> float:
+def mean_multiplier(rows: Sequence[EpochMetrics]) -> float:
     """What INSGD and a Polyak bound multiplied the learning rate by, over the epochs.
 
     INSGD's is the mean over all scaled parameters at the end of each epoch; a bound's
@@ -55,7 +55,7 @@ def mean_multiplier(rows: Sequence[Row]) -> float:
 
 def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
     """What came of runs that differ by their seed; None if none is finished."""
-    runs = [rows for config in configs if (rows := series.finished(config))]
+    runs = [rows for config in configs if (rows := series.finished_metrics(config))]
     if not runs:
         return None
     rate = configs[0].initial_learning_rate
@@ -67,12 +67,12 @@ def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
     )
 
 
-def origins(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
+def provenance(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
     """Which commits and devices finished runs came from."""
     environments = [
-        run_folder.load(series.place(config)).record.get("environment", {})
+        run_folder.load(series.run_path(config)).record.get("environment", {})
         for config in configs
-        if series.finished(config)
+        if series.finished_metrics(config)
     ]
     devices = {device for each in environments for device in each.get("devices", [])}
     return {

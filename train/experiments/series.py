@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from train.config import FREE_ON_RESUME, RunConfig, Setting, option
+from train.config import FREE_ON_RESUME, RunConfig, TrainingConfig, option
 from train.data import registry
 from train.errors import UserError
 from train.experiments import workers
@@ -27,7 +27,7 @@ from train.run.checkpoints import latest_rows
 from train.run.command import run
 from train.run.folder import RunFolder
 from train.run.lock import RunInProgress, RunLock
-from train.run.metrics import Row
+from train.run.metrics import EpochMetrics
 
 _POLL_SECONDS = 2.0
 _REMEDY = "Move that folder away to run it anew, or give another --runs-dir."
@@ -41,7 +41,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def place(config: RunConfig) -> Path:
+def run_path(config: RunConfig) -> Path:
     """The folder of the one run with these options."""
     default = RunConfig(optimizer=config.optimizer).to_json()
     options = config.to_json()
@@ -60,7 +60,7 @@ def place(config: RunConfig) -> Path:
     return config.runs_dir.expanduser().absolute() / name
 
 
-def finished(config: RunConfig) -> list[Row] | None:
+def finished_metrics(config: RunConfig) -> list[EpochMetrics] | None:
     """The metrics of each epoch of a run; None if it is not finished.
 
     Of a run that was made longer since, those of the first `config.epochs` epochs: no
@@ -87,7 +87,7 @@ def _existing(config: RunConfig) -> RunFolder | None:
     Raises:
         UserError: if its record is missing, or is not of this run.
     """
-    path = place(config)
+    path = run_path(config)
     # Metrics come after the record, which another process may be writing just now.
     if not RunFolder(path, {}).metrics.exists():
         return None
@@ -176,7 +176,7 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
     if processes < 1:
         raise UserError(f"--processes must be at least 1, got {processes}")
     _check_data(configs)
-    missing = [config for config in configs if finished(config) is None]
+    missing = [config for config in configs if finished_metrics(config) is None]
     print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
     if not missing:
         return 0
@@ -184,7 +184,7 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
         return workers.complete(
             missing,
             min(processes, len(missing)),
-            is_finished=lambda config: finished(config) is not None,
+            is_finished=lambda config: finished_metrics(config) is not None,
         )
     return _complete_here(missing)
 
@@ -192,11 +192,11 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
 def _complete_here(missing: Sequence[RunConfig]) -> int:
     _keep_compiled(missing[0].load_options.cache_dir / "compiled")
     waiting = False
-    numbers = {place(config): n for n, config in enumerate(missing, start=1)}
+    numbers = {run_path(config): n for n, config in enumerate(missing, start=1)}
     while missing:
         held = []
         for config in missing:
-            title = f"Run {numbers[place(config)]} of {len(numbers)} to do:"
+            title = f"Run {numbers[run_path(config)]} of {len(numbers)} to do:"
             try:
                 status = _finish(config, title)
             except RunInProgress as error:
@@ -205,9 +205,9 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
             if status:
                 print("The same command again goes on from here.")
                 return status
-            if finished(config) is None:
+            if finished_metrics(config) is None:
                 raise UserError(
-                    f"The run {place(config)} is at its end, but its metrics are not "
+                    f"The run {run_path(config)} is at its end, but its metrics are not "
                     f"whole. {_REMEDY}"
                 )
         if len(held) == len(missing):
@@ -216,7 +216,7 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
                 print(f"Waiting for what other processes run:\n{reasons}")
             waiting = True
             time.sleep(_POLL_SECONDS)
-        missing = [config for config, _ in held if finished(config) is None]
+        missing = [config for config, _ in held if finished_metrics(config) is None]
     return 0
 
 
@@ -226,12 +226,12 @@ def _finish(config: RunConfig, title: str) -> int:
     Raises:
         RunInProgress: if another process has the run.
     """
-    path = place(config)
+    path = run_path(config)
     run_folder.make(path, exist_ok=True)
     with RunLock() as lock:
         lock.take(path)
         # Another process may have run it since it was found missing.
-        if finished(config) is not None:
+        if finished_metrics(config) is not None:
             return 0
         print(title)
         where = "run_dir"
@@ -249,7 +249,7 @@ def _keep_compiled(folder: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def report_folder(command: str, config: Setting) -> Path:
+def report_folder(command: str, config: TrainingConfig) -> Path:
     """Makes the folder for what a command with these options makes of its runs."""
     options = {
         field.name: value

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from train.config import MOST_SEEDS, RunConfig, Setting, option, with_effect
+from train.config import MOST_SEEDS, RunConfig, TrainingConfig, option, with_effect
 from train.training import optimizers
 
 _CHANGES: dict[str, dict[str, Any]] = {
@@ -41,12 +41,12 @@ class Variant:
     learning_rate: float | None
 
     def config(
-        self, setting: Setting, seed: int, learning_rate: float | None = None
+        self, setting: TrainingConfig, seed: int, learning_rate: float | None = None
     ) -> RunConfig:
         """One run; a learning rate given takes the place of its own."""
         shared = {
             field.name: getattr(setting, field.name)
-            for field in dataclasses.fields(Setting)
+            for field in dataclasses.fields(TrainingConfig)
         }
         rate = self.learning_rate if learning_rate is None else learning_rate
         options = shared | {"optimizer": self.optimizer} | self.changes
@@ -90,7 +90,7 @@ def parse(text: str) -> Variant:
     return Variant(text, name, changes, learning_rate)
 
 
-def check(setting: Setting, texts: Sequence[str], seeds: int) -> None:
+def check(setting: TrainingConfig, texts: Sequence[str], seeds: int) -> None:
     """Raises a ValueError unless these are variants of a setting, and seeds a number.
 
     Args:
@@ -108,7 +108,7 @@ def check(setting: Setting, texts: Sequence[str], seeds: int) -> None:
             f"--seeds must be at least 1, at most {MOST_SEEDS}, got {seeds}"
         )
     for name, owners in optimizers.OPTIONS.items():
-        given = getattr(setting, name) != getattr(Setting, name)
+        given = getattr(setting, name) != getattr(TrainingConfig, name)
         if given and not any(optimizers.has_option(v.optimizer, name) for v in found):
             raise ValueError(
                 f"{option(name)} is of {owners}: it has no effect on "

@@ -19,11 +19,11 @@ from train.run.checkpoints import Checkpoints, Restored
 from train.run.experiment import Experiment
 from train.run.folder import RunFolder
 from train.run.lock import RunLock
-from train.run.metrics import MetricsWriter, Row
+from train.run.metrics import EpochMetrics, MetricsWriter
 from train.run.signals import StopRequest
-from train.run.warn import Warnings
+from train.run.warn import OnceWarner
 from train.training import distributed
-from train.training.state import Progress
+from train.training.state import LoopState
 
 # The exit status of a run that was stopped because it diverged.
 DIVERGED = 3
@@ -67,7 +67,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         | {f"data {k}": v for k, v in dataset.describe().items()}
     )
     experiment = Experiment(config, dataset)
-    progress = experiment.start()
+    loop_state = experiment.start()
     chunk_steps = max(experiment.chunk_lengths())
     if config.resume is None:
         description = dataset.describe()
@@ -93,11 +93,11 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     )
     checkpoints = Checkpoints(folder.checkpoints)
     stack.callback(checkpoints.close)
-    restored = checkpoints.restore_latest(like=progress)
+    restored = checkpoints.restore_latest(like=loop_state.to_checkpoint())
     if restored is not None:
-        progress = restored.tree
+        loop_state = LoopState.from_checkpoint(restored.tree)
         _set_damaged_aside(checkpoints, restored)
-    first_step = int(progress.state.step)
+    first_step = int(loop_state.state.step)
     _check_epochs(config, folder, first_step, experiment.steps_per_epoch)
     if config.resume is not None and distributed.is_first():
         folder.record_options(config)
@@ -123,22 +123,27 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
     if is_first:
         stack.callback(writer.close)
-    warnings = Warnings()
+    once_warner = OnceWarner()
     stop_in_any = False
 
-    def on_epoch(progress: Progress, row: Row) -> None:
+    def on_epoch(loop_state: LoopState, row: EpochMetrics) -> None:
         nonlocal stop_in_any
         rows.append(row)
         if is_first:
             lock.check()
             writer.write(row)
-        checkpoints.save(row["step"], progress, row["test_top1"], metrics.to_json(rows))
+        checkpoints.save(
+            row["step"],
+            loop_state.to_checkpoint(),
+            row["test_top1"],
+            metrics.to_json(rows),
+        )
         # Processes must stop at the same step, and agree on it here.
         stop_in_any = distributed.any_process(bool(stop))
         if not is_first:
             return
         progress_bars.write(_epoch_line(row, config.epochs))
-        for warning in warnings.new(row):
+        for warning in once_warner.new(row):
             progress_bars.write(f"Warning: {warning}", file=sys.stderr)
 
     def on_divergence(step: int) -> None:
@@ -151,9 +156,9 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     diverged = None
     with StopRequest() as stop:
         try:
-            progress = loop.fit(
+            loop_state = loop.fit(
                 experiment,
-                progress,
+                loop_state,
                 config.epochs,
                 stopped=lambda: stop_in_any if in_several else bool(stop),
                 on_epoch=on_epoch,
@@ -162,9 +167,11 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         except _Diverged as error:
             diverged = error
         else:
-            step = int(progress.state.step)
+            step = int(loop_state.state.step)
             lock.check()
-            checkpoints.save(step, progress, None, metrics.to_json(rows))
+            checkpoints.save(
+                step, loop_state.to_checkpoint(), None, metrics.to_json(rows)
+            )
         last_good = checkpoints.latest_step
         if is_first:
             plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
@@ -218,7 +225,7 @@ def _check_epochs(
         )
 
 
-def _epoch_line(row: Row, num_epochs: int) -> str:
+def _epoch_line(row: EpochMetrics, num_epochs: int) -> str:
     parts = [
         f"epoch {row['epoch']}/{num_epochs}",
         f"train loss {row['train_loss']:.4f}",
@@ -234,7 +241,7 @@ def _epoch_line(row: Row, num_epochs: int) -> str:
     return "  ".join(parts)
 
 
-def _closing_line(rows: list[Row], folder: RunFolder) -> str:
+def _closing_line(rows: list[EpochMetrics], folder: RunFolder) -> str:
     made = [folder.metrics, folder.plot, folder.multipliers_plot]
     names = ", ".join(path.name for path in made if path.exists())
     files = (

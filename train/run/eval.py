@@ -13,6 +13,7 @@ from train.errors import UserError
 from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
+from train.training.state import LoopState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ def evaluate(config: EvalConfig) -> int:
     folder.warn_without_fingerprint()
     experiment = Experiment(run_config, dataset)
     checkpoints = Checkpoints(folder.checkpoints)
-    start = experiment.start()
+    start = experiment.start().to_checkpoint()
     restored = (
         checkpoints.restore_best(like=start)
         if config.checkpoint == "best"
@@ -53,7 +54,8 @@ def evaluate(config: EvalConfig) -> int:
         )
     if restored.warning is not None:
         print(f"Warning: {restored.warning}", file=sys.stderr)
-    scores = jax.device_get(experiment.evaluate(restored.tree.state))
+    state = LoopState.from_checkpoint(restored.tree).state
+    scores = jax.device_get(experiment.evaluate(state))
     print(
         f"{config.checkpoint} checkpoint, step {restored.step}, on "
         f"{dataset.num_test} test images: loss {scores['loss']:.4f}, "

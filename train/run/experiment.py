@@ -18,11 +18,11 @@ from train.errors import UserError
 from train.training import optimizers, parallel, schedules
 from train.training import programs as epoch
 from train.training.covariance import sown_shapes
-from train.training.in_memory import InMemoryFeed
+from train.training.in_memory import InMemoryTrainer
 from train.training.multipliers import MultiplierSummary, summarize
-from train.training.state import Progress, TrainState, create_state
+from train.training.state import LoopState, TrainState, create_state
 from train.training.step import train_step
-from train.training.streamed import StreamedFeed
+from train.training.streamed import StreamedTrainer
 
 
 class Experiment:
@@ -73,7 +73,7 @@ class Experiment:
             sown_shapes=self._sown_shapes,
         )
         self._init_rng, run_rng = jax.random.split(jax.random.key(config.seed))
-        self._feed = self._create_feed(run_rng)
+        self._trainer = self._create_trainer(run_rng)
         self._multipliers_program = self._optimizer.multipliers and jax.jit(
             self._optimizer.multipliers
         )
@@ -129,27 +129,27 @@ class Experiment:
     def _unfit(self, error: models.NetworkError) -> UserError:
         return UserError(f"{self._config.model} on {self._dataset.name}: {error}")
 
-    def _create_feed(self, rng: jax.Array) -> InMemoryFeed | StreamedFeed:
+    def _create_trainer(self, rng: jax.Array) -> InMemoryTrainer | StreamedTrainer:
         config = self._config
         step_fn = functools.partial(
             train_step,
             capture=self._optimizer.capture,
-            measures=self._optimizer.measures,
+            extra_metrics=self._optimizer.extra_metrics,
             axis_name=self._devices.axis_name,
         )
         batching = epoch.Batching(config.batch_size, self.steps_per_epoch)
         programs = self._devices, step_fn, batching, rng
         if isinstance(self._dataset, StreamedDataset):
-            return StreamedFeed(
+            return StreamedTrainer(
                 self._dataset,
                 *programs,
                 seed=config.seed,
                 num_steps=config.epochs * self.steps_per_epoch,
                 num_workers=config.num_data_workers,
             )
-        return InMemoryFeed(self._dataset, *programs)
+        return InMemoryTrainer(self._dataset, *programs)
 
-    def start(self) -> Progress:
+    def start(self) -> LoopState:
         """The run before its first step.
 
         Raises:
@@ -164,26 +164,30 @@ class Experiment:
             )
         except models.NetworkError as error:
             raise self._unfit(error) from error
-        return self._devices.put(
-            Progress(state, epoch.zero_totals(self._optimizer.measures))
+        return self._devices.replicate(
+            LoopState(state, epoch.zero_metric_sums(self._optimizer.extra_metrics))
         )
 
-    def count_finite(self, progress: Progress) -> Progress:
+    def count_finite(self, loop_state: LoopState) -> LoopState:
         """Lets the steps from here on count how many of their epoch left all finite."""
-        done = int(progress.state.step) % self.steps_per_epoch
-        count = self._devices.put(jnp.asarray(done, jnp.int32))
-        return progress._replace(totals=progress.totals | {epoch.FINITE_STEPS: count})
+        done = int(loop_state.state.step) % self.steps_per_epoch
+        count = self._devices.replicate(jnp.asarray(done, jnp.int32))
+        return loop_state._replace(
+            metric_sums=loop_state.metric_sums | {epoch.FINITE_STEPS: count}
+        )
 
     def chunk_lengths(self) -> list[int]:
         """The chunks of an epoch, in steps."""
-        most = self._config.chunk_steps or self._feed.default_chunk_steps
+        most = self._config.chunk_steps or self._trainer.default_chunk_steps
         return epoch.chunk_lengths(self.steps_per_epoch, most)
 
-    def train_chunk(self, progress: Progress, step: int, num_steps: int) -> Progress:
+    def train_chunk(
+        self, loop_state: LoopState, step: int, num_steps: int
+    ) -> LoopState:
         """Goes on for some steps of an epoch.
 
         Args:
-            progress: where the run stands. Its state is used up, its totals are not.
+            loop_state: where the run stands. Its state is donated, its sums are not.
             step: that of its state, known without waiting for the device.
             num_steps: how many; they must not pass the end of the epoch.
 
@@ -200,15 +204,15 @@ class Experiment:
                 f"{self.steps_per_epoch} steps. Give at most "
                 f"{self.steps_per_epoch - step % self.steps_per_epoch}."
             )
-        return self._feed.train_chunk(progress, step, num_steps)
+        return self._trainer.train_chunk(loop_state, step, num_steps)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """Loss and accuracies on the test images."""
-        return self._feed.evaluate(state)
+        return self._trainer.evaluate(state)
 
     def close(self) -> None:
         """Ends what feeds the training; it starts again when it is needed."""
-        self._feed.close()
+        self._trainer.close()
 
     def multipliers(self, state: TrainState) -> MultiplierSummary | None:
         """What INSGD makes of the learning rate; None for other optimizers."""

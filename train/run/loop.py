@@ -10,29 +10,29 @@ import jax
 
 from train import progress as progress_bars
 from train.run.experiment import Experiment
-from train.run.metrics import Row
+from train.run.metrics import EpochMetrics
 from train.training import distributed
 from train.training.programs import FINITE_STEPS
-from train.training.state import Progress
+from train.training.state import LoopState
 
 
 def fit(
     experiment: Experiment,
-    progress: Progress,
+    loop_state: LoopState,
     num_epochs: int,
     *,
     stopped: Callable[[], bool],
-    on_epoch: Callable[[Progress, Row], None],
+    on_epoch: Callable[[LoopState, EpochMetrics], None],
     on_divergence: Callable[[int], None],
-) -> Progress:
-    """Trains until an epoch is reached, from wherever `progress` stands.
+) -> LoopState:
+    """Trains until an epoch is reached, from wherever `loop_state` stands.
 
-    Nothing waits for the device but the totals of the chunk before the one under way,
-    and the end of an epoch.
+    Only the metrics of the chunk before the one under way, and the end of an epoch,
+    wait for the device.
 
     Args:
         experiment: the run's programs; closed at the end.
-        progress: where it stands; used up.
+        loop_state: where it stands; used up.
         num_epochs: epochs of the whole run.
         stopped: asked after every chunk; True ends the training there.
         on_epoch: called after each epoch with where the run stands and the epoch's
@@ -44,14 +44,14 @@ def fit(
         Where the run stands at the end.
     """
     steps_per_epoch = experiment.steps_per_epoch
-    step = int(progress.state.step)
-    progress = experiment.count_finite(progress)
+    step = int(loop_state.state.step)
+    loop_state = experiment.count_finite(loop_state)
     diverged = False
 
-    def check_finite(totals: dict[str, jax.Array], done: int) -> None:
-        """Looks at the totals after `done` steps of the epoch of `step`."""
+    def check_finite(metric_sums: dict[str, jax.Array], done: int) -> None:
+        """Looks at the metric_sums after `done` steps of the epoch of `step`."""
         nonlocal diverged
-        finite = int(totals[FINITE_STEPS])
+        finite = int(metric_sums[FINITE_STEPS])
         if finite < done and not diverged:
             diverged = True
             epoch_start = (step - 1) // steps_per_epoch * steps_per_epoch
@@ -72,8 +72,8 @@ def fit(
             for length in _remaining(
                 experiment.chunk_lengths(), step % steps_per_epoch
             ):
-                previous, done = progress.totals, step % steps_per_epoch
-                progress = experiment.train_chunk(progress, step, length)
+                previous, done = loop_state.metric_sums, step % steps_per_epoch
+                loop_state = experiment.train_chunk(loop_state, step, length)
                 step += length
                 if done:
                     check_finite(previous, done)
@@ -82,18 +82,20 @@ def fit(
                 bar.update(length)
                 if stopped():
                     break
-            check_finite(progress.totals, (step - 1) % steps_per_epoch + 1)
+            check_finite(loop_state.metric_sums, (step - 1) % steps_per_epoch + 1)
             if step % steps_per_epoch == 0:
-                row = _row(experiment, progress, step)
+                row = _row(experiment, loop_state, step)
                 row["seconds"] = time.perf_counter() - started
-                on_epoch(_without_count(progress), row)
-    return _without_count(progress)
+                on_epoch(_without_count(loop_state), row)
+    return _without_count(loop_state)
 
 
-def _without_count(progress: Progress) -> Progress:
+def _without_count(loop_state: LoopState) -> LoopState:
     """A state as checkpoints hold it."""
-    totals = {n: total for n, total in progress.totals.items() if n != FINITE_STEPS}
-    return progress._replace(totals=totals)
+    metric_sums = {
+        n: total for n, total in loop_state.metric_sums.items() if n != FINITE_STEPS
+    }
+    return loop_state._replace(metric_sums=metric_sums)
 
 
 def _remaining(lengths: list[int], done: int) -> list[int]:
@@ -110,11 +112,11 @@ def _remaining(lengths: list[int], done: int) -> list[int]:
     ]
 
 
-def _row(experiment: Experiment, progress: Progress, step: int) -> Row:
+def _row(experiment: Experiment, loop_state: LoopState, step: int) -> EpochMetrics:
     """An epoch's metrics, by plain names and as plain numbers."""
-    state, totals = _without_count(progress)
+    state, metric_sums = _without_count(loop_state)
     steps_per_epoch = experiment.steps_per_epoch
-    totals, test = jax.device_get((totals, experiment.evaluate(state)))
+    metric_sums, test = jax.device_get((metric_sums, experiment.evaluate(state)))
     row: dict[str, Any] = {
         "epoch": step // steps_per_epoch,
         "step": step,
@@ -122,7 +124,7 @@ def _row(experiment: Experiment, progress: Progress, step: int) -> Row:
     }
     row |= {
         f"train_{name}": float(total) / steps_per_epoch
-        for name, total in totals.items()
+        for name, total in metric_sums.items()
     }
     row |= {f"test_{name}": float(value) for name, value in test.items()}
     multipliers = experiment.multipliers(state)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from train.errors import UserError
 from train.run import files
 
-Row = dict[str, Any]
+EpochMetrics = dict[str, Any]
 
 _NUMBERS = (
     "learning_rate",
@@ -41,7 +41,7 @@ class MetricsWriter:
         tensorboard: a folder for TensorBoard's files, or None.
     """
 
-    def __init__(self, path: Path, rows: list[Row], tensorboard: Path | None):
+    def __init__(self, path: Path, rows: list[EpochMetrics], tensorboard: Path | None):
         # Rewritten whole, so that a run killed here loses no row.
         files.write(path, "".join(_line(row) for row in rows).encode())
         self._path = path
@@ -52,7 +52,7 @@ class MetricsWriter:
 
             self._tensorboard = SummaryWriter(str(tensorboard))
 
-    def write(self, row: Row) -> None:
+    def write(self, row: EpochMetrics) -> None:
         """Writes a row; not a number becomes null.
 
         Raises:
@@ -82,16 +82,16 @@ class MetricsWriter:
 class Recovered(NamedTuple):
     """Rows of a run that goes on, and what was wrong with the file."""
 
-    rows: list[Row]
+    rows: list[EpochMetrics]
     warnings: list[str]
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path) -> list[EpochMetrics]:
     """Reads the rows of a run; null becomes nan. A damaged line ends them."""
     return list(itertools.takewhile(lambda row: row is not None, _read_lines(path)))
 
 
-def recover(path: Path, step: int, copy: Sequence[Row] | None) -> Recovered:
+def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recovered:
     """Reads the rows up to a step, and repairs them.
 
     Args:
@@ -140,7 +140,7 @@ def recover(path: Path, step: int, copy: Sequence[Row] | None) -> Recovered:
     return Recovered(rows, warnings)
 
 
-def is_whole(path: Path, epochs: int, copy: Sequence[Row] | None) -> bool:
+def is_whole(path: Path, epochs: int, copy: Sequence[EpochMetrics] | None) -> bool:
     """Whether a file holds the rows of the first epochs, and no other than its copy.
 
     Args:
@@ -154,13 +154,13 @@ def is_whole(path: Path, epochs: int, copy: Sequence[Row] | None) -> bool:
     return copy is None or to_json(rows) == list(copy[:epochs])
 
 
-def _read_lines(path: Path) -> list[Row | None]:
+def _read_lines(path: Path) -> list[EpochMetrics | None]:
     """The rows of a file, with None for each line that is none."""
     content = files.read(path) if os.path.lexists(path) else b""
     return [_parse(line) for line in content.splitlines()]
 
 
-def _parse(line: bytes) -> Row | None:
+def _parse(line: bytes) -> EpochMetrics | None:
     try:
         row = _map(json.loads(line), _to_nan)
     except (ValueError, RecursionError):
@@ -168,7 +168,7 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) and _is_row(row) else None
 
 
-def _is_row(row: Row) -> bool:
+def _is_row(row: EpochMetrics) -> bool:
     """Whether everything that is read of a row is there, and of its type."""
     # A bool is an int.
     whole = all(type(row.get(name)) is int for name in ("epoch", "step"))
@@ -208,12 +208,12 @@ def _numbers(numbers: Sequence[int]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def to_json(rows: Sequence[Row]) -> list[Row]:
+def to_json(rows: Sequence[EpochMetrics]) -> list[EpochMetrics]:
     """Rows as JSON holds them: not a number becomes null."""
     return [_map(row, _to_null) for row in rows]
 
 
-def _line(row: Row) -> str:
+def _line(row: EpochMetrics) -> str:
     return json.dumps(_map(row, _to_null), allow_nan=False) + "\n"
 
 
@@ -233,7 +233,7 @@ def _map(value: Any, fn: Any) -> Any:
     return fn(value)
 
 
-def _flat(row: Row, prefix: str = "") -> dict[str, float]:
+def _flat(row: EpochMetrics, prefix: str = "") -> dict[str, float]:
     """Numbers by name, those of an inner dict as "outer/inner"."""
     flat: dict[str, float] = {}
     for name, value in row.items():

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from train.run import files
-from train.run.metrics import Row
+from train.run.metrics import EpochMetrics
 
 _STYLES = ("-", "--", ":", "-.")
 # More names than this do not fit beside a panel.
@@ -25,7 +25,7 @@ _MOST_INSIDE = 5
 
 
 def plot_test_error(
-    runs: Mapping[str, Sequence[Sequence[Row]]],
+    runs: Mapping[str, Sequence[Sequence[EpochMetrics]]],
     path: Path,
     control_of: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
@@ -74,7 +74,7 @@ def plot_test_error(
     save(figure, path)
 
 
-def plot_multipliers(rows: Sequence[Row], path: Path) -> None:
+def plot_multipliers(rows: Sequence[EpochMetrics], path: Path) -> None:
     """Draws INSGD's estimates P of each weight's input, and its multipliers of the rate.
 
     Of a network with many weights only those with the smallest and the largest

@@ -3,7 +3,7 @@
 import math
 
 from train.config import RunConfig
-from train.run.metrics import Row
+from train.run.metrics import EpochMetrics
 from train.training import optimizers
 
 
@@ -55,13 +55,13 @@ def of_divergence(config: RunConfig, step: int, steps_per_epoch: int) -> str:
     )
 
 
-class Warnings:
+class OnceWarner:
     """Remembers what has been said."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def new(self, row: Row) -> list[str]:
+    def new(self, row: EpochMetrics) -> list[str]:
         """What an epoch's metrics give cause for, and was not said before."""
         found = {}
         if row.get("at_floor"):
@@ -71,7 +71,7 @@ class Warnings:
         return new
 
 
-def _at_floor(row: Row) -> str:
+def _at_floor(row: EpochMetrics) -> str:
     return (
         f"after epoch {row['epoch']} INSGD multiplies the learning rate by "
         f"{max(row['multipliers'].values()):.0f}, its largest multiplier, for: "

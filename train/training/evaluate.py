@@ -20,7 +20,7 @@ def evaluate(
     batch_size: int,
     preprocessing: Preprocessing,
     axis_name: str | None = None,
-    share: Callable[[Any], Any] = lambda tree: tree,
+    local_shard: Callable[[Any], Any] = lambda tree: tree,
 ) -> dict[str, jax.Array]:
     """Evaluates on every sample once, in one program.
 
@@ -42,13 +42,13 @@ def evaluate(
 
     def body(sums: dict[str, jax.Array], batch: jax.Array):
         indices = batch * batch_size + jnp.arange(batch_size)
-        indices = share(indices)
-        counts = indices < num_samples
+        indices = local_shard(indices)
+        valid = indices < num_samples
         indices = jnp.minimum(indices, num_samples - 1)
         inputs = augment.normalize(
             images[indices], preprocessing.mean, preprocessing.std
         )
-        return _add(sums, _scores(state, inputs, labels[indices], counts)), None
+        return _add(sums, _scores(state, inputs, labels[indices], valid)), None
 
     sums, _ = jax.lax.scan(body, zero_sums(), jnp.arange(num_batches))
     if axis_name is not None:
@@ -66,7 +66,7 @@ def add_batch(
     sums: dict[str, jax.Array],
     images: jax.Array,
     labels: jax.Array,
-    counts: jax.Array,
+    valid: jax.Array,
     *,
     preprocessing: Preprocessing,
     axis_name: str | None = None,
@@ -78,7 +78,7 @@ def add_batch(
         sums: over the samples so far, from `zero_sums`.
         images: of the batch, uint8; inside a mapped axis, this device's share.
         labels: theirs.
-        counts: of shape (batch,), bool: False where a sample fills up the batch.
+        valid: of shape (batch,), bool: False where a sample fills up the batch.
         preprocessing: for its normalization.
         axis_name: the mapped axis of the devices that share the batch.
 
@@ -86,14 +86,14 @@ def add_batch(
         Sums over the samples, by the names of `evaluate`'s means.
     """
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
-    scores = _scores(state, inputs, labels, counts)
+    scores = _scores(state, inputs, labels, valid)
     if axis_name is not None:
         scores = jax.lax.psum(scores, axis_name)
     return _add(sums, scores)
 
 
 def _scores(
-    state: TrainState, inputs: jax.Array, labels: jax.Array, counts: jax.Array
+    state: TrainState, inputs: jax.Array, labels: jax.Array, valid: jax.Array
 ) -> dict[str, jax.Array]:
     """Sums over the samples of a batch that count."""
     logits = state.apply_fn(
@@ -106,9 +106,7 @@ def _scores(
         "top1": hits[:, 0],
         "top5": hits.any(-1),
     }
-    return {
-        name: jnp.sum(jnp.where(counts, score, 0)) for name, score in scores.items()
-    }
+    return {name: jnp.sum(jnp.where(valid, score, 0)) for name, score in scores.items()}
 
 
 def _add(

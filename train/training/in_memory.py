@@ -8,12 +8,12 @@ from train.data.registry import ImageDataset
 from train.training import programs
 from train.training.evaluate import evaluate
 from train.training.parallel import Devices, Program
-from train.training.state import Progress, TrainState
+from train.training.state import LoopState, TrainState
 
 _EVALUATION_BATCH = 1000
 
 
-class InMemoryFeed:
+class InMemoryTrainer:
     """Training and evaluation on a data set that fits on a device.
 
     Args:
@@ -35,8 +35,10 @@ class InMemoryFeed:
         self._devices = devices
         self._batching = batching
         self._rng = rng
-        self._train = devices.put((dataset.train.images, dataset.train.labels, rng))
-        self._test = devices.put(tuple(dataset.test))
+        self._train = devices.replicate(
+            (dataset.train.images, dataset.train.labels, rng)
+        )
+        self._test = devices.replicate(tuple(dataset.test))
         self._shuffle_program = jax.jit(
             functools.partial(programs.shuffle, num_samples=dataset.num_train)
         )
@@ -52,11 +54,13 @@ class InMemoryFeed:
         """Most steps in a chunk, unless a number is given."""
         return programs.default_chunk_steps()
 
-    def train_chunk(self, progress: Progress, step: int, num_steps: int) -> Progress:
+    def train_chunk(
+        self, loop_state: LoopState, step: int, num_steps: int
+    ) -> LoopState:
         """See `Experiment.train_chunk`."""
         order = self._order(step // self._batching.steps_per_epoch)
         program = self._chunk_program(num_steps)
-        return program(progress.state, progress.totals, order, *self._train)
+        return program(loop_state.state, loop_state.metric_sums, order, *self._train)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """See `Experiment.evaluate`."""
@@ -67,7 +71,7 @@ class InMemoryFeed:
 
     def _shuffle(self, number: int) -> jax.Array:
         """The order of the training images in an epoch, counted from 0."""
-        return self._devices.put(self._shuffle_program(self._rng, number))
+        return self._devices.replicate(self._shuffle_program(self._rng, number))
 
     def _compile_chunk(
         self, step_fn: programs.TrainStep, dataset: ImageDataset, num_steps: int
@@ -78,18 +82,18 @@ class InMemoryFeed:
             num_steps=num_steps,
             batching=self._batching,
             preprocessing=dataset.preprocessing,
-            share=self._devices.share,
+            local_shard=self._devices.local_shard,
         )
         return self._devices.compile(program, donate_state=True)
 
     def _compile_evaluation(self, dataset: ImageDataset) -> Program:
         program = functools.partial(
             evaluate,
-            batch_size=self._devices.whole_batch(
+            batch_size=self._devices.round_up_batch(
                 min(_EVALUATION_BATCH, dataset.num_test)
             ),
             preprocessing=dataset.preprocessing,
             axis_name=self._devices.axis_name,
-            share=self._devices.share,
+            local_shard=self._devices.local_shard,
         )
         return self._devices.compile(program)

@@ -35,7 +35,7 @@ EPS = 0.01
 
 # step -> the context in which layers sow what the optimizer needs of their inputs.
 Capture = Callable[[Any], contextlib.AbstractContextManager[None]]
-Measure = Callable[[Any], jax.Array]
+ExtraMetric = Callable[[Any], jax.Array]
 
 
 class Optimizer(NamedTuple):
@@ -48,8 +48,8 @@ class Optimizer(NamedTuple):
             then pays nothing.
         multipliers: optimizer state -> factor on the learning rate, by weight; None
             for an optimizer that has none.
-        measures: by name, scalar functions of the optimizer state, to be averaged over
-            the steps of an epoch.
+        extra_metrics: by name, scalar functions of the optimizer state, to be averaged
+            over the steps of an epoch.
         diagnostics: optimizer state -> numbers by name and weight, for the log of an
             epoch; None for an optimizer that has none.
     """
@@ -57,11 +57,11 @@ class Optimizer(NamedTuple):
     tx: optax.GradientTransformationExtraArgs
     capture: Capture | None = None
     multipliers: Callable[[Any], dict[str, jax.Array]] | None = None
-    measures: Mapping[str, Measure] = types.MappingProxyType({})
+    extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 
 
-_POLYAK_MEASURES = {"polyak_scale": insgd_optax.polyak_scale}
+_POLYAK_METRICS = {"polyak_scale": insgd_optax.polyak_scale}
 
 
 # Options that only some optimizers have, and in words which.
@@ -94,7 +94,7 @@ def _sgd(learning_rate, *, momentum, weight_decay, polyak_factor, **_) -> Optimi
         momentum=momentum,
         weight_decay=weight_decay,
     )
-    return Optimizer(tx, measures=_POLYAK_MEASURES)
+    return Optimizer(tx, extra_metrics=_POLYAK_METRICS)
 
 
 def _lms_newton(
@@ -118,7 +118,7 @@ def _lms_newton(
     return Optimizer(
         tx,
         capture=covariance.capture,
-        measures={} if polyak_factor is None else _POLYAK_MEASURES,
+        extra_metrics={} if polyak_factor is None else _POLYAK_METRICS,
         diagnostics=covariance_diagnostics,
     )
 
@@ -233,7 +233,7 @@ def _insgd(
             p=p, norm_layers=scope == "layer"
         ),
         multipliers=insgd_optax.learning_rate_multipliers,
-        measures={} if polyak_factor is None else _POLYAK_MEASURES,
+        extra_metrics={} if polyak_factor is None else _POLYAK_METRICS,
     )
 
 

@@ -1,8 +1,8 @@
 """How a program is spread over devices: one table, one interface.
 
 Every way keeps arrays whole on every device and shares out each batch. A program asks
-`share` for its part of a batch it took from whole arrays, or is given its part of one
-that `put_batch` put there in parts. Under `Jit` and `Mesh` that part is the whole batch,
+`local_shard` for its part of a batch it took from whole arrays, or is given its part of
+one that `shard_batch` put there in parts. Under `Jit` and `Mesh` that part is the whole batch,
 which XLA divides, and adds the collectives by itself. Under `Pmap` and `ShardMap` it is
 a device's own, the program has the axis `axis_name`, and averages over it.
 """
@@ -32,11 +32,11 @@ class Jit:
     axis_name = None
     num_devices = 1
 
-    def put(self, tree: Any) -> Any:
+    def replicate(self, tree: Any) -> Any:
         """Puts arrays on the device."""
         return jax.device_put(tree, SingleDeviceSharding(self.device))
 
-    def whole_batch(self, batch_size: int) -> int:
+    def round_up_batch(self, batch_size: int) -> int:
         """The least batch of at least so many that all devices have equal shares of."""
         return batch_size
 
@@ -44,12 +44,12 @@ class Jit:
         """Which rows of a batch this process's devices take, in rising order."""
         return np.arange(batch_size)
 
-    def put_batch(self, tree: Any) -> Any:
+    def shard_batch(self, tree: Any) -> Any:
         """Puts a batch's arrays on the devices in parts, of which this process has
         those of its `rows`."""
-        return self.put(tree)
+        return self.replicate(tree)
 
-    def share(self, tree: Any) -> Any:
+    def local_shard(self, tree: Any) -> Any:
         """A device's share of arrays whose first axis is the batch, in a program."""
         return tree
 
@@ -61,7 +61,7 @@ class Jit:
         Args:
             fn: the function.
             donate_state: the state given is used up, and its memory used again.
-            batch_arrays: how many of the arrays, the last ones, are from `put_batch`.
+            batch_arrays: how many of the arrays, the last ones, are from `shard_batch`.
 
         Returns:
             The program.
@@ -99,15 +99,15 @@ class _Several:
     def _in_parts(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
-    def put(self, tree: Any) -> Any:
+    def replicate(self, tree: Any) -> Any:
         """Puts a copy of the arrays, the same in every process, on every device."""
         if jax.process_count() == 1:
             return jax.device_put(tree, self._whole)
         # device_put takes no random keys to devices of other processes.
         return _identity(self._whole)(tree)
 
-    def whole_batch(self, batch_size: int) -> int:
-        """See `Jit.whole_batch`."""
+    def round_up_batch(self, batch_size: int) -> int:
+        """See `Jit.round_up_batch`."""
         return -(-batch_size // self.num_devices) * self.num_devices
 
     def rows(self, batch_size: int) -> np.ndarray:
@@ -116,8 +116,8 @@ class _Several:
         rows = np.arange(batch_size)
         return np.sort(np.concatenate([rows[part] for part in parts.values()]))
 
-    def put_batch(self, tree: Any) -> Any:
-        """See `Jit.put_batch`."""
+    def shard_batch(self, tree: Any) -> Any:
+        """See `Jit.shard_batch`."""
         return jax.make_array_from_process_local_data(self._in_parts, tree)
 
 
@@ -126,8 +126,8 @@ class Mesh(_Several):
 
     axis_name = None
 
-    def share(self, tree: Any) -> Any:
-        """See `Jit.share`."""
+    def local_shard(self, tree: Any) -> Any:
+        """See `Jit.local_shard`."""
         return jax.lax.with_sharding_constraint(tree, self._in_parts)
 
     def compile(
@@ -145,8 +145,8 @@ class _Mapped(_Several):
 
     axis_name = AXIS
 
-    def share(self, tree: Any) -> Any:
-        """See `Jit.share`."""
+    def local_shard(self, tree: Any) -> Any:
+        """See `Jit.local_shard`."""
 
         def one(whole: jax.Array) -> jax.Array:
             shares = whole.reshape(self.num_devices, -1, *whole.shape[1:])
@@ -158,9 +158,9 @@ class _Mapped(_Several):
 class Pmap(_Mapped):
     """Several devices of this process, under `jax.pmap`."""
 
-    def put_batch(self, tree: Any) -> Any:
-        """See `Jit.put_batch`."""
-        return super().put_batch(
+    def shard_batch(self, tree: Any) -> Any:
+        """See `Jit.shard_batch`."""
+        return super().shard_batch(
             jax.tree.map(
                 lambda array: array.reshape(self.num_devices, -1, *array.shape[1:]),
                 tree,

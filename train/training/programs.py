@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from train.data import augment
 from train.data.registry import Preprocessing
-from train.training.state import Progress, TrainState
+from train.training.state import LoopState, TrainState
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-# Among the totals, if it is there: how many steps of the epoch left all finite.
+# Among the metric_sums, if it is there: how many steps of the epoch left all finite.
 FINITE_STEPS = "finite_steps"
 
 
@@ -22,13 +22,13 @@ class Batching(NamedTuple):
     steps_per_epoch: int
 
 
-def zero_totals(measures: Iterable[str] = ()) -> dict[str, jax.Array]:
+def zero_metric_sums(extra_metrics: Iterable[str] = ()) -> dict[str, jax.Array]:
     """The sums over the steps of an epoch, at its start.
 
     Args:
-        measures: names of what `train_step` measures beside loss and accuracy.
+        extra_metrics: names of what `train_step` measures beside loss and accuracy.
     """
-    return {name: jnp.zeros(()) for name in ("loss", "top1", *measures)}
+    return {name: jnp.zeros(()) for name in ("loss", "top1", *extra_metrics)}
 
 
 def shuffle(rng: jax.Array, epoch: jax.Array | int, num_samples: int) -> jax.Array:
@@ -38,7 +38,7 @@ def shuffle(rng: jax.Array, epoch: jax.Array | int, num_samples: int) -> jax.Arr
 
 def train_chunk(
     state: TrainState,
-    totals: dict[str, jax.Array],
+    metric_sums: dict[str, jax.Array],
     order: jax.Array,
     images: jax.Array,
     labels: jax.Array,
@@ -48,8 +48,8 @@ def train_chunk(
     num_steps: int,
     batching: Batching,
     preprocessing: Preprocessing,
-    share: Callable[[Any], Any] = lambda tree: tree,
-) -> Progress:
+    local_shard: Callable[[Any], Any] = lambda tree: tree,
+) -> LoopState:
     """Goes on for some steps of the epoch in which `state` stands.
 
     An epoch sees the samples in a random order, each at most once; those that fill no
@@ -57,7 +57,7 @@ def train_chunk(
 
     Args:
         state: where training stands. Its step says where in the epoch.
-        totals: sums over the steps of this epoch so far.
+        metric_sums: sums over the steps of this epoch so far.
         order: of this epoch, from `shuffle`.
         images: all training images, uint8, on every device.
         labels: their labels.
@@ -72,36 +72,36 @@ def train_chunk(
         Where training stands then.
     """
     batch_size, steps_per_epoch = batching
-    totals = _of_this_epoch(totals, state.step, steps_per_epoch)
+    metric_sums = _of_this_epoch(metric_sums, state.step, steps_per_epoch)
 
-    def body(progress: Progress) -> Progress:
-        step = progress.state.step
+    def body(loop_state: LoopState) -> LoopState:
+        step = loop_state.state.step
         first = (step % steps_per_epoch) * batch_size
         indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
         augment_rng, dropout_rng = jax.random.split(_step_rng(rng, step))
         draws = augment.draw(augment_rng, batch_size, preprocessing.augmentation)
         # Drawn for the whole batch and then shared out: the same images, augmented the
         # same way, on any number of devices.
-        indices, draws = share((indices, draws))
+        indices, draws = local_shard((indices, draws))
         taken = augment.take_augmented(
             images, indices, draws, preprocessing.augmentation
         )
         batch = taken, labels[indices]
-        return _advance(progress, batch, dropout_rng, step_fn, preprocessing)
+        return _advance(loop_state, batch, dropout_rng, step_fn, preprocessing)
 
-    progress = Progress(state, totals)
+    loop_state = LoopState(state, metric_sums)
     if loops_are_fast():
         return jax.lax.scan(
-            lambda progress, _: (body(progress), None), progress, length=num_steps
+            lambda loop_state, _: (body(loop_state), None), loop_state, length=num_steps
         )[0]
     for _ in range(num_steps):
-        progress = body(progress)
-    return progress
+        loop_state = body(loop_state)
+    return loop_state
 
 
 def train_batch(
     state: TrainState,
-    totals: dict[str, jax.Array],
+    metric_sums: dict[str, jax.Array],
     rng: jax.Array,
     images: jax.Array,
     labels: jax.Array,
@@ -109,12 +109,12 @@ def train_batch(
     step_fn: TrainStep,
     steps_per_epoch: int,
     preprocessing: Preprocessing,
-) -> Progress:
+) -> LoopState:
     """Goes on for one step, on a batch that was cropped and flipped before.
 
     Args:
         state: where training stands. Its step says where in the epoch.
-        totals: sums over the steps of this epoch so far.
+        metric_sums: sums over the steps of this epoch so far.
         rng: the run's key.
         images: of the batch, uint8; inside a mapped axis, this device's share.
         labels: theirs.
@@ -126,43 +126,51 @@ def train_batch(
         Where training stands then.
     """
     _, dropout_rng = jax.random.split(_step_rng(rng, state.step))
-    totals = _of_this_epoch(totals, state.step, steps_per_epoch)
+    metric_sums = _of_this_epoch(metric_sums, state.step, steps_per_epoch)
     return _advance(
-        Progress(state, totals), (images, labels), dropout_rng, step_fn, preprocessing
+        LoopState(state, metric_sums),
+        (images, labels),
+        dropout_rng,
+        step_fn,
+        preprocessing,
     )
 
 
 def _of_this_epoch(
-    totals: dict[str, jax.Array], step: jax.Array, steps_per_epoch: int
+    metric_sums: dict[str, jax.Array], step: jax.Array, steps_per_epoch: int
 ) -> dict[str, jax.Array]:
-    """The totals before a step: zeros before the first of an epoch."""
+    """The sums before a step: zeros before the first of an epoch."""
     starts_epoch = step % steps_per_epoch == 0
     return jax.tree.map(
-        lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), totals
+        lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), metric_sums
     )
 
 
 def _advance(
-    progress: Progress,
+    loop_state: LoopState,
     batch: tuple[jax.Array, jax.Array],
     dropout_rng: jax.Array,
     step_fn: TrainStep,
     preprocessing: Preprocessing,
-) -> Progress:
+) -> LoopState:
     """Takes a step on uint8 images and their labels."""
-    state, totals = progress
+    state, metric_sums = loop_state
     images, labels = batch
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
     state, metrics = step_fn(state, (inputs, labels), dropout_rng)
-    sums = {name: totals[name] + metrics[name] for name in totals if name in metrics}
-    if FINITE_STEPS in totals:
+    sums = {
+        name: metric_sums[name] + metrics[name]
+        for name in metric_sums
+        if name in metrics
+    }
+    if FINITE_STEPS in metric_sums:
         # What is not finite stays so, in a sum and in a weight: the steps counted are
         # the first ones.
         finite = jnp.isfinite(sums["loss"])
         for weight in jax.tree.leaves(state.params):
             finite &= jnp.isfinite(weight).all()
-        sums[FINITE_STEPS] = totals[FINITE_STEPS] + finite.astype(jnp.int32)
-    return Progress(state, sums)
+        sums[FINITE_STEPS] = metric_sums[FINITE_STEPS] + finite.astype(jnp.int32)
+    return LoopState(state, sums)
 
 
 def loops_are_fast() -> bool:

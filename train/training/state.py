@@ -16,7 +16,7 @@ class TrainState(insgd_optax.TrainState):
     batch_stats: Any
 
 
-class Progress(NamedTuple):
+class LoopState(NamedTuple):
     """Where a run stands: its state, and what it has summed up in this epoch.
 
     The place in the epoch follows from `state.step`, and every random number from
@@ -25,7 +25,20 @@ class Progress(NamedTuple):
     """
 
     state: TrainState
-    totals: dict[str, jax.Array]  # Sums over steps: shape=(), dtype=float32
+    metric_sums: dict[str, jax.Array]  # Sums over steps: shape=(), dtype=float32
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """The tree that a checkpoint holds.
+
+        Its keys are part of the file format: under other ones, checkpoints of earlier
+        versions could not be restored.
+        """
+        return {"state": self.state, "totals": self.metric_sums}
+
+    @classmethod
+    def from_checkpoint(cls, tree: dict[str, Any]) -> "LoopState":
+        """The inverse of `to_checkpoint`."""
+        return cls(tree["state"], tree["totals"])
 
 
 def create_state(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.training.optimizers import Capture, Measure
+from train.training.optimizers import Capture, ExtraMetric
 from train.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -21,7 +21,7 @@ def train_step(
     rng: jax.Array,
     *,
     capture: Capture | None = None,
-    measures: Mapping[str, Measure] = types.MappingProxyType({}),
+    extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({}),
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step on one batch; pure, so it runs under jit, pmap and shard_map.
@@ -32,13 +32,13 @@ def train_step(
             of shape (batch,). Inside a mapped axis, this device's equal share.
         rng: the step's key, for dropout; the same on every device.
         capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
-        measures: the optimizer's, likewise.
+        extra_metrics: the optimizer's, likewise.
         axis_name: the mapped axis of the devices that share the batch. Batch
             normalization sees the whole batch only if the model has it too.
 
     Returns:
         The next state, the same on every device, and the batch's mean "loss" and
-        "top1" accuracy, and what the measures give.
+        "top1" accuracy, and the extra metrics.
     """
     images, labels = batch
     if axis_name is not None:
@@ -78,7 +78,7 @@ def train_step(
         input_covariances=sown,
         value=metrics["loss"],
     )
-    metrics |= {name: measure(opt_state) for name, measure in measures.items()}
+    metrics |= {name: metric(opt_state) for name, metric in extra_metrics.items()}
     state = state.replace(
         step=optax.safe_increment(state.step),
         params=optax.apply_updates(state.params, updates),

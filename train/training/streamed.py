@@ -8,10 +8,10 @@ from train.data import loader as batches
 from train.data.registry import StreamedDataset
 from train.training import evaluate, programs
 from train.training.parallel import Devices
-from train.training.state import Progress, TrainState
+from train.training.state import LoopState, TrainState
 
 
-class StreamedFeed:
+class StreamedTrainer:
     """Training and evaluation on a data set that is read while it is needed.
 
     Every process reads its own share of each batch. What a batch holds follows from
@@ -49,7 +49,7 @@ class StreamedFeed:
         self._seed = seed
         self._num_steps = num_steps
         self._num_workers = num_workers
-        self._rng = devices.put(rng)
+        self._rng = devices.replicate(rng)
         self._step_program = devices.compile(
             functools.partial(
                 programs.train_batch,
@@ -71,24 +71,26 @@ class StreamedFeed:
         self._stream: batches.Stream | None = None
         self._stream_step = 0  # Of the batch that comes next in the stream.
 
-    def train_chunk(self, progress: Progress, step: int, num_steps: int) -> Progress:
+    def train_chunk(
+        self, loop_state: LoopState, step: int, num_steps: int
+    ) -> LoopState:
         """See `Experiment.train_chunk`."""
         if self._stream is None or self._stream_step != step:
             self.close()
             self._stream = self._open(step)
             self._stream_step = step
         for _ in range(num_steps):
-            batch = self._devices.put_batch(next(self._stream))
+            batch = self._devices.shard_batch(next(self._stream))
             self._stream_step += 1
-            progress = self._step_program(
-                progress.state, progress.totals, self._rng, *batch
+            loop_state = self._step_program(
+                loop_state.state, loop_state.metric_sums, self._rng, *batch
             )
-        return progress
+        return loop_state
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """See `Experiment.evaluate`."""
         num_samples = self._dataset.num_test
-        batch_size = self._devices.whole_batch(
+        batch_size = self._devices.round_up_batch(
             min(self._batching.batch_size, num_samples)
         )
         load = batches.EvaluationBatches(
@@ -97,7 +99,7 @@ class StreamedFeed:
             batch_size,
             self._devices.rows(batch_size),
         )
-        sums = self._devices.put(evaluate.zero_sums())
+        sums = self._devices.replicate(evaluate.zero_sums())
         stream = batches.stream(
             load, 0, -(-num_samples // batch_size), self._num_workers
         )
@@ -105,7 +107,7 @@ class StreamedFeed:
             for batch in stream:
                 before = sums
                 sums = self._scores_program(
-                    state, sums, *self._devices.put_batch(batch)
+                    state, sums, *self._devices.shard_batch(batch)
                 )
                 # At most two on the devices: they would pile up there.
                 jax.block_until_ready(before)

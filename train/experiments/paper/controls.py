@@ -30,7 +30,7 @@ class Control:
 
 
 def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
-    rows = series.finished(insgd)
+    rows = series.finished_metrics(insgd)
     if rows is None:
         return None
     rate = insgd.initial_learning_rate * results.mean_multiplier(rows)
@@ -53,7 +53,7 @@ CONTROLS = (
 )
 
 
-def of(row: Sequence[RunConfig]) -> dict[str, list[RunConfig | None]]:
+def controls_for(row: Sequence[RunConfig]) -> dict[str, list[RunConfig | None]]:
     """The controls of one row: none but for INSGD.
 
     Args:
@@ -70,7 +70,7 @@ def of(row: Sequence[RunConfig]) -> dict[str, list[RunConfig | None]]:
 
 
 def names(optimizer: str) -> list[str]:
-    """What `of` has for a row of an optimizer, before anything is run."""
+    """What `controls_for` has for a row of an optimizer, before anything is run."""
     if not optimizers.is_insgd(optimizer):
         return []
     return [control.name for control in CONTROLS]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from train.config import RunConfig
 
 
-class Figure(NamedTuple):
+class PaperAccuracy(NamedTuple):
     """An accuracy the paper prints, in percent."""
 
     mean: float
@@ -28,7 +28,7 @@ class Figure(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One experiment.
 
     Attributes:
@@ -38,8 +38,8 @@ class Row:
     """
 
     options: Mapping[str, Any]
-    top1: Figure | None = None
-    top5: Figure | None = None
+    top1: PaperAccuracy | None = None
+    top5: PaperAccuracy | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Table:
     seeds: int
     options: Mapping[str, Any]
     columns: Mapping[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
 
 
 _CIFAR = {
@@ -99,11 +99,11 @@ def _row(
     top1: tuple[float, float],
     top5: tuple[float, float] | None = None,
     **options: Any,
-) -> Row:
-    return Row(
+) -> PaperRow:
+    return PaperRow(
         {"optimizer": optimizer, "learning_rate": learning_rate, **options},
-        Figure(*top1),
-        top5 and Figure(*top5),
+        PaperAccuracy(*top1),
+        top5 and PaperAccuracy(*top5),
     )
 
 
@@ -236,7 +236,7 @@ TABLES = {
 }
 
 
-def options(table: Table, row: Row, epochs: int | None = None) -> dict[str, Any]:
+def options(table: Table, row: PaperRow, epochs: int | None = None) -> dict[str, Any]:
     """All options of a row's runs but data and seed.
 
     Args:
@@ -266,7 +266,7 @@ def options(table: Table, row: Row, epochs: int | None = None) -> dict[str, Any]
 
 
 def config(
-    table: Table, row: Row, seed: int, dataset: str, epochs: int, **other: Any
+    table: Table, row: PaperRow, seed: int, dataset: str, epochs: int, **other: Any
 ) -> RunConfig:
     """One run of a row.
 

@@ -9,7 +9,7 @@ from train import markdown
 from train.config import RunConfig
 from train.experiments import results, series
 from train.experiments.paper import controls, presets
-from train.experiments.paper.presets import Figure, Table
+from train.experiments.paper.presets import PaperAccuracy, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Line:
 
     configs: tuple[RunConfig | None, ...]
     control: str = ""
-    top1: Figure | None = None
-    top5: Figure | None = None
+    top1: PaperAccuracy | None = None
+    top5: PaperAccuracy | None = None
 
 
 def dry_run(
@@ -97,12 +97,12 @@ def report(
     header += ["Paper, top-5", "Top-5 of best"] * top5
     header += ["Seeds"]
     measured = [_measure(line) for line in lines]
-    origins = results.origins(
+    provenance = results.provenance(
         [config for line in lines for config in line.configs if config is not None]
     )
     source = (
-        f"From commit {', '.join(origins['commits']) or 'none'}, on "
-        f"{', '.join(origins['devices']) or 'no device'}."
+        f"From commit {', '.join(provenance['commits']) or 'none'}, on "
+        f"{', '.join(provenance['devices']) or 'no device'}."
     )
     notes = [*notes, source]
     text = "\n\n".join(
@@ -119,7 +119,7 @@ def report(
         ]
     )
     entries = [_entry(line, found) for line, found in zip(lines, measured, strict=True)]
-    return text + "\n", {"table": number, "rows": entries, "notes": notes, **origins}
+    return text + "\n", {"table": number, "rows": entries, "notes": notes, **provenance}
 
 
 class _Measured(NamedTuple):
@@ -133,11 +133,11 @@ class _Measured(NamedTuple):
 
 def _measure(line: Line) -> _Measured:
     known = [config for config in line.configs if config is not None]
-    done = {config: series.finished(config) for config in known}
+    done = {config: series.finished_metrics(config) for config in known}
     done = {config: rows for config, rows in done.items() if rows is not None}
     return _Measured(
         known,
-        runs=[series.place(config).name for config in done],
+        runs=[series.run_path(config).name for config in done],
         effective_rates=[
             config.initial_learning_rate * results.mean_multiplier(rows)
             for config, rows in done.items()

@@ -133,6 +133,6 @@ def _with_controls(lines: list[Line]) -> list[Line]:
         extended.append(line)
         extended += [
             Line(tuple(configs), name)
-            for name, configs in controls.of(line.configs).items()
+            for name, configs in controls.controls_for(line.configs).items()
         ]
     return extended

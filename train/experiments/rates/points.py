@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from train.experiments.spread import Spread
+from train.experiments.mean_std import MeanStd
 
 # Points of accuracy below an optimizer's best that still count as usable.
 MARGIN = 5.0
@@ -14,7 +14,7 @@ class Point(NamedTuple):
 
     learning_rate: float
     effective_rate: float  # Times the mean multiplier, over seeds.
-    accuracy: Spread  # After the last epoch, in percent.
+    accuracy: MeanStd  # After the last epoch, in percent.
     seeds: int
 
     def to_json(self) -> dict[str, Any]:

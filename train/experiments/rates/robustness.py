@@ -3,7 +3,7 @@
 import dataclasses
 
 from train import markdown
-from train.config import FLOAT32_MAX, RunConfig, Setting, option
+from train.config import FLOAT32_MAX, RunConfig, TrainingConfig, option
 from train.experiments import plots, report_files, results, series, variants
 from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import (
@@ -19,7 +19,7 @@ _MOST = {"decades": 40, "per_decade": 100, "gap": 40, "margin": 100}
 
 
 @dataclasses.dataclass(frozen=True)
-class RobustnessConfig(Setting):
+class RobustnessConfig(TrainingConfig):
     """Measure each optimizer's range of usable learning rates; resumable."""
 
     optimizers: tuple[str, ...] = (
@@ -125,7 +125,7 @@ def _report(
             name: [point.to_json() for point in sorted(found)]
             for name, found in points.items()
         },
-        **results.origins(_all(configs)),
+        **results.provenance(_all(configs)),
     }
     plots.plot_robustness(points, config.margin, folder / "robustness.png")
     report_files.write(folder, "robustness", text, values, "robustness.png")

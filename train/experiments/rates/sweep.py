@@ -3,14 +3,14 @@
 import dataclasses
 
 from train import markdown
-from train.config import FLOAT32_MAX, Setting
+from train.config import FLOAT32_MAX, TrainingConfig
 from train.experiments import plots, report_files, results, series, variants
 from train.experiments.rates.points import MARGIN, Point, usable_range
 from train.experiments.workers import Processes
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepConfig(Setting):
+class SweepConfig(TrainingConfig):
     """Plot accuracy over nominal and effective learning rates; resumable."""
 
     optimizers: tuple[str, ...] = ("sgd", "insgd-l2")
