@@ -212,10 +212,11 @@ def lms_filter(
     Returns:
         A `FilterResult` of arrays in the widest dtype among u, d and weights
         (float32 at least):
-        weights: (T, num_taps); row t holds the weights after the update with sample
-            t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
-        outputs: (T,), sum_i w_i x_t,i with the weights before that update.
-        errors: (T,), d - outputs.
+
+        - `weights`: (T, num_taps); row t holds the weights after the update with sample
+          t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
+        - `outputs`: (T,), sum_i w_i x_t,i with the weights before that update.
+        - `errors`: (T,), d - outputs.
 
     Raises:
         ValueError: if u or d is not one-dimensional, they differ in length or are

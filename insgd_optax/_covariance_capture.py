@@ -78,8 +78,8 @@ def capture_input_covariances(
         layers: layer types of your own: a sequence of classes whose input vector is
             the last axis of their first argument, or a dict from class to the axis or
             axes, or to a function of the module and the call's arguments by name that
-            returns the input vectors, along the last axis. Their kernel is (*inputs,
-            outputs).
+            returns the input vectors, along the last axis. Their kernel is
+            `(*inputs, outputs)`.
 
     Yields:
         Nothing. Contexts nest as those of `capture_input_norms` do.
@@ -199,7 +199,7 @@ def sow_input_covariance(
     It does so inside `capture_input_covariances` alone, with its settings.
 
     Args:
-        module: the module whose `kernel`, of shape (*inputs, outputs), the input
+        module: the module whose `kernel`, of shape `(*inputs, outputs)`, the input
             meets; `self` in its `__call__`.
         x: the input, an array of any real dtype.
         axis: the axis or axes of `x` that make up one input vector.

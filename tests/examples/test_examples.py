@@ -6,8 +6,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -85,6 +87,16 @@ def test_accumulation_mixed_precision(monkeypatch, capsys):
 def test_partition_weight_decay(monkeypatch, capsys):
     run(monkeypatch, "partition_weight_decay", "--steps", "60", "--width", "32")
     assert accuracies(capsys.readouterr().out)[-1] > 80
+
+
+def test_the_notebook():
+    notebook = nbformat.read(EXAMPLES / "inputs_of_a_network.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("STEPS = 300", "STEPS = 20")
+        if cell.cell_type == "code":
+            pictures = [output for output in cell.outputs if "data" in output]
+            assert bool(pictures) == ("plt.subplots" in cell.source)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)

@@ -50,3 +50,10 @@ def test_the_input_covariance():
     params = namespace["params"]
     for link in ("adam", "insgd_redirected"):
         namespace[link].init(params)
+
+
+def test_the_first_page_of_the_site():
+    (block,) = python_blocks("docs/index.md")
+    namespace = {}
+    printed = run(block, namespace)
+    assert float(printed.removeprefix("loss ")) < 0.1
