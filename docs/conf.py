@@ -65,6 +65,12 @@ def copy_examples(app):
             (folder / f"{path.stem}.md").write_text(page)
 
 
+def link_pages(app, name, source):
+    """Links from the guides to files above docs/ lead to the site's copies."""
+    for page in ("SECURITY", "CONTRIBUTING", "CHANGELOG"):
+        source[0] = source[0].replace(f"(../{page}.md)", f"({page.lower()}.md)")
+
+
 def escape_bars(app, what, name, obj, options, lines):
     """`|x|` in a docstring is a norm, and no substitution of reStructuredText."""
     in_math = False
@@ -83,4 +89,5 @@ def escape_bars(app, what, name, obj, options, lines):
 def setup(app):
     """Registers the steps of this project."""
     app.connect("builder-inited", copy_examples)
+    app.connect("source-read", link_pages)
     app.connect("autodoc-process-docstring", escape_bars)

@@ -8,7 +8,6 @@ import optax
 import pytest
 from flax.training import train_state
 
-import models
 from insgd_optax import (
     MultiSteps,
     TrainState,
@@ -279,6 +278,8 @@ def test_multi_steps_in_a_train_state():
 @pytest.mark.parametrize("p", [1, 2])
 def test_a_step_keeps_no_activation_that_sgd_s_does_not(p):
     """Temporary memory of the paper's custom CNN, from the compiled program."""
+    # The networks stand beside the library in a checkout, not in its source archive.
+    models = pytest.importorskip("models")
     model = models.create("custom_cnn", num_classes=10)
     x = jnp.zeros((128, 32, 32, 3))
     variables = model.init(jax.random.key(0), x, False)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+import insgd_optax
 from insgd_optax import insgd, lms_newton
 
 PARAMS = {"d": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
@@ -35,7 +36,7 @@ def test_flattened_weights_have_no_names(rule):
 def test_what_was_sown_is_handed_over_whole_everywhere():
     """`sown["intermediates"]` is a bare KeyError where nothing was sown."""
     files = [DOCS / "README.md", *DOCS.glob("docs/**/*.md"), *DOCS.glob("docs/**/*.py")]
-    files += DOCS.glob("insgd_optax/*.py")
+    files += Path(insgd_optax.__file__).parent.glob("*.py")
     handed = re.compile(
         r"input_(norms|covariances)=\w+\[|, \w+\[.intermediates.\]$", re.MULTILINE
     )
