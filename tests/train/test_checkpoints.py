@@ -1,5 +1,7 @@
 """Checkpoints: which are kept, that they come back whole, and damage."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,3 +264,13 @@ def test_checkpoints_of_earlier_versions_are_restored(tmp_path):
     assert restored.tree["a"][0, 0] == 2
     assert restored.rows is None
     checkpoints.close()
+
+
+class Named(NamedTuple):
+    a: jax.Array
+
+
+def test_containers_of_the_same_names_have_the_same_structure(checkpoints):
+    checkpoints.save(1, Named(jnp.ones(3)), 0.5)
+    restored = checkpoints.restore(1, like={"a": jnp.zeros(3)})
+    np.testing.assert_array_equal(restored["a"], jnp.ones(3))

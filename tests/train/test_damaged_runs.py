@@ -41,7 +41,7 @@ def final_state(path):
     """The latest checkpoint of a run: its step and all its arrays."""
     checkpoints = Checkpoints(path / "checkpoints")
     experiment = Experiment(run_folder.load(path).config, digits.load())
-    restored = checkpoints.restore_latest(like=experiment.start())
+    restored = checkpoints.restore_latest(like=experiment.start().to_checkpoint())
     checkpoints.close()
     return restored.step, jax.device_get(jax.tree.leaves(restored.tree))
 

@@ -34,4 +34,6 @@ def of_contents(tree: Any, beside: Any) -> str:
 
 
 def _header(path: Any, leaf: Any) -> bytes:
-    return repr((jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype))).encode()
+    # As Orbax names them, whether a container is a tuple with names or a dict.
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return repr((name, leaf.shape, str(leaf.dtype))).encode()
