@@ -13,8 +13,8 @@ from train import cli
 
 @pytest.fixture(scope="session")
 def cases():
-    """How many of a number of cases to test: FAULTS_SHARE, by default a tenth."""
-    share = float(os.environ.get("FAULTS_SHARE", "0.1"))
+    """How many of a number of cases to test: FAULTS_SHARE, by default a twentieth."""
+    share = float(os.environ.get("FAULTS_SHARE", "0.05"))
     return lambda number: max(1, round(share * number))
 
 
