@@ -13,6 +13,7 @@ from train import model_options
 from train.data import registry
 from train.training import optimizers, parallel, schedules
 from train.training.distributed import Launch
+from train.training.optimizers import OptimizerConfig
 
 ModelName = tyro.extras.literal_type_from_choices(models.names())
 ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
@@ -52,8 +53,8 @@ _OF_SCHEDULE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """What is trained, on what and for how long: all of a run but its optimizer."""
+class NetworkConfig:
+    """What is trained, and on which data."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS/, test/CLASS/."""
@@ -66,26 +67,10 @@ class TrainingConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the network; parameters and statistics stay float32."""
 
-    momentum: float = 0.9
-    """Momentum of SGD, LARS, LSALR, Momo and INSGD, in [0, 1)."""
-    weight_decay: float = 5e-4
-    """l2 weight decay; for Momo, Prodigy and D-Adaptation, optax's own form."""
-    scope: Literal["kernel", "layer"] = "kernel"
-    """Parameters INSGD scales: kernels, or also biases and normalization layers."""
-    normalizer: Literal["log", "power", "log1p"] = "log"
-    """INSGD's divisor: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
 
-    polyak_factor: float | None = None
-    """Cap SGD's or INSGD's learning rate at this multiple of the Polyak step size."""
-
-    damping: float = 1.0
-    """Damping of the input covariance (lms-newton, adamw+cov, muon+cov), in
-    units of its mean eigenvalue."""
-    covariance_every: int = 10
-    """Steps from one measurement of the input covariance to the next."""
-    conv_covariance: Literal["patch", "kronecker"] = "patch"
-    """Covariance of a convolution's input: one matrix for taps and channels, or
-    their Kronecker product."""
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(OptimizerConfig, NetworkConfig):
+    """All of a run but which optimizer it has: network, data, options and epochs."""
 
     epochs: int = 20
     """Number of training epochs."""

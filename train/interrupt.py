@@ -1,14 +1,17 @@
-"""Ctrl-C where there is nothing to save: while modules load, and data and programs.
+"""Ctrl-C and SIGTERM: an exit at once while nothing needs saving, later a graceful one.
 
-Imports only what is loaded in an instant: it must be in force before all else.
+Imports only what loads in an instant: `exit_at_once` must be in force before all else.
 """
 
 import contextlib
 import gc
 import os
 import signal
+import sys
 import tempfile
+from collections.abc import Callable
 from types import FrameType
+from typing import Any, Self
 
 
 def exit_at_once() -> None:
@@ -32,3 +35,37 @@ def _exit(number: int, frame: FrameType | None) -> None:
             with contextlib.suppress(Exception):
                 value.cleanup()
     os._exit(128 + number)
+
+
+class StopRequest:
+    """Within this context, a signal is noted; a second Ctrl-C interrupts at once.
+
+    Attributes:
+        signal: the signal that came; None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[int, Callable[..., Any] | int | None] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.signal = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print(
+            "\nStopping after this chunk of steps, to save. Ctrl-C once more stops at "
+            "once, without saving.",
+            file=sys.stderr,
+        )

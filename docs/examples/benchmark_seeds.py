@@ -26,10 +26,7 @@ def measure(image_shape: tuple[int, int, int]) -> timing.Ratio:
     optimizer = optimizers.create(
         "insgd-l2",
         1e-3,
-        momentum=0.9,
-        weight_decay=5e-4,
-        scope="kernel",
-        normalizer="log",
+        optimizers.OptimizerConfig(),
     )
     model = models.create("custom_cnn")
     rng = np.random.default_rng(0)

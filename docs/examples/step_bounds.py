@@ -111,7 +111,7 @@ def main() -> int:
         for size in sizes:
             name = f"{bound}-{size:g}"
 
-            def make(schedule, *, rule=rules[bound], size=size, **_):
+            def make(schedule, *_, rule=rules[bound], size=size):
                 return optimizers.Optimizer(
                     rule(schedule, size),
                     capture=functools.partial(

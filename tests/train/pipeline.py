@@ -36,10 +36,7 @@ def create_optimizer():
     return optimizers.create(
         "insgd-l2",
         0.1,
-        momentum=0.9,
-        weight_decay=0.01,
-        scope="layer",
-        normalizer="log",
+        optimizers.OptimizerConfig(weight_decay=0.01, scope="layer"),
     )
 
 

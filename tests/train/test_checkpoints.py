@@ -63,10 +63,7 @@ def progress(batch_norm=True, name="insgd-l2"):
     tx = optimizers.create(
         name,
         optax.constant_schedule(0.1),
-        momentum=0.9,
-        weight_decay=5e-4,
-        scope="kernel",
-        normalizer="log",
+        optimizers.OptimizerConfig(),
     ).tx
     model = models.create("custom_cnn", batch_norm=batch_norm)
     state = create_state(model, tx, jax.random.key(0), (8, 8, 1))

@@ -8,6 +8,7 @@ import pytest
 
 import insgd_optax
 from train.training import optimizers
+from train.training.optimizers import OptimizerConfig
 
 PARAMS = {"Dense_0": {"kernel": np.array([[1.0, -2.0]]), "bias": np.array([0.5, 3.0])}}
 NORMS = {"Dense_0": {"input_norm": np.full((1, 1), np.exp(4.0))}}
@@ -44,7 +45,7 @@ def assert_close(got, expected):
 
 
 def test_sgd_is_pytorchs(x64):
-    got = trajectory(optimizers.create("sgd", 0.1, **SETTINGS).tx)
+    got = trajectory(optimizers.create("sgd", 0.1, OptimizerConfig(**SETTINGS)).tx)
     reference = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
     assert_close(got, trajectory(optax.with_extra_args_support(reference)))
 
@@ -91,14 +92,18 @@ def rmsprop(g, state, step):
 
 @pytest.mark.parametrize("rule", [adam, adagrad, adadelta, rmsprop])
 def test_rescaling_optimizers_are_pytorchs_with_coupled_weight_decay(x64, rule):
-    got = trajectory(optimizers.create(rule.__name__, 0.1, **SETTINGS).tx)
+    got = trajectory(
+        optimizers.create(rule.__name__, 0.1, OptimizerConfig(**SETTINGS)).tx
+    )
     np.testing.assert_allclose(
         got["Dense_0"]["kernel"], pytorch_kernel(rule), rtol=1e-12
     )
 
 
 def test_adagrad_starts_at_zero(x64):
-    tx = optimizers.create("adagrad", 0.1, **SETTINGS | {"weight_decay": 0.0}).tx
+    tx = optimizers.create(
+        "adagrad", 0.1, OptimizerConfig(**SETTINGS | {"weight_decay": 0.0})
+    ).tx
     grads = {"Dense_0": {"kernel": np.full((1, 2), 1e-3), "bias": np.zeros(2)}}
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, input_norms=NORMS)
     np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.1, rtol=1e-5)
@@ -106,7 +111,9 @@ def test_adagrad_starts_at_zero(x64):
 
 
 def test_lars_moves_each_weight_by_a_share_of_its_norm(x64):
-    tx = optimizers.create("lars", 1.0, **SETTINGS | {"weight_decay": 0.0}).tx
+    tx = optimizers.create(
+        "lars", 1.0, OptimizerConfig(**SETTINGS | {"weight_decay": 0.0})
+    ).tx
     grads = {"Dense_0": {"kernel": np.array([[3.0, 4.0]]), "bias": np.ones(2)}}
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, input_norms=NORMS)
     expected = -0.001 * np.sqrt(1 + 4) * np.array([[0.6, 0.8]])
@@ -114,7 +121,7 @@ def test_lars_moves_each_weight_by_a_share_of_its_norm(x64):
 
 
 def test_lsalr_is_the_librarys(x64):
-    got = trajectory(optimizers.create("lsalr", 0.1, **SETTINGS).tx)
+    got = trajectory(optimizers.create("lsalr", 0.1, OptimizerConfig(**SETTINGS)).tx)
     reference = insgd_optax.lsalr(0.1, momentum=0.9, weight_decay=0.01)
     assert_close(got, trajectory(optax.with_extra_args_support(reference)))
 
@@ -122,7 +129,7 @@ def test_lsalr_is_the_librarys(x64):
 def test_released_code_captures_its_own_norms():
     import flax.linen as nn
 
-    optimizer = optimizers.create("insgd-as-released", 0.1, **SETTINGS)
+    optimizer = optimizers.create("insgd-as-released", 0.1, OptimizerConfig(**SETTINGS))
     model, x = nn.Dense(1), jnp.array([[1.0, -3.0]])
     params = model.init(np.zeros(2, np.uint32), x)["params"]
     with optimizer.capture(0):
@@ -139,13 +146,15 @@ def test_released_code_captures_its_own_norms():
 @pytest.mark.parametrize("normalizer", ["log", "power", "log1p"])
 def test_insgd_is_the_librarys(x64, name, scope, normalizer):
     settings = SETTINGS | {"scope": scope, "normalizer": normalizer}
-    got = trajectory(optimizers.create(name, 0.1, **settings).tx)
+    got = trajectory(optimizers.create(name, 0.1, OptimizerConfig(**settings)).tx)
     assert_close(got, trajectory(insgd_optax.insgd(0.1, **settings)))
 
 
 @pytest.mark.parametrize("name", ["sgd", "insgd-l2"])
 def test_a_polyak_factor_bounds(x64, name):
-    optimizer = optimizers.create(name, 50.0, **SETTINGS, polyak_factor=0.5)
+    optimizer = optimizers.create(
+        name, 50.0, OptimizerConfig(**SETTINGS, polyak_factor=0.5)
+    )
     scaling = insgd_optax.scale_by_input_power() if name == "insgd-l2" else None
     expected = insgd_optax.clip_by_polyak(
         50.0, scaling, factor=0.5, momentum=0.9, weight_decay=0.01
@@ -155,7 +164,9 @@ def test_a_polyak_factor_bounds(x64, name):
         PARAMS, optimizer.tx.init(PARAMS), PARAMS, input_norms=NORMS, value=1.0
     )
     assert 0 < optimizer.extra_metrics["polyak_scale"](state) < 1
-    assert optimizers.create(name, 50.0, **SETTINGS).extra_metrics == {}
+    assert (
+        optimizers.create(name, 50.0, OptimizerConfig(**SETTINGS)).extra_metrics == {}
+    )
 
 
 def test_rates_that_are_found_by_the_optimizer_are_optax_s(x64):
@@ -165,21 +176,21 @@ def test_rates_that_are_found_by_the_optimizer_are_optax_s(x64):
         ("dadapt-adamw", optax.contrib.dadapt_adamw(1.0, weight_decay=0.01)),
     ):
         assert optimizers.default_learning_rate(name) == 1.0
-        got = trajectory(optimizers.create(name, 1.0, **SETTINGS).tx)
+        got = trajectory(optimizers.create(name, 1.0, OptimizerConfig(**SETTINGS)).tx)
         assert_close(got, trajectory(reference))
 
 
 def test_an_optimizer_of_ones_own(monkeypatch):
     monkeypatch.setattr(optimizers, "_OPTIMIZERS", dict(optimizers._OPTIMIZERS))
 
-    def make(learning_rate, *, momentum, **_):
+    def make(learning_rate, config, _):
         return optimizers.Optimizer(
-            optax.with_extra_args_support(optax.sgd(learning_rate, momentum))
+            optax.with_extra_args_support(optax.sgd(learning_rate, config.momentum))
         )
 
     optimizers.register("mine", make, learning_rate=0.3)
     assert optimizers.default_learning_rate("mine") == 0.3
-    got = trajectory(optimizers.create("mine", 0.2, **SETTINGS).tx)
+    got = trajectory(optimizers.create("mine", 0.2, OptimizerConfig(**SETTINGS)).tx)
     expected = optax.with_extra_args_support(optax.sgd(0.2, 0.9))
     assert_close(got, trajectory(expected))
     for taken in ("mine", "sgd", "insgd-l3"):
@@ -201,7 +212,7 @@ def test_capture_has_the_norm_of_the_name(name, power):
 
     model, x = nn.Dense(1), jnp.array([[1.0, -3.0]])
     params = model.init(np.zeros(2, np.uint32), x)
-    with optimizers.create(name, 0.1, **SETTINGS).capture(0):
+    with optimizers.create(name, 0.1, OptimizerConfig(**SETTINGS)).capture(0):
         _, sown = model.apply(params, x, mutable=["intermediates"])
     (norm,) = sown["intermediates"]["input_norm"]
     assert norm.item() == pytest.approx(power)
@@ -211,7 +222,7 @@ def test_only_optimizers_of_the_input_capture():
     captured = {
         name
         for name in optimizers.NAMES
-        if optimizers.create(name, 0.1, **SETTINGS).capture is not None
+        if optimizers.create(name, 0.1, OptimizerConfig(**SETTINGS)).capture is not None
     }
     assert captured == {
         "insgd-l1",
@@ -252,7 +263,7 @@ def test_the_link_is_between_the_steps_and_weight_decay(x64, name, rule):
             params = optax.apply_updates(params, updates)
         return params
 
-    got = run(optimizers.create(name, 0.1, **SETTINGS).tx)
+    got = run(optimizers.create(name, 0.1, OptimizerConfig(**SETTINGS)).tx)
     decoupled = optax.chain(
         rule(1.0, weight_decay=0.0),
         optax.scale(-1.0),

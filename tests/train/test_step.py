@@ -20,10 +20,7 @@ def create_optimizer(name, scope="kernel"):
     return optimizers.create(
         name,
         0.1,
-        momentum=0.9,
-        weight_decay=0.01,
-        scope=scope,
-        normalizer="log",
+        optimizers.OptimizerConfig(weight_decay=0.01, scope=scope),
     )
 
 

@@ -16,7 +16,7 @@ from train.benchmark import device_peaks, timing
 from train.benchmark.workload import Workload
 from train.training import optimizers
 from train.training import programs as epoch
-from train.training.covariance import sown_shapes
+from train.training.optimizers.covariance import sown_shapes
 from train.training.state import TrainState, create_state
 from train.training.step import train_step
 
@@ -96,11 +96,7 @@ class Stepper:
             optimizer_name,
             # So small that no network diverges: what is timed are ordinary numbers.
             1e-4,
-            momentum=0.9,
-            weight_decay=5e-4,
-            scope="kernel",
-            normalizer="log",
-            polyak_factor=polyak_factor,
+            optimizers.OptimizerConfig(polyak_factor=polyak_factor),
             sown_shapes=functools.partial(sown_shapes, model, shape),
         )
         rng = np.random.default_rng(0)
@@ -203,7 +199,7 @@ def measure(
     sgd, other = steppers["sgd"], steppers[key]
     period = 1
     if optimizers.uses_covariance(optimizer):
-        period = optimizers.Covariance().every
+        period = optimizers.OptimizerConfig.covariance_every
     if Stepper.steps_per_call() % period == 0:
         period = 1  # A call holds whole periods already.
     state_bytes = {

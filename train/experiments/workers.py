@@ -17,7 +17,7 @@ import tyro
 from train import progress as progress_bars
 from train.config import RunConfig
 from train.errors import UserError
-from train.run.signals import StopRequest
+from train.interrupt import StopRequest
 
 # The option of every command that completes a series.
 Processes = Annotated[

@@ -13,6 +13,7 @@ from train import progress as progress_bars
 from train.config import RunConfig
 from train.data import registry
 from train.errors import UserError
+from train.interrupt import StopRequest
 from train.run import folder as run_folder
 from train.run import loop, metrics, plots, warn
 from train.run.checkpoints import Checkpoints, Restored
@@ -20,7 +21,6 @@ from train.run.experiment import Experiment
 from train.run.folder import RunFolder
 from train.run.lock import RunLock
 from train.run.metrics import EpochMetrics, MetricsWriter
-from train.run.signals import StopRequest
 from train.run.warn import OnceWarner
 from train.training import distributed
 from train.training.state import LoopState

@@ -17,9 +17,9 @@ from train.data.registry import Dataset, StreamedDataset
 from train.errors import UserError
 from train.training import optimizers, parallel, schedules
 from train.training import programs as epoch
-from train.training.covariance import sown_shapes
 from train.training.in_memory import InMemoryTrainer
 from train.training.multipliers import MultiplierSummary, summarize
+from train.training.optimizers.covariance import sown_shapes
 from train.training.state import LoopState, TrainState, create_state
 from train.training.step import train_step
 from train.training.streamed import StreamedTrainer
@@ -60,16 +60,7 @@ class Experiment:
         self._optimizer = optimizers.create(
             config.optimizer,
             self.schedule,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            scope=config.scope,
-            normalizer=config.normalizer,
-            polyak_factor=config.polyak_factor,
-            covariance=optimizers.Covariance(
-                damping=config.damping,
-                every=config.covariance_every,
-                form=config.conv_covariance,
-            ),
+            config,
             sown_shapes=self._sown_shapes,
         )
         self._init_rng, run_rng = jax.random.split(jax.random.key(config.seed))

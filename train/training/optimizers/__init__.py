@@ -1,0 +1,193 @@
+"""Optimizers by name, set as the paper sets them.
+
+Beside the learning rate the paper gives a momentum of 0.9 to SGD and INSGD and a weight
+decay to all. What else its baselines have is PyTorch's default: Adam's decays 0.9 and
+0.999, Adadelta's 0.9, RMSprop's 0.99, and no momentum for these and Adagrad. As in
+PyTorch, weight decay is an l2 term in the gradient, which these then rescale too.
+
+LARS is `optax.lars`: weight decay, the trust ratio ||w|| / ||g|| times 0.001, and
+momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilon.
+
+Momo, Prodigy and D-Adaptation, which find a learning rate by themselves, are
+`optax.contrib`'s, with the weight decay they have there, not in the gradient.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import optax
+
+import insgd_optax
+from train.training.optimizers import rules, torch_rules
+from train.training.optimizers.base import (
+    Capture,
+    ExtraMetric,
+    LearningRate,
+    Make,
+    Optimizer,
+    OptimizerConfig,
+    SownShapes,
+)
+from train.training.optimizers.rules import EPS
+
+__all__ = [
+    "CHOICES",
+    "EPS",
+    "NAMES",
+    "OPTIONS",
+    "Capture",
+    "ExtraMetric",
+    "Optimizer",
+    "OptimizerConfig",
+    "can_be_bounded",
+    "check_name",
+    "create",
+    "default_learning_rate",
+    "has_option",
+    "is_insgd",
+    "register",
+    "uses_covariance",
+]
+
+# Options that only some optimizers have, and in words which.
+OPTIONS = {
+    "momentum": "SGD, LARS, LSALR, Momo, lms-newton and INSGD",
+    "scope": "INSGD",
+    "normalizer": "INSGD",
+    "polyak_factor": "SGD, INSGD and lms-newton",
+    "damping": "lms-newton, adamw+cov and muon+cov",
+    "covariance_every": "lms-newton, adamw+cov and muon+cov",
+    "conv_covariance": "lms-newton, adamw+cov and muon+cov",
+}
+_MOMENTUM = frozenset({"momentum"})
+_BOUNDED = frozenset({"momentum", "polyak_factor"})
+_COVARIANCE = frozenset({"damping", "covariance_every", "conv_covariance"})
+
+
+class _Entry(NamedTuple):
+    make: Make
+    learning_rate: float
+    options: frozenset[str] = frozenset()  # Those of `OPTIONS` that it has.
+
+
+# The learning rates are those of Table 3. The paper uses no others: RMSprop's is
+# PyTorch's, LARS moves a weight by about a thousandth of its norm a step, and Momo,
+# Prodigy and D-Adaptation have optax's.
+_OPTIMIZERS = {
+    "sgd": _Entry(rules.sgd, 0.1, _BOUNDED),
+    "adam": _Entry(rules.rescaled(optax.scale_by_adam), 0.001),
+    "adagrad": _Entry(rules.rescaled(torch_rules.scale_by_adagrad), 0.1),
+    "adadelta": _Entry(rules.rescaled(optax.scale_by_adadelta), 0.1),
+    "rmsprop": _Entry(
+        rules.rescaled(
+            functools.partial(optax.scale_by_rms, decay=0.99, eps_in_sqrt=False)
+        ),
+        0.01,
+    ),
+    "lars": _Entry(rules.with_momentum(optax.lars), 1.0, _MOMENTUM),
+    "lsalr": _Entry(rules.with_momentum(insgd_optax.lsalr), 0.1, _MOMENTUM),
+    "momo": _Entry(rules.with_momentum(rules.momo), 1.0, _MOMENTUM),
+    "prodigy": _Entry(rules.decoupled(optax.contrib.prodigy), 1.0),
+    "dadapt-adamw": _Entry(rules.decoupled(optax.contrib.dadapt_adamw), 1.0),
+    "adamw": _Entry(rules.decoupled(optax.adamw), 0.001),
+    "muon": _Entry(rules.decoupled(rules.muon), 0.01),
+    "lms-newton": _Entry(rules.lms_newton, 0.03, _BOUNDED | _COVARIANCE),
+    "adamw+cov": _Entry(rules.redirected(optax.adamw), 0.003, _COVARIANCE),
+    "muon+cov": _Entry(rules.redirected(rules.muon), 0.01, _COVARIANCE),
+    "insgd-as-released": _Entry(rules.insgd_as_released, 0.1, _MOMENTUM),
+}
+_INSGD_PREFIX = "insgd-l"
+_INSGD_LEARNING_RATE = 0.1
+
+NAMES = (*_OPTIMIZERS, "insgd-l1", "insgd-l2", "insgd-linf")
+CHOICES = f"{'|'.join(NAMES)}, or insgd-lP with any P from 1"
+
+
+def _entry(name: str) -> _Entry:
+    if name in _OPTIMIZERS:
+        return _OPTIMIZERS[name]
+    try:
+        prefix, p = name[: len(_INSGD_PREFIX)], float(name[len(_INSGD_PREFIX) :])
+    except ValueError:
+        prefix, p = "", math.nan
+    if prefix != _INSGD_PREFIX or not p >= 1:
+        raise ValueError(f"unknown optimizer {name!r}: give one of {CHOICES}")
+    return _Entry(
+        rules.insgd(p),
+        _INSGD_LEARNING_RATE,
+        _BOUNDED | {"scope", "normalizer"},
+    )
+
+
+def register(name: str, make: Make, learning_rate: float) -> None:
+    """Makes an optimizer of your own known by a name, in this process.
+
+    Args:
+        name: not yet another's.
+        make: from the arguments of `create` but the name, of which it may ignore any.
+        learning_rate: when none is given.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in _OPTIMIZERS or name.startswith(_INSGD_PREFIX):
+        raise ValueError(f"{name!r} is the name of an optimizer already")
+    # Which options it takes is not known here; a bound it has not.
+    options = frozenset(OPTIONS) - {"polyak_factor"}
+    _OPTIMIZERS[name] = _Entry(make, learning_rate, options)
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError that lists the names, unless `name` is an optimizer's."""
+    _entry(name)
+
+
+def is_insgd(name: str) -> bool:
+    """Whether an optimizer is the paper's own rule, with scope and normalizer."""
+    return name not in _OPTIMIZERS
+
+
+def uses_covariance(name: str) -> bool:
+    """Whether an optimizer uses the covariance of the layers' inputs."""
+    return "damping" in _entry(name).options
+
+
+def can_be_bounded(name: str) -> bool:
+    """Whether an optimizer takes `polyak_factor`."""
+    return has_option(name, "polyak_factor")
+
+
+def has_option(name: str, option: str) -> bool:
+    """Whether an optimizer has one of `OPTIONS`."""
+    return option in _entry(name).options
+
+
+def default_learning_rate(name: str) -> float:
+    """The learning rate of an optimizer when none is given."""
+    return _entry(name).learning_rate
+
+
+def create(
+    name: str,
+    learning_rate: LearningRate,
+    config: OptimizerConfig,
+    sown_shapes: SownShapes | None = None,
+) -> Optimizer:
+    """Makes an optimizer by its name.
+
+    Args:
+        name: one of `NAMES`, or "insgd-l" and any p >= 1.
+        learning_rate: a rate or a schedule.
+        config: its other options; those that the optimizer has not are ignored.
+        sown_shapes: what the network sows within a capture, for optimizers that use the
+            input's covariance; None takes the forms of the matrices from the kernels'
+            shapes.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the names.
+    """
+    return _entry(name).make(learning_rate, config, sown_shapes)

@@ -1,0 +1,71 @@
+"""What an optimizer is made from, and what a training step needs to know of it."""
+
+import contextlib
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import optax
+
+# A rate, or a schedule: step -> rate.
+LearningRate: TypeAlias = float | optax.Schedule
+# step -> the context in which layers sow what the optimizer needs of their inputs.
+Capture = Callable[[Any], contextlib.AbstractContextManager[None]]
+ExtraMetric = Callable[[Any], jax.Array]
+# A capture -> the shapes of what the network sows within it.
+SownShapes = Callable[[contextlib.AbstractContextManager[None]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Options of the optimizers, beside the learning rate; each takes those it has."""
+
+    momentum: float = 0.9
+    """Momentum of SGD, LARS, LSALR, Momo and INSGD, in [0, 1)."""
+    weight_decay: float = 5e-4
+    """l2 weight decay; for Momo, Prodigy and D-Adaptation, optax's own form."""
+    scope: Literal["kernel", "layer"] = "kernel"
+    """Parameters INSGD scales: kernels, or also biases and normalization layers."""
+    normalizer: Literal["log", "power", "log1p"] = "log"
+    """INSGD's divisor: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
+
+    polyak_factor: float | None = None
+    """Cap SGD's or INSGD's learning rate at this multiple of the Polyak step size."""
+
+    damping: float = 1.0
+    """Damping of the input covariance (lms-newton, adamw+cov, muon+cov), in
+    units of its mean eigenvalue."""
+    covariance_every: int = 10
+    """Steps from one measurement of the input covariance to the next."""
+    conv_covariance: Literal["patch", "kronecker"] = "patch"
+    """Covariance of a convolution's input: one matrix for taps and channels, or
+    their Kronecker product."""
+
+
+class Optimizer(NamedTuple):
+    """What a training step and its diagnostics need to know of an optimizer.
+
+    Attributes:
+        tx: the transformation; takes and may ignore `input_norms`,
+            `input_covariances` and `value`.
+        capture: None for an optimizer that needs nothing of the layers' inputs, and
+            then pays nothing.
+        multipliers: optimizer state -> factor on the learning rate, by weight; None
+            for an optimizer that has none.
+        extra_metrics: by name, scalar functions of the optimizer state, to be averaged
+            over the steps of an epoch.
+        diagnostics: optimizer state -> numbers by name and weight, for the log of an
+            epoch; None for an optimizer that has none.
+    """
+
+    tx: optax.GradientTransformationExtraArgs
+    capture: Capture | None = None
+    multipliers: Callable[[Any], dict[str, jax.Array]] | None = None
+    extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
+    diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
+
+
+# From the learning rate, the options, and the shapes that the network sows if known.
+Make = Callable[[LearningRate, OptimizerConfig, SownShapes | None], Optimizer]

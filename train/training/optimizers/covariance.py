@@ -1,0 +1,60 @@
+"""How a run measures and uses the covariance of its layers' inputs."""
+
+import contextlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import insgd_optax
+from train.training.optimizers.base import OptimizerConfig, SownShapes
+
+# The most input vectors that a layer contributes to a measurement.
+MAX_ROWS = 2048
+# The largest matrix.
+MAX_DIM = 768
+# Of the running mean, a measurement.
+DECAY = 0.95
+
+
+def capture(
+    config: OptimizerConfig, step: Any
+) -> contextlib.AbstractContextManager[None]:
+    """The context of a step, which may be traced."""
+    return insgd_optax.capture_input_covariances(
+        when=step % config.covariance_every == 0,
+        max_rows=MAX_ROWS,
+        max_dim=MAX_DIM,
+        conv_covariance=config.conv_covariance,
+    )
+
+
+def options(config: OptimizerConfig, shapes: SownShapes | None) -> dict[str, Any]:
+    """What the library's optimizers take."""
+    like = None if shapes is None else shapes(capture(config, 0))
+    return {
+        "damping": config.damping,
+        "max_dim": MAX_DIM,
+        "input_covariances_like": like,
+    }
+
+
+def sown_shapes(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    within: contextlib.AbstractContextManager[None],
+) -> Any:
+    """What a network sows within a capture, for images of (height, width, channels)."""
+    with within:
+        return insgd_optax.input_covariance_shapes(
+            model, jax.random.key(0), jnp.zeros((1, *image_shape)), train=False
+        )
+
+
+def diagnostics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
+    """Condition numbers and cosines by weight, for the log of an epoch."""
+    return {
+        "condition_numbers": insgd_optax.covariance_condition_numbers(opt_state),
+        "cosines": insgd_optax.covariance_cosines(opt_state),
+    }

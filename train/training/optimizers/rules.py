@@ -1,0 +1,196 @@
+"""How each optimizer is made from its options.
+
+Each function takes the learning rate, the options, and the shapes that the network sows,
+of which it may ignore any, and returns an `Optimizer`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+import insgd_optax
+from train.training.optimizers import covariance
+from train.training.optimizers.base import (
+    ExtraMetric,
+    LearningRate,
+    Make,
+    Optimizer,
+    OptimizerConfig,
+    SownShapes,
+)
+
+# The library's floor, max(log P, EPS): a multiplier of 1 / EPS sits on it.
+EPS = 0.01
+
+
+def sgd(
+    learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
+) -> Optimizer:
+    """PyTorch's SGD, or one that the Polyak step size bounds."""
+    if config.polyak_factor is None:
+        return _coupled(
+            optax.trace(config.momentum), learning_rate, config.weight_decay
+        )
+    tx = insgd_optax.clip_by_polyak(
+        learning_rate,
+        factor=config.polyak_factor,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    return Optimizer(tx, extra_metrics=_polyak_metrics(config))
+
+
+def lms_newton(
+    learning_rate: LearningRate, config: OptimizerConfig, shapes: SownShapes | None
+) -> Optimizer:
+    """The library's LMS-Newton."""
+    tx = insgd_optax.lms_newton(
+        learning_rate,
+        covariance_decay=covariance.DECAY,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        polyak_factor=config.polyak_factor,
+        **covariance.options(config, shapes),
+    )
+    return Optimizer(
+        tx,
+        capture=functools.partial(covariance.capture, config),
+        extra_metrics=_polyak_metrics(config),
+        diagnostics=covariance.diagnostics,
+    )
+
+
+def redirected(rule: Callable[..., Any]) -> Make:
+    """An optimizer whose steps the covariance turns, at the lengths they have."""
+
+    def make(
+        learning_rate: LearningRate, config: OptimizerConfig, shapes: SownShapes | None
+    ) -> Optimizer:
+        tx = optax.chain(
+            rule(1.0, weight_decay=0.0),
+            insgd_optax.scale_by_input_covariance(
+                covariance.DECAY, **covariance.options(config, shapes)
+            ),
+            # The rule's own steps go downhill already.
+            optax.scale(-1.0),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+        return Optimizer(
+            tx,
+            capture=functools.partial(covariance.capture, config),
+            diagnostics=covariance.diagnostics,
+        )
+
+    return make
+
+
+def rescaled(scale_by: Callable[[], optax.GradientTransformation]) -> Make:
+    """A rule of PyTorch's, which rescales the gradient and its l2 term."""
+    return lambda learning_rate, config, _: _coupled(
+        scale_by(), learning_rate, config.weight_decay
+    )
+
+
+def with_momentum(rule: Callable[..., optax.GradientTransformation]) -> Make:
+    """A rule that takes `momentum` and `weight_decay`."""
+    return lambda learning_rate, config, _: _plain(
+        rule(learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    )
+
+
+def decoupled(rule: Callable[..., optax.GradientTransformation]) -> Make:
+    """A rule that takes `weight_decay`."""
+    return lambda learning_rate, config, _: _plain(
+        rule(learning_rate, weight_decay=config.weight_decay)
+    )
+
+
+def momo(learning_rate: LearningRate, **options: Any) -> optax.GradientTransformation:
+    """Optax's Momo, by this application's names of its options."""
+    return optax.contrib.momo(learning_rate, beta=options.pop("momentum"), **options)
+
+
+def muon(learning_rate: LearningRate, **options: Any) -> optax.GradientTransformation:
+    """Optax's Muon for every kernel, of convolutions too."""
+    return optax.contrib.muon(
+        learning_rate, muon_weight_dimension_numbers=_matrices, **options
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Which kernels Muon takes for matrices, and which of their axes are inputs."""
+
+    def dimensions(keys: tuple[Any, ...], weight: Any) -> Any:
+        path = [str(getattr(key, "key", key)) for key in keys]
+        if path[-1] != "kernel" or weight.ndim < 2:
+            return None
+        if {"query", "key", "value"} & set(path):
+            return optax.contrib.MuonDimensionNumbers(0, tuple(range(1, weight.ndim)))
+        *inputs, output = range(weight.ndim)
+        return optax.contrib.MuonDimensionNumbers(tuple(inputs), output)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def insgd_as_released(
+    learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
+) -> Optimizer:
+    """The arithmetic of the authors' released code."""
+    return Optimizer(
+        tx=insgd_optax.insgd_as_released(
+            learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        ),
+        capture=lambda step: insgd_optax.capture_released_norms(),
+    )
+
+
+def insgd(p: float) -> Make:
+    """The paper's rule with the p-norm of the inputs."""
+
+    def make(
+        learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
+    ) -> Optimizer:
+        return Optimizer(
+            tx=insgd_optax.insgd(
+                learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                normalizer=config.normalizer,
+                eps=EPS,
+                scope=config.scope,
+                polyak_factor=config.polyak_factor,
+            ),
+            capture=lambda step: insgd_optax.capture_input_norms(
+                p=p, norm_layers=config.scope == "layer"
+            ),
+            multipliers=insgd_optax.learning_rate_multipliers,
+            extra_metrics=_polyak_metrics(config),
+        )
+
+    return make
+
+
+def _polyak_metrics(config: OptimizerConfig) -> dict[str, ExtraMetric]:
+    if config.polyak_factor is None:
+        return {}
+    return {"polyak_scale": insgd_optax.polyak_scale}
+
+
+def _coupled(
+    rule: optax.GradientTransformation, learning_rate: LearningRate, decay: float
+) -> Optimizer:
+    return _plain(
+        optax.chain(
+            optax.add_decayed_weights(decay),
+            rule,
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def _plain(tx: optax.GradientTransformation) -> Optimizer:
+    return Optimizer(optax.with_extra_args_support(tx))
