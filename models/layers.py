@@ -25,7 +25,9 @@ kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal"
 def torch_bias_init(fan_in: int) -> Initializer:
     """PyTorch's default for biases: U(-b, b) with b = 1 / sqrt(fan_in)."""
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32):
+    def init(
+        key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32
+    ) -> jax.Array:
         bound = 1 / math.sqrt(fan_in)
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 

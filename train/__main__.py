@@ -1,5 +1,6 @@
 """Entry point of `python -m train`."""
 
+import io
 import sys
 
 from train import interrupt
@@ -15,5 +16,6 @@ if __name__ == "__main__":
     from train.cli import main
 
     # Through a pipe, too, each epoch's line is seen when it is printed.
-    sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())

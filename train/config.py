@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
@@ -15,9 +15,14 @@ from train.training import optimizers, parallel, schedules
 from train.training.distributed import Launch
 from train.training.optimizers import OptimizerConfig
 
-ModelName = tyro.extras.literal_type_from_choices(models.names())
-ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
-ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
+if TYPE_CHECKING:  # What the choices are is known when this runs.
+    ModelName: TypeAlias = str
+    ScheduleName: TypeAlias = str
+    ParallelName: TypeAlias = str
+else:
+    ModelName = tyro.extras.literal_type_from_choices(models.names())
+    ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
+    ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
 
 # A run that is resumed may change these; the others make it another run.
 FREE_ON_RESUME = {
@@ -100,7 +105,7 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
     data_workers: int | None = None
     """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         registry.check_name(self.dataset)
         # Recorded, it must name the same folder when the run is evaluated elsewhere.
         object.__setattr__(self, "dataset", registry.absolute(self.dataset))
@@ -208,7 +213,7 @@ class RunConfig(TrainingConfig):
     )
     """Several processes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         optimizers.check_name(self.optimizer)
         check_numbers(self, learning_rate=(0, FLOAT32_MAX), seed=(0, MOST_SEED))

@@ -8,7 +8,7 @@ import pytest
 
 import insgd_optax
 from train.training import optimizers
-from train.training.optimizers import OptimizerConfig
+from train.training.optimizers import OptimizerConfig, rules
 
 PARAMS = {"Dense_0": {"kernel": np.array([[1.0, -2.0]]), "bias": np.array([0.5, 3.0])}}
 NORMS = {"Dense_0": {"input_norm": np.full((1, 1), np.exp(4.0))}}
@@ -249,7 +249,7 @@ def sown_covariance(step):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"), [("adamw+cov", optax.adamw), ("muon+cov", optimizers._muon)]
+    ("name", "rule"), [("adamw+cov", optax.adamw), ("muon+cov", rules.muon)]
 )
 def test_the_link_is_between_the_steps_and_weight_decay(x64, name, rule):
     # One input has but one direction: only where weight decay comes in can differ.

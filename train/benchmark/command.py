@@ -49,7 +49,7 @@ class BenchmarkConfig:
     output_dir: Path | None = None
     """Folder of benchmark.json and .md. Default: a new runs/benchmark-DATE."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, most in (("image_size", MOST_PIXELS), ("rounds", MOST_ROUNDS)):
             value = getattr(self, name)
             if not 1 <= value <= most:

@@ -3,7 +3,7 @@
 # Dense TFLOP/s from the makers' data sheets, by the start of the device's kind as JAX
 # names it; the first that fits counts. JAX multiplies float32 in TF32 on the GPUs
 # that have it, so that is their peak.
-_TERA = {
+_TERA: dict[str, dict[str, float]] = {
     "NVIDIA H100 PCIe": {"bfloat16": 756, "float32": 378},
     "NVIDIA H100 NVL": {"bfloat16": 835, "float32": 417},
     "NVIDIA H100": {"bfloat16": 989, "float32": 495},

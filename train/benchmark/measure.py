@@ -142,6 +142,7 @@ class Stepper:
     def memory(self) -> Memory:
         """Of the compiled program."""
         analysis = self._compiled.memory_analysis()
+        assert analysis is not None  # CPUs, GPUs and TPUs have one.
         peak = getattr(analysis, "peak_memory_in_bytes", 0)
         return Memory(analysis.temp_size_in_bytes, peak or None)
 

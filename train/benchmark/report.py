@@ -121,7 +121,11 @@ def _cells(cost: StepCost) -> list[str]:
         f"{cost.images_per_second(cost.optimizer):.0f}",
         f"{other.temporary / _MEBI:.2f}",
         f"{other.temporary / sgd.temporary:.4f}",
-        "" if other.peak is None else f"{other.peak / sgd.peak:.4f}",
+        (
+            ""
+            if other.peak is None or sgd.peak is None
+            else f"{other.peak / sgd.peak:.4f}"
+        ),
         str(cost.state_bytes[cost.optimizer] - cost.state_bytes["sgd"]),
         str(cost.scaled_weights),
         "" if cost.utilisation is None else f"{100 * cost.utilisation:.1f} %",

@@ -65,11 +65,11 @@ def interleave(
     for number in range(rounds):
         for index in rng.permutation(len(names)):
             name = names[index]
-            started = time.perf_counter(), time.process_time()
+            begun = time.perf_counter(), time.process_time()
             programs[name](runs)
             ended = time.perf_counter(), time.process_time()
             for kind in range(2):
-                times[name][kind][number] = (ended[kind] - started[kind]) / runs
+                times[name][kind][number] = (ended[kind] - begun[kind]) / runs
     return times
 
 

@@ -69,8 +69,7 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
     if at and not (batch.isdecimal() and int(batch)):
         raise ValueError(f"{text!r}: after @ comes a batch size, got {batch!r}")
     sizes = [int(batch)] if at else batch_sizes
-    listed = tuple(options.items())
-    return [Workload(model, listed, size, dtype) for size in sizes]
+    return [Workload(model, tuple(options.items()), size, dtype) for size in sizes]
 
 
 def _deepened(workload: Workload, depth: int) -> Workload:

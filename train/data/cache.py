@@ -28,7 +28,8 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
     with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
         made = Path(partial)
         with (made / _ARRAYS).open("wb") as file:
-            np.savez(file, **arrays)
+            # For all NumPy's types know, one may be named allow_pickle.
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         checksum = _checksum(made / _ARRAYS)
         os.replace(made / _ARRAYS, folder / _ARRAYS)
         with (made / _RECORD).open("w") as file:

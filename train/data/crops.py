@@ -47,9 +47,9 @@ class Crops(NamedTuple):
             Pixels, of shape (side, side, 3), dtype uint8.
         """
         scale = self.shorter_side, min(image.size)
-        size = tuple(scale[0] * side // scale[1] for side in image.size)
-        resized = image.resize(size, Image.Resampling.BILINEAR)
-        left, top = (round((side - self.side) / 2) for side in size)
+        width, height = (scale[0] * side // scale[1] for side in image.size)
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (round((side - self.side) / 2) for side in (width, height))
         return np.asarray(resized.crop((left, top, left + self.side, top + self.side)))
 
 
@@ -72,7 +72,7 @@ def draw_box(
     """
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*_AREA)
-        aspect = math.exp(rng.uniform(*map(math.log, _ASPECT)))
+        aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
         across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < across <= width and 0 < down <= height:
             left = int(rng.integers(width - across + 1))

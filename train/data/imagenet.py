@@ -170,12 +170,15 @@ def _images(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:
     with tarfile.open(archive, "r:") as tar:
         for member in tar:
             file = tar.extractfile(member)
+            if file is None:  # A folder.
+                continue
             if split != "train":
                 yield member.name, member.name, file.read()
                 continue
             with tarfile.open(fileobj=file, mode="r:") as images:
                 for image in images:
-                    yield member.name, image.name, images.extractfile(image).read()
+                    if (content := images.extractfile(image)) is not None:
+                        yield member.name, image.name, content.read()
 
 
 def _example(file_name: str, encoded: bytes, label: str) -> Example:

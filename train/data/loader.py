@@ -181,7 +181,8 @@ def _end_with_parent(index: int, count: int) -> None:
     del index, count
 
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -197,7 +198,7 @@ def _load(
     records: Records, indices: np.ndarray, crop: Callable[[Any, int], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads, decodes and crops images; returns them with their labels."""
-    found = records.read(indices)
+    found = records.read(indices.tolist())
     images = [
         crop(_decode(records, index, record.image), index)
         for index, record in zip(indices.tolist(), found, strict=True)

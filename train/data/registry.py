@@ -78,12 +78,12 @@ class ImageDataset(Dataset):
     train: Split
     test: Split
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.fingerprint:
             digest = hashlib.sha256()
             for array in (*self.train, *self.test):
                 digest.update(repr((array.shape, array.dtype)).encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).data)
             object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     @property

@@ -23,7 +23,7 @@ class CompareConfig(TrainingConfig):
     """Add to each INSGD: SGD at its effective rate, scope layer, and log1p."""
     processes: Processes = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         variants.check(self, self.optimizers, self.seeds)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.axes import Axes
 
 from train.experiments.rates.points import Point, open_ends, spanned_range
@@ -53,7 +53,7 @@ def plot_robustness(
     figure, (curves, bars) = create_figure(12, panels=2, sharey=False)
     spans = {name: spanned_range(found, margin) for name, found in points.items()}
     best = max(span.best.accuracy.mean for span in spans.values())
-    colors = colormaps["tab10" if len(points) <= 10 else "tab20"].colors
+    colors = color_sequences["tab10" if len(points) <= 10 else "tab20"]
     for number, (name, found) in enumerate(points.items()):
         color, span = colors[number % len(colors)], spans[name]
         _plot_accuracy(

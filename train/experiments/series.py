@@ -234,18 +234,18 @@ def _finish(config: RunConfig, title: str) -> int:
         if finished_metrics(config) is not None:
             return 0
         print(title)
-        where = "run_dir"
-        if (path / run_folder.RECORD).exists():
-            where = "resume"
-            _load(config, path)
         # A rate at which a run diverges is a result, too.
-        config = dataclasses.replace(config, on_divergence="continue", **{where: path})
-        return run(config, lock)
+        config = dataclasses.replace(config, on_divergence="continue")
+        if (path / run_folder.RECORD).exists():
+            _load(config, path)
+            return run(dataclasses.replace(config, resume=path), lock)
+        return run(dataclasses.replace(config, run_dir=path), lock)
 
 
 def _keep_compiled(folder: Path) -> None:
     """Lets runs that differ by their seed alone, and later ones, share programs."""
-    if jax.config.jax_compilation_cache_dir is None:
+    # JAX adds its options to this object where no type checker sees it.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -4,6 +4,7 @@
 the records of its runs name.
 """
 
+import io
 import json
 import os
 import signal
@@ -42,5 +43,6 @@ def stop_with_parent(pipe: int) -> None:
 
 if __name__ == "__main__":
     interrupt.exit_at_once()
-    sys.stdout.reconfigure(line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())

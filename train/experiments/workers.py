@@ -99,7 +99,7 @@ def complete(
             left = still_left
     if failed is not None:
         raise UserError(_report(failed))
-    if stop:
+    if stop.signal is not None:
         print(
             f"Stopped by {stop.signal.name}; the workers have saved. The same command "
             "again goes on from here."
@@ -139,7 +139,8 @@ def _started(runs: Path, processes: int) -> Iterator[list[_Worker]]:
         for worker in workers:
             worker.process.kill()
             worker.process.wait()
-            worker.process.stdin.close()
+            if worker.process.stdin is not None:
+                worker.process.stdin.close()
 
 
 def _memory_share(processes: int) -> dict[str, str]:

@@ -121,7 +121,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
     is_first, in_several = distributed.is_first(), jax.process_count() > 1
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
-    if is_first:
+    if writer is not None:
         stack.callback(writer.close)
     once_warner = OnceWarner()
     stop_in_any = False
@@ -129,7 +129,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     def on_epoch(loop_state: LoopState, row: EpochMetrics) -> None:
         nonlocal stop_in_any
         rows.append(row)
-        if is_first:
+        if writer is not None:
             lock.check()
             writer.write(row)
         checkpoints.save(
@@ -194,7 +194,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         return 128 + stopped_by
     print(_closing_line(rows, folder))
     # Finished all the same; but after it nothing should start.
-    return 128 + stop.signal if stop else 0
+    return 0 if stop.signal is None else 128 + stop.signal
 
 
 def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import insgd_optax
 import models
 from train.config import MOST_STEPS, RunConfig, option
-from train.data.registry import Dataset, StreamedDataset
+from train.data.registry import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
 from train.training import optimizers, parallel, schedules
 from train.training import programs as epoch
@@ -130,15 +130,16 @@ class Experiment:
         )
         batching = epoch.Batching(config.batch_size, self.steps_per_epoch)
         programs = self._devices, step_fn, batching, rng
-        if isinstance(self._dataset, StreamedDataset):
-            return StreamedTrainer(
-                self._dataset,
-                *programs,
-                seed=config.seed,
-                num_steps=config.epochs * self.steps_per_epoch,
-                num_workers=config.num_data_workers,
-            )
-        return InMemoryTrainer(self._dataset, *programs)
+        if isinstance(self._dataset, ImageDataset):
+            return InMemoryTrainer(self._dataset, *programs)
+        assert isinstance(self._dataset, StreamedDataset)
+        return StreamedTrainer(
+            self._dataset,
+            *programs,
+            seed=config.seed,
+            num_steps=config.epochs * self.steps_per_epoch,
+            num_workers=config.num_data_workers,
+        )
 
     def start(self) -> LoopState:
         """The run before its first step.

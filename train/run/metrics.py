@@ -1,7 +1,6 @@
 """Metrics on disk: a line of JSON for each epoch, and TensorBoard on request."""
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -88,7 +87,12 @@ class Recovered(NamedTuple):
 
 def read(path: Path) -> list[EpochMetrics]:
     """Reads the rows of a run; null becomes nan. A damaged line ends them."""
-    return list(itertools.takewhile(lambda row: row is not None, _read_lines(path)))
+    rows: list[EpochMetrics] = []
+    for row in _read_lines(path):
+        if row is None:
+            break
+        rows.append(row)
+    return rows
 
 
 def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recovered:
@@ -123,8 +127,8 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
         number
         for number, row in enumerate(rows, start=1)
         if number > len(found)
-        or found[number - 1] is None
-        or _line(found[number - 1]) != _line(row)
+        or (written := found[number - 1]) is None
+        or _line(written) != _line(row)
     ]
     warnings = []
     if repaired:

@@ -122,7 +122,7 @@ def create_figure(
     """Makes a figure of panels side by side, in inches."""
     figure = Figure(figsize=(width, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
-    for axes in panels:
+    row = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
+    for axes in row:
         axes.grid(alpha=0.3)
-    return figure, panels
+    return figure, row

@@ -10,7 +10,7 @@ from typing import Any
 from train.config import RunConfig
 
 # By part of the record: the fields that are read by name, and their types.
-_PARTS = {
+_PARTS: dict[str, dict[str, Any]] = {
     "config": {},
     "dataset": {"fingerprint": str},
     "environment": {

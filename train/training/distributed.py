@@ -50,7 +50,11 @@ class Launch:
             raise ValueError(
                 f"--connect-timeout must be at least 1, got {self.connect_timeout}"
             )
-        if missing:
+        if (
+            self.coordinator is None
+            or self.num_processes is None
+            or self.process_id is None
+        ):
             return
         _, colon, port = self.coordinator.rpartition(":")
         if not (colon and port.isdecimal() and 0 < int(port) < 2**16):
@@ -89,7 +93,11 @@ def start(launch: Launch) -> None:
     # On a CPU's few threads the collectives of two steps under way at once may wait for
     # each other for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if launch.coordinator is not None:
+    if (
+        launch.coordinator is not None
+        and launch.num_processes is not None
+        and launch.process_id is not None
+    ):
         _peers = rendezvous.meet(
             launch.coordinator,
             launch.num_processes,

@@ -40,7 +40,9 @@ def evaluate(
     num_samples = labels.shape[0]
     num_batches = -(-num_samples // batch_size)
 
-    def body(sums: dict[str, jax.Array], batch: jax.Array):
+    def body(
+        sums: dict[str, jax.Array], batch: jax.Array
+    ) -> tuple[dict[str, jax.Array], None]:
         indices = batch * batch_size + jnp.arange(batch_size)
         indices = local_shard(indices)
         valid = indices < num_samples

@@ -137,7 +137,7 @@ def train_batch(
 
 
 def _of_this_epoch(
-    metric_sums: dict[str, jax.Array], step: jax.Array, steps_per_epoch: int
+    metric_sums: dict[str, jax.Array], step: jax.Array | int, steps_per_epoch: int
 ) -> dict[str, jax.Array]:
     """The sums before a step: zeros before the first of an epoch."""
     starts_epoch = step % steps_per_epoch == 0
@@ -194,7 +194,7 @@ def _epoch_rng(rng: jax.Array, epoch: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(rng, 0), epoch)
 
 
-def _step_rng(rng: jax.Array, step: jax.Array) -> jax.Array:
+def _step_rng(rng: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(rng, 1), step)
 
 

@@ -1,5 +1,6 @@
 """Learning rates over training."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -56,7 +57,7 @@ def create(
 
 
 def _cosine_with_restarts(learning_rate: float, period: int) -> optax.Schedule:
-    def schedule(step):
+    def schedule(step: jax.Array) -> jax.Array:
         return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * (step % period) / period))
 
     return schedule

@@ -18,7 +18,9 @@ from train.data.cifar import Cifar
 
 
 # tensorflow-datasets has its own by these names; nothing is to be found by name here.
-class _CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _CifarBuilder(  # type: ignore[call-arg]  # The base class has no types.
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Either of the two."""
 
     VERSION = tfds.core.Version("3.0.2")

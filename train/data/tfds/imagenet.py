@@ -71,7 +71,8 @@ def _write_split(
     folder: Path, split: str, archive: Path, features: tfds.features.FeaturesDict
 ) -> tfds.core.SplitInfo:
     """Writes the files of a split."""
-    lengths, num_bytes = [], 0
+    lengths: list[int] = []
+    num_bytes = 0
     for records in _shards(_records(archive, split, features)):
         path = _shard(folder, split, len(lengths))
         writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import tyro
 
@@ -29,7 +30,10 @@ _PREPARE: dict[str, Callable[[str], None]] = {
     imagenet.NAME: _imagenet,
 }
 
-Name = tyro.extras.literal_type_from_choices(tuple(_PREPARE))
+if TYPE_CHECKING:  # What the choices are is known when this runs.
+    Name: TypeAlias = str
+else:
+    Name = tyro.extras.literal_type_from_choices(tuple(_PREPARE))
 
 
 @dataclasses.dataclass(frozen=True)

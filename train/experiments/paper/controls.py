@@ -26,7 +26,7 @@ class Control:
     def config(self, insgd: RunConfig) -> RunConfig | None:
         """The control of one INSGD run."""
         change = self.change(insgd)
-        return change and dataclasses.replace(insgd, **change)
+        return None if change is None else dataclasses.replace(insgd, **change)
 
 
 def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
@@ -53,7 +53,7 @@ CONTROLS = (
 )
 
 
-def controls_for(row: Sequence[RunConfig]) -> dict[str, list[RunConfig | None]]:
+def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | None]]:
     """The controls of one row: none but for INSGD.
 
     Args:
@@ -63,9 +63,13 @@ def controls_for(row: Sequence[RunConfig]) -> dict[str, list[RunConfig | None]]:
         By name the runs, one for each of the row's; None for those that depend on a
         run that is not finished. A control that is the row itself is left out.
     """
-    if not optimizers.is_insgd(row[0].optimizer):
+    known = [run for run in row if run is not None]
+    if not (known and optimizers.is_insgd(known[0].optimizer)):
         return {}
-    rows = {control.name: [control.config(run) for run in row] for control in CONTROLS}
+    rows = {
+        control.name: [run and control.config(run) for run in row]
+        for control in CONTROLS
+    }
     return {name: runs for name, runs in rows.items() if runs != list(row)}
 
 

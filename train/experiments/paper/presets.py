@@ -107,7 +107,7 @@ def _row(
     )
 
 
-_NO_NORM = {"model_options": ("layer_norm=False",)}
+_NO_NORM: dict[str, Any] = {"model_options": ("layer_norm=False",)}
 
 TABLES = {
     3: Table(

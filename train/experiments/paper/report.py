@@ -133,8 +133,11 @@ class _Measured(NamedTuple):
 
 def _measure(line: Line) -> _Measured:
     known = [config for config in line.configs if config is not None]
-    done = {config: series.finished_metrics(config) for config in known}
-    done = {config: rows for config, rows in done.items() if rows is not None}
+    done = {
+        config: rows
+        for config in known
+        if (rows := series.finished_metrics(config)) is not None
+    }
     return _Measured(
         known,
         runs=[series.run_path(config).name for config in done],
@@ -154,7 +157,7 @@ def _cells(
     rates = [config.initial_learning_rate for config in found.known]
     accuracies = found.accuracies
     cells = [
-        f"+ {line.control}" if line.control else sample.optimizer,
+        f"+ {line.control}" if sample is None or line.control else sample.optimizer,
         *("" if sample is None else _text(getattr(sample, name)) for name in columns),
         _mean(rates),
         _mean(found.effective_rates),

@@ -53,7 +53,7 @@ class TableConfig:
     data_workers: int | None = None
     """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dataset is not None:
             registry.check_name(self.dataset)
         check_numbers(

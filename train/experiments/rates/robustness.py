@@ -48,7 +48,7 @@ class RobustnessConfig(TrainingConfig):
     """Runs per optimizer and learning rate, with seeds from 0."""
     processes: Processes = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         variants.check(self, self.optimizers, self.seeds)
         for name, most in _MOST.items():

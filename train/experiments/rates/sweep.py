@@ -21,7 +21,7 @@ class SweepConfig(TrainingConfig):
     """Runs per optimizer and learning rate, with seeds from 0."""
     processes: Processes = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         variants.check(self, self.optimizers, self.seeds)
         if not self.learning_rates:
