@@ -44,10 +44,10 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     assert status == 0
     (result,) = record["results"]
     assert (result["network"], result["batch_size"]) == ("custom_cnn", 8)
-    # One float32 for each of two kernels, and the count of steps.
+    # Two float32, P and multiplier, for each of two kernels, and the count of steps.
     assert result["scaled_weights"] == 2
     state_bytes = result["state_bytes"]
-    assert state_bytes["insgd"] - state_bytes["sgd"] == 4 * 2 + 4
+    assert state_bytes["insgd"] - state_bytes["sgd"] == 4 * 2 * 2 + 4
     medians = {name: one["median"] for name, one in result["seconds"].items()}
     assert medians.keys() == {"sgd", "insgd", "sgd_again"}
     assert result["overhead"]["of_medians"] == pytest.approx(
