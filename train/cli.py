@@ -3,11 +3,13 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
 
+import insgd_optax
 from train.benchmark.command import BenchmarkConfig, benchmark
 from train.config import FREE_ON_RESUME, RunConfig, option
 from train.data.tfds.prepare import PrepareConfig, prepare
@@ -24,7 +26,8 @@ PROGRAM = "python -m train"
 DESCRIPTION = (
     "Train networks with Input Normalized SGD. The default subcommand is `run`, which "
     "by default trains a small network on handwritten digits, in less than a minute. "
-    "COMMAND --help lists the options of a subcommand."
+    "COMMAND --help lists the options of a subcommand, --version prints the versions of "
+    "this project and of JAX, Flax and Optax."
 )
 
 
@@ -59,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: from the parser, for help and for options it does not understand.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(versions())
+        return 0
     if not arguments or (
         arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")
     ):
@@ -77,6 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
     return report_errors(execute)
+
+
+def versions() -> str:
+    """This project's version and those of the libraries that decide its results."""
+    libraries = ("jax", "flax", "optax")
+    used = ", ".join(f"{name} {metadata.version(name)}" for name in libraries)
+    return f"insgd_optax {insgd_optax.__version__} ({used})"
 
 
 def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:

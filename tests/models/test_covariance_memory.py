@@ -42,6 +42,6 @@ def temporary_memory(tx):
 
 @pytest.mark.slow
 def test_the_inverse_is_not_computed_amid_the_backward_pass():
-    """XLA, left alone, computes it where activations take most: 1.40 times SGD's memory."""
+    """XLA alone computes it where activations take most: 1.40 times SGD's memory."""
     sgd = temporary_memory(optax.sgd(0.1, momentum=0.9))
     assert temporary_memory(lms_newton(0.1)) < 1.3 * sgd
