@@ -4,19 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from insgd_optax import _whitening
-from insgd_optax._covariance import (
-    Form,
-    InputCovariance,
-    Mismatch,
-    checked,
-    form_of,
-    from_matrices,
-    leading,
-    reduced,
-)
-from insgd_optax._matching import averaged_axes
+from insgd_optax._covariance import InputCovariance, checked, from_matrices, leading
+from insgd_optax._covariance_form import Form, form_of, reduced
+from insgd_optax._matching import ShapeMismatchError, averaged_axes
 from insgd_optax._paths import Path, is_masked, tuple_path
 
 
@@ -63,7 +56,9 @@ def flat_layers(layers: Any) -> tuple[list[Path], list[Any], Any]:
     return [tuple_path(keys) for keys, _ in nodes], [node for _, node in nodes], treedef
 
 
-def initial_layer(form: Form, dtype: Any, initial: float | None) -> LayerCovariance:
+def initial_layer(
+    form: Form, dtype: DTypeLike, initial: float | None
+) -> LayerCovariance:
     shapes = form.shapes
     factors = tuple(jnp.zeros(shape, dtype) for shape in shapes)
     mass = jnp.zeros(form.stack, dtype)
@@ -99,17 +94,17 @@ def form_of_state(layer: LayerCovariance, weight: tuple[int, ...]) -> Form:
     return form_of([factor.shape for factor in layer.factors], weight)
 
 
-def total(sown: list[InputCovariance], form: Form, dtype: Any) -> InputCovariance:
+def total(sown: list[InputCovariance], form: Form, dtype: DTypeLike) -> InputCovariance:
     """All that a layer sowed in one pass, in the form of its weight.
 
     Raises:
-        Mismatch: if it does not fit.
+        ShapeMismatchError: if it does not fit.
     """
     sums, count = None, jnp.zeros(form.stack, dtype)
     for use in sown:
         lead = use.count.ndim
         if (use.factors[0].ndim - lead) != 2 * len(form.kernel):
-            raise Mismatch(
+            raise ShapeMismatchError(
                 f"{use.factors[0].shape} is not laid out like a kernel {form.kernel}"
             )
         axes = averaged_axes(use.count.shape, form.stack)
@@ -133,9 +128,9 @@ def next_layer(
     layer: LayerCovariance,
     batch: InputCovariance,
     form: Form,
-    decay: Any,
-    damping: Any,
-    eps: Any,
+    decay: ArrayLike,
+    damping: ArrayLike,
+    eps: ArrayLike,
 ) -> tuple[LayerCovariance, jax.Array]:
     """The running mean and its inverse; and whether the factorization failed."""
     dtype = layer.mass.dtype

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from insgd_optax import _matching
 from insgd_optax._compat import is_placeholder
-from insgd_optax._covariance import MAX_DIM, Mismatch, assumed_form
+from insgd_optax._covariance import MAX_DIM
 from insgd_optax._covariance_capture import covariances_by_layer
+from insgd_optax._covariance_form import assumed_form
 from insgd_optax._covariance_state import (
     LayerCovariance,
     ScaleByInputCovarianceState,
@@ -67,10 +69,10 @@ _LIKE = (
 
 
 def scale_by_input_covariance(
-    decay: Any = 0.95,
+    decay: ArrayLike = 0.95,
     *,
-    damping: Any = 1.0,
-    eps: Any = 1e-8,
+    damping: ArrayLike = 1.0,
+    eps: ArrayLike = 1e-8,
     preserve_norm: bool = True,
     max_dim: int | None = None,
     scope: Scope = "kernel",
@@ -187,7 +189,7 @@ def scale_by_input_covariance(
         else covariances_by_layer(input_covariances_like)
     )
 
-    def init_fn(params: Any) -> ScaleByInputCovarianceState:
+    def init_fn(params: optax.Params) -> ScaleByInputCovarianceState:
         # Two arrays, not one twice: each may be donated once.
         count, failures = (jnp.zeros([], jnp.int32) for _ in range(2))
         if is_placeholder(params):
@@ -228,13 +230,13 @@ def scale_by_input_covariance(
         )
 
     def update_fn(
-        updates: Any,
+        updates: optax.Updates,
         state: ScaleByInputCovarianceState,
-        params: Any = None,
+        params: optax.Params | None = None,
         *,
         input_covariances: Any = None,
         **extra_args: Any,
-    ) -> tuple[Any, ScaleByInputCovarianceState]:
+    ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
         del params, extra_args
         if input_covariances is None:
             raise ValueError(NO_COVARIANCES)
@@ -270,7 +272,9 @@ def scale_by_input_covariance(
 
         _matching.check_not_shared(sown, totals, _matching.COVARIANCE_NAME)
 
-        def refreshed(old: dict[Path, LayerCovariance]) -> tuple[Any, jax.Array]:
+        def refreshed(
+            old: dict[Path, LayerCovariance],
+        ) -> tuple[dict[Path, LayerCovariance], jax.Array]:
             new, failures = {}, jnp.zeros([], jnp.int32)
             for path, layer in old.items():
                 new[path], failed = next_layer(
@@ -315,7 +319,7 @@ def naming(path: Path) -> Iterator[None]:
     """Adds the weight's path to a mismatch's message."""
     try:
         yield
-    except (Mismatch, ShapeMismatchError) as error:
+    except ShapeMismatchError as error:
         raise ValueError(
             f"the input covariance of {path_string(path)} does not fit: {error}. If"
             " max_dim is given, give the capture and the optimizer the same; else"
@@ -341,7 +345,7 @@ def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:
     )
 
 
-def _check_real(path: Path, weight: Any) -> None:
+def _check_real(path: Path, weight: jax.Array) -> None:
     if jnp.issubdtype(weight.dtype, jnp.complexfloating):
         raise ValueError(
             f"{path_string(path)} is {weight.dtype}: scale_by_input_covariance is for"

@@ -4,14 +4,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from insgd_optax._covariance import Factor, Form, Shape, to_matrices
+from insgd_optax._covariance import Factor, Shape, to_matrices
+from insgd_optax._covariance_form import Form
 from insgd_optax._inverse import positive_definite_inverse
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def identity(form: Form, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+def identity(form: Form, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """The inverse before there is a covariance: it changes nothing.
 
     One factor: D, of shape (*stack, *blocks, d, d). Of two, taps and channels: the
