@@ -1,20 +1,22 @@
 """A table of the paper with our figures beside its own, as Markdown and as JSON."""
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from train import markdown
 from train.config import RunConfig
 from train.experiments import results, series
 from train.experiments.paper import controls, presets
 from train.experiments.paper.presets import PaperAccuracy, Table
+from train.run.metrics import EpochMetrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """A row and its runs.
+class TableRow:
+    """A row of a table: what the paper prints, its runs, and what came of them.
 
     Attributes:
         configs: one for each seed; None for a run that is not known yet.
@@ -27,6 +29,71 @@ class Line:
     control: str = ""
     top1: PaperAccuracy | None = None
     top5: PaperAccuracy | None = None
+
+    @property
+    def known(self) -> list[RunConfig]:
+        """The runs that can be told, finished or not."""
+        return [config for config in self.configs if config is not None]
+
+    @functools.cached_property
+    def finished(self) -> dict[RunConfig, list[EpochMetrics]]:
+        """The runs that are finished, with their metrics; for the report, at the end."""
+        return {
+            config: rows
+            for config in self.known
+            if (rows := series.finished_metrics(config)) is not None
+        }
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """Those of the known runs."""
+        return [config.initial_learning_rate for config in self.known]
+
+    @property
+    def effective_rates(self) -> list[float]:
+        """Learning rate times mean multiplier, of the finished runs."""
+        return [
+            config.initial_learning_rate * results.mean_multiplier(rows)
+            for config, rows in self.finished.items()
+        ]
+
+    @property
+    def accuracies(self) -> results.Accuracies | None:
+        """Over the finished runs; None without any."""
+        return (
+            results.accuracies(list(self.finished.values())) if self.finished else None
+        )
+
+    def cells(self, columns: Iterable[str], top5: bool) -> list[str]:
+        """The row as Markdown holds it."""
+        # A control whose runs are not known yet differs by its optimizer and rate alone.
+        sample = self.known[0] if self.known else None
+        found = self.accuracies
+        cells = [
+            f"+ {self.control}" if sample is None or self.control else sample.optimizer,
+            *("" if sample is None else _text(getattr(sample, n)) for n in columns),
+            _mean(self.learning_rates),
+            _mean(self.effective_rates),
+            str(self.top1 or ""),
+            str(found.best) if found else "not run",
+            str(found.last) if found else "not run",
+        ]
+        if top5:
+            cells += [str(self.top5 or ""), str(found.top5) if found else ""]
+        return [*cells, f"{len(self.finished)}/{len(self.configs)}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as JSON holds it."""
+        return {
+            "optimizer": self.known[0].optimizer if self.known else None,
+            "control": self.control,
+            "learning_rates": self.learning_rates,
+            "effective_rates": self.effective_rates,
+            "paper_top1": self.top1 and self.top1._asdict(),
+            "paper_top5": self.top5 and self.top5._asdict(),
+            "measured": self.accuracies and self.accuracies.to_json(),
+            "runs": [series.run_path(config).name for config in self.finished],
+        }
 
 
 def dry_run(
@@ -88,7 +155,7 @@ def schedule_text(options: dict[str, Any]) -> str:
 
 
 def report(
-    number: int, table: Table, lines: Sequence[Line], notes: Sequence[str]
+    number: int, table: Table, rows: Sequence[TableRow], notes: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
     """The table with figures, as Markdown and as what JSON holds."""
     top5 = _has_top5(table)
@@ -96,10 +163,7 @@ def report(
     header += ["Rate x multiplier", "Paper, top-1", "Best epoch", "Last epoch"]
     header += ["Paper, top-5", "Top-5 of best"] * top5
     header += ["Seeds"]
-    measured = [_measure(line) for line in lines]
-    provenance = results.provenance(
-        [config for line in lines for config in line.configs if config is not None]
-    )
+    provenance = results.provenance([config for row in rows for config in row.known])
     source = (
         f"From commit {', '.join(provenance['commits']) or 'none'}, on "
         f"{', '.join(provenance['devices']) or 'no device'}."
@@ -110,77 +174,13 @@ def report(
             _title(number, table),
             markdown.table(
                 header,
-                [
-                    _cells(line, found, table.columns, top5)
-                    for line, found in zip(lines, measured, strict=True)
-                ],
+                [row.cells(table.columns, top5) for row in rows],
             ),
             "\n".join(f"- {note}" for note in notes),
         ]
     )
-    entries = [_entry(line, found) for line, found in zip(lines, measured, strict=True)]
+    entries = [row.to_json() for row in rows]
     return text + "\n", {"table": number, "rows": entries, "notes": notes, **provenance}
-
-
-class _Measured(NamedTuple):
-    """What is known of a line."""
-
-    known: list[RunConfig]  # The runs that can be told, finished or not.
-    runs: list[str]  # The folders of the finished ones.
-    effective_rates: list[float]  # Of these: learning rate times mean multiplier.
-    accuracies: results.Accuracies | None  # None without any.
-
-
-def _measure(line: Line) -> _Measured:
-    known = [config for config in line.configs if config is not None]
-    done = {
-        config: rows
-        for config in known
-        if (rows := series.finished_metrics(config)) is not None
-    }
-    return _Measured(
-        known,
-        runs=[series.run_path(config).name for config in done],
-        effective_rates=[
-            config.initial_learning_rate * results.mean_multiplier(rows)
-            for config, rows in done.items()
-        ],
-        accuracies=results.accuracies(list(done.values())) if done else None,
-    )
-
-
-def _cells(
-    line: Line, found: _Measured, columns: Iterable[str], top5: bool
-) -> list[str]:
-    # A control whose runs are not known yet differs by its optimizer and rate alone.
-    sample = found.known[0] if found.known else None
-    rates = [config.initial_learning_rate for config in found.known]
-    accuracies = found.accuracies
-    cells = [
-        f"+ {line.control}" if sample is None or line.control else sample.optimizer,
-        *("" if sample is None else _text(getattr(sample, name)) for name in columns),
-        _mean(rates),
-        _mean(found.effective_rates),
-        str(line.top1 or ""),
-        str(accuracies.best) if accuracies else "not run",
-        str(accuracies.last) if accuracies else "not run",
-    ]
-    if top5:
-        cells += [str(line.top5 or ""), str(accuracies.top5) if accuracies else ""]
-    return [*cells, f"{len(found.runs)}/{len(line.configs)}"]
-
-
-def _entry(line: Line, found: _Measured) -> dict[str, Any]:
-    return {
-        "optimizer": found.known[0].optimizer if found.known else None,
-        "control": line.control,
-        "learning_rates": [config.initial_learning_rate for config in found.known],
-        "effective_rates": found.effective_rates,
-        "paper_top1": line.top1 and line.top1._asdict(),
-        "paper_top5": line.top5 and line.top5._asdict(),
-        "measured": found.accuracies and found.accuracies.to_json(),
-        "runs": found.runs,
-    }
 
 
 def _mean(values: list[float]) -> str:

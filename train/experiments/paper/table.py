@@ -18,7 +18,7 @@ from train.data import registry
 from train.experiments import report_files, series
 from train.experiments.paper import controls, presets
 from train.experiments.paper import report as table_report
-from train.experiments.paper.report import Line
+from train.experiments.paper.report import TableRow
 from train.experiments.workers import Processes
 
 
@@ -82,8 +82,8 @@ def table(config: TableConfig) -> int:
             )
         )
         return 0
-    lines = [
-        Line(
+    rows = [
+        TableRow(
             tuple(
                 presets.config(
                     chosen,
@@ -104,15 +104,15 @@ def table(config: TableConfig) -> int:
         )
         for row in chosen.rows
     ]
-    status = _complete(lines, config.processes)
+    status = _complete(rows, config.processes)
     if config.controls:
-        lines = _with_controls(lines)
-        status = status or _complete(lines, config.processes)
+        rows = _with_controls(rows)
+        status = status or _complete(rows, config.processes)
 
     text, values = table_report.report(
         config.number,
         chosen,
-        lines,
+        rows,
         table_report.notes(chosen, seeds, epochs, dataset),
     )
     settings = (dataset, epochs, seeds, config.controls)
@@ -123,16 +123,16 @@ def table(config: TableConfig) -> int:
     return status
 
 
-def _complete(lines: list[Line], processes: int) -> int:
-    return series.complete(series.by_seed(line.configs for line in lines), processes)
+def _complete(rows: list[TableRow], processes: int) -> int:
+    return series.complete(series.by_seed(row.configs for row in rows), processes)
 
 
-def _with_controls(lines: list[Line]) -> list[Line]:
+def _with_controls(rows: list[TableRow]) -> list[TableRow]:
     extended = []
-    for line in lines:
-        extended.append(line)
+    for row in rows:
+        extended.append(row)
         extended += [
-            Line(tuple(configs), name)
-            for name, configs in controls.controls_for(line.configs).items()
+            TableRow(tuple(configs), name)
+            for name, configs in controls.controls_for(row.configs).items()
         ]
     return extended
