@@ -37,6 +37,9 @@ copybutton_prompt_is_regexp = True
 # Docstrings.
 default_role = "code"
 autodoc_member_order = "bysource"
+# The arguments are described in words; aliases such as optax.ScalarOrSchedule would be
+# spelt out as unions of a dozen types.
+autodoc_typehints = "none"
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Source"]
