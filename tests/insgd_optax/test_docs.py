@@ -1,11 +1,14 @@
 """The code in README.md and the guide runs as it is printed."""
 
 import contextlib
+import inspect
 import io
 import re
 from pathlib import Path
 
 import pytest
+
+import insgd_optax
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +60,13 @@ def test_the_first_page_of_the_site():
     namespace = {}
     printed = run(block, namespace)
     assert float(printed.removeprefix("loss ")) < 0.1
+
+
+def test_the_api_reference_lists_every_public_name():
+    listed = re.findall(r"auto\w+:: (\w+)", (ROOT / "docs/api.md").read_text())
+    public = {
+        name
+        for name, value in vars(insgd_optax).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert set(listed) == public
