@@ -6,6 +6,7 @@ import optax
 from jax.typing import ArrayLike
 
 from insgd_optax import _paths
+from insgd_optax._input_power import scaled_by
 from insgd_optax._momentum import Mask, add_decayed_weights
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_not_negative
@@ -23,14 +24,6 @@ def _factor(square_sum: jax.Array) -> jax.Array:
     # The smallest normal number, not 0: 1 / 0 = inf, and inf * 0 = nan.
     norm = jnp.maximum(jnp.sqrt(square_sum), jnp.finfo(square_sum.dtype).tiny)
     return 1 + jnp.log1p(1 / norm)
-
-
-def _scaled(gradient: jax.Array, factor: jax.Array) -> jax.Array:
-    """factor * g, computed in float32 at least, left in the gradient's dtype."""
-    if jnp.issubdtype(gradient.dtype, jnp.complexfloating):
-        return gradient * factor.astype(jnp.finfo(gradient.dtype).dtype)
-    dtype = statistic_dtype(gradient.dtype)
-    return (gradient.astype(dtype) * factor.astype(dtype)).astype(gradient.dtype)
 
 
 def scale_by_lsalr() -> optax.GradientTransformation:
@@ -84,7 +77,7 @@ def scale_by_lsalr() -> optax.GradientTransformation:
                 square_sums[layer] = square_sums.get(layer, 0) + _square_sum(g)
         factors = {layer: _factor(total) for layer, total in square_sums.items()}
         scaled = [
-            g if _paths.is_masked(g) else _scaled(g, factors[path[:-1]])
+            g if _paths.is_masked(g) else scaled_by(factors[path[:-1]], g)
             for path, g in zip(flat.paths, flat.weights, strict=True)
         ]
         return _paths.replace(updates, scaled), state

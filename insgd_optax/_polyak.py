@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from insgd_optax._input_power import next_power
+from insgd_optax._input_power import next_power, scaled_by
 from insgd_optax._momentum import Mask, add_decayed_weights, dampened_trace
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, check_not_negative, is_number
@@ -246,12 +246,7 @@ def _scale_by_polyak(
         )
 
         def clipped(update: jax.Array) -> jax.Array:
-            # A scale may be smaller than 16 bits can hold.
-            wide = update.dtype
-            if not jnp.iscomplexobj(update):
-                wide = statistic_dtype(wide)
-            product = scale.astype(wide) * update.astype(wide)
-            return jnp.where(finite, product, 0).astype(update.dtype)
+            return jnp.where(finite, scaled_by(scale, update), 0).astype(update.dtype)
 
         return jax.tree.map(clipped, scaled), state
 

@@ -95,31 +95,22 @@ def capture_input_norms(
     statistic, its dtype and its being cut off from differentiation are as for
     `insgd_optax.capture_input_norms`.
 
-    Enter it inside the function that is traced, so that one compiled function has one
-    setting. The settings are a part of JAX's cache keys: a function that was traced
-    outside the context, or with other settings, is traced again. Under `nnx.scan` and
-    `nnx.vmap` norms follow the axes of the model: with `in_axes=0` layers are stacked,
-    and so are their norms. A model that is shared there, or carried, needs an axis for
-    what it sows: `nnx.StateAxes({nnx.Intermediate: 0, ...: None})` if it is shared,
-    `nnx.StateAxes({nnx.Intermediate: 0, ...: nnx.Carry})` if it is carried. `nnx.RNN`
-    is given one for the call. `nnx.remat` and `nnx.jit` need nothing;
-    `nnx.while_loop` and `nnx.fori_loop`, which cannot stack, refuse to be traced.
+    Enter it inside the function that is traced. Under `nnx.scan` and `nnx.vmap` norms
+    follow the axes of the model: with `in_axes=0` layers are stacked, and so are their
+    norms. A model that is shared or carried there needs an axis for what it sows:
+    `nnx.StateAxes({nnx.Intermediate: 0, ...: None})` if it is shared,
+    `nnx.StateAxes({nnx.Intermediate: 0, ...: nnx.Carry})` if it is carried. The capture
+    gives `nnx.RNN` such an axis. `nnx.remat` and `nnx.jit` need nothing;
+    `nnx.while_loop` and `nnx.fori_loop`, which cannot stack, raise an error.
 
     Args:
-        p: the norm: any number >= 1, or `jnp.inf`.
+        p: see `insgd_optax.capture_input_norms`, as for all arguments.
         conv_input: "feature_map" or "patch".
-        norm_layers: also listen to BatchNorm, LayerNorm, RMSNorm, GroupNorm and
-            InstanceNorm, whose scale and bias `scope="layer"` scales.
-        layers: layer types of your own: a sequence of subclasses of `nnx.Module` whose
-            input vector is the last axis of their first argument, or a dict from class
-            to the axis or axes, or to a function of the module and the call's arguments
-            by name that returns the power, such as
-            `lambda module, call: input_norm(call["x"], p)`. A subclass of a known layer
-            needs no entry.
+        norm_layers: whether normalization layers sow too.
+        layers: layer types of your own, subclasses of `nnx.Module`.
 
     Yields:
-        Nothing. Contexts nest: of those that sow the same, the innermost one is
-        active. Other threads and other asyncio tasks do not notice.
+        Nothing; see `insgd_optax.capture_input_norms`.
 
     Raises:
         ValueError: if `p` is less than 1, or an option is not known.
