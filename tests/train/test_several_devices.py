@@ -39,7 +39,10 @@ def check_as_on_one_device(name, result):
     jax.tree.map(check, trained, expected)
     assert powers.keys() == expected_powers.keys()
     for weight, power in powers.items():
-        np.testing.assert_allclose(power, expected_powers[weight], rtol=1e-6)
+        # Of float32 sums over thousands of entries, added up in another order.
+        np.testing.assert_allclose(
+            power, expected_powers[weight], rtol=TOLERANCE[dtype]
+        )
 
 
 @pytest.mark.parametrize("name", pipeline.CASES)
