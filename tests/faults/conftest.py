@@ -11,7 +11,7 @@ from tests.train.tiny_cnn import TinyCNN
 from train import cli
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cases():
     """How many of a number of cases to test: FAULTS_SHARE, by default a twentieth."""
     share = float(os.environ.get("FAULTS_SHARE", "0.05"))
@@ -29,7 +29,7 @@ def report(capsys):
     return print_line
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def tiny_runs(tmp_path_factory):
     """Commands train a tiny network on small data, compiled once."""
     settings = {
@@ -48,7 +48,7 @@ def tiny_runs(tmp_path_factory):
         jax.config.update(name, value)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished_run(tiny_runs, tmp_path_factory):
     """The folder of a run of four epochs; tests damage copies of it."""
     path = tmp_path_factory.mktemp("runs") / "run"

@@ -45,7 +45,7 @@ def image_folder(tmp_path):
     return root
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def quick_compilation(tmp_path_factory):
     """Small programs that run a few times: compiling them is what takes the time."""
     settings = {
