@@ -41,7 +41,7 @@ def grads_and_norms(params, x):
     return grads, variables["intermediates"]
 
 
-def assert_close(actual, expected, tolerance=1e-6):
+def assert_close(actual, expected, tolerance=1e-5):
     """To `tolerance` of each array's largest entry."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(
