@@ -3,9 +3,9 @@
 import os
 import shutil
 
-import jax
 import pytest
 
+from tests.jax_settings import jax_settings
 from tests.train.stripes import stripes
 from tests.train.tiny_cnn import TinyCNN
 from train import cli
@@ -32,20 +32,15 @@ def report(capsys):
 @pytest.fixture(scope="package", autouse=True)
 def tiny_runs(tmp_path_factory):
     """Commands train a tiny network on small data, compiled once."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    with pytest.MonkeyPatch.context() as patch:
+    settings = jax_settings(
+        jax_disable_most_optimizations=True,
+        jax_compilation_cache_dir=str(tmp_path_factory.mktemp("compiled")),
+        jax_persistent_cache_min_compile_time_secs=0.0,
+    )
+    with settings, pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.data.digits.load", stripes)
         patch.setattr("models.create", lambda name, **options: TinyCNN(**options))
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="package")

@@ -1,9 +1,10 @@
 """Small data and runs for the tests of the application."""
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.jax_settings import jax_settings
 
 from .stripes import stripes
 from .tiny_cnn import TinyCNN
@@ -48,15 +49,10 @@ def image_folder(tmp_path):
 @pytest.fixture(scope="package", autouse=True)
 def quick_compilation(tmp_path_factory):
     """Small programs that run a few times: compiling them is what takes the time."""
-    settings = {
-        "jax_disable_most_optimizations": True,
+    with jax_settings(
+        jax_disable_most_optimizations=True,
         # Runs that are compared with each other compile the same programs.
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+        jax_compilation_cache_dir=str(tmp_path_factory.mktemp("compiled")),
+        jax_persistent_cache_min_compile_time_secs=0.3,
+    ):
+        yield

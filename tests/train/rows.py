@@ -1,4 +1,14 @@
-"""A row of metrics as a run writes it."""
+"""The rows of metrics that a run writes."""
+
+from train.run import metrics
+
+
+def without_times(path):
+    """The metrics of a run in this folder but for the time they took."""
+    return [
+        {name: value for name, value in row.items() if name != "seconds"}
+        for row in metrics.read(path / "metrics.jsonl")
+    ]
 
 
 def row(epoch, **changes):

@@ -19,13 +19,14 @@ from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
 from train.data.registry import Preprocessing, Split
-from train.run import experiment, loop, metrics
+from train.run import experiment, loop
 from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 from train.training import programs
 from train.training.state import LoopState
 
+from .rows import without_times
 from .tiny_cnn import TinyCNN
 
 ROOT = Path(__file__).parents[2]
@@ -59,14 +60,6 @@ def train(tmp_path, small_digits, monkeypatch):
     return run
 
 
-def rows(path):
-    """The metrics of a run but for the time they took."""
-    return [
-        {name: value for name, value in row.items() if name != "seconds"}
-        for row in metrics.read(path / "metrics.jsonl")
-    ]
-
-
 def final_state(path, dataset):
     """Everything in the latest checkpoint of a run."""
     config = run_folder.load(path).config
@@ -82,7 +75,7 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
 
     out, err = capsys.readouterr()
     run = tmp_path / "run"
-    recorded = rows(run)
+    recorded = without_times(run)
     assert [row["epoch"] for row in recorded] == [1, 2, 3]
     assert [row["step"] for row in recorded] == [3, 6, 9]
     for row in recorded:
@@ -125,7 +118,7 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
 )
 def test_options(train, tmp_path, options):
     assert train("--epochs", "1", *options) == 0
-    (row,) = rows(tmp_path / "run")
+    (row,) = without_times(tmp_path / "run")
     assert np.isfinite(row["train_loss"])
     assert ("multipliers" in row) == ("adam" not in options)
     if "layer" in options:  # Kernel, scale and bias; kernel and bias.
@@ -137,8 +130,8 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(train, tmp_pa
     train("--epochs", "1", run_dir="a")
     train("--epochs", "1", run_dir="b")
     train("--epochs", "1", "--seed", "1", run_dir="c")
-    assert rows(tmp_path / "a") == rows(tmp_path / "b")
-    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+    assert without_times(tmp_path / "a") == without_times(tmp_path / "b")
+    assert without_times(tmp_path / "a") != without_times(tmp_path / "c")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -159,7 +152,7 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
         status = train("--epochs", "3", run_dir="stopped")
     run = tmp_path / "stopped"
     assert status == 128 + number
-    assert len(rows(run)) == 1
+    assert len(without_times(run)) == 1
     out, err = capsys.readouterr()
     assert "Stopping after this chunk of steps, to save." in err
     assert f"Stopped by {number.name} and saved at step 5." in out
@@ -168,7 +161,7 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
     assert cli.main(["--resume", str(run)]) == 0
 
     assert "Going on from step 5." in capsys.readouterr().out
-    assert rows(run) == rows(tmp_path / "whole")
+    assert without_times(run) == without_times(tmp_path / "whole")
     jax.tree.map(
         np.testing.assert_array_equal,
         jax.tree.leaves(final_state(run, small_digits)),
@@ -201,7 +194,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_in_other_chunks(
 
     assert cli.main(["--resume", str(run)]) == 0
 
-    assert [row["step"] for row in rows(run)] == [6, 12, 18]
+    assert [row["step"] for row in without_times(run)] == [6, 12, 18]
     states = [final_state(path, small_digits) for path in (run, tmp_path / "whole")]
     assert [int(np.ravel(progress.state.step)[0]) for progress in states] == [18, 18]
     # A longer chunk is another program, which may round otherwise.
@@ -224,7 +217,7 @@ def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
     assert train("--resume", str(tmp_path / "run")) == 0
     assert "after epoch 1 (best" in capsys.readouterr().out
     assert train("--resume", str(tmp_path / "run"), "--epochs", "3") == 0
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
 
 
 def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
@@ -250,7 +243,7 @@ def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
     assert (recorded.run_dir, recorded.resume) == (run, None)
 
     assert cli.main(["--resume", str(run)]) == 0
-    assert rows(run) == rows(tmp_path / "whole")
+    assert without_times(run) == without_times(tmp_path / "whole")
 
 
 def test_replaced_images_are_noticed(
@@ -274,7 +267,7 @@ def test_replaced_images_are_noticed(
     (run / "record.json").write_text(json.dumps(record))
     assert cli.main(["--resume", str(run), "--epochs", "2"]) == 0
     assert "Warning: " in capsys.readouterr().err
-    assert len(rows(run)) == 2
+    assert len(without_times(run)) == 2
 
 
 def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):
@@ -287,7 +280,7 @@ def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):
     assert f"{run} has trained for 3 epochs already, more than --epochs 2" in err
     assert "at least 3" in err
     assert (run / "record.json").read_text() == before
-    assert len(rows(run)) == 3
+    assert len(without_times(run)) == 3
 
 
 def test_another_run_is_not_resumed(train, tmp_path, capsys):
@@ -299,7 +292,7 @@ def test_another_run_is_not_resumed(train, tmp_path, capsys):
     assert status == 2
     assert "--optimizer was insgd-l2, is sgd; --seed was 0, is 3" in err
     assert "Leave them out" in err
-    assert len(rows(run)) == 1
+    assert len(without_times(run)) == 1
 
 
 def test_resuming_what_is_no_run(train, tmp_path, capsys):
@@ -314,12 +307,12 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(train, tmp_path):
     for path in (run / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
     assert train("--resume", str(run)) == 0
-    assert rows(run) == rows(tmp_path / "whole")
+    assert without_times(run) == without_times(tmp_path / "whole")
 
 
 def test_eval_finds_the_accuracies_of_the_run(train, tmp_path, capsys):
     train("--epochs", "3")
-    recorded = rows(tmp_path / "run")
+    recorded = without_times(tmp_path / "run")
     best = max(recorded, key=lambda row: row["test_top1"])
     for checkpoint, row in (("latest", recorded[-1]), ("best", best)):
         capsys.readouterr()
@@ -363,10 +356,10 @@ def test_a_diverged_run_that_goes_on_ends_and_says_so(train, tmp_path, capsys):
 
 def test_a_run_folder_is_not_overwritten(train, tmp_path, capsys):
     train("--epochs", "1")
-    before = rows(tmp_path / "run")
+    before = without_times(tmp_path / "run")
     assert train("--epochs", "1") == 2
     assert "exists already and is left as it is" in capsys.readouterr().err
-    assert rows(tmp_path / "run") == before
+    assert without_times(tmp_path / "run") == before
 
 
 def refused(arguments, capsys):
@@ -506,7 +499,7 @@ def test_the_command_alone_learns_digits_without_a_warning(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     (run,) = tmp_path.iterdir()
-    assert rows(run)[-1]["test_top1"] > 0.95
+    assert without_times(run)[-1]["test_top1"] > 0.95
     assert "Warning" not in result.stderr
 
 

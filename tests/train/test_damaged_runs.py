@@ -9,9 +9,10 @@ import pytest
 from train import cli
 from train.data import digits
 from train.run import folder as run_folder
-from train.run import metrics
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
+
+from .rows import without_times
 
 pytestmark = pytest.mark.usefixtures("tiny_setting")
 
@@ -27,14 +28,6 @@ def run(tmp_path, capsys):
     assert train("--epochs", "3", "--run-dir", str(path)) == 0
     capsys.readouterr()
     return path
-
-
-def rows(path):
-    """The metrics of a run but for the time they took."""
-    return [
-        {name: value for name, value in row.items() if name != "seconds"}
-        for row in metrics.read(path / "metrics.jsonl")
-    ]
 
 
 def final_state(path):
@@ -53,7 +46,7 @@ def damage(path, step):
 
 
 def test_resume_goes_back_to_the_last_good_checkpoint_bit_for_bit(run, capsys):
-    expected_rows, (step, expected) = rows(run), final_state(run)
+    expected_rows, (step, expected) = without_times(run), final_state(run)
     assert step == 9
     damage(run, 9)
 
@@ -65,7 +58,7 @@ def test_resume_goes_back_to_the_last_good_checkpoint_bit_for_bit(run, capsys):
     assert f"moved to {aside}, and the run goes back to step 6." in err
     assert "Going on from step 6." in out
     assert (aside / "_CHECKPOINT_METADATA").exists()
-    assert rows(run) == expected_rows
+    assert without_times(run) == expected_rows
     step, found = final_state(run)
     assert step == 9
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -113,13 +106,13 @@ def test_damaged_metrics_are_named_and_restored(run, capsys):
 
 
 def test_a_line_torn_after_the_checkpoint_is_named_and_run_again(run, capsys):
-    expected = rows(run)
+    expected = without_times(run)
     (run / "checkpoints/9").rename(run / "9")
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
     assert train("--resume", str(run)) == 0
     assert "line 3 is damaged. Training goes on from step 6" in capsys.readouterr().err
-    assert rows(run) == expected
+    assert without_times(run) == expected
 
 
 def test_a_series_heals_itself(tmp_path, capsys):
@@ -154,14 +147,14 @@ def as_earlier_version(path):
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_says_what_is_not_noticed(run, capsys):
-    expected = rows(run)
+    expected = without_times(run)
     as_earlier_version(run)
     assert cli.main(["eval", str(run), "--checkpoint", "best"]) == 0
     assert "is of an earlier version, without a checksum" in capsys.readouterr().err
 
     assert train("--resume", str(run), "--epochs", "4") == 0
     assert capsys.readouterr().err.count("without a checksum") == 1
-    assert rows(run)[:3] == expected
+    assert without_times(run)[:3] == expected
     assert train("--resume", str(run), "--epochs", "5") == 0
     assert "without a checksum" not in capsys.readouterr().err
 

@@ -7,12 +7,12 @@ import pytest
 
 from train import cli
 from train.errors import UserError
-from train.run import metrics
 from train.run.checkpoints import Checkpoints
 from train.training import distributed
 from train.training.distributed import Launch
 
 from . import processes
+from .rows import without_times
 
 
 def commands(*options, die_after="never"):
@@ -26,13 +26,6 @@ def commands(*options, die_after="never"):
     ]
 
 
-def rows(path):
-    return [
-        {name: value for name, value in row.items() if name != "seconds"}
-        for row in metrics.read(path / "metrics.jsonl")
-    ]
-
-
 @pytest.mark.slow
 def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
     whole, died = tmp_path / "whole", tmp_path / "died"
@@ -43,7 +36,7 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
     # One writes and speaks.
     assert "Test accuracy" in said[0]
     assert "epoch" not in said[1]
-    assert [row["epoch"] for row in rows(whole)] == [1, 2, 3]
+    assert [row["epoch"] for row in without_times(whole)] == [1, 2, 3]
     record = json.loads((whole / "record.json").read_text())
     assert len(record["environment"]["devices"]) == 4
     assert "launch" not in record["config"]
@@ -58,12 +51,12 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
     assert "Error: process 1 has ended" in said
     assert "python -m train --resume" in said
     assert "Traceback" not in said
-    assert [row["epoch"] for row in rows(died)] == [1]
+    assert [row["epoch"] for row in without_times(died)] == [1]
 
     statuses, said = processes.finish(commands("--resume", str(died)), tmp_path)
     assert statuses == [0, 0], said
     assert "Going on from step 3." in said[0]
-    assert rows(died) == rows(whole)
+    assert without_times(died) == without_times(whole)
     for path in (whole, died):
         checkpoints = Checkpoints(path / "checkpoints")
         assert checkpoints.latest_step == 9

@@ -7,9 +7,11 @@ import shutil
 import pytest
 
 from train import cli
-from train.run import files, metrics
+from train.run import files
 from train.run.checkpoints import Checkpoints
 from train.run.metrics import MetricsWriter
+
+from .rows import without_times
 
 pytestmark = pytest.mark.usefixtures("tiny_setting")
 
@@ -29,13 +31,6 @@ def no_room(size=0):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def rows(path):
-    return [
-        {name: value for name, value in row.items() if name != "seconds"}
-        for row in metrics.read(path / "metrics.jsonl")
-    ]
-
-
 def one_error(capsys):
     """What was said, which is one line beside the progress bar."""
     err = capsys.readouterr().err
@@ -48,7 +43,7 @@ def one_error(capsys):
 def whole(tmp_path):
     """The metrics of a run that nothing happened to."""
     assert train("--epochs", "3", "--run-dir", str(tmp_path / "whole")) == 0
-    return rows(tmp_path / "whole")
+    return without_times(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("where", [Checkpoints, MetricsWriter])
@@ -70,7 +65,7 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, whole, where):
     assert str(run) in said
     assert "Make room, or restore access" in said
     assert train("--resume", str(run)) == 0
-    assert rows(run) == whole
+    assert without_times(run) == whole
 
 
 def test_a_folder_that_is_moved_while_running(tmp_path, monkeypatch, capsys, whole):
@@ -89,7 +84,7 @@ def test_a_folder_that_is_moved_while_running(tmp_path, monkeypatch, capsys, who
     assert f"The run folder {run} was moved, removed or replaced" in one_error(capsys)
     assert not run.exists()
     assert train("--resume", str(moved)) == 0
-    assert rows(moved) == whole
+    assert without_times(moved) == whole
 
 
 def test_a_file_that_cannot_be_written_is_named_and_left_as_it_was(tmp_path):

@@ -15,11 +15,11 @@ from train.data import decode, imagenet, registry
 from train.data import loader as batches
 from train.data.crops import Crops
 from train.experiments.paper import presets
-from train.run import metrics
 from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 
 from . import processes, tiny_imagenet
+from .rows import without_times
 from .test_evaluate import Linear, scores
 from .tiny_cnn import TinyCNN
 
@@ -52,13 +52,6 @@ def train(tmp_path, prepared, monkeypatch):
     return run
 
 
-def rows(path):
-    return [
-        {name: value for name, value in row.items() if name != "seconds"}
-        for row in metrics.read(path / "metrics.jsonl")
-    ]
-
-
 def final_state(path):
     checkpoints = Checkpoints(path / "checkpoints")
     config = cli.run_folder.load(path).config
@@ -70,7 +63,7 @@ def final_state(path):
 
 
 def assert_same_run(one, other):
-    assert rows(one) == rows(other)
+    assert without_times(one) == without_times(other)
     mine, its = (jax.tree.leaves(final_state(path)) for path in (one, other))
     jax.tree.map(np.testing.assert_array_equal, mine, its)
 
@@ -81,8 +74,8 @@ def test_workers_and_stops_change_nothing(
 ):
     assert train("--epochs", "2", "--data-workers", "0", run_dir="whole") == 0
     assert "(27 training, 13 test images)" in capsys.readouterr().out
-    assert [row["epoch"] for row in rows(tmp_path / "whole")] == [1, 2]
-    assert len({row["train_loss"] for row in rows(tmp_path / "whole")}) == 2
+    assert [row["epoch"] for row in without_times(tmp_path / "whole")] == [1, 2]
+    assert len({row["train_loss"] for row in without_times(tmp_path / "whole")}) == 2
 
     train_chunk = Experiment.train_chunk
     with monkeypatch.context() as patch:
@@ -175,7 +168,7 @@ def test_table_10_runs(train, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "92.81 ± 0.04" in out
     (run,) = (tmp_path / "runs").glob("imagenet2012-resnet50-insgd-l2-*")
-    (row,) = rows(run)
+    (row,) = without_times(run)
 
     assert cli.main(["eval", str(run)]) == 0
     assert f"13 test images: loss {row['test_loss']:.4f}" in capsys.readouterr().out
@@ -199,7 +192,7 @@ def test_two_processes_train_as_one(prepared, tmp_path):
             tmp_path,
         )
         assert set(statuses) == {0}, said
-    ((two,), (one,)) = (rows(tmp_path / name) for name in starts)
+    ((two,), (one,)) = (without_times(tmp_path / name) for name in starts)
     # One step, and all test images: as far as float32 goes, the same.
     assert two.keys() == one.keys()
     for name, value in one.items():
