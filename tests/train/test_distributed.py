@@ -12,7 +12,7 @@ from train.training import distributed
 from train.training.distributed import Launch
 
 from . import processes
-from .rows import without_times
+from .results import without_times
 
 
 def commands(*options, die_after="never"):

@@ -8,7 +8,7 @@ import pytest
 from train.run import metrics
 from train.run.metrics import MetricsWriter
 
-from .rows import row
+from .results import row
 
 
 def insgd_row(epoch, loss, multiplier, names):

@@ -15,7 +15,7 @@ from train.experiments import series
 from train.run import folder as run_folder
 from train.run.lock import RunInProgress, RunLock
 
-from .rows import row
+from .results import row
 
 HOLD = """
 import pathlib, sys, time

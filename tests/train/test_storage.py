@@ -11,7 +11,7 @@ from train.run import files
 from train.run.checkpoints import Checkpoints
 from train.run.metrics import MetricsWriter
 
-from .rows import without_times
+from .results import without_times
 
 pytestmark = pytest.mark.usefixtures("tiny_setting")
 

@@ -15,11 +15,10 @@ from train.data import decode, imagenet, registry
 from train.data import loader as batches
 from train.data.crops import Crops
 from train.experiments.paper import presets
-from train.run.checkpoints import Checkpoints
 from train.run.experiment import Experiment
 
 from . import processes, tiny_imagenet
-from .rows import without_times
+from .results import final_state, without_times
 from .test_evaluate import Linear, scores
 from .tiny_cnn import TinyCNN
 
@@ -52,20 +51,9 @@ def train(tmp_path, prepared, monkeypatch):
     return run
 
 
-def final_state(path):
-    checkpoints = Checkpoints(path / "checkpoints")
-    config = cli.run_folder.load(path).config
-    dataset = registry.load(config.dataset, config.load_options)
-    like = Experiment(config, dataset).start().to_checkpoint()
-    state = checkpoints.restore(checkpoints.latest_step, like=like)
-    checkpoints.close()
-    return state
-
-
 def assert_same_run(one, other):
     assert without_times(one) == without_times(other)
-    mine, its = (jax.tree.leaves(final_state(path)) for path in (one, other))
-    jax.tree.map(np.testing.assert_array_equal, mine, its)
+    jax.tree.map(np.testing.assert_array_equal, final_state(one), final_state(other))
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])

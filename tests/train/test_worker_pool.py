@@ -23,7 +23,7 @@ from train.run import folder as run_folder
 from train.run import metrics
 
 from . import processes
-from .rows import row
+from .results import row
 
 # What workers do, without the time it takes to train: each writes down its share, and
 # runs every other run. DO is done first.
