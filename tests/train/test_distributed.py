@@ -27,10 +27,22 @@ def commands(*options, die_after="never"):
 
 
 @pytest.mark.slow
-def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        # Three steps an epoch: the covariance is measured in steps 0, 2, 4, 6 and 8.
+        ["--optimizer", "lms-newton", "--covariance-every", "2"],
+    ],
+    ids=["insgd", "lms-newton"],
+)
+def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
+    tmp_path, options
+):
     whole, died = tmp_path / "whole", tmp_path / "died"
+    options = ["--epochs", "3", *options]
     statuses, said = processes.finish(
-        commands("--epochs", "3", "--run-dir", str(whole)), tmp_path
+        commands(*options, "--run-dir", str(whole)), tmp_path
     )
     assert statuses == [0, 0], said
     # One writes and speaks.
@@ -42,7 +54,7 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(tmp_path):
     assert "launch" not in record["config"]
 
     with processes.started(
-        commands("--epochs", "3", "--run-dir", str(died), die_after=1), tmp_path
+        commands(*options, "--run-dir", str(died), die_after=1), tmp_path
     ) as (first, second):
         assert second.wait(120) == -signal.SIGKILL
         # The first does not go on alone.
