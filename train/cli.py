@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tyro
 
 import insgd_optax
+from train import command_line
 from train.benchmark.command import BenchmarkConfig, benchmark
 from train.config import FREE_ON_RESUME, RunConfig, option
 from train.data.tfds.prepare import PrepareConfig, prepare
@@ -69,20 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")
     ):
         arguments.insert(0, DEFAULT)
+    return report_errors(lambda: _execute(arguments))
+
+
+def _execute(arguments: Sequence[str]) -> int:
+    """Executes the command that the first argument names, with the options after it."""
+    configs: dict[str, Any] = {name: each.config for name, each in COMMANDS.items()}
+    arguments = command_line.understood(arguments, configs)
     config = tyro.extras.subcommand_cli_from_dict(
-        {name: command.config for name, command in COMMANDS.items()},
-        args=arguments,
-        prog=PROGRAM,
-        description=DESCRIPTION,
+        configs, args=arguments, prog=PROGRAM, description=DESCRIPTION
     )
-
-    def execute() -> int:
-        resumes = isinstance(config, RunConfig) and config.resume is not None
-        return COMMANDS[arguments[0]].execute(
-            _resumed(config.resume, arguments[1:]) if resumes else config
-        )
-
-    return report_errors(execute)
+    if isinstance(config, RunConfig) and config.resume is not None:
+        config = _resumed(config.resume, arguments[1:])
+    return COMMANDS[arguments[0]].execute(config)
 
 
 def versions() -> str:

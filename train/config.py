@@ -36,9 +36,13 @@ FREE_ON_RESUME = {
     "cache_dir",
     "skip_corrupt_images",
     "data_workers",
+    "config",
     "launch",
 }
 
+
+# Of a process, not of the run: no part of its record.
+NOT_STORED = {"config", "launch"}
 
 # Larger numbers are inf in the arithmetic of a step.
 FLOAT32_MAX = 3.4e38
@@ -77,6 +81,8 @@ class NetworkConfig:
 class TrainingConfig(OptimizerConfig, NetworkConfig):
     """All of a run but which optimizer it has: network, data, options and epochs."""
 
+    config: Path | None = None
+    """YAML file of options, such as epochs: 5; those on the command line win."""
     epochs: int = 20
     """Number of training epochs."""
     batch_size: int = 128
@@ -257,7 +263,8 @@ class RunConfig(TrainingConfig):
         """The options as JSON holds them, a default learning rate by its value."""
         values = dataclasses.asdict(self)
         # Of this process, and of this time: resumed, the run may be started otherwise.
-        del values["launch"]
+        for name in NOT_STORED:
+            del values[name]
         values["learning_rate"] = self.initial_learning_rate
         return {
             name: str(value) if isinstance(value, Path) else value

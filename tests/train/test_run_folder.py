@@ -153,7 +153,8 @@ def test_without_hard_links_a_record_is_still_created_once(tmp_path, monkeypatch
     monkeypatch.setattr("train.run.files.os.link", fail)
     folder = run_folder.create(RunConfig(run_dir=tmp_path / "run"), DATA)
     assert run_folder.load(folder.path).config.run_dir == folder.path
-    assert [path.name for path in folder.path.iterdir()] == ["record.json"]
+    names = sorted(path.name for path in folder.path.iterdir())
+    assert names == ["config.yaml", "record.json"]
     with pytest.raises(FileExistsError):
         files.create(folder.path / "record.json", b"")
 

@@ -246,7 +246,7 @@ def _closing_line(rows: list[EpochMetrics], folder: RunFolder) -> str:
     names = ", ".join(path.name for path in made if path.exists())
     files = (
         f"In {_short(folder.path)}: {names}, {folder.checkpoints.name}/, "
-        f"{run_folder.RECORD}"
+        f"{run_folder.RECORD}, {run_folder.CONFIG}"
     )
     if not rows:
         return f"{folder.metrics.name} was lost; use eval to test again. {files}"

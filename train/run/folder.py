@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train import provenance
+from train import command_line, json_fields, provenance
 from train.config import RunConfig
 from train.errors import UserError
 from train.run import files, lock, record
 
 RECORD = "record.json"
+# The same options, to be given again, by `--config`.
+CONFIG = "config.yaml"
 
 
 class RunFolder:
@@ -63,10 +65,18 @@ class RunFolder:
         """
         places = {name: getattr(self.config, name) for name in ("runs_dir", "run_dir")}
         options = dataclasses.replace(config, resume=None, **places).to_json()
-        if options == self.config.to_json():
-            return
-        self.record["config"] = options
-        files.write(self.path / RECORD, _encode(self.record))
+        if options != self.config.to_json():
+            self.record["config"] = options
+            files.write(self.path / RECORD, _encode(self.record))
+            self.write_config()
+        # A run may have been killed before, or be of a version that wrote none.
+        elif not (self.path / CONFIG).exists():
+            self.write_config()
+
+    def write_config(self) -> None:
+        """Writes the options as a file that repeats the run."""
+        text = command_line.write(self.record["config"], str(self.path / CONFIG))
+        files.write(self.path / CONFIG, text.encode())
 
     @property
     def has_fingerprint(self) -> bool:
@@ -150,7 +160,9 @@ def create(
     }
     # Of two commands that found the folder empty one comes first.
     files.create(path / RECORD, _encode(values))
-    return RunFolder(path, values)
+    folder = RunFolder(path, values)
+    folder.write_config()
+    return folder
 
 
 def load(path: Path) -> RunFolder:
@@ -168,7 +180,7 @@ def load(path: Path) -> RunFolder:
             f"{path} is no run folder: {error.strerror}: {path / RECORD}. Give "
             "the folder a run named in its last line, such as runs/NAME."
         ) from error
-    except (record.RecordError, ValueError, KeyError) as error:
+    except (json_fields.FieldError, ValueError, KeyError) as error:
         raise UserError(
             f"{path / RECORD} is damaged or of another version: {_reason(error)}. "
             "Bring it back from a copy, or start a new run."

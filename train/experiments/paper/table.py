@@ -28,6 +28,8 @@ class TableConfig:
 
     number: tyro.conf.Positional[Literal[3, 4, 5, 6, 7, 8, 9, 10]]
     """Number of the paper's table."""
+    config: Path | None = None
+    """YAML file of options, such as epochs: 5; those on the command line win."""
     seeds: int | None = None
     """Runs per row. Default: the paper's, 7 (3 in Table 10)."""
     epochs: int | None = None

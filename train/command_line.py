@@ -1,0 +1,239 @@
+"""Command lines before they are parsed: misspelt names, and files of options."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from train import json_fields
+from train.errors import UserError
+
+_CONFIG = "config"
+# The parser's own, of every command.
+_PARSERS_OWN = ("help", "tyro-print-completion", "tyro-write-completion")
+# No names of one machine's folders: what makes a run that run elsewhere too.
+_PLACES = {"runs_dir", "run_dir", "resume", "cache_dir"}
+
+
+def understood(
+    arguments: Sequence[str], commands: Mapping[str, type[Any]]
+) -> list[str]:
+    """A command line with the options of its --config file put in.
+
+    Args:
+        arguments: the name of a command, and what follows it.
+        commands: dataclasses by name, whose fields are the options.
+
+    Returns:
+        The arguments. An option of the file is left out if it is among them.
+
+    Raises:
+        UserError: for a name that is none; it tells the one that may be meant.
+    """
+    command, *rest = arguments
+    if command not in commands:
+        if command in ("-h", "--help"):
+            return list(arguments)
+        raise UserError(
+            f"there is no command {command!r}.{_suggestion(command, commands)} "
+            f"Available subcommands: {', '.join(commands)}"
+        )
+    types = option_types(commands[command])
+    given = set()
+    for argument in rest:
+        name = _option_name(argument)
+        if name is None or name in _PARSERS_OWN or (name == "h" and argument == "-h"):
+            continue
+        if (field := _field(name, types)) is None:
+            others = [
+                other
+                for other, config in commands.items()
+                if _field(name, option_types(config)) is not None
+            ]
+            spelled = argument.partition("=")[0]
+            raise UserError(
+                f"{command} has no option {spelled}.{_meant(name, types)}"
+                + (f" {', '.join(others)} has {spelled}." if others else "")
+                + f" All options: python -m train {command} --help"
+            )
+        given.add(field)
+    path = _config_path(rest) if _CONFIG in given else None
+    if path is None:
+        return list(arguments)
+    from_file = [
+        text
+        for field, value in read(path, types).items()
+        if field not in given
+        for text in _arguments(field, value)
+    ]
+    return [command, *rest, *from_file]
+
+
+def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads a file of options.
+
+    Args:
+        path: of YAML: a mapping from names of options to values.
+        types: of the options there are, by the names of their fields.
+
+    Returns:
+        The values by the names of fields.
+
+    Raises:
+        UserError: naming what is wrong in the file.
+    """
+    try:
+        values = yaml.safe_load(path.expanduser().read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {path} is no YAML file: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"--config {path} holds {json_fields.kind(values)}, not names of options "
+            "with their values, such as epochs: 5"
+        )
+    found = {}
+    for key, value in values.items():
+        field = str(key).replace("-", "_")
+        if field not in types or field == _CONFIG:
+            raise UserError(
+                f"--config {path}: there is no option {str(key)!r}."
+                f"{_suggestion(_spelled(field), types)}"
+            )
+        value = _as_number(value, types[field])
+        try:
+            json_fields.check(str(key), value, types[field])
+        except json_fields.FieldError as error:
+            raise UserError(f"--config {path}: {error}") from error
+        found[field] = value
+    return found
+
+
+def write(values: Mapping[str, Any], path: str) -> str:
+    """The text of a file of options that repeats a run.
+
+    Args:
+        values: the options as JSON holds them, by the names of fields.
+        path: of the file, for the command in its first line.
+    """
+    told = {
+        name: value
+        for name, value in values.items()
+        if name not in _PLACES and value is not None
+    }
+    return f"# Repeats this run: python -m train --config {path}\n" + yaml.safe_dump(
+        _plain(told), sort_keys=False
+    )
+
+
+def option_types(config: type[Any]) -> dict[str, Any]:
+    """The types of a command's options, by the names of their fields.
+
+    Fields without a default are arguments without a name, and left out.
+    """
+    found: dict[str, Any] = {}
+    hints = json_fields.hints(config)
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        inner = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        if dataclasses.is_dataclass(inner):
+            assert isinstance(inner, type)
+            found |= option_types(inner)
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = hint
+    return found
+
+
+def _option_name(argument: str) -> str | None:
+    """The name in --name, --name=value or -name; None of what is a value."""
+    name = argument.lstrip("-").partition("=")[0].replace("_", "-")
+    if not (argument.startswith("-") and name):
+        return None
+    try:
+        float(argument)
+    except ValueError:
+        return name
+    return None
+
+
+def _field(name: str, types: Mapping[str, Any]) -> str | None:
+    """The field that an option sets; None if there is none."""
+    field = name.replace("-", "_")
+    if field in types:
+        return field
+    negated = field.removeprefix("no_")
+    return negated if negated != field and types.get(negated) is bool else None
+
+
+def _config_path(arguments: Sequence[str]) -> Path | None:
+    """The file that --config names; None if the parser is to say what is wrong."""
+    path = None
+    for number, argument in enumerate(arguments):
+        if _option_name(argument) == _CONFIG:
+            _, equals, value = argument.partition("=")
+            following = arguments[number + 1 : number + 2]
+            path = value if equals else next(iter(following), None)
+    return Path(path) if path else None
+
+
+def _arguments(field: str, value: Any) -> list[str]:
+    option = f"--{_spelled(field)}"
+    if isinstance(value, bool):
+        return [option if value else f"--no-{_spelled(field)}"]
+    if isinstance(value, list):
+        return [option, *map(str, value)]
+    return [f"{option}={value}"]
+
+
+def _spelled(field: str) -> str:
+    """A field's name on the command line, without the dashes before it."""
+    return field.replace("_", "-")
+
+
+def _meant(name: str, types: Mapping[str, Any]) -> str:
+    """Asks for the options of a command that may be meant."""
+    negation = "no-" if name.startswith("no-") else ""
+    found = _suggestion(
+        name.removeprefix(negation), map(_spelled, types), f"--{negation}"
+    )
+    if not found and "optimizers" in types and _suggestion(name, ["learning-rate"]):
+        return (
+            " Give each optimizer its learning rate: --optimizers sgd@0.1 adam@0.001."
+        )
+    return found
+
+
+def _suggestion(name: str, names: Iterable[str], before: str = "") -> str:
+    """Asks for the names that may be meant; nothing if none comes near."""
+    names = list(names)
+    spelled = {_spelled(each): each for each in names}
+    found = [n for n in spelled if "".join(w[:1] for w in n.split("-")) == name]
+    found = found or [n for n in spelled if n.startswith(name)][:3]
+    found = found or difflib.get_close_matches(name, spelled, n=2)
+    if not found:
+        return ""
+    return f" Did you mean {' or '.join(before + spelled[n] for n in found)}?"
+
+
+def _as_number(value: Any, hint: Any) -> Any:
+    """A number that YAML 1.1 takes for text, such as 5e-4, as one."""
+    if isinstance(value, str) and not json_fields.fits(value, hint):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return number if json_fields.fits(number, hint) else value
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML has no others."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return list(map(_plain, value)) if isinstance(value, tuple | list) else value

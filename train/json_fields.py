@@ -1,0 +1,76 @@
+"""Values as JSON and YAML hold them, against the types of a dataclass's fields."""
+
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+
+class FieldError(Exception):
+    """A value that is missing, unknown or of another type; the message names it."""
+
+
+def hints(config: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return typing.get_type_hints(config, include_extras=True)
+
+
+def check(where: str, value: Any, hint: Any) -> None:
+    """Raises a FieldError that names a value, unless JSON holds one of a type so."""
+    if not fits(value, hint):
+        raise FieldError(f"{where!r} is {_shown(value)}, not {_expected(hint)}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is one of a type, as JSON holds it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return fits(value, arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, each) for each in arguments)
+    if origin is typing.Literal:
+        return isinstance(value, str) and value in arguments
+    if origin in (tuple, list):
+        return isinstance(value, list) and all(
+            fits(each, arguments[0]) for each in value
+        )
+    if hint is Path:
+        return isinstance(value, str) and "\0" not in value
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:  # As which Python counts True.
+        return type(value) is int
+    return isinstance(value, hint)
+
+
+def _expected(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _expected(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_expected, arguments))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin in (tuple, list):
+        return f"a list, each entry {_expected(arguments[0])}"
+    names = {
+        Path: "a path",
+        str: "a string",
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        types.NoneType: "null",
+    }
+    return names.get(hint, "an object")
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is that is no object, in words."""
+    names = {list: "a list", str: "a string", bool: "a truth value"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
