@@ -69,9 +69,11 @@ def copy_examples(app):
 
 
 def link_pages(app, name, source):
-    """Links from the guides to files above docs/ lead to the site's copies."""
+    """Links from the guides to files above docs/ lead to the site's own pages."""
     for page in ("SECURITY", "CONTRIBUTING", "CHANGELOG"):
         source[0] = source[0].replace(f"(../{page}.md)", f"({page.lower()}.md)")
+    source[0] = re.sub(r"\(\.\./examples/(\w+)\.py\)", r"(gallery/\1.md)", source[0])
+    source[0] = re.sub(r"\(\.\./examples/(\w+\.ipynb)\)", r"(gallery/\1)", source[0])
 
 
 def escape_bars(app, what, name, obj, options, lines):

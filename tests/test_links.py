@@ -25,7 +25,5 @@ def test_links_lead_somewhere(page):
             continue
         path, _, anchor = target.partition("#")
         found = page.parent / path if path else page
-        if path.startswith("gallery/"):  # The site's pages of the examples.
-            (found,) = ROOT.glob(f"examples/{found.stem}.*")
         assert found.exists(), target
         assert not anchor or anchor in headings(found), target
