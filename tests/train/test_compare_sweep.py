@@ -50,7 +50,9 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     (folder,) = tmp_path.glob("compare-*")
     with Image.open(folder / "test_error.png") as image:
         assert image.size == (900, 600)
-    values = json.loads((folder / "compare.json").read_text())
+    report = json.loads((folder / "compare.json").read_text())
+    assert report["commits"] and report["devices"] == ["cpu"]
+    values = report["optimizers"]
     assert list(values) == ["sgd", "insgd-l2+log1p@0.3"]
     (runs,) = drawn
     assert [len(seeds) for seeds in runs.values()] == [2, 2]
@@ -211,7 +213,9 @@ def test_controls_stand_below_insgd(train, tmp_path, capsys):
     assert train(*command) == 0
 
     (folder,) = tmp_path.glob("compare-*")
-    values = json.loads((folder / "compare.json").read_text())
+    report = json.loads((folder / "compare.json").read_text())
+    assert report["commits"] and report["devices"] == ["cpu"]
+    values = report["optimizers"]
     # Scope layer is what the row has itself.
     same_rate = "insgd-l2+layer@0.3: SGD at INSGD's effective rate"
     log1p = "insgd-l2+layer@0.3: normalizer log1p"
@@ -266,8 +270,9 @@ def test_sweep_shows_rates_given_and_taken(train, tmp_path, capsys):
     (folder,) = tmp_path.glob("sweep-*")
     with Image.open(folder / "sweep.png") as image:
         assert image.size == (1350, 600)
-    values = json.loads((folder / "sweep.json").read_text())
-    for text, points in values.items():
+    report = json.loads((folder / "sweep.json").read_text())
+    assert report["commits"] and report["devices"] == ["cpu"]
+    for text, points in report["points"].items():
         assert [point["learning_rate"] for point in points] == [0.01, 0.1]
         for point in points:
             taken = point["effective_rate"] / point["learning_rate"]

@@ -74,25 +74,46 @@ def test_going_on_cuts_off_what_is_not_kept(path):
     assert metrics.read(path) == [ROWS[0], other]
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def tensorboard_events(folder):
+    """The events of a folder's one file."""
     from tensorboardX.proto.event_pb2 import Event
 
+    (file,) = folder.iterdir()
+    content = file.read_bytes()
+    # Records: length, its checksum, the event, its checksum.
+    events, start = [], 0
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 8], "little")
+        events.append(Event.FromString(content[start + 12 : start + 12 + length]))
+        start += 12 + length + 4
+    return events
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
     writer = MetricsWriter(tmp_path / "metrics.jsonl", [], tmp_path / "tensorboard")
     writer.write(ROWS[0])
     writer.close()
 
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    content = file.read_bytes()
-    # Records: length, its checksum, the event, its checksum.
-    scalars, start = {}, 0
-    while start < len(content):
-        length = int.from_bytes(content[start : start + 8], "little")
-        event = Event.FromString(content[start + 12 : start + 12 + length])
-        for value in event.summary.value:
-            scalars[value.tag] = (value.simple_value, event.step)
-        start += 12 + length + 4
+    scalars = {
+        value.tag: (value.simple_value, event.step)
+        for event in tensorboard_events(tmp_path / "tensorboard")
+        for value in event.summary.value
+    }
     assert scalars["multipliers/a/kernel"] == (0.125, 1)
     assert scalars["train_loss"] == (pytest.approx(0.3), 1)
+
+
+def test_tensorboard_forgets_epochs_that_are_trained_again(tmp_path):
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    kept = ROWS[:1]
+    MetricsWriter(tmp_path / "metrics.jsonl", kept, tmp_path / "tensorboard").close()
+    starts = [
+        event.step
+        for event in tensorboard_events(tmp_path / "tensorboard")
+        if event.session_log.status == SessionLog.SessionStatus.START
+    ]
+    assert starts == [2]
 
 
 @pytest.mark.parametrize(

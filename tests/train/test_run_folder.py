@@ -6,10 +6,9 @@ import os
 
 import pytest
 
-from train import provenance
+from train import files, provenance
 from train.config import RunConfig
 from train.errors import UserError
-from train.run import files
 from train.run import folder as run_folder
 
 DATA = {"name": "digits", "train_images": 3, "class_names": ["a", "b"]}
@@ -140,7 +139,7 @@ def test_a_record_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.run.files.os.fsync", fail)
+    monkeypatch.setattr("train.files.os.fsync", fail)
     with pytest.raises(OSError, match="No space"):
         run_folder.create(RunConfig(run_dir=tmp_path / "run"), DATA)
     assert list((tmp_path / "run").iterdir()) == []
@@ -150,7 +149,7 @@ def test_without_hard_links_a_record_is_still_created_once(tmp_path, monkeypatch
     def fail(*_, **__):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("train.run.files.os.link", fail)
+    monkeypatch.setattr("train.files.os.link", fail)
     folder = run_folder.create(RunConfig(run_dir=tmp_path / "run"), DATA)
     assert run_folder.load(folder.path).config.run_dir == folder.path
     names = sorted(path.name for path in folder.path.iterdir())

@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from train import cli
-from train.run import files
+from train import cli, files
 from train.run.checkpoints import Checkpoints
 from train.run.metrics import MetricsWriter
 

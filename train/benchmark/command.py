@@ -1,7 +1,6 @@
 """`python -m train benchmark`: what INSGD's step costs beside SGD's."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 import models
+from train import files, strict_json
 from train.benchmark import measure, workload
 from train.benchmark import report as benchmark_report
 from train.benchmark.workload import Workload
@@ -115,7 +115,7 @@ def benchmark(config: BenchmarkConfig) -> int:
             ) from error
         # Written each time: a benchmark that is stopped has not run for nothing.
         found = benchmark_report.to_json(costs, config.image_size, config.rounds)
-        record.write_text(json.dumps(found, indent=2) + "\n")
-        table.write_text(benchmark_report.to_markdown(costs))
+        files.write(record, strict_json.encode(found))
+        files.write(table, benchmark_report.to_markdown(costs).encode())
     print(f"\n{table.read_text()}\nIn {directory}: {record.name}, {table.name}")
     return 0

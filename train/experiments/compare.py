@@ -69,7 +69,12 @@ def compare(config: CompareConfig) -> int:
         "best epoch is picked on these same images."
     )
     folder = series.report_folder("compare", config)
-    values = {name: each.to_json() for name, each in found.items()}
+    values = {
+        "optimizers": {name: each.to_json() for name, each in found.items()},
+        **results.provenance(
+            [each for runs in configs.values() for each in runs if each]
+        ),
+    }
     plots.plot_test_error(finished, folder / "test_error.png", control_of)
     text = f"{table}\n\n{note}\n"
     report_files.write(folder, "compare", text, values, "test_error.png")

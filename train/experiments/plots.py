@@ -1,5 +1,6 @@
 """Pictures of many runs: accuracy against learning rate."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def _plot_accuracy(
     axes: Axes, points: Sequence[Point], rate: str, number: int, **style: Any
 ) -> None:
     """Draws one optimizer's accuracy over a kind of rate, with the spread over seeds."""
+    # The effective rate of a run that diverged may not be finite.
+    points = [point for point in points if math.isfinite(getattr(point, rate))]
     points = sorted(points, key=lambda point: getattr(point, rate))
     axes.errorbar(
         [getattr(point, rate) for point in points],

@@ -1,8 +1,9 @@
 """What a command makes of its runs, as files beside each other."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from train import files, strict_json
 
 
 def write(folder: Path, name: str, text: str, values: Any, *pictures: str) -> None:
@@ -12,10 +13,10 @@ def write(folder: Path, name: str, text: str, values: Any, *pictures: str) -> No
         folder: of the report, which exists.
         name: of the files.
         text: Markdown.
-        values: what JSON holds.
+        values: anything JSON can hold; NaN is written as null.
         pictures: names of files that are drawn there already.
     """
-    (folder / f"{name}.md").write_text(text)
-    (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
-    files = ", ".join([f"{name}.md", f"{name}.json", *pictures])
-    print(f"\n{text}\nIn {folder}: {files}")
+    files.write(folder / f"{name}.md", text.encode())
+    files.write(folder / f"{name}.json", strict_json.encode(values))
+    names = ", ".join([f"{name}.md", f"{name}.json", *pictures])
+    print(f"\n{text}\nIn {folder}: {names}")

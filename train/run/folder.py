@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train import command_line, json_fields, provenance
+from train import command_line, files, json_fields, provenance
 from train.config import RunConfig
 from train.errors import UserError
-from train.run import files, lock, record
+from train.run import lock, record
 
 RECORD = "record.json"
 # The same options, to be given again, by `--config`.

@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 from typing import IO, Self
 
+from train import files
 from train.errors import UserError
-from train.run import files
 
 NAME = "lock"
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from train import files, strict_json
 from train.errors import UserError
-from train.run import files
 
 EpochMetrics = dict[str, Any]
 
@@ -49,7 +48,10 @@ class MetricsWriter:
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(tensorboard))
+            # Purged: steps of epochs that a crashed run wrote and that are trained again.
+            self._tensorboard = SummaryWriter(
+                str(tensorboard), purge_step=len(rows) + 1
+            )
 
     def write(self, row: EpochMetrics) -> None:
         """Writes a row; not a number becomes null.
@@ -121,7 +123,7 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
                 "checkpoint is of an earlier version and has no copy of them."
             )
         return Recovered(rows, warnings)
-    rows = [_map(row, _to_nan) for row in copy]
+    rows = [strict_json.from_null(row) for row in copy]
     end = len(rows)
     repaired = [
         number
@@ -166,7 +168,7 @@ def _read_lines(path: Path) -> list[EpochMetrics | None]:
 
 def _parse(line: bytes) -> EpochMetrics | None:
     try:
-        row = _map(json.loads(line), _to_nan)
+        row = strict_json.from_null(json.loads(line))
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and _is_row(row) else None
@@ -214,27 +216,11 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 def to_json(rows: Sequence[EpochMetrics]) -> list[EpochMetrics]:
     """Rows as JSON holds them: not a number becomes null."""
-    return [_map(row, _to_null) for row in rows]
+    return [strict_json.to_null(row) for row in rows]
 
 
 def _line(row: EpochMetrics) -> str:
-    return json.dumps(_map(row, _to_null), allow_nan=False) + "\n"
-
-
-def _to_null(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _to_nan(value: Any) -> Any:
-    return math.nan if value is None else value
-
-
-def _map(value: Any, fn: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _map(entry, fn) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_map(entry, fn) for entry in value]
-    return fn(value)
+    return json.dumps(strict_json.to_null(row), allow_nan=False) + "\n"
 
 
 def _flat(row: EpochMetrics, prefix: str = "") -> dict[str, float]:

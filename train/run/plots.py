@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from train.run import files
+from train import files
 from train.run.metrics import EpochMetrics
 
 _STYLES = ("-", "--", ":", "-.")

@@ -60,7 +60,10 @@ def sweep(config: SweepConfig) -> int:
 
     text = f"{_table(config, points)}\n\n{_ranges(points)}\n"
     folder = series.report_folder("sweep", config)
-    values = {name: [p.to_json() for p in each] for name, each in points.items()}
+    values = {
+        "points": {name: [p.to_json() for p in each] for name, each in points.items()},
+        **results.provenance([each for runs in configs.values() for each in runs]),
+    }
     plots.plot_sweep(points, folder / "sweep.png")
     report_files.write(folder, "sweep", text, values, "sweep.png")
     return status
