@@ -121,7 +121,13 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
             weight_decay=(0, FLOAT32_MAX),
             polyak_factor=(0, FLOAT32_MAX),
             damping=(0, FLOAT32_MAX),
+            dampening=(0, 1),
+            eps=(0, FLOAT32_MAX),
+            power_decay=(0, FLOAT32_MAX),
+            covariance_decay=(0, FLOAT32_MAX),
             covariance_every=(1, MOST_STEPS),
+            covariance_max_rows=(1, MOST_STEPS),
+            covariance_max_dim=(1, MOST_STEPS),
             epochs=(1, MOST_EPOCHS),
             batch_size=(1, MOST_STEPS),
             milestone_factor=(0, FLOAT32_MAX),
@@ -130,8 +136,13 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
             chunk_steps=(1, MOST_STEPS),
             data_workers=(0, MOST_PROCESSES),
         )
-        if not self.momentum < 1:
-            raise ValueError(f"--momentum must be below 1, got {self.momentum}")
+        for name in ("momentum", "power_decay", "covariance_decay"):
+            if not getattr(self, name) < 1:
+                raise ValueError(
+                    f"{option(name)} must be below 1, got {getattr(self, name)}"
+                )
+        if not self.eps > 0:
+            raise ValueError(f"--eps must be above 0, got {self.eps}")
         rising = sorted({0, *self.milestones})
         if rising != [0, *self.milestones] or len(rising) == 1:
             raise ValueError(
@@ -147,11 +158,11 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
                 f"--milestones must not lie in the {self.warmup_epochs} epochs of "
                 f"warm-up, got {self.milestones}"
             )
-        for name in sorted(_without_effect(self.schedule)):
+        for name, (cause, remedy) in sorted(_without_effect(vars(self)).items()):
             if getattr(self, name) != getattr(TrainingConfig, name):
                 raise ValueError(
-                    f"{option(name)} has no effect with --schedule {self.schedule}: "
-                    "leave it out, or give another schedule"
+                    f"{option(name)} has no effect with {cause}: leave it out, or "
+                    f"{remedy}"
                 )
         self._check_model()
 
@@ -300,21 +311,26 @@ def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
         for name in optimizers.OPTIONS
         if not optimizers.has_option(values["optimizer"], name)
     }
-    unused |= _without_effect(values["schedule"])
+    unused |= _without_effect(values).keys()
     return {
         name: getattr(RunConfig, name) if name in unused else value
         for name, value in values.items()
     }
 
 
-def _without_effect(schedule: str) -> set[str]:
-    """Options that a schedule has not, and another has."""
-    return {
-        name
+def _without_effect(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Options that another one makes void; of each, which one, and a remedy."""
+    found = {
+        name: (f"--schedule {values['schedule']}", "give another schedule")
         for other, names in _OF_SCHEDULE.items()
-        if other != schedule
+        if other != values["schedule"]
         for name in names
     }
+    if values.get("normalizer") == "log1p":
+        found["eps"] = "--normalizer log1p", "give another normalizer"
+    if values.get("momentum") == 0:
+        found["nesterov"] = "--momentum 0", "give a momentum"
+    return found
 
 
 def _is_given(config: Any, name: str) -> bool:

@@ -141,6 +141,86 @@ def test_released_code_captures_its_own_norms():
     assert optimizer.multipliers is None
 
 
+MOMENTA = {"momentum": 0.5, "dampening": 0.25, "nesterov": True, "weight_decay": 0.01}
+
+
+def test_sgd_takes_dampening_and_nesterov(x64):
+    got = trajectory(optimizers.create("sgd", 0.1, OptimizerConfig(**MOMENTA)).tx)
+    reference = optax.chain(
+        optax.add_decayed_weights(0.01),
+        insgd_optax.dampened_trace(0.5, 0.25, nesterov=True),
+        optax.scale(-0.1),
+    )
+    assert_close(got, trajectory(optax.with_extra_args_support(reference)))
+
+
+@pytest.mark.parametrize("name", ["lars", "lsalr"])
+def test_nesterov_makes_other_steps(x64, name):
+    both = [OptimizerConfig(nesterov=nesterov) for nesterov in (False, True)]
+    plain, ahead = (
+        trajectory(optimizers.create(name, 0.1, config).tx) for config in both
+    )
+    assert np.max(np.abs(plain["Dense_0"]["bias"] - ahead["Dense_0"]["bias"])) > 1e-6
+
+
+@pytest.mark.parametrize("polyak_factor", [None, 0.3])
+def test_all_options_of_insgd_reach_the_library(x64, polyak_factor):
+    settings = MOMENTA | {
+        "eps": 20.0,
+        "power_decay": 0.5,
+        "polyak_factor": polyak_factor,
+    }
+    got = trajectory(optimizers.create("insgd-l2", 0.1, OptimizerConfig(**settings)).tx)
+    assert_close(got, trajectory(insgd_optax.insgd(0.1, **settings)))
+    for name in settings.keys() - {"polyak_factor"}:
+        default = settings | {name: getattr(OptimizerConfig, name)}
+        # P is the same at every step here: its decay has no effect.
+        if name != "power_decay":
+            other = trajectory(insgd_optax.insgd(0.1, **default))
+            with pytest.raises(AssertionError):
+                assert_close(got, other)
+
+
+def test_the_input_of_a_convolution_is_chosen():
+    import flax.linen as nn
+
+    model, x = nn.Conv(1, (3, 3)), jnp.ones((1, 4, 4, 1))
+
+    def sown(conv_input):
+        config = OptimizerConfig(conv_input=conv_input)
+        with optimizers.create("insgd-l2", 0.1, config).capture(0):
+            _, mutated = model.init_with_output(jax.random.key(0), x)
+            _, mutated = model.apply(mutated, x, mutable=["intermediates"])
+        return float(mutated["intermediates"]["input_norm"][0].squeeze())
+
+    assert sown("feature_map") == 16
+    assert sown("patch") == pytest.approx(100 / 16)  # 9, 6 or 4 pixels are inside.
+
+
+@pytest.mark.parametrize("name", ["lms-newton", "adamw+cov"])
+def test_the_covariance_has_the_size_and_rows_given(name):
+    import flax.linen as nn
+
+    model, x = nn.Dense(2), jnp.arange(80.0).reshape(10, 8)
+    params = model.init(jax.random.key(0), x)
+
+    def sown(**options):
+        optimizer = optimizers.create(name, 0.1, OptimizerConfig(**options))
+        with optimizer.capture(0):
+            _, mutated = model.apply(params, x, mutable=["intermediates"])
+        return jax.tree.leaves(mutated)
+
+    whole, few, small = (
+        sown(),
+        sown(covariance_max_rows=2),
+        sown(covariance_max_dim=4),
+    )
+    assert [leaf.shape for leaf in whole] == [leaf.shape for leaf in few]
+    assert whole[0].sum() != few[0].sum()
+    # A matrix above the largest is cut into blocks on its diagonal.
+    assert (whole[0].size, small[0].size) == (8 * 8, 2 * 4 * 4)
+
+
 @pytest.mark.parametrize("name", ["insgd-l1", "insgd-l2"])
 @pytest.mark.parametrize("scope", ["kernel", "layer"])
 @pytest.mark.parametrize("normalizer", ["log", "power", "log1p"])

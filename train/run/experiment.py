@@ -214,7 +214,7 @@ class Experiment:
         return summarize(
             jax.device_get(self._multipliers_program(state.opt_state)),
             sizes={name: weight.size for name, weight in params.items()},
-            eps=optimizers.EPS,
+            eps=self._config.eps,
         )
 
     def diagnostics(self, state: TrainState) -> dict[str, dict[str, float]]:

@@ -29,11 +29,9 @@ from train.training.optimizers.base import (
     OptimizerConfig,
     SownShapes,
 )
-from train.training.optimizers.rules import EPS
 
 __all__ = [
     "CHOICES",
-    "EPS",
     "NAMES",
     "OPTIONS",
     "Capture",
@@ -53,16 +51,30 @@ __all__ = [
 # Options that only some optimizers have, and in words which.
 OPTIONS = {
     "momentum": "SGD, LARS, LSALR, Momo, lms-newton and INSGD",
+    "dampening": "SGD, INSGD and lms-newton",
+    "nesterov": "SGD, LARS, LSALR, lms-newton and INSGD",
     "scope": "INSGD",
     "normalizer": "INSGD",
+    "eps": "INSGD",
+    "power_decay": "INSGD",
+    "conv_input": "INSGD",
     "polyak_factor": "SGD, INSGD and lms-newton",
     "damping": "lms-newton, adamw+cov and muon+cov",
     "covariance_every": "lms-newton, adamw+cov and muon+cov",
     "conv_covariance": "lms-newton, adamw+cov and muon+cov",
+    "covariance_decay": "lms-newton, adamw+cov and muon+cov",
+    "covariance_max_rows": "lms-newton, adamw+cov and muon+cov",
+    "covariance_max_dim": "lms-newton, adamw+cov and muon+cov",
 }
-_MOMENTUM = frozenset({"momentum"})
-_BOUNDED = frozenset({"momentum", "polyak_factor"})
-_COVARIANCE = frozenset({"damping", "covariance_every", "conv_covariance"})
+_MOMENTUM = frozenset({"momentum", "nesterov"})
+_BOUNDED = _MOMENTUM | {"dampening", "polyak_factor"}
+_COVARIANCE = frozenset(
+    {
+        *("damping", "covariance_every", "conv_covariance"),
+        *("covariance_decay", "covariance_max_rows", "covariance_max_dim"),
+    }
+)
+_INSGD = frozenset({"scope", "normalizer", "eps", "power_decay", "conv_input"})
 
 
 class _Entry(NamedTuple):
@@ -87,7 +99,7 @@ _OPTIMIZERS = {
     ),
     "lars": _Entry(rules.with_momentum(optax.lars), 1.0, _MOMENTUM),
     "lsalr": _Entry(rules.with_momentum(insgd_optax.lsalr), 0.1, _MOMENTUM),
-    "momo": _Entry(rules.with_momentum(rules.momo), 1.0, _MOMENTUM),
+    "momo": _Entry(rules.with_momentum(rules.momo), 1.0, frozenset({"momentum"})),
     "prodigy": _Entry(rules.decoupled(optax.contrib.prodigy), 1.0),
     "dadapt-adamw": _Entry(rules.decoupled(optax.contrib.dadapt_adamw), 1.0),
     "adamw": _Entry(rules.decoupled(optax.adamw), 0.001),
@@ -116,7 +128,7 @@ def _entry(name: str) -> _Entry:
     return _Entry(
         rules.insgd(p),
         _INSGD_LEARNING_RATE,
-        _BOUNDED | {"scope", "normalizer"},
+        _BOUNDED | _INSGD,
     )
 
 

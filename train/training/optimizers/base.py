@@ -24,12 +24,23 @@ class OptimizerConfig:
 
     momentum: float = 0.9
     """Momentum of SGD, LARS, LSALR, Momo and INSGD, in [0, 1)."""
+    dampening: float = 0.0
+    """Dampening of the momentum (SGD, INSGD, lms-newton); the momentum's value makes
+    INSGD Algorithm 1 as printed."""
+    nesterov: bool = False
+    """Use Nesterov momentum (SGD, LARS, LSALR, INSGD, lms-newton)."""
     weight_decay: float = 5e-4
     """l2 weight decay; for Momo, Prodigy and D-Adaptation, optax's own form."""
     scope: Literal["kernel", "layer"] = "kernel"
     """Parameters INSGD scales: kernels, or also biases and normalization layers."""
     normalizer: Literal["log", "power", "log1p"] = "log"
-    """INSGD's divisor: max(log P, 0.01), 0.01 + P, or 1 + log(1 + P)."""
+    """INSGD's divisor: max(log P, eps), eps + P, or 1 + log(1 + P)."""
+    eps: float = 0.01
+    """Floor of INSGD's log P, or what --normalizer power adds to P; above 0."""
+    power_decay: float = 0.9
+    """Decay (beta) of INSGD's running input power P, in [0, 1)."""
+    conv_input: Literal["feature_map", "patch"] = "feature_map"
+    """Input of a convolution for INSGD: its feature map, or the mean patch."""
 
     polyak_factor: float | None = None
     """Cap SGD's or INSGD's learning rate at this multiple of the Polyak step size."""
@@ -39,6 +50,12 @@ class OptimizerConfig:
     units of its mean eigenvalue."""
     covariance_every: int = 10
     """Steps from one measurement of the input covariance to the next."""
+    covariance_decay: float = 0.95
+    """Decay of the running input covariance per measurement, in [0, 1)."""
+    covariance_max_rows: int = 2048
+    """Maximum input vectors a layer contributes to a measurement."""
+    covariance_max_dim: int = 768
+    """Maximum rows of an input covariance matrix."""
     conv_covariance: Literal["patch", "kronecker"] = "patch"
     """Covariance of a convolution's input: one matrix for taps and channels, or
     their Kronecker product."""

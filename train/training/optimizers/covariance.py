@@ -10,13 +10,6 @@ import jax.numpy as jnp
 import insgd_optax
 from train.training.optimizers.base import OptimizerConfig, SownShapes
 
-# The most input vectors that a layer contributes to a measurement.
-MAX_ROWS = 2048
-# The largest matrix.
-MAX_DIM = 768
-# Of the running mean, a measurement.
-DECAY = 0.95
-
 
 def capture(
     config: OptimizerConfig, step: Any
@@ -24,8 +17,8 @@ def capture(
     """The context of a step, which may be traced."""
     return insgd_optax.capture_input_covariances(
         when=step % config.covariance_every == 0,
-        max_rows=MAX_ROWS,
-        max_dim=MAX_DIM,
+        max_rows=config.covariance_max_rows,
+        max_dim=config.covariance_max_dim,
         conv_covariance=config.conv_covariance,
     )
 
@@ -35,7 +28,7 @@ def options(config: OptimizerConfig, shapes: SownShapes | None) -> dict[str, Any
     like = None if shapes is None else shapes(capture(config, 0))
     return {
         "damping": config.damping,
-        "max_dim": MAX_DIM,
+        "max_dim": config.covariance_max_dim,
         "input_covariances_like": like,
     }
 

@@ -22,9 +22,6 @@ from train.training.optimizers.base import (
     SownShapes,
 )
 
-# The library's floor, max(log P, EPS): a multiplier of 1 / EPS sits on it.
-EPS = 0.01
-
 
 def sgd(
     learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
@@ -32,12 +29,18 @@ def sgd(
     """PyTorch's SGD, or one that the Polyak step size bounds."""
     if config.polyak_factor is None:
         return _coupled(
-            optax.trace(config.momentum), learning_rate, config.weight_decay
+            insgd_optax.dampened_trace(
+                config.momentum, config.dampening, config.nesterov
+            ),
+            learning_rate,
+            config.weight_decay,
         )
     tx = insgd_optax.clip_by_polyak(
         learning_rate,
         factor=config.polyak_factor,
         momentum=config.momentum,
+        dampening=config.dampening,
+        nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
     return Optimizer(tx, extra_metrics=_polyak_metrics(config))
@@ -49,8 +52,10 @@ def lms_newton(
     """The library's LMS-Newton."""
     tx = insgd_optax.lms_newton(
         learning_rate,
-        covariance_decay=covariance.DECAY,
+        covariance_decay=config.covariance_decay,
         momentum=config.momentum,
+        dampening=config.dampening,
+        nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         polyak_factor=config.polyak_factor,
         **covariance.options(config, shapes),
@@ -72,7 +77,7 @@ def redirected(rule: Callable[..., Any]) -> Make:
         tx = optax.chain(
             rule(1.0, weight_decay=0.0),
             insgd_optax.scale_by_input_covariance(
-                covariance.DECAY, **covariance.options(config, shapes)
+                config.covariance_decay, **covariance.options(config, shapes)
             ),
             # The rule's own steps go downhill already.
             optax.scale(-1.0),
@@ -96,9 +101,14 @@ def rescaled(scale_by: Callable[[], optax.GradientTransformation]) -> Make:
 
 
 def with_momentum(rule: Callable[..., optax.GradientTransformation]) -> Make:
-    """A rule that takes `momentum` and `weight_decay`."""
+    """A rule that takes `momentum`, `nesterov` and `weight_decay`."""
     return lambda learning_rate, config, _: _plain(
-        rule(learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+        rule(
+            learning_rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
     )
 
 
@@ -111,6 +121,7 @@ def decoupled(rule: Callable[..., optax.GradientTransformation]) -> Make:
 
 def momo(learning_rate: LearningRate, **options: Any) -> optax.GradientTransformation:
     """Optax's Momo, by this application's names of its options."""
+    del options["nesterov"]  # It has none.
     return optax.contrib.momo(learning_rate, beta=options.pop("momentum"), **options)
 
 
@@ -142,7 +153,10 @@ def insgd_as_released(
     """The arithmetic of the authors' released code."""
     return Optimizer(
         tx=insgd_optax.insgd_as_released(
-            learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+            learning_rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
         ),
         capture=lambda step: insgd_optax.capture_released_norms(),
     )
@@ -157,15 +171,20 @@ def insgd(p: float) -> Make:
         return Optimizer(
             tx=insgd_optax.insgd(
                 learning_rate,
+                power_decay=config.power_decay,
                 momentum=config.momentum,
+                dampening=config.dampening,
+                nesterov=config.nesterov,
                 weight_decay=config.weight_decay,
                 normalizer=config.normalizer,
-                eps=EPS,
+                eps=config.eps,
                 scope=config.scope,
                 polyak_factor=config.polyak_factor,
             ),
             capture=lambda step: insgd_optax.capture_input_norms(
-                p=p, norm_layers=config.scope == "layer"
+                p=p,
+                conv_input=config.conv_input,
+                norm_layers=config.scope == "layer",
             ),
             multipliers=insgd_optax.learning_rate_multipliers,
             extra_metrics=_polyak_metrics(config),
