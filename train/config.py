@@ -85,6 +85,8 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
     """YAML file of options, such as epochs: 5; those on the command line win."""
     epochs: int = 20
     """Number of training epochs."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss, in [0, 1)."""
     batch_size: int = 128
     """Images per step, summed over all devices."""
     schedule: ScheduleName = "constant"
@@ -122,6 +124,8 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
             polyak_factor=(0, FLOAT32_MAX),
             damping=(0, FLOAT32_MAX),
             dampening=(0, 1),
+            label_smoothing=(0, FLOAT32_MAX),
+            clip_norm=(0, FLOAT32_MAX),
             eps=(0, FLOAT32_MAX),
             power_decay=(0, FLOAT32_MAX),
             covariance_decay=(0, FLOAT32_MAX),
@@ -136,13 +140,22 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
             chunk_steps=(1, MOST_STEPS),
             data_workers=(0, MOST_PROCESSES),
         )
-        for name in ("momentum", "power_decay", "covariance_decay"):
+        for name in (
+            *("momentum", "power_decay", "covariance_decay"),
+            "label_smoothing",
+        ):
             if not getattr(self, name) < 1:
                 raise ValueError(
                     f"{option(name)} must be below 1, got {getattr(self, name)}"
                 )
-        if not self.eps > 0:
-            raise ValueError(f"--eps must be above 0, got {self.eps}")
+        for name in ("eps", "clip_norm"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{option(name)} must be above 0, got 0")
+        if self.clip_norm is not None and self.polyak_factor is not None:
+            # The bound needs the slope of the loss along the step, hence the gradient.
+            raise ValueError(
+                "--clip-norm and --polyak-factor both bound the step: give one of them"
+            )
         rising = sorted({0, *self.milestones})
         if rising != [0, *self.milestones] or len(rising) == 1:
             raise ValueError(

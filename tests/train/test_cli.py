@@ -100,7 +100,10 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--optimizer", "adam", "--no-batch-norm", "--tensorboard"),
+        (
+            *("--optimizer", "adam", "--no-batch-norm", "--tensorboard"),
+            *("--label-smoothing", "0.1", "--clip-norm", "1"),
+        ),
         ("--parallel", "auto", "--scope", "layer", "--normalizer", "log1p"),
         ("--dtype", "bfloat16", "--optimizer", "insgd-l1", "--schedule", "cosine"),
     ],

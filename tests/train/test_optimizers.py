@@ -181,6 +181,24 @@ def test_all_options_of_insgd_reach_the_library(x64, polyak_factor):
                 assert_close(got, other)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "insgd-l2"])
+def test_gradients_are_clipped_before_all_else(x64, name):
+    config = OptimizerConfig(clip_norm=0.5)
+    got = trajectory(optimizers.create(name, 0.1, config).tx)
+    plain = optimizers.create(name, 0.1, OptimizerConfig())
+    clipped = optax.chain(optax.clip_by_global_norm(0.5), plain.tx)
+    assert_close(got, trajectory(clipped))
+    with pytest.raises(AssertionError):
+        assert_close(got, trajectory(plain.tx))
+
+
+def test_multipliers_are_found_behind_clipping(x64):
+    optimizer = optimizers.create("insgd-l2", 0.1, OptimizerConfig(clip_norm=0.5))
+    state = optimizer.tx.init(PARAMS)
+    _, state = optimizer.tx.update(PARAMS, state, PARAMS, input_norms=NORMS)
+    assert optimizer.multipliers(state)["Dense_0/kernel"] == pytest.approx(0.25)
+
+
 def test_the_input_of_a_convolution_is_chosen():
     import flax.linen as nn
 

@@ -11,7 +11,7 @@ import pytest
 import insgd_optax
 from train.training import optimizers, parallel
 from train.training.state import TrainState, create_state
-from train.training.step import cross_entropy, train_step
+from train.training.step import cross_entropy, least_loss, train_step
 
 from .tiny_cnn import TinyCNN
 
@@ -78,6 +78,41 @@ def test_insgd_step_is_the_librarys_use_written_out(batch_norm):
     assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert metrics["top1"] == np.mean(logits.argmax(-1) == labels)
     assert new_state.step == 1
+
+
+def test_smoothed_labels_are_the_targets():
+    logits, labels = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]]), jnp.array([0, 2])
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    targets = np.full((2, 3), 0.1) + 0.7 * np.eye(3)[[0, 2]]
+    expected = -(targets * np.log(probabilities)).sum(-1)
+    got = cross_entropy(logits, labels, 0.3)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    # The targets themselves are the best prediction.
+    best = cross_entropy(jnp.log(jnp.asarray(targets)), labels, 0.3)
+    np.testing.assert_allclose(best, least_loss(3, 0.3), rtol=1e-6)
+    assert least_loss(3, 0) == 0
+
+
+def test_a_step_takes_smoothed_labels_and_tells_the_loss_above_the_least():
+    values = []
+    tx = optax.GradientTransformationExtraArgs(
+        lambda params: (),
+        lambda updates, state, params=None, *, value, **_: (
+            values.append(value) or (updates, state)
+        ),
+    )
+    state = create_state(TinyCNN(False), tx, jax.random.key(0), (8, 8, 1))
+    step = functools.partial(train_step, label_smoothing=0.3)
+
+    def run(state, batch):
+        return step(state, batch, jax.random.key(1))[1]["loss"], values.pop()
+
+    images, labels = batch()
+    loss, value = jax.jit(run)(state, (images, labels))
+    logits = state.apply_fn({"params": state.params}, images, train=True)
+    expected = float(cross_entropy(logits, labels, 0.3).mean())
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(value) == pytest.approx(expected - least_loss(3, 0.3), rel=1e-5)
 
 
 def test_dropout_follows_the_key_and_differs_between_devices():

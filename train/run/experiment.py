@@ -126,6 +126,7 @@ class Experiment:
             train_step,
             capture=self._optimizer.capture,
             extra_metrics=self._optimizer.extra_metrics,
+            label_smoothing=config.label_smoothing,
             axis_name=self._devices.axis_name,
         )
         batching = epoch.Batching(config.batch_size, self.steps_per_epoch)

@@ -1,6 +1,7 @@
 """One step of training."""
 
 import contextlib
+import math
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ def train_step(
     *,
     capture: Capture | None = None,
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({}),
+    label_smoothing: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step on one batch; pure, so it runs under jit, pmap and shard_map.
@@ -33,6 +35,7 @@ def train_step(
         rng: the step's key, for dropout; the same on every device.
         capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
         extra_metrics: the optimizer's, likewise.
+        label_smoothing: share of the target that is spread over all classes, in [0, 1).
         axis_name: the mapped axis of the devices that share the batch. Batch
             normalization sees the whole batch only if the model has it too.
 
@@ -57,7 +60,8 @@ def train_step(
                 mutable=collections,
                 rngs={"dropout": rng},
             )
-        return cross_entropy(logits, labels).mean(), (logits, mutated)
+        loss = cross_entropy(logits, labels, label_smoothing).mean()
+        return loss, (logits, mutated)
 
     (loss, (logits, mutated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params
@@ -76,7 +80,8 @@ def train_step(
         state.params,
         input_norms=sown,
         input_covariances=sown,
-        value=metrics["loss"],
+        # Of smoothed labels the least loss is not 0, which a Polyak step aims at.
+        value=metrics["loss"] - least_loss(logits.shape[-1], label_smoothing),
     )
     metrics |= {name: metric(opt_state) for name, metric in extra_metrics.items()}
     state = state.replace(
@@ -88,6 +93,21 @@ def train_step(
     return state, metrics
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
     """The loss of each sample, of shape (batch,)."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    targets = optax.smooth_labels(one_hot, label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def least_loss(num_classes: int, label_smoothing: float) -> float:
+    """The cross entropy of the best prediction: the entropy of the targets."""
+    if not label_smoothing:
+        return 0.0
+    others = label_smoothing / num_classes
+    own = 1 - label_smoothing + others
+    return -own * math.log(own) - (num_classes - 1) * others * math.log(others)

@@ -202,4 +202,8 @@ def create(
     Raises:
         ValueError: for an unknown name; the message lists the names.
     """
-    return _entry(name).make(learning_rate, config, sown_shapes)
+    optimizer = _entry(name).make(learning_rate, config, sown_shapes)
+    if config.clip_norm is None:
+        return optimizer
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    return optimizer._replace(tx=optax.chain(clip, optimizer.tx))

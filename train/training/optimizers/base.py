@@ -42,6 +42,8 @@ class OptimizerConfig:
     conv_input: Literal["feature_map", "patch"] = "feature_map"
     """Input of a convolution for INSGD: its feature map, or the mean patch."""
 
+    clip_norm: float | None = None
+    """Maximum global norm of the gradient; larger gradients are scaled down to it."""
     polyak_factor: float | None = None
     """Cap SGD's or INSGD's learning rate at this multiple of the Polyak step size."""
 
