@@ -77,7 +77,7 @@ def affine_projection_filter(
     Windows and desired outputs before the signal starts are zero. For lambda = 1 and
     eps = 0, a step projects w onto the weights that have no error at any of the
     `order` samples. 0 < lambda < 2 converges whatever the input's scale, and faster
-    than NLMS on a coloured input: an autoregressive input of order q takes
+    than NLMS on a colored input: an autoregressive input of order q takes
     `order` q + 1. The price is noise: the larger `order`, the larger the final error
     at the same lambda. `order` 1 is `nlms_filter`.
 
@@ -105,7 +105,7 @@ def affine_projection_filter(
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from insgd_optax import affine_projection_filter
-        >>> u = jnp.cumsum(jax.random.normal(jax.random.key(0), (200,)))  # coloured
+        >>> u = jnp.cumsum(jax.random.normal(jax.random.key(0), (200,)))  # colored
         >>> d = jnp.convolve(u, jnp.array([1.0, -0.5]))[:200]  # the unknown system
         >>> result = affine_projection_filter(u, d, num_taps=2, order=2, step_size=0.5)
         >>> print(result.weights[-1].round(3))
@@ -183,7 +183,7 @@ def rls_filter(
         sum_{i<=t} beta^(t-i) |d_i - x_i^T w|^2 + beta^(t+1) delta ||w - w_0||^2.
 
     P^-1 is the input's covariance, times the number of samples remembered. So the
-    rate of convergence depends neither on the input's level nor on its colour.
+    rate of convergence depends neither on the input's level nor on its color.
 
     Args:
         u: the input: see `lms_filter`.
@@ -210,7 +210,7 @@ def rls_filter(
         >>> import jax
         >>> import jax.numpy as jnp
         >>> from insgd_optax import rls_filter
-        >>> u = jnp.cumsum(jax.random.normal(jax.random.key(0), (50,)))  # coloured
+        >>> u = jnp.cumsum(jax.random.normal(jax.random.key(0), (50,)))  # colored
         >>> d = jnp.convolve(u, jnp.array([1.0, -0.5]))[:50]  # the unknown system
         >>> print(rls_filter(u, d, num_taps=2).weights[-1].round(3))
         [ 1.  -0.5]

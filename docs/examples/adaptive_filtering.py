@@ -98,7 +98,7 @@ def draw_step_sizes(path, num_samples=400):
 def track(level_after, seed, num_samples=4000):
     """Misalignment of three filters whose system changes at half time.
 
-    The input is coloured, u_t = 0.7 u_{t-1} + noise, of unit power before the change
+    The input is colored, u_t = 0.7 u_{t-1} + noise, of unit power before the change
     and of amplitude `level_after` after it; the noise in d is 30 dB below unit power.
     """
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """Draws the learning curves of docs/adaptive_filtering.md and prints their table.
 
-Five filters identify one system, from white noise and from coloured noise.
+Five filters identify one system, from white noise and from colored noise.
 
 python docs/examples/learning_curves.py [FOLDER]
 """
@@ -22,7 +22,7 @@ from insgd_optax import (
 
 NUM_TAPS, NUM_SAMPLES = 32, 6000
 SEEDS = range(20)
-COLOURS = {"White input": 0.0, "Coloured input, AR(1) with coefficient 0.95": 0.95}
+COLOURS = {"White input": 0.0, "Colored input, AR(1) with coefficient 0.95": 0.95}
 THRESHOLD = -20  # dB
 
 # Steps that end at about the same misalignment on white input.
