@@ -4,9 +4,9 @@ The covariance of a kernel of shape (s_1, ..., s_r) is one array of shape
 (n_1, ..., n_r, b_1, ..., b_r), or a Kronecker product of several:
 
 - n_i = b_i = s_i: the input vector runs along this axis of the kernel.
-- n_i = s_i, b_i < s_i: it is cut into blocks of b_i along this axis, and covariances
-  across blocks are left out. b_i = 1 is a batch axis: every index has a kernel, and an
-  input, of its own.
+- n_i = s_i, 1 < b_i < s_i: it is cut into blocks of b_i along this axis, and
+  covariances across blocks are left out.
+- n_i = s_i, b_i = 1: a batch axis: every index has a kernel, and an input, of its own.
 - n_i < s_i, b_i = 1: an output axis. n_i > 1 counts the groups of a grouped
   convolution, each with an input of its own.
 
@@ -54,6 +54,13 @@ class Factor(NamedTuple):
         return tuple(-(-n // b) for n, b in zip(self.sizes, self.blocks, strict=True))
 
     @property
+    def length(self) -> int:
+        """The length of the vector that its blocks are cut from."""
+        return math.prod(
+            n for n, b in zip(self.sizes, self.blocks, strict=True) if b > 1
+        )
+
+    @property
     def dim(self) -> int:
         """The size of each matrix."""
         return math.prod(self.blocks)
@@ -65,19 +72,22 @@ def factor_sizes(
     batch: dict[int, int],
     max_dim: int,
     *,
-    spatial: bool,
+    kronecker: bool = False,
 ) -> tuple[Factor, ...]:
     """The layout of a layer's covariance.
 
-    Up to `max_dim` the input vector has one matrix. A longer one of a convolution has
-    a Kronecker product, taps times channels; that of another layer, diagonal blocks.
+    Up to `max_dim` the input vector has one matrix. A longer one that runs along three
+    axes or more, as in a two-dimensional convolution, has a Kronecker product of two:
+    all axes but the last (the taps), and the last (the channels). Any other has
+    diagonal blocks. So the optimizer, which knows the shape of the kernel alone,
+    assumes what the layer sows.
 
     Args:
         kernel: the shape of the kernel.
         inputs: the axes of the kernel that the input vector runs along.
         batch: the axes with an input of their own for each index, and how many.
-        max_dim: the largest matrix.
-        spatial: whether the inputs but the last are taps of a convolution.
+        max_dim: the largest matrix, at least 2.
+        kronecker: whether a vector along several axes has the product at any length.
     """
 
     def factor(blocks: dict[int, int]) -> Factor:
@@ -86,9 +96,8 @@ def factor_sizes(
 
     rank = len(kernel)
     whole = {i: kernel[i] for i in inputs}
-    if math.prod(whole.values()) <= max_dim:
-        return (factor(whole),)
-    if spatial and len(inputs) > 1:
+    size = math.prod(whole.values())
+    if kronecker and len(inputs) > 1 or len(inputs) > 2 and size > max_dim:
         *taps, channels = inputs
         return (
             factor(_cut({i: kernel[i] for i in taps}, max_dim)),
@@ -98,11 +107,14 @@ def factor_sizes(
 
 
 def _cut(blocks: dict[int, int], max_dim: int) -> dict[int, int]:
-    """Cuts the leading axes into equal blocks until a matrix is small enough."""
+    """Cuts the leading axes into equal blocks until a matrix is small enough.
+
+    Blocks keep at least two entries along an axis: one is a batch axis's.
+    """
     blocks = dict(blocks)
     for axis, size in blocks.items():
         rest = math.prod(blocks.values()) // size
-        count = min(-(-size // max(max_dim // rest, 1)), size)
+        count = -(-size // max(max_dim // rest, 2))
         blocks[axis] = -(-size // count)
     return blocks
 

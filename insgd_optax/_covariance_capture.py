@@ -29,6 +29,7 @@ from insgd_optax._layer_types import (
     own_layers,
 )
 from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, entry_name, source
+from insgd_optax._numbers import check_whole_number
 from insgd_optax._paths import Path, tuple_path
 
 
@@ -124,11 +125,9 @@ def covariance_capture(
     Raises:
         ValueError: if a number is out of range, or an option is not known.
     """
-    for name, value in (("max_rows", max_rows), ("max_dim", max_dim)):
-        if value is None and name == "max_rows":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    if max_rows is not None:
+        check_whole_number("max_rows", max_rows, least=1)
+    check_whole_number("max_dim", max_dim, least=2)
     if conv_covariance not in FORMS:
         raise ValueError(
             f'conv_covariance={conv_covariance!r} is not known: give "patch" or'

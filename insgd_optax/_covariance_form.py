@@ -123,9 +123,7 @@ def assumed_form(weight: Shape, bias: Shape | None, max_dim: int) -> Form:
     if bias and len(bias) < len(weight) and weight[-len(bias) :] == bias:
         outputs = len(bias)
     inputs = range(max(len(weight) - outputs, 1))
-    return Form(
-        (), weight, factor_sizes(weight, inputs, {}, max_dim, spatial=len(inputs) > 1)
-    )
+    return Form((), weight, factor_sizes(weight, inputs, {}, max_dim))
 
 
 def reduced(factors: Sequence[jax.Array], lead: int, form: Form) -> list[jax.Array]:

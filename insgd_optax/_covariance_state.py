@@ -63,9 +63,9 @@ def initial_layer(
     factors = tuple(jnp.zeros(shape, dtype) for shape in shapes)
     mass = jnp.zeros(form.stack, dtype)
     if initial is not None:
-        dims = [factor.dim for factor in form.factors]
         # Of two factors, both have the trace of the whole.
-        others = [dims[1], dims[0]] if len(dims) > 1 else [1]
+        lengths = [factor.length for factor in form.factors]
+        others = lengths[::-1] if len(lengths) > 1 else [1]
         factors = tuple(
             from_matrices(
                 jnp.broadcast_to(
@@ -193,7 +193,7 @@ def redirected(
     nothing = lengths[1] == 0
     ratio = lengths[0] / jnp.where(nothing, jnp.ones_like(lengths[1]), lengths[1])
     product = jnp.sum(before * after, axis=axes, keepdims=True)
-    cosine = product / jnp.where(
+    cosine = jnp.where(nothing, jnp.ones_like(product), product) / jnp.where(
         nothing, jnp.ones_like(product), lengths[0] * lengths[1]
     )
     cosine = cosine.reshape(form.stack).astype(layer.cosine.dtype)

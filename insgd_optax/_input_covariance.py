@@ -28,7 +28,12 @@ from insgd_optax._covariance_state import (
 from insgd_optax._input_power import nothing_in_scope
 from insgd_optax._matching import ShapeMismatchError
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._numbers import check_fraction, check_not_negative, is_number
+from insgd_optax._numbers import (
+    check_fraction,
+    check_not_negative,
+    check_whole_number,
+    is_number,
+)
 from insgd_optax._paths import (
     Path,
     Scope,
@@ -169,12 +174,13 @@ def scale_by_input_covariance(
         raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
     if max_dim is None:  # inject_hyperparams would make an array of a number.
         max_dim = MAX_DIM
-    if isinstance(max_dim, bool) or not isinstance(max_dim, int) or max_dim < 1:
-        raise ValueError(
-            f"max_dim={max_dim!r} must be a whole number of at least 1"
-            " (with optax.inject_hyperparams, name it in static_args)"
-        )
-    if initial_covariance is not None and not initial_covariance > 0:
+    check_whole_number(
+        "max_dim",
+        max_dim,
+        least=2,
+        hint=" (with optax.inject_hyperparams, name it in static_args)",
+    )
+    if is_number(initial_covariance) and not initial_covariance > 0:
         raise ValueError(f"initial_covariance={initial_covariance} must be positive")
     if scope == "layer":
         raise ValueError(

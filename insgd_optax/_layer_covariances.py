@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from insgd_optax import _layer_types as layer_types
 from insgd_optax._compat import DenseParams
 from insgd_optax._covariance import (
-    MAX_DIM,
     InputCovariance,
     factor_sizes,
     sum_of_products,
@@ -28,9 +27,9 @@ FORMS = ("patch", "kronecker")
 class Settings(NamedTuple):
     """What to measure, of `capture_input_covariances`."""
 
-    max_rows: int | None = MAX_ROWS
-    max_dim: int = MAX_DIM
-    conv_covariance: str = "patch"
+    max_rows: int | None
+    max_dim: int
+    conv_covariance: str
 
 
 class Measurement(NamedTuple):
@@ -90,7 +89,7 @@ def _sums(
     max_dim: int,
     *,
     batch: Sequence[int] = (),
-    spatial: bool = False,
+    kronecker: bool = False,
 ) -> InputCovariance:
     kernel = [1] * kernel_rank
     for size, k in zip(x.shape, axes, strict=True):
@@ -99,7 +98,7 @@ def _sums(
     shape = tuple(kernel)
     inputs = sorted(k for k in axes if k is not None and k not in batch)
     separate = {k: shape[k] for k in batch}
-    factors = factor_sizes(shape, inputs, separate, max_dim, spatial=spatial)
+    factors = factor_sizes(shape, inputs, separate, max_dim, kronecker=kronecker)
     return sum_of_products(x, axes, shape, factors, statistic_dtype(x.dtype))
 
 
@@ -187,6 +186,7 @@ def _of_fields(
     """Of receptive fields, (samples, *positions, *taps, channels), by their axes."""
     thin = Thinning([x.shape[0], *positions(windows)], settings.max_rows)
     rank = len(windows)
+    taps = math.prod(window.kernel for window in windows)
 
     def covariance(x: jax.Array) -> InputCovariance:
         fields = receptive_fields(x, windows, thin)
@@ -197,12 +197,10 @@ def _of_fields(
             # The groups of channels are those of the outputs.
             fields = fields.reshape(*fields.shape[:-1], groups, -1)
             batch = [rank + 1]
-        max_dim = settings.max_dim
-        taps = math.prod(window.kernel for window in windows)
-        if settings.conv_covariance == "kronecker" and taps > 1:
-            # The form of a vector that is too long, however short it is.
-            max_dim = min(max_dim, taps * fields.shape[-1] - 1)
-        return _sums(fields, axes, rank + 2, max_dim, batch=batch, spatial=True)
+        kronecker = settings.conv_covariance == "kronecker" and taps > 1
+        return _sums(
+            fields, axes, rank + 2, settings.max_dim, batch=batch, kronecker=kronecker
+        )
 
     return Measurement(thin.take(x, [0]), covariance)
 

@@ -19,6 +19,14 @@ def check_fraction(*, below_one: bool = True, **options: Any) -> None:
             raise ValueError(f"{name}={value} must lie in [0, 1{end}")
 
 
+def check_whole_number(name: str, value: Any, *, least: int, hint: str = "") -> None:
+    """Raises unless a value is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"{name}={value!r} must be a whole number of at least {least}{hint}"
+        )
+
+
 def check_not_negative(**options: Any) -> None:
     """Raises unless each option is at least 0, a schedule or not known yet."""
     for name, value in options.items():

@@ -50,12 +50,7 @@ def inverse(
         to_matrices(x, factor, lead)
         for x, factor in zip(factors, form.factors, strict=True)
     ]
-    size = math.prod(
-        n
-        for factor in form.factors
-        for n, b in zip(factor.sizes, factor.blocks, strict=True)
-        if b > 1
-    )
+    size = math.prod(factor.length for factor in form.factors)
     trace = jnp.trace(matrices[-1], axis1=-2, axis2=-1)
     for i, (n, b) in enumerate(zip(*form.factors[-1], strict=True)):
         if 1 < b < n:

@@ -1,0 +1,158 @@
+"""The layout of a covariance: one rule for what is sown and for what is kept of it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from insgd_optax import (
+    capture_input_covariances,
+    covariance_cosines,
+    input_covariance_shapes,
+    lms_newton,
+    scale_by_input_covariance,
+)
+
+PLAIN = {"damping": 0.0, "eps": 1e-20, "preserve_norm": False}
+
+LAYERS = {
+    "dense": (nn.Dense(3), (2, 12)),
+    "conv 1d": (nn.Conv(3, (3,)), (2, 5, 6)),
+    "conv 2d": (nn.Conv(3, (3, 3)), (2, 5, 5, 6)),
+    "conv 3d": (nn.Conv(3, (2, 2, 2)), (2, 3, 3, 3, 5)),
+    "attention": (nn.MultiHeadDotProductAttention(4), (2, 3, 12)),
+    "one head": (nn.MultiHeadDotProductAttention(1), (2, 3, 12)),
+    "flattening": (nn.DenseGeneral(3, axis=(-2, -1)), (2, 4, 6)),
+    "flattening three": (nn.DenseGeneral(3, axis=(-3, -2, -1)), (2, 4, 2, 6)),
+}
+
+
+def factor_shapes(opt_state):
+    (state,) = (s for s in opt_state if hasattr(s, "layers"))
+    leaves = jax.tree.leaves(state.layers, is_leaf=lambda x: hasattr(x, "factors"))
+    return [[f.shape for f in x.factors] for x in leaves if hasattr(x, "factors")]
+
+
+@pytest.mark.parametrize("max_dim", [2, 4, 6, 10, 12, 768])
+@pytest.mark.parametrize(("model", "shape"), LAYERS.values(), ids=LAYERS)
+def test_the_optimizer_assumes_what_the_layer_sows(model, shape, max_dim):
+    """From the kernel's shape alone, whatever is too long for one matrix."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    with capture_input_covariances(max_dim=max_dim):
+        like = input_covariance_shapes(model, jax.random.key(0), x)
+    assumed = jax.eval_shape(lms_newton(0.1, max_dim=max_dim).init, params)
+    told = jax.eval_shape(lms_newton(0.1, input_covariances_like=like).init, params)
+    assert factor_shapes(assumed) == factor_shapes(told)
+    if max_dim >= 8:  # Two entries along each of three axes.
+        sizes = [np.prod(s[len(s) // 2 :]) for f in factor_shapes(told) for s in f]
+        assert max(sizes) <= max_dim
+
+
+def test_attention_wider_than_max_dim_trains():
+    model = nn.MultiHeadDotProductAttention(4)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    params = jax.jit(model.init)(jax.random.key(1), x)["params"]
+    tx = lms_newton(0.1, max_dim=4)
+
+    @jax.jit
+    def step(params):
+        def loss_fn(params):
+            with capture_input_covariances(max_dim=4):
+                y, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+            return jnp.mean(y**2), sown
+
+        grads, sown = jax.grad(loss_fn, has_aux=True)(params)
+        return tx.update(grads, tx.init(params), input_covariances=sown)
+
+    updates, _ = step(params)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize(
+    ("shape", "max_dim", "blocks"),
+    [
+        ((2, 6), 6, (2, 3)),
+        ((4, 8), 6, (2, 3)),
+        ((2, 2), 4, (2, 2)),
+        ((5, 3), 3, (2, 2)),
+    ],
+)
+def test_blocks_of_one_vector_are_damped_by_its_whole_trace(
+    x64, shape, max_dim, blocks
+):
+    rng = np.random.default_rng(0)
+    model = nn.DenseGeneral(1, axis=(-2, -1), param_dtype=jnp.float64)
+    # One input is far stronger than the others: blocks' own traces would differ.
+    x = (
+        rng.normal(size=(50, *shape))
+        * np.where(np.arange(shape[0]) == 0, 30, 1)[:, None]
+    )
+    g = rng.normal(size=(*shape, 1))
+    grads = {"kernel": jnp.asarray(g), "bias": jnp.zeros(1)}
+
+    @jax.jit
+    def update(x):
+        with capture_input_covariances(max_dim=max_dim):
+            _, sown = model.apply({"params": grads}, x, mutable=["intermediates"])
+        tx = scale_by_input_covariance(max_dim=max_dim, eps=0.0, preserve_norm=False)
+        return tx.update(grads, tx.init(grads), input_covariances=sown)[0]["kernel"]
+
+    rows = x.reshape(50, -1)
+    d = rows.shape[1]
+    index = np.stack(np.indices(shape), -1).reshape(d, 2) // blocks
+    together = (index[:, None] == index[None]).all(-1)
+    a = rows.T @ rows / 50
+    damped = a * together + np.trace(a) / d * np.eye(d)
+    wanted = np.linalg.solve(damped, g.reshape(d)).reshape(g.shape)
+    np.testing.assert_allclose(update(jnp.asarray(x)), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("max_dim", [2, 3, 4, 8, 32])
+def test_the_initial_covariance_is_the_same_in_every_form(x64, max_dim):
+    """A_0 = I / 2, whose inverse doubles, whatever is cut into blocks."""
+    params = {"kernel": jnp.ones((2, 2, 8, 3))}
+    tx = scale_by_input_covariance(initial_covariance=0.5, max_dim=max_dim, **PLAIN)
+    model = nn.Conv(3, (2, 2), padding="VALID", use_bias=False, param_dtype=jnp.float64)
+    # One receptive field in each of 32 samples, of the same covariance.
+    white = np.sqrt(0.5) * np.eye(32).reshape(32, 2, 2, 8) * np.sqrt(32)
+
+    @jax.jit
+    def update(x):
+        with capture_input_covariances(max_dim=max_dim):
+            _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        return tx.update(params, tx.init(params), input_covariances=sown)[0]["kernel"]
+
+    np.testing.assert_allclose(update(jnp.asarray(white)), 2, rtol=1e-12)
+
+
+def test_an_injected_initial_covariance_may_be_traced():
+    make = optax.inject_hyperparams(scale_by_input_covariance, static_args=("max_dim",))
+    tx = make(initial_covariance=0.5)
+    params = {"kernel": jnp.ones((2, 1))}
+    state = jax.jit(tx.init)(params)
+    assert state.hyperparams["initial_covariance"] == 0.5
+
+
+def test_of_a_zero_gradient_nothing_is_turned():
+    params = {"kernel": jnp.zeros((3, 2))}
+    tx = lms_newton(0.1)
+    x = jnp.ones((4, 3))
+    with capture_input_covariances():
+        _, sown = nn.Dense(2, use_bias=False).apply(
+            {"params": params}, x, mutable=["intermediates"]
+        )
+    _, state = jax.jit(tx.update)(params, tx.init(params), input_covariances=sown)
+    assert covariance_cosines(state) == {"kernel": 1}
+
+
+@pytest.mark.parametrize("make", [capture_input_covariances, lms_newton])
+def test_matrices_of_one_are_refused(make):
+    rate = () if make is capture_input_covariances else (0.1,)
+    with (
+        pytest.raises(ValueError, match="max_dim=1 must be a whole number of at least"),
+        make(*rate, max_dim=1),
+    ):
+        pass
