@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "train/data": set(),
     "train/training": {"train/data"},
     "train/run": {"train/training", "train/data"},
+    "train/inference": {"train/run", "train/training", "train/data"},
     "train/experiments": {"train/run", "train/training", "train/data"},
     "train/benchmark": {"train/training"},
 }
@@ -24,6 +25,7 @@ ABOVE = {
     "train/config.py": {"train/data", "train/training"},
     "train/cli.py": {room for room in MAY_IMPORT if room.startswith("train/")},
     "train/__main__.py": set(),
+    "train/__init__.py": {"train/inference", "train/data"},
 }
 MOST_FILES = 14
 

@@ -19,9 +19,9 @@ from train.experiments.compare import CompareConfig, compare
 from train.experiments.paper.table import TableConfig, table
 from train.experiments.rates.robustness import RobustnessConfig, robustness
 from train.experiments.rates.sweep import SweepConfig, sweep
+from train.inference.eval import EvalConfig, evaluate
 from train.run import folder as run_folder
 from train.run.command import run
-from train.run.eval import EvalConfig, evaluate
 
 PROGRAM = "python -m train"
 DESCRIPTION = (

@@ -1,28 +1,16 @@
 """The code in README.md and the guide runs as it is printed."""
 
-import contextlib
 import inspect
-import io
 import re
 from pathlib import Path
 
 import pytest
 
 import insgd_optax
+from tests.docs import python_blocks
+from tests.docs import run_block as run
 
 ROOT = Path(__file__).parents[2]
-
-
-def python_blocks(path):
-    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
-
-
-def run(source, namespace):
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        # The project's own documents, which a user is told to run.
-        exec(compile(source, "<docs>", "exec"), namespace)  # noqa: S102
-    return printed.getvalue()
 
 
 def test_the_guide():

@@ -54,7 +54,7 @@ def test_eval_goes_back_too_and_moves_nothing(run, capsys):
     assert cli.main(["eval", str(run)]) == 0
     out, err = capsys.readouterr()
     assert "checkpoints/9 is damaged" in err
-    assert "Evaluating step 6 instead." in err
+    assert "Step 6 is used instead." in err
     assert "latest checkpoint, step 6, on" in out
     assert (run / "checkpoints/9").exists()
 

@@ -67,6 +67,40 @@ class Dataset:
             "fingerprint": self.fingerprint,
         }
 
+    def describe_preprocessing(self) -> dict[str, object]:
+        """How its images become a network's input, for a run's record; JSON."""
+        return {
+            "mean": list(self.preprocessing.mean),
+            "std": list(self.preprocessing.std),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedDataset(Dataset):
+    """What a run's record tells of its data: all but the images.
+
+    Attributes:
+        train: how many training images there were.
+        test: how many test images.
+        shape: (height, width, channels), as the network sees them.
+    """
+
+    train: int
+    test: int
+    shape: tuple[int, ...] = dataclasses.field(kw_only=True)
+
+    @property
+    def num_train(self) -> int:
+        return self.train
+
+    @property
+    def num_test(self) -> int:
+        return self.test
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.shape
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset(Dataset):

@@ -76,7 +76,12 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
                 distributed.from_first(
                     lambda: str(
                         lock.take(
-                            run_folder.create(config, description, chunk_steps).path
+                            run_folder.create(
+                                config,
+                                description,
+                                chunk_steps,
+                                dataset.describe_preprocessing(),
+                            ).path
                         )
                     )
                 )
@@ -101,6 +106,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     _check_epochs(config, folder, first_step, experiment.steps_per_epoch)
     if config.resume is not None and distributed.is_first():
         folder.record_options(config)
+        folder.record_preprocessing(dataset)
     print(
         f"{config.model} on {dataset.name} ({dataset.num_train} training, "
         f"{dataset.num_test} test images) with {config.optimizer}, learning "

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -17,12 +18,12 @@ from train.data.registry import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
 from train.training import optimizers, parallel, schedules
 from train.training import programs as epoch
-from train.training.in_memory import InMemoryTrainer
+from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
 from train.training.multipliers import MultiplierSummary, summarize
 from train.training.optimizers.covariance import sown_shapes
-from train.training.state import LoopState, TrainState, create_state
+from train.training.state import LoopState, TrainState, abstract_state, create_state
 from train.training.step import train_step
-from train.training.streamed import StreamedTrainer
+from train.training.streamed import StreamedEvaluator, StreamedTrainer
 
 
 class Experiment:
@@ -30,7 +31,8 @@ class Experiment:
 
     Args:
         config: the run's options.
-        dataset: the data.
+        dataset: the data. Without its images, a `RecordedDataset`, all but training and
+            evaluation can be done.
 
     Raises:
         UserError: if the two do not fit.
@@ -38,6 +40,7 @@ class Experiment:
     Attributes:
         steps_per_epoch: optimizer steps; samples that fill no batch are left out.
         schedule: step -> learning rate.
+        model: the network.
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset):
@@ -56,15 +59,14 @@ class Experiment:
             restart_epochs=config.restart_epochs,
             warmup_epochs=config.warmup_epochs,
         )
-        self._model = self._create_model()
+        self.model = self._create_model()
         self._optimizer = optimizers.create(
             config.optimizer,
             self.schedule,
             config,
             sown_shapes=self._sown_shapes,
         )
-        self._init_rng, run_rng = jax.random.split(jax.random.key(config.seed))
-        self._trainer = self._create_trainer(run_rng)
+        self._init_rng, self._run_rng = jax.random.split(jax.random.key(config.seed))
         self._multipliers_program = self._optimizer.multipliers and jax.jit(
             self._optimizer.multipliers
         )
@@ -112,15 +114,22 @@ class Experiment:
 
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
         """What the network sows within a capture."""
+        with self._fitting():
+            return sown_shapes(self.model, self._dataset.image_shape, capture)
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Tells the user where the network cannot take the images."""
         try:
-            return sown_shapes(self._model, self._dataset.image_shape, capture)
+            yield
         except models.NetworkError as error:
-            raise self._unfit(error) from error
+            raise UserError(
+                f"{self._config.model} on {self._dataset.name}: {error}"
+            ) from error
 
-    def _unfit(self, error: models.NetworkError) -> UserError:
-        return UserError(f"{self._config.model} on {self._dataset.name}: {error}")
-
-    def _create_trainer(self, rng: jax.Array) -> InMemoryTrainer | StreamedTrainer:
+    @functools.cached_property
+    def _trainer(self) -> InMemoryTrainer | StreamedTrainer:
+        """Made when it is needed: a state can be restored without the images."""
         config = self._config
         step_fn = functools.partial(
             train_step,
@@ -130,7 +139,7 @@ class Experiment:
             axis_name=self._devices.axis_name,
         )
         batching = epoch.Batching(config.batch_size, self.steps_per_epoch)
-        programs = self._devices, step_fn, batching, rng
+        programs = self._devices, step_fn, batching, self._run_rng
         if isinstance(self._dataset, ImageDataset):
             return InMemoryTrainer(self._dataset, *programs)
         assert isinstance(self._dataset, StreamedDataset)
@@ -142,24 +151,43 @@ class Experiment:
             num_workers=config.num_data_workers,
         )
 
+    @functools.cached_property
+    def _evaluator(self) -> InMemoryEvaluator | StreamedEvaluator:
+        return create_evaluator(self._config, self._dataset, self._devices)
+
     def start(self) -> LoopState:
         """The run before its first step.
 
         Raises:
             UserError: if the network cannot take the images.
         """
-        try:
+        with self._fitting():
             state = create_state(
-                self._model,
+                self.model,
                 self._optimizer.tx,
                 self._init_rng,
                 self._dataset.image_shape,
             )
-        except models.NetworkError as error:
-            raise self._unfit(error) from error
-        return self._devices.replicate(
-            LoopState(state, epoch.zero_metric_sums(self._optimizer.extra_metrics))
+        return self._devices.replicate(self._loop_state(state))
+
+    def abstract_start(self) -> LoopState:
+        """The shapes and dtypes of `start`, on the first device; computes nothing.
+
+        Raises:
+            UserError: as `start`.
+        """
+        with self._fitting():
+            state = abstract_state(
+                self.model, self._optimizer.tx, self._dataset.image_shape
+            )
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            self._loop_state(state),
         )
+
+    def _loop_state(self, state: TrainState) -> LoopState:
+        return LoopState(state, epoch.zero_metric_sums(self._optimizer.extra_metrics))
 
     def count_finite(self, loop_state: LoopState) -> LoopState:
         """Lets the steps from here on count how many of their epoch left all finite."""
@@ -201,11 +229,12 @@ class Experiment:
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """Loss and accuracies on the test images."""
-        return self._trainer.evaluate(state)
+        return self._evaluator.evaluate(state)
 
     def close(self) -> None:
         """Ends what feeds the training; it starts again when it is needed."""
-        self._trainer.close()
+        if "_trainer" in vars(self):
+            self._trainer.close()
 
     def multipliers(self, state: TrainState) -> MultiplierSummary | None:
         """What INSGD makes of the learning rate; None for other optimizers."""
@@ -235,3 +264,15 @@ class Experiment:
         """
         powers = jax.device_get(insgd_optax.input_powers(state.opt_state))
         return {name: float(np.mean(power)) for name, power in powers.items()}
+
+
+def create_evaluator(
+    config: RunConfig, dataset: Dataset, devices: parallel.Devices
+) -> InMemoryEvaluator | StreamedEvaluator:
+    """What evaluates a state on a data set's test images."""
+    if isinstance(dataset, ImageDataset):
+        return InMemoryEvaluator(dataset, devices)
+    assert isinstance(dataset, StreamedDataset)
+    return StreamedEvaluator(
+        dataset, devices, config.batch_size, config.num_data_workers
+    )

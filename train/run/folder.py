@@ -8,6 +8,8 @@ from typing import Any
 
 from train import command_line, files, json_fields, provenance
 from train.config import RunConfig
+from train.data import registry
+from train.data.registry import Dataset, Preprocessing, RecordedDataset
 from train.errors import UserError
 from train.run import lock, record
 
@@ -21,8 +23,8 @@ class RunFolder:
 
     Attributes:
         path: the folder, absolute.
-        record: what its record holds: "config", "dataset" (see
-            `ImageDataset.describe`) and "environment".
+        record: what its record holds: "config", "dataset" and "preprocessing" (see
+            `Dataset.describe` and `Dataset.describe_preprocessing`), and "environment".
     """
 
     def __init__(self, path: Path, record: dict[str, Any]):
@@ -66,8 +68,7 @@ class RunFolder:
         places = {name: getattr(self.config, name) for name in ("runs_dir", "run_dir")}
         options = dataclasses.replace(config, resume=None, **places).to_json()
         if options != self.config.to_json():
-            self.record["config"] = options
-            files.write(self.path / RECORD, _encode(self.record))
+            self._write(config=options)
             self.write_config()
         # A run may have been killed before, or be of a version that wrote none.
         elif not (self.path / CONFIG).exists():
@@ -77,6 +78,55 @@ class RunFolder:
         """Writes the options as a file that repeats the run."""
         text = command_line.write(self.record["config"], str(self.path / CONFIG))
         files.write(self.path / CONFIG, text.encode())
+
+    def record_preprocessing(self, dataset: Dataset) -> None:
+        """Records how images are normalized, which earlier versions did not."""
+        if "preprocessing" not in self.record:
+            self._write(preprocessing=dataset.describe_preprocessing())
+
+    def _write(self, **parts: dict[str, Any]) -> None:
+        self.record |= parts
+        files.write(self.path / RECORD, _encode(self.record))
+
+    def recorded_dataset(self) -> RecordedDataset:
+        """The data of the run, without its images.
+
+        Raises:
+            UserError: if the record, of an earlier version, does not say how images
+                are normalized, and the data that would tell cannot be loaded.
+        """
+        recorded = self.record["dataset"]
+        try:
+            return RecordedDataset(
+                name=recorded["name"],
+                train=recorded["train_images"],
+                test=recorded["test_images"],
+                class_names=tuple(recorded["class_names"]),
+                shape=tuple(recorded["image_shape"]),
+                preprocessing=self._preprocessing(),
+            )
+        except KeyError as error:
+            raise UserError(
+                f"{self.path / RECORD} is damaged or of another version: its 'dataset' "
+                f"has no {error}. Bring it back from a copy, or start a new run."
+            ) from error
+
+    def _preprocessing(self) -> Preprocessing:
+        if "preprocessing" in self.record:
+            recorded = self.record["preprocessing"]
+            return Preprocessing(tuple(recorded["mean"]), tuple(recorded["std"]))
+        config = self.config
+        try:
+            dataset = registry.load(config.dataset, config.load_options)
+            self.check_dataset(dataset.describe())
+        except (UserError, OSError) as error:
+            raise UserError(
+                f"{self.path / RECORD} is of an earlier version, without the mean and "
+                "standard deviation that images are normalized with, and the data that "
+                f"would tell cannot be used: {error} Once they can, --resume "
+                f"{self.path} records both."
+            ) from error
+        return dataset.preprocessing
 
     @property
     def has_fingerprint(self) -> bool:
@@ -128,7 +178,10 @@ class RunFolder:
 
 
 def create(
-    config: RunConfig, dataset: dict[str, Any], chunk_steps: int | None = None
+    config: RunConfig,
+    dataset: dict[str, Any],
+    chunk_steps: int | None = None,
+    preprocessing: dict[str, Any] | None = None,
 ) -> RunFolder:
     """Makes a new run folder; never one that is there already.
 
@@ -136,6 +189,7 @@ def create(
         config: the run's options.
         dataset: from `ImageDataset.describe`.
         chunk_steps: the steps in the longest of its programs, for the record.
+        preprocessing: from `ImageDataset.describe_preprocessing`.
 
     Returns:
         The folder, with its record written.
@@ -156,6 +210,7 @@ def create(
     values = {
         "config": config.to_json(),
         "dataset": dataset,
+        **({} if preprocessing is None else {"preprocessing": preprocessing}),
         "environment": provenance.describe(chunk_steps),
     }
     # Of two commands that found the folder empty one comes first.

@@ -9,7 +9,15 @@ from train.config import NOT_STORED, RunConfig
 # By part of the record: the fields that are read by name, and their types.
 _PARTS: dict[str, dict[str, Any]] = {
     "config": {},
-    "dataset": {"fingerprint": str},
+    "dataset": {
+        "name": str,
+        "train_images": int,
+        "test_images": int,
+        "image_shape": list[int],
+        "class_names": list[str],
+        "fingerprint": str,
+    },
+    "preprocessing": {"mean": list[float], "std": list[float]},
     "environment": {
         "commit": str | None,
         "devices": list[str],
@@ -18,6 +26,8 @@ _PARTS: dict[str, dict[str, Any]] = {
         "chunk_steps": int | None,
     },
 }
+# Earlier versions did not write these.
+_OPTIONAL_PARTS = {"preprocessing", "environment"}
 
 
 def parse(content: bytes) -> dict[str, Any]:
@@ -37,7 +47,7 @@ def parse(content: bytes) -> dict[str, Any]:
             f"it holds {json_fields.kind(record)}, not an object"
         )
     for part, fields in _PARTS.items():
-        values = record.get(part, {} if part == "environment" else None)
+        values = record.get(part, {} if part in _OPTIONAL_PARTS else None)
         if not isinstance(values, dict):
             raise json_fields.FieldError(
                 f"its {part!r} is {json_fields.kind(values)}, not an object"

@@ -14,7 +14,7 @@ _EVALUATION_BATCH = 1000
 
 
 class InMemoryTrainer:
-    """Training and evaluation on a data set that fits on a device.
+    """Training on a data set that fits on a device.
 
     Args:
         dataset: the data; put on the devices.
@@ -38,7 +38,6 @@ class InMemoryTrainer:
         self._train = devices.replicate(
             (dataset.train.images, dataset.train.labels, rng)
         )
-        self._test = devices.replicate(tuple(dataset.test))
         self._shuffle_program = jax.jit(
             functools.partial(programs.shuffle, num_samples=dataset.num_train)
         )
@@ -47,7 +46,6 @@ class InMemoryTrainer:
         self._chunk_program = functools.cache(
             functools.partial(self._compile_chunk, step_fn, dataset)
         )
-        self._evaluation_program = self._compile_evaluation(dataset)
 
     @property
     def default_chunk_steps(self) -> int:
@@ -61,10 +59,6 @@ class InMemoryTrainer:
         order = self._order(step // self._batching.steps_per_epoch)
         program = self._chunk_program(num_steps)
         return program(loop_state.state, loop_state.metric_sums, order, *self._train)
-
-    def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
-        """See `Experiment.evaluate`."""
-        return self._evaluation_program(state, *self._test)
 
     def close(self) -> None:
         """Nothing is to be ended."""
@@ -86,14 +80,26 @@ class InMemoryTrainer:
         )
         return self._devices.compile(program, donate_state=True)
 
-    def _compile_evaluation(self, dataset: ImageDataset) -> Program:
+
+class InMemoryEvaluator:
+    """Evaluation on test images that fit on a device.
+
+    Args:
+        dataset: the data; its test images are put on the devices.
+        devices: where the program runs.
+    """
+
+    def __init__(self, dataset: ImageDataset, devices: Devices):
+        self._test = devices.replicate(tuple(dataset.test))
         program = functools.partial(
             evaluate,
-            batch_size=self._devices.round_up_batch(
-                min(_EVALUATION_BATCH, dataset.num_test)
-            ),
+            batch_size=devices.round_up_batch(min(_EVALUATION_BATCH, dataset.num_test)),
             preprocessing=dataset.preprocessing,
-            axis_name=self._devices.axis_name,
-            local_shard=self._devices.local_shard,
+            axis_name=devices.axis_name,
+            local_shard=devices.local_shard,
         )
-        return self._devices.compile(program)
+        self._program = devices.compile(program)
+
+    def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
+        """See `Experiment.evaluate`."""
+        return self._program(state, *self._test)

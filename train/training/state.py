@@ -1,5 +1,6 @@
 """The state of training: everything a run needs to go on."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -59,6 +60,24 @@ def create_state(
         The state before the first step.
     """
 
+    # On a CPU, LLVM takes seconds to optimize the random draws, which run once.
+    options = {"xla_backend_optimization_level": 1}
+    return jax.jit(
+        _initializer(model, tx, image_shape),
+        compiler_options=options if jax.default_backend() == "cpu" else None,
+    )(rng)
+
+
+def abstract_state(
+    model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...]
+) -> TrainState:
+    """The shapes and dtypes of `create_state`, of which nothing is computed."""
+    return jax.eval_shape(_initializer(model, tx, image_shape), jax.random.key(0))
+
+
+def _initializer(
+    model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...]
+) -> Callable[[jax.Array], TrainState]:
     def init(rng: jax.Array) -> TrainState:
         variables = model.init(rng, jnp.zeros((1, *image_shape)), train=False)
         params = variables["params"]
@@ -72,8 +91,4 @@ def create_state(
             batch_stats=variables.get("batch_stats", {}),
         )
 
-    # On a CPU, LLVM takes seconds to optimize the random draws, which run once.
-    options = {"xla_backend_optimization_level": 1}
-    return jax.jit(
-        init, compiler_options=options if jax.default_backend() == "cpu" else None
-    )(rng)
+    return init

@@ -12,7 +12,7 @@ from train.training.state import LoopState, TrainState
 
 
 class StreamedTrainer:
-    """Training and evaluation on a data set that is read while it is needed.
+    """Training on a data set that is read while it is needed.
 
     Every process reads its own share of each batch. What a batch holds follows from
     the seed and the step alone.
@@ -60,14 +60,6 @@ class StreamedTrainer:
             donate_state=True,
             batch_arrays=2,
         )
-        self._scores_program = devices.compile(
-            functools.partial(
-                evaluate.add_batch,
-                preprocessing=dataset.preprocessing,
-                axis_name=devices.axis_name,
-            ),
-            batch_arrays=3,
-        )
         self._stream: batches.Stream | None = None
         self._stream_step = 0  # Of the batch that comes next in the stream.
 
@@ -87,12 +79,59 @@ class StreamedTrainer:
             )
         return loop_state
 
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _open(self, step: int) -> batches.Stream:
+        batch_size = self._batching.batch_size
+        load = batches.TrainBatches(
+            self._dataset.train,
+            self._dataset.crops,
+            self._seed,
+            batch_size,
+            self._batching.steps_per_epoch,
+            self._devices.rows(batch_size),
+        )
+        return batches.stream(load, step, self._num_steps, self._num_workers)
+
+
+class StreamedEvaluator:
+    """Evaluation on test images that are read while they are needed.
+
+    Args:
+        dataset: the data.
+        devices: where the program runs.
+        batch_size: images per call, over all devices.
+        num_workers: processes that read and decode; 0 does so in this one.
+    """
+
+    def __init__(
+        self,
+        dataset: StreamedDataset,
+        devices: Devices,
+        batch_size: int,
+        num_workers: int,
+    ):
+        self._dataset = dataset
+        self._devices = devices
+        self._batch_size = batch_size
+        self._num_workers = num_workers
+        self._scores_program = devices.compile(
+            functools.partial(
+                evaluate.add_batch,
+                preprocessing=dataset.preprocessing,
+                axis_name=devices.axis_name,
+            ),
+            batch_arrays=3,
+        )
+
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """See `Experiment.evaluate`."""
         num_samples = self._dataset.num_test
-        batch_size = self._devices.round_up_batch(
-            min(self._batching.batch_size, num_samples)
-        )
+        batch_size = self._devices.round_up_batch(min(self._batch_size, num_samples))
         load = batches.EvaluationBatches(
             self._dataset.test,
             self._dataset.crops,
@@ -114,21 +153,3 @@ class StreamedTrainer:
         finally:
             stream.close()
         return {name: total / num_samples for name, total in sums.items()}
-
-    def close(self) -> None:
-        """Ends the workers."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def _open(self, step: int) -> batches.Stream:
-        batch_size = self._batching.batch_size
-        load = batches.TrainBatches(
-            self._dataset.train,
-            self._dataset.crops,
-            self._seed,
-            batch_size,
-            self._batching.steps_per_epoch,
-            self._devices.rows(batch_size),
-        )
-        return batches.stream(load, step, self._num_steps, self._num_workers)

@@ -1,0 +1,214 @@
+"""The trained network of a run: `train.load_run`, for scripts of one's own."""
+
+import dataclasses
+import functools
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from train.config import RunConfig
+from train.data import augment
+from train.data.registry import Preprocessing, RecordedDataset
+from train.errors import UserError
+from train.run import folder as run_folder
+from train.run.checkpoints import Checkpoints, Restored
+from train.run.experiment import Experiment
+from train.run.folder import RunFolder
+from train.training.state import LoopState, TrainState
+
+Checkpoint = Literal["latest", "best"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained network, and how images become its input.
+
+    Attributes:
+        model: the Flax module.
+        variables: its trained "params" and, with batch normalization, "batch_stats".
+        class_names: by label, the order of the logits.
+        image_shape: (height, width, channels) of its images.
+        preprocessing: mean and standard deviation of each channel, of pixels in [0, 1].
+        step: the optimizer step of the checkpoint.
+        config: the options of the run.
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    preprocessing: Preprocessing
+    step: int
+    config: RunConfig
+
+    def preprocess(self, images: npt.ArrayLike | jax.Array) -> jax.Array:
+        """Normalizes images as in training; works under `jax.jit`.
+
+        Args:
+            images: uint8 of shape (batch, *image_shape).
+
+        Returns:
+            The input of `model`, float32 of the same shape.
+
+        Raises:
+            ValueError: for images of another dtype or shape.
+        """
+        array = images if isinstance(images, jax.Array) else np.asarray(images)
+        if array.dtype != np.uint8 or array.shape[1:] != self.image_shape:
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"images must be uint8 of shape (batch, {shape}), got {array.dtype} of "
+                f"shape {array.shape}"
+            )
+        return augment.normalize(
+            jnp.asarray(array), self.preprocessing.mean, self.preprocessing.std
+        )
+
+    def predict(self, images: npt.ArrayLike, batch_size: int = 256) -> np.ndarray:
+        """Computes the probability of each class for each image.
+
+        Args:
+            images: uint8 of shape (number of images, *image_shape).
+            batch_size: images per call of the network; the last batch is padded.
+
+        Returns:
+            Probabilities, float32 of shape (number of images, number of classes).
+
+        Raises:
+            ValueError: for images of another dtype or shape.
+        """
+        images = np.asarray(images)
+        if not len(images):
+            self.preprocess(images)
+            return np.zeros((0, len(self.class_names)), np.float32)
+        batch_size = min(batch_size, len(images))
+        found = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            padding = [(0, batch_size - len(batch)), *[(0, 0)] * (images.ndim - 1)]
+            probabilities = self._probabilities(self.variables, np.pad(batch, padding))
+            found.append(np.asarray(probabilities)[: len(batch)])
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def _probabilities(self) -> Any:
+        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+            logits: Any = self.model.apply(
+                variables, self.preprocess(images), train=False
+            )
+            return jax.nn.softmax(logits.astype(jnp.float32))
+
+        return jax.jit(probabilities)
+
+
+def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedModel:
+    """Loads the trained network of a run.
+
+    Neither the training images nor the devices of the training are needed. The
+    checkpoint is verified by its checksum; if it is damaged, the next one takes its
+    place, with a warning.
+
+    Args:
+        path: the run folder.
+        checkpoint: "latest", or "best" by accuracy on the test images, which flatters
+            that accuracy.
+
+    Returns:
+        The network, its variables and its preprocessing.
+
+    Raises:
+        train.errors.UserError: if the folder is no run's or holds no intact checkpoint.
+
+    Example:
+        >>> run = train.load_run("runs/digits")  # doctest: +SKIP
+        >>> run.class_names[run.predict(images)[0].argmax()]  # doctest: +SKIP
+        '7'
+    """
+    if checkpoint not in ("latest", "best"):
+        raise ValueError(f"checkpoint must be 'latest' or 'best', got {checkpoint!r}")
+    run = restore(run_folder.load(Path(path)), checkpoint)
+    for message in run.warnings:
+        warnings.warn(message, stacklevel=2)
+    state, dataset = run.state, run.dataset
+    variables = {"params": state.params}
+    if state.batch_stats:
+        variables["batch_stats"] = state.batch_stats
+    return TrainedModel(
+        model=run.model,
+        variables=variables,
+        class_names=dataset.class_names,
+        image_shape=dataset.image_shape,
+        preprocessing=dataset.preprocessing,
+        step=run.step,
+        config=run.config,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoredRun:
+    """A run's state after its training, on the first device."""
+
+    config: RunConfig
+    dataset: RecordedDataset
+    model: nn.Module
+    state: TrainState
+    step: int
+    warnings: tuple[str, ...]  # What is wrong with other checkpoints.
+
+
+def restore(folder: RunFolder, checkpoint: Checkpoint) -> RestoredRun:
+    """Restores a run's state, without its data.
+
+    Raises:
+        UserError: if there is no checkpoint, or none is intact.
+    """
+    config, dataset = folder.config, folder.recorded_dataset()
+    experiment = Experiment(dataclasses.replace(config, parallel="jit"), dataset)
+    restored = _restore(folder, checkpoint, experiment)
+    found = [
+        f"{message} Step {restored.step} is used instead."
+        for message in restored.damaged.values()
+    ]
+    if restored.warning is not None:
+        found.append(restored.warning)
+    return RestoredRun(
+        config=config,
+        dataset=dataset,
+        model=experiment.model,
+        state=LoopState.from_checkpoint(restored.tree).state,
+        step=restored.step,
+        warnings=tuple(found),
+    )
+
+
+def _restore(
+    folder: RunFolder, checkpoint: Checkpoint, experiment: Experiment
+) -> Restored:
+    if not folder.checkpoints.is_dir():  # Which opening them would create.
+        raise _without_checkpoint(folder)
+    checkpoints = Checkpoints(folder.checkpoints)
+    try:
+        start = experiment.abstract_start().to_checkpoint()
+        restored = (
+            checkpoints.restore_best(like=start)
+            if checkpoint == "best"
+            else checkpoints.restore_latest(like=start)
+        )
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise _without_checkpoint(folder)
+    return restored
+
+
+def _without_checkpoint(folder: RunFolder) -> UserError:
+    return UserError(
+        f"{folder.checkpoints} holds no checkpoint yet. Go on with the run: "
+        f"python -m train --resume {folder.path}"
+    )
