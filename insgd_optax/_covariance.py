@@ -29,7 +29,7 @@ MAX_DIM = 768
 
 
 class InputCovariance(NamedTuple):
-    """What a layer sows as `input_covariance`: sums over input vectors.
+    """Sums over input vectors, which a layer sows as `input_covariance`.
 
     Sums of micro-batches, of uses of a layer and of devices add up, in both fields.
     """
@@ -39,7 +39,7 @@ class InputCovariance(NamedTuple):
     factors: tuple[jax.Array, ...]
     # The number of input vectors; 0 if this pass did not capture, or its inputs were
     # not finite: shape=(), or that of the stacked axes, in the dtype of factors.
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    count: jax.Array  # type: ignore[assignment]  # shadows tuple.count
 
 
 class Factor(NamedTuple):

@@ -44,8 +44,8 @@ def capture_input_covariances(
 ) -> Iterator[None]:
     r"""Makes the layers of any Linen model sow the covariance of their input.
 
-    Inside the context every layer that `capture_input_norms` knows, but normalization
-    layers, sows
+    Inside the context every layer type of `capture_input_norms` except normalization
+    layers sows
 
     .. math::
         \sum_n x_n x_n^T \quad\text{and}\quad n
@@ -54,25 +54,26 @@ def capture_input_covariances(
     The input vectors x_n are:
 
     - Dense, DenseGeneral, Einsum, recurrent cells: the vectors along the contracted
-      axes. Every token of a sequence is one. A matrix for each kernel along batch axes.
-    - Conv, ConvTranspose: the receptive fields, padding counted as zeros. A matrix for
-      each group of a grouped convolution. ConvLocal: those of each position.
+      axes, one per token of a sequence. Each kernel along batch axes has a matrix.
+    - Conv, ConvTranspose: the receptive fields, with padding counted as zeros. Each
+      group of a grouped convolution has a matrix; in ConvLocal, each position.
 
     Sums of micro-batches, devices and repeated uses add up. They are float32 (float64
     for float64 inputs) and cut off from differentiation. Inputs that are not finite
     sow n = 0.
 
     Enter it inside the function that is traced. It may be open together with
-    `capture_input_norms`. As there, norms leave `nn.scan`, `nn.vmap` and `nn.RNN`
-    stacked along axis 0; the cell of an RNN sows a matrix a time step.
+    `capture_input_norms`. As there, what is sown inside `nn.scan`, `nn.vmap` and
+    `nn.RNN` is returned stacked along axis 0; the cell of an RNN sows one matrix per
+    time step.
 
     Args:
         when: whether to measure in this pass: a bool, or a traced boolean such as
             `step % 10 == 0`, in one compiled program. A pass that does not measure
-            sows n = 0 and does not pay.
-        max_rows: the most input vectors a call of a layer contributes, taken with
+            sows n = 0 at no cost.
+        max_rows: the maximum number of input vectors per call of a layer, taken with
             strides over positions and samples; None for all. Under `pmap` and
-            `shard_map` it counts for each device.
+            `shard_map` it applies to each device.
         max_dim: the largest matrix: see `scale_by_input_covariance`.
         conv_covariance: "patch", or "kronecker" for the product of taps and channels
             of every convolution, also of those within `max_dim`.
@@ -101,7 +102,7 @@ def capture_input_covariances(
         [[ 9. 12.]
          [12. 17.]] 2.0
 
-    Source: X of docs/input_covariance.md.
+    Source: the statistic X^T X / n of docs/input_covariance.md.
     """
     capture = covariance_capture(
         "linen", LINEN, nn.Module, when, max_rows, max_dim, conv_covariance, layers
@@ -161,7 +162,7 @@ def _own_layer(own: int | Sequence[int] | OwnInput) -> LayerCovarianceFn:
 
 
 def along(x: jax.Array, axis: int | Sequence[int], settings: Settings) -> Measurement:
-    """Of a kernel of shape (*inputs, outputs) whose inputs lie along `axis`."""
+    """Measures vectors along `axis`, the input of a kernel (*inputs, outputs)."""
     x = real(x)
     given = (axis,) if isinstance(axis, int) else tuple(axis)
     for a in given:
@@ -195,7 +196,7 @@ def sow_input_covariance(
 ) -> None:
     """Sows the covariance of a hand-written layer's input, in one line of its call.
 
-    It does so inside `capture_input_covariances` alone, with its settings.
+    It does so only inside `capture_input_covariances`, with its settings.
 
     Args:
         module: the module whose `kernel`, of shape `(*inputs, outputs)`, the input
@@ -250,7 +251,7 @@ def input_covariance_shapes(
         A tree of `jax.ShapeDtypeStruct` like the model's "intermediates".
 
     Raises:
-        ValueError: if nothing is sown, for want of a surrounding capture.
+        ValueError: if nothing is sown because no capture is open.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What is kept of one weight's covariance, and how a pass changes it."""
+"""The state of one weight's covariance, and its update."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from insgd_optax._paths import Path, is_masked, tuple_path
 
 
 class LayerCovariance(NamedTuple):
-    """What `scale_by_input_covariance` keeps of one weight.
+    """The state of `scale_by_input_covariance` for one weight.
 
     Its arrays are float32, or float64 for a float64 weight. With d inputs they take
     8 d^2 + 8 bytes in float32; in the Kronecker form with t taps and c channels,
@@ -30,16 +30,16 @@ class LayerCovariance(NamedTuple):
     # D: one matrix; or of the Kronecker form the eigenvectors of the taps, and for each
     # a matrix of channels.
     inverse: tuple[jax.Array, ...]
-    # Between the last update and what came in, 1 for one direction: shaped like mass.
+    # The cosine between the last update and the incoming one: shaped like mass.
     cosine: jax.Array
 
 
 class ScaleByInputCovarianceState(NamedTuple):
     """State of `scale_by_input_covariance`."""
 
-    # The field's name in every optax state; it hides tuple.count.
+    # `count` shadows tuple.count, hence the ignore.
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
-    # How many times a factorization failed and the last good inverse stayed.
+    # How many factorizations failed, where the previous inverse was kept.
     failures: jax.Array  # shape=(), dtype=jnp.int32
     # Like params: LayerCovariance where a weight is scaled; optax.MaskedNode()
     # elsewhere.

@@ -1,4 +1,4 @@
-"""What the optimizer did: P and the multiplier of every scaled weight."""
+"""Diagnostics: the power and multiplier of scaled weights, and their covariance."""
 
 import jax
 import optax
@@ -147,7 +147,7 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
 
     Returns:
         A scalar for each scaled weight, by path, such as "Conv_0/kernel"; 1 before the
-        first capture. It is estimated by power iteration, a few per cent low at worst.
+        first capture. It is estimated by power iteration, at worst a few percent low.
 
     Raises:
         ValueError: if no `scale_by_input_covariance` is in the state.
@@ -167,14 +167,15 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
 
 
 def covariance_cosines(opt_state: optax.OptState) -> dict[str, jax.Array]:
-    """How far the covariance turned each weight's last update, for logging.
+    """The cosine between each weight's update and the incoming one, for logging.
 
     Args:
         opt_state: as for `covariance_condition_numbers`.
 
     Returns:
-        The cosine of the angle between what left `scale_by_input_covariance` and what
-        entered it, in (0, 1], by path; the mean over stacked layers.
+        By path, the cosine between the last update that `scale_by_input_covariance`
+        returned and the one it was given, in (0, 1]: 1 if that was zero. The mean over
+        stacked layers.
 
     Raises:
         ValueError: as `covariance_condition_numbers`.

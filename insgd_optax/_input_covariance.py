@@ -67,9 +67,10 @@ _CAUSES = """Likely causes:
 _LIKE = (
     "tell the optimizer what the model sows: inside the capture, shapes ="
     " insgd_optax.input_covariance_shapes(model, rngs, x), then give it"
-    " input_covariances_like=shapes. This is needed where a kernel's shape leaves open"
-    " which of its axes are inputs: attention without biases, grouped convolutions,"
-    " ConvLocal, Einsum, layers stacked by nn.scan or nn.vmap"
+    " input_covariances_like=shapes. This is needed where a kernel's shape does not"
+    " tell which of its axes are inputs: attention without biases, DenseGeneral with"
+    " batch_dims, grouped convolutions, ConvLocal, ConvTranspose with transpose_kernel,"
+    " Einsum, layers stacked by nn.scan or nn.vmap"
 )
 
 
@@ -88,8 +89,7 @@ def scale_by_input_covariance(
     r"""Multiplies each layer's gradient by the inverse covariance of its input.
 
     For a layer with kernel W of shape (d, m), whose n input vectors in this pass are
-    the rows of X_t, and with G_t what enters this transformation in the place of the
-    gradient of W,
+    the rows of X_t, and whose incoming update is G_t,
 
     .. math::
         A_t &= \beta A_{t-1} + (1 - \beta) X_t^T X_t / n \\
@@ -99,47 +99,55 @@ def scale_by_input_covariance(
         U_t &\leftarrow U_t \, \|G_t\| / \|U_t\| \quad \text{with } preserve\_norm
 
     where beta is `decay`, delta `damping` and epsilon `eps`. The covariance is not
-    centred. It comes from outside, as the keyword `input_covariances` of `update`: see
+    centered. Of stacked layers, groups and batch axes, each index has a matrix and a
+    trace of its own; blocks of one input vector share its trace. The covariance is
+    passed to `update` as the keyword `input_covariances`: see
     `capture_input_covariances`, whose `when` sets how often it is measured. A pass
     that did not capture changes neither A nor D, and t counts captures.
 
-    The transformation goes where the steps are made that it should redirect: first in
-    a chain for SGD, after `scale_by_input_power()` for INSGD, after
+    Place it directly after the transformation whose updates it should precondition:
+    first in a chain for SGD, after `scale_by_input_power()` for INSGD, after
     `optax.scale_by_adam()` for Adam, always before weight decay and momentum. With
-    `preserve_norm` it changes their directions alone, and their learning rates stay.
+    `preserve_norm` only the directions of the updates change, so that a learning rate
+    that suited them is a good first choice.
 
     Args:
         decay: beta, in [0, 1). 0 takes the covariance of the last capture.
         damping: delta, at least 0 and finite, in units of the mean eigenvalue of A.
-            Large values approach the update that came in.
+            Large values leave the update nearly unchanged.
         eps: epsilon, at least 0, in units of the input squared.
-        preserve_norm: whether each weight's update keeps the Frobenius norm that it
-            came in with. Without it the lengths are Newton's, in units of 1 / x^2, and
-            want a learning rate and a damping of their own.
-        max_dim: the largest matrix; None is that of the capture, 768. Of a convolution
-            with more inputs, the covariance is the Kronecker product of taps and
-            channels; of another layer, diagonal blocks. Capture with the same, or a
-            larger, `max_dim`. Unused with `input_covariances_like`, which tells the
-            form.
+        preserve_norm: whether each weight's update keeps its Frobenius norm. Without
+            it the update has Newton's scale, in units of 1 / x^2, and the learning rate
+            and the damping need to be tuned anew.
+        max_dim: the largest matrix, at least 2; None is 768, the default of
+            `capture_input_covariances`. The covariance of a longer input vector is
+            approximated: by a Kronecker product of kernel positions and channels if it
+            lies along three or more axes of the kernel, as in a two-dimensional
+            convolution; else by diagonal blocks, of at least two entries along an axis.
+            Capture with the same or a larger `max_dim`. Unused with
+            `input_covariances_like`, which determines the layout.
         scope: which weights are scaled: "kernel", every parameter of that name, or a
             function from a parameter's path, a tuple such as ("Dense_0", "kernel"), to
             True or False. All others pass through.
         missing: what happens to a scaled weight without a covariance in this pass:
             "error", or "keep" its D.
         input_covariances_like: what `input_covariance_shapes` returns. It is needed
-            where the shape of a kernel leaves open which of its axes are inputs:
-            attention without biases, grouped convolutions, `nn.ConvLocal`,
-            `nn.Einsum`, layers stacked by `nn.scan` or `nn.vmap`.
+            where the shape of a kernel does not tell which of its axes are inputs:
+            attention without biases, `nn.DenseGeneral` with `batch_dims`, grouped
+            convolutions, `nn.ConvLocal`, `nn.ConvTranspose` with `transpose_kernel`,
+            `nn.Einsum`, layers stacked by `nn.scan` or `nn.vmap`; and for
+            `conv_covariance="kronecker"`.
         initial_covariance: a number a: A_0 = a I, without correction for the start, as
             in RLS. None starts from the first capture.
 
     Returns:
         A transformation whose `update` requires the keyword `input_covariances`: the
         mutated variables, or the "intermediates" collection, of the pass that gave the
-        gradients. Updates leave in the gradients' shapes and dtypes. Where a
-        factorization fails (A singular, no damping), the last good D stays, at first
-        the identity, and `failures` of the state counts it. Its state is a
-        `ScaleByInputCovarianceState`.
+        gradients. Updates have the gradients' shapes and dtypes. If a factorization
+        fails (A singular, no damping), the previous D, at first the identity, is kept,
+        and `failures` in the state is incremented. Its state is a
+        `ScaleByInputCovarianceState`. `update` can be differentiated with respect to
+        the updates, but not to decay, damping and eps.
 
     Raises:
         ValueError: on construction, if a number or option is out of range; from
@@ -163,8 +171,9 @@ def scale_by_input_covariance(
         [0.25 1.  ]
 
     Source: LMS-Newton (Widrow and Stearns, 1985) for every layer of a network; with
-    another damping, FOOF (Benzing, 2022, arXiv:2201.12250). With one sample, decay 0
-    and no damping, it is Eq. 25 of the paper, NLMS. `preserve_norm` is this library's.
+    another damping, FOOF (Benzing, 2022, arXiv:2201.12250). With one sample, decay 0,
+    no damping and `preserve_norm=False`, it is Eq. 25 of the paper, NLMS.
+    `preserve_norm` is specific to this library.
     """
     check_fraction(decay=decay)
     check_not_negative(damping=damping, eps=eps)
@@ -184,9 +193,9 @@ def scale_by_input_covariance(
         raise ValueError(f"initial_covariance={initial_covariance} must be positive")
     if scope == "layer":
         raise ValueError(
-            'scope="layer" is of scale_by_input_power: a covariance has no part in'
-            " biases and normalization layers. Give a function from a parameter's path,"
-            " such as ('Dense_0', 'kernel'), to True or False"
+            'scope="layer" is only available in scale_by_input_power: covariances do'
+            " not apply to biases and normalization layers. Give a function from a"
+            " parameter's path, such as ('Dense_0', 'kernel'), to True or False"
         )
     in_scope = scope_predicate(scope)
     like = (
@@ -338,7 +347,8 @@ def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:
 
     XLA schedules what depends on the forward pass alone in the middle of the backward
     pass, where memory is scarcest, and drops `optimization_barrier` before it does so.
-    It does not know that a sign bit, shifted right as a signed number, is 0 or -1.
+    So the flag is joined with a condition on the arrays that is always true but that
+    XLA cannot fold: a sign bit, shifted right as a signed number, is 0 or -1.
     """
 
     def depending(flag: jax.Array, *arrays: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from insgd_optax._covariance import (
 )
 from insgd_optax._layer_types import layer_input, sizes
 from insgd_optax._norms import einsum_operand, statistic_dtype
-from insgd_optax._patches import Thinning, positions, receptive_fields
+from insgd_optax._patches import RowSubsampling, positions, receptive_fields
 from insgd_optax._receptive_field import Window
 
 MAX_ROWS = 2048
@@ -25,7 +25,7 @@ FORMS = ("patch", "kronecker")
 
 
 class Settings(NamedTuple):
-    """What to measure, of `capture_input_covariances`."""
+    """The settings of `capture_input_covariances`."""
 
     max_rows: int | None
     max_dim: int
@@ -33,10 +33,11 @@ class Settings(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What to measure of a layer's input, and how.
+    """A layer's subsampled input, and how to compute its covariance.
 
-    The input is thinned at once, and the rest waits: what does not measure must not
-    keep a whole activation from being fused into the layer.
+    The product is deferred into the capture's `cond`, and only the subsample is its
+    operand: the whole activation would stay alive for it, and could not be fused into
+    the layer.
     """
 
     x: jax.Array
@@ -62,7 +63,7 @@ def of_vectors(
     settings: Settings,
     batch: Sequence[int] = (),
 ) -> Measurement:
-    """Of input vectors that are there already.
+    """Measures input vectors that need no unfolding.
 
     Args:
         x: the input.
@@ -74,7 +75,7 @@ def of_vectors(
     rows = [a for a, k in enumerate(axes) if k is None]
     if not rows:
         x, axes, rows = x[None], [None, *axes], [0]
-    x = Thinning([x.shape[a] for a in rows], settings.max_rows).take(x, rows)
+    x = RowSubsampling([x.shape[a] for a in rows], settings.max_rows).take(x, rows)
 
     def covariance(x: jax.Array) -> InputCovariance:
         return _sums(x, axes, kernel_rank, settings.max_dim, batch=batch)
@@ -116,7 +117,7 @@ def general(
     batch_axes: Sequence[int],
     num_features: int,
 ) -> Measurement:
-    """Of a kernel of shape (*batch, *inputs, *features)."""
+    """Measures the input of a kernel of shape (*batch, *inputs, *features)."""
     x = real(x)
     batch = sorted(a % x.ndim for a in batch_axes)
     order = [*batch, *sorted(a % x.ndim for a in axis)]
@@ -140,7 +141,7 @@ def _dense_general(
 def einsum(
     x: jax.Array, settings: Settings, equation: str, kernel: Sequence[int]
 ) -> Measurement:
-    """Of a kernel that an equation such as "btd,hdk->bthk" joins with the input."""
+    """Measures what an equation such as "btd,hdk->bthk" contracts with a kernel."""
     x, labels, kernel_labels, output_labels = einsum_operand(real(x), equation, kernel)
     axes: list[int | None] = []
     batch = []
@@ -183,13 +184,13 @@ def _of_fields(
     groups: int = 1,
     is_flipped: bool = False,
 ) -> Measurement:
-    """Of receptive fields, (samples, *positions, *taps, channels), by their axes."""
-    thin = Thinning([x.shape[0], *positions(windows)], settings.max_rows)
+    """Measures receptive fields of axes (samples, *positions, *taps, channels)."""
+    subsample = RowSubsampling([x.shape[0], *positions(windows)], settings.max_rows)
     rank = len(windows)
     taps = math.prod(window.kernel for window in windows)
 
     def covariance(x: jax.Array) -> InputCovariance:
-        fields = receptive_fields(x, windows, thin)
+        fields = receptive_fields(x, windows, subsample)
         if is_flipped:
             fields = jnp.flip(fields, axis=range(rank + 1, 2 * rank + 1))
         batch = []
@@ -202,7 +203,7 @@ def _of_fields(
             fields, axes, rank + 2, settings.max_dim, batch=batch, kronecker=kronecker
         )
 
-    return Measurement(thin.take(x, [0]), covariance)
+    return Measurement(subsample.take(x, [0]), covariance)
 
 
 def conv(layer: nn.Conv, call: Mapping[str, Any], settings: Settings) -> Measurement:
@@ -234,7 +235,7 @@ def _conv_local(
     rank = len(windows)
 
     def covariance(x: jax.Array) -> InputCovariance:
-        everywhere = Thinning([x.shape[0], *positions(windows)], None)
+        everywhere = RowSubsampling([x.shape[0], *positions(windows)], None)
         fields = receptive_fields(x, windows, everywhere)
         # Its kernel, (*positions, channels * taps, features), has channels first.
         fields = jnp.moveaxis(fields, -1, rank + 1)
@@ -243,7 +244,7 @@ def _conv_local(
         return _sums(fields, axes, rank + 2, settings.max_dim, batch=range(rank))
 
     return Measurement(
-        Thinning(x.shape[:1], settings.max_rows).take(x, [0]), covariance
+        RowSubsampling(x.shape[:1], settings.max_rows).take(x, [0]), covariance
     )
 
 

@@ -1,4 +1,4 @@
-"""The ready-made optimizer of the input's covariance, as one chain."""
+"""LMS-Newton as one `optax.chain`."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def lms_newton(
     polyak_factor: ArrayLike | None = None,
     loss_lower_bound: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""LMS-Newton for deep networks: SGD whitened by each layer's input.
+    r"""LMS-Newton for deep networks: SGD preconditioned by each layer's input.
 
     For a layer with kernel w, gradient g_t and the running covariance A_t of its input
     vectors,
@@ -45,16 +45,18 @@ def lms_newton(
     and gamma `momentum`. It is `optax.chain(scale_by_input_covariance(...),
     optax.add_decayed_weights(...), dampened_trace(...),
     optax.scale_by_learning_rate(...))`; with `polyak_factor`, it is `clip_by_polyak`
-    with this scaling. Since each update keeps its gradient's norm, a learning rate that
-    is good for SGD is good here.
+    with this scaling. A is corrected for its start, as `scale_by_input_covariance`
+    says. Since each update keeps its gradient's norm, a learning rate that is good for
+    SGD is a good first choice.
 
-    For Adam or Muon put the link itself behind them:
+    For Adam or Muon, chain `scale_by_input_covariance` after them:
     `optax.chain(optax.scale_by_adam(), scale_by_input_covariance(),
     optax.add_decayed_weights(...), optax.scale_by_learning_rate(...))`.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule.
-        covariance_decay: beta, in [0, 1): see `scale_by_input_covariance`.
+        covariance_decay: beta, in [0, 1): see `scale_by_input_covariance`; with
+            `polyak_factor` also the decay of the bound's running mean.
         damping: see `scale_by_input_covariance`; not to be confused with `dampening`.
         momentum: gamma, in [0, 1); None for none.
         dampening: the dampening of the momentum, in [0, 1], None is 0: see
@@ -75,8 +77,7 @@ def lms_newton(
 
     Returns:
         A transformation whose `update` requires the keyword `input_covariances`, with
-        `polyak_factor` also `value`, the loss, and the parameters unless weight decay
-        is the number 0.
+        `polyak_factor` also `value`, the loss, and with weight decay the parameters.
 
     Raises:
         ValueError: if a number is out of its range; see also

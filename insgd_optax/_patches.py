@@ -9,34 +9,34 @@ import jax.numpy as jnp
 
 from insgd_optax._receptive_field import Window
 
-# What is kept before the other axes are thinned further: neighbouring positions
-# resemble each other, and so do receptive fields of one sample. Few samples also leave
-# little of an activation to be computed a second time for the capture.
+# Axes are first reduced to these sizes: neighboring positions resemble each other, and
+# so do the receptive fields of one sample. Fewer samples also mean that less of an
+# activation is computed a second time for the capture.
 _FEWEST_SAMPLES = 32
 _FEWEST_POSITIONS = 4
 
 
-class Thinning:
-    """Which samples and positions become rows, so that at most `max_rows` do.
+class RowSubsampling:
+    """Chooses samples and positions so that there are at most `max_rows` rows.
 
-    Samples are taken with a stride that divides their number, where one does, which
-    keeps sharded batches balanced; positions with a stride along each axis, centred.
+    Samples are taken with a stride that divides their number, if there is one, which
+    keeps sharded batches balanced; positions with a stride along each axis, centered.
     """
 
     def __init__(self, sizes: Sequence[int], max_rows: int | None) -> None:
         self.sizes = tuple(sizes)
         self.counts = list(self.sizes)
         if max_rows is not None:
-            self._thin_samples(max_rows, _FEWEST_SAMPLES)
-            self._thin_positions(max_rows, _FEWEST_POSITIONS)
-            self._thin_samples(max_rows, 1)
-            self._thin_positions(max_rows, 1)
+            self._reduce_samples(max_rows, _FEWEST_SAMPLES)
+            self._reduce_positions(max_rows, _FEWEST_POSITIONS)
+            self._reduce_samples(max_rows, 1)
+            self._reduce_positions(max_rows, 1)
         self.steps = [
             -(-n // c) if c else 1 for n, c in zip(self.sizes, self.counts, strict=True)
         ]
         self.counts = [-(-n // s) for n, s in zip(self.sizes, self.steps, strict=True)]
 
-    def _thin_positions(self, max_rows: int, fewest: int) -> None:
+    def _reduce_positions(self, max_rows: int, fewest: int) -> None:
         while math.prod(self.counts) > max_rows:
             longest = max(self.counts[1:], default=0)
             if longest <= fewest:
@@ -45,7 +45,7 @@ class Thinning:
             step = -(-self.sizes[axis] // (longest - 1))
             self.counts[axis] = -(-self.sizes[axis] // step)
 
-    def _thin_samples(self, max_rows: int, fewest: int) -> None:
+    def _reduce_samples(self, max_rows: int, fewest: int) -> None:
         samples = self.sizes[0]
         most = max(max_rows // max(math.prod(self.counts[1:]), 1), fewest)
         if samples > most:
@@ -75,14 +75,14 @@ def positions(windows: Sequence[Window]) -> list[int]:
 
 
 def receptive_fields(
-    x: jax.Array, windows: Sequence[Window], thin: Thinning
+    x: jax.Array, windows: Sequence[Window], subsample: RowSubsampling
 ) -> jax.Array:
     """The receptive fields of a convolution.
 
     Args:
-        x: (samples, *spatial, channels), of which samples are taken already.
-        windows: one a spatial axis.
-        thin: which positions to take.
+        x: (samples, *spatial, channels), with the samples already chosen.
+        windows: one per spatial axis.
+        subsample: which positions to take.
 
     Returns:
         An array of shape (samples, *positions, *taps, channels).
@@ -102,7 +102,11 @@ def receptive_fields(
         starts, limits, strides = [0], [x.shape[0]], [1]
         for i, (window, t) in enumerate(zip(windows, tap, strict=True), start=1):
             # Fields that are added up cannot be thinned before they are.
-            step, count, first = thin.steps[i], thin.counts[i], thin.start(i)
+            step, count, first = (
+                subsample.steps[i],
+                subsample.counts[i],
+                subsample.start(i),
+            )
             if window.period:
                 step, count, first = 1, window.outputs, 0
             begin = first * window.stride + t * window.kernel_dilation
@@ -119,7 +123,7 @@ def receptive_fields(
     for i, window in enumerate(windows, start=1):
         if window.period:
             folded = _folded(fields, i, window.period)
-            kept = slice(thin.start(i), None, thin.steps[i])
+            kept = slice(subsample.start(i), None, subsample.steps[i])
             fields = folded[(slice(None),) * i + (kept,)]
     return fields
 

@@ -14,7 +14,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def identity(form: Form, dtype: DTypeLike) -> tuple[jax.Array, ...]:
-    """The inverse before there is a covariance: it changes nothing.
+    """The initial inverse, which leaves updates unchanged.
 
     One factor: D, of shape (*stack, *blocks, d, d). Of two, taps and channels: the
     eigenvectors of the first, (*stack, *blocks, t, t), and for each of them the inverse
@@ -124,7 +124,7 @@ def condition_number(
 
 
 def _largest_eigenvalue(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """That of each matrix and its vector (..., d, 1), by power iteration."""
+    """The largest eigenvalue and its vector (..., d, 1), by power iteration."""
     start = jnp.cos(jnp.arange(matrices.shape[-1], dtype=matrices.dtype))
     start = jnp.broadcast_to(start[:, None], (*matrices.shape[:-1], 1))
     start = start / jnp.linalg.norm(start, axis=-2, keepdims=True)
