@@ -16,7 +16,7 @@ from insgd_optax._capture_stack import (
     opened,
     task_settings,
 )
-from insgd_optax._compat import InterceptorContext, let_out
+from insgd_optax._compat import InterceptorContext, export_sown
 from insgd_optax._layer_types import LINEN, InputNormFn, LayerTypes, input_norm_fns
 from insgd_optax._matching import COLLECTION, NAME, entry_name, is_entry
 from insgd_optax._norms import check_p, input_norm
@@ -127,7 +127,9 @@ def settings_key(
 @contextlib.contextmanager
 def listening(capture: Capture) -> Iterator[None]:
     """Makes the layers of any Linen model sow what `capture` takes of their input."""
-    let_out(COLLECTION, lambda: {each.name for each in active_captures("linen")})
+    export_sown(
+        COLLECTION, lambda: {each.name for each in active_captures("linen")}, is_entry
+    )
     with opened(capture, nn.intercept_methods(_intercept)):
         yield
 

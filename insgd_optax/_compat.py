@@ -40,16 +40,25 @@ class _Added(str):
     """A collection that the user's `variable_axes` does not mention."""
 
 
-def let_out(collection: str, names: Callable[[], Collection[str]]) -> None:
-    """Lets what is sown under some names out of `nn.scan` and `nn.vmap`.
+def export_sown(
+    collection: str,
+    names: Callable[[], Collection[str]],
+    is_entry: Callable[[Any, str], bool],
+) -> None:
+    """Makes `nn.scan` and `nn.vmap` return values sown under some names.
 
-    Both drop what is sown into a collection that their `variable_axes` does not
-    mention. Here it leaves stacked along axis 0. The two functions of Flax that scan
-    and vmap look the axes up by and publish variables with are replaced, once and for
-    all threads, by ones that act as Flax's own where `names()` is empty.
+    Both drop values sown into a collection that their `variable_axes` omits. After
+    this call, they stack the values of these names along axis 0 instead. It permanently
+    patches `flax.core.lift.pack` and `_split_in_out_axes` for all threads; both behave
+    as before where `names()` is empty.
+
+    Args:
+        collection: the collection.
+        names: returns the names of the values to export, at each call of a transform.
+        is_entry: whether a key of the collection belongs to a name.
     """
     with _lock:
-        if hasattr(lift._split_in_out_axes, "let_out"):
+        if hasattr(lift._split_in_out_axes, "exports_sown"):
             return
         replaced: Any = lift
         split, pack = lift._split_in_out_axes, lift.pack
@@ -78,12 +87,15 @@ def let_out(collection: str, names: Callable[[], Collection[str]]) -> None:
                 return pack(fn, into, out, *args, **kwargs)
             wanted = names()
 
+            def is_wanted(key: Any) -> bool:
+                return any(is_entry(key, name) for name in wanted)
+
             @functools.wraps(fn)
             def only_wanted(scope_fn: Any, repack_fn: Any, *args: Any) -> Any:
                 def repack(scopes: Any) -> Any:
                     # The model's own sown values stay inside, as they would.
                     *others, sown = repack_fn(scopes)
-                    return (*others, tuple(_only(each, wanted) for each in sown))
+                    return (*others, tuple(_only(each, is_wanted) for each in sown))
 
                 return fn(scope_fn, repack, *args)
 
@@ -107,18 +119,20 @@ def let_out(collection: str, names: Callable[[], Collection[str]]) -> None:
 
         replaced.pack = appending_pack
         replaced._split_in_out_axes = split_in_out_axes
-        replaced._split_in_out_axes.let_out = True
+        replaced._split_in_out_axes.exports_sown = True
 
 
-def _only(sown: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """The values of these names, in a tree without empty branches."""
+def _only(
+    sown: Mapping[str, Any], is_wanted: Callable[[Any], bool]
+) -> dict[str, Any]:
+    """Filters a tree to the wanted entries; drops empty branches."""
     kept = {}
     for name, value in sown.items():
         if isinstance(value, Mapping):
-            value = _only(value, names)
+            value = _only(value, is_wanted)
             if value:
                 kept[name] = value
-        elif name in names:
+        elif is_wanted(name):
             kept[name] = value
     return kept
 

@@ -51,14 +51,16 @@ def is_entry(key: Any, name: str) -> bool:
 
 
 def source(path: Path, name: str) -> Path | None:
-    """Where in `Sown` a value at this path belongs, if it is of this statistic."""
-    # `sow` appends to a tuple, whose index ends the path; an NNX variable may add the
-    # name of what it holds.
-    for end in range(len(path), max(len(path) - 3, 0), -1):
-        if is_entry(path[end - 1], name):
-            weight = path[end - 1][len(name) :]
-            return path[: end - 1] + ((weight,) if weight else ())
-    return None
+    """The key in `Sown` of a value at this path; None for other values."""
+    # Below an entry are the indices of the tuple that `sow` appends to and, in NNX, the
+    # variable's "value". Any other name is a value sown by a module called like `name`.
+    end = len(path)
+    while end and (path[end - 1].isdigit() or path[end - 1] == "value"):
+        end -= 1
+    if not end or not is_entry(path[end - 1], name):
+        return None
+    weight = path[end - 1][len(name) :]
+    return path[: end - 1] + ((weight,) if weight else ())
 
 
 def by_layer(input_norms: Any, name: str = NAME) -> Sown:

@@ -28,7 +28,7 @@ from insgd_optax._compat import (
 
 
 def test_lift_has_the_functions_that_are_replaced():
-    # Not `let_out` itself: the names of its first call hold for the whole process.
+    # Not `export_sown` itself: the names of its first call hold for the whole process.
     with capture_input_norms():
         pass
     for function in (lift._split_in_out_axes, lift.pack):

@@ -126,6 +126,58 @@ def test_named_norms_of_an_earlier_pass_are_refused():
         MLP().apply({"params": params, **sown}, X, mutable=["intermediates"])
 
 
+class Square(MLP):
+    """Weights that can be stacked."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        for name in ("w1", "w2"):
+            sow_input_norm(self, x, weight=name)
+            sow_input_covariance(self, x, weight=name)
+            x = x @ self.param(name, nn.initializers.normal(), (2, 2))
+        return x, None
+
+
+@pytest.mark.parametrize(
+    "lifted", [nn.scan, lambda *args, **kw: nn.vmap(*args, **kw, in_axes=(None, None))]
+)
+def test_named_statistics_of_stacked_layers_need_no_axis(lifted):
+    """As unnamed ones: whether or not `variable_axes` mentions "intermediates"."""
+
+    def sown_by(axes):
+        model = lifted(
+            Square,
+            variable_axes=axes,
+            split_rngs={"params": True},
+            **({"length": 3} if lifted is nn.scan else {"axis_size": 3}),
+        )()
+
+        @jax.jit
+        def run():
+            params = model.init(jax.random.key(0), X, None)["params"]
+            with capture_input_norms(), capture_input_covariances():
+                return model.apply({"params": params}, X, None, mutable=True)[1]
+
+        return run()["intermediates"]
+
+    sown, listed = sown_by({"params": 0}), sown_by({"params": 0, "intermediates": 0})
+    assert sown.keys() == {
+        f"input_{what}.{w}" for what in ("norm", "covariance") for w in ("w1", "w2")
+    }
+    jax.tree.map(np.testing.assert_array_equal, sown, dict(listed))
+
+
+def test_a_module_that_is_called_like_a_norm_has_none():
+    """What it sows under another name is not a norm of the module around it."""
+    params = {"kernel": jnp.ones((2, 1))}
+    sown = {"input_norm": {"mean": (jnp.array(1e4),)}, "input_norm.kernel": (X[0, 0],)}
+    tx = scale_by_input_power(decay=0.0)
+    _, state = tx.update(params, tx.init(params), input_norms=sown)
+    np.testing.assert_array_equal(input_powers(state)["kernel"], 3.0)
+    with pytest.raises(ValueError, match="have no input norm"):
+        tx.update(params, state, input_norms={"input_norm": sown["input_norm"]})
+
+
 def test_nnx_lora_by_layers_is_an_error():
     model = nnx.LoRA(2, 1, 2, rngs=nnx.Rngs(0))
     with nnx_capture_input_norms(layers=[nnx.LoRA]):
