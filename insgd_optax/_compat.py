@@ -122,9 +122,7 @@ def export_sown(
         replaced._split_in_out_axes.exports_sown = True
 
 
-def _only(
-    sown: Mapping[str, Any], is_wanted: Callable[[Any], bool]
-) -> dict[str, Any]:
+def _only(sown: Mapping[str, Any], is_wanted: Callable[[Any], bool]) -> dict[str, Any]:
     """Filters a tree to the wanted entries; drops empty branches."""
     kept = {}
     for name, value in sown.items():

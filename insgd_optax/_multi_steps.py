@@ -32,9 +32,7 @@ from insgd_optax._paths import (
     is_masked,
     states_of,
 )
-from insgd_optax._polyak import all_finite, checked_value, polyak_states
-
-_PARTS = ("norm_sum", "norm_count")
+from insgd_optax._polyak import checked_value, polyak_states
 
 
 class MultiSteps:
@@ -42,10 +40,15 @@ class MultiSteps:
 
     Every k calls of `update` take one step of the inner optimizer, with the mean of
     the k gradients and the mean of the k input norms; the other calls return zeros.
-    Optax's own hands on the last micro-batch's norms alone. It goes outermost: a chain
-    around it loses the norms. The loss that `clip_by_polyak` takes as `value` is
-    averaged, or summed, as the gradients are; under that bound, a micro-batch whose
-    gradient is inf or nan makes the step zero. Input covariances add up.
+    `optax.MultiSteps` passes on only the last micro-batch's norms. Use this class as
+    the outermost transformation: a chain around it drops the norms. The loss that
+    `clip_by_polyak` takes as `value` is averaged, or summed, as the gradients are.
+    Input covariances are summed.
+
+    A micro-batch whose gradient or loss is inf or nan makes those of its step inf or
+    nan, which `clip_by_polyak` and `optax.apply_if_finite` turn into a step of zero.
+    The next step starts afresh. To drop the micro-batch alone instead, give
+    `should_skip_update_fn=optax.skip_not_finite`.
 
     Args:
         opt: the optimizer, such as `insgd(...)`, or a chain with it.
@@ -106,9 +109,8 @@ class MultiSteps:
             return self._steps([]).init((params, *[jnp.zeros([])] * 3))
         flat = flatten(params)
         inner = jax.eval_shape(self._opt.init, params)
-        bounded = polyak_states(inner)
-        losses = {"sum": jnp.zeros([]), "bad": jnp.zeros([])} if bounded else {}
-        accumulators = (_accumulators(inner), losses, _covariance_accumulators(inner))
+        loss = jnp.zeros([]) if polyak_states(inner) else None
+        accumulators = (_accumulators(inner), loss, _covariance_accumulators(inner))
         return self._steps(flat.weights).init((params, *accumulators))
 
     def update(
@@ -124,7 +126,7 @@ class MultiSteps:
     ) -> tuple[optax.Updates, optax.MultiStepsState]:
         """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
         bounded = bool(polyak_states(state.inner_opt_state))
-        losses = _micro_loss(value) if bounded else {}
+        loss = checked_value(value) if bounded else None
         powers = _powers(state.inner_opt_state)
         if powers and input_norms is None:
             raise ValueError(NO_NORMS)
@@ -141,7 +143,7 @@ class MultiSteps:
             path for path in layers if _matching.find(sown_covariances, path) is None
         ]
         if absent:
-            # Whether a layer may be left out of a pass is the inner optimizer's to say.
+            # Only the inner optimizer knows whether a missing statistic is an error.
             jax.eval_shape(
                 lambda updates, state, params: self._opt.update(
                     updates,
@@ -157,23 +159,23 @@ class MultiSteps:
                 params,
             )
         if value is not None and not bounded:
-            extra_args["value"] = value  # As optax's: of the last micro-batch.
-        if bounded:
-            # An inf, once in the sum, would stay in it as a nan for good.
-            finite = all_finite(updates)
-            updates = jax.tree.map(lambda grad: jnp.where(finite, grad, 0), updates)
-            losses["bad"] = jnp.where(finite, losses["bad"], 1.0)
+            # As in optax.MultiSteps, the last micro-batch's value is passed on.
+            extra_args["value"] = value
         every_k = self._every_k_schedule
         k = every_k(state.gradient_step) if callable(every_k) else every_k
         steps = self._steps(flat.weights, state.mini_step == k - 1)
         nothing = (None, None, None)
         (updates, *_), state = steps.update(
-            (updates, norms, losses, covariances),
+            (updates, norms, loss, covariances),
             state,
             (params, *nothing),
             **extra_args,
         )
-        return updates, state
+        # optax multiplies by 0, and 0 * nan is nan.
+        has_ended = state.mini_step == 0
+        sums = jax.tree.map(lambda x: jnp.where(has_ended, 0, x), state.acc_grads)
+        updates = jax.tree.map(lambda x: jnp.where(has_ended, x, 0), updates)
+        return updates, state._replace(acc_grads=sums)
 
     def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
         """Whether the last `update` took a step of the inner optimizer."""
@@ -184,22 +186,21 @@ class MultiSteps:
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def _steps(self, weights: Sequence[Any], is_last: Any = True) -> optax.MultiSteps:
-        """Optax's own, accumulating gradients, norms, losses and covariances."""
+        """`optax.MultiSteps` that also accumulates norms, loss and covariances."""
 
         def init(params: Any) -> Any:
             return self._opt.init(params[0])
 
         def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
-            grads, norms, losses, covariances = updates
+            grads, norms, loss, covariances = updates
             if norms:
                 extra["input_norms"] = _means(norms)
             if covariances:
-                extra["input_covariances"] = _handed_on(covariances, is_last)
-            if losses:
-                bad = losses["bad"] > 0
-                extra["value"] = jnp.where(bad, jnp.nan, losses["sum"])
+                extra["input_covariances"] = _accumulated(covariances, is_last)
+            if loss is not None:
+                extra["value"] = loss
             grads, state = self._opt.update(grads, state, params[0], **extra)
-            return (grads, norms, losses, covariances), state
+            return (grads, norms, loss, covariances), state
 
         def should_skip(updates: Any, step: Any, params: Any) -> tuple[Any, Any]:
             assert self._should_skip_update_fn is not None
@@ -230,11 +231,10 @@ def _powers(inner_state: Any) -> dict[Path, Any]:
 
 
 def _accumulators(inner_state: Any) -> Any:
-    """Zeros for each scaled weight: the sum of its norms, and how many it holds."""
+    """Zeros for each scaled weight: the sum of its norms, and their number."""
     zeros = {
-        (*path, part): jnp.zeros(power.shape, power.dtype)
+        path: (jnp.zeros(power.shape, power.dtype),) * 2
         for path, power in _powers(inner_state).items()
-        for part in _PARTS
     }
     return traverse_util.unflatten_dict(zeros)
 
@@ -251,9 +251,10 @@ def _micro_norms(
         if path in found:
             norm = found[path].mean(power.shape)
             good = jnp.isfinite(norm)
-        total, count = _PARTS
-        parts[(*path, total)] = jnp.where(good, norm, 0).astype(power.dtype)
-        parts[(*path, count)] = good.astype(power.dtype)
+        parts[path] = (
+            jnp.where(good, norm, 0).astype(power.dtype),
+            good.astype(power.dtype),
+        )
     return traverse_util.unflatten_dict(parts)
 
 
@@ -300,11 +301,12 @@ def _micro_covariances(
     return traverse_util.unflatten_dict(parts)
 
 
-def _handed_on(covariances: Any, is_last: Any) -> Any:
+def _accumulated(covariances: Any, is_last: Any) -> Any:
     """The whole batch's covariances, as a tree that a model could have sown.
 
-    Means of sums and of rows are as good as sums. The inner optimizer, which is run for
-    each micro-batch, has rows, and thus inverses to compute, with the last one alone.
+    Averaging both sums and counts leaves their ratio unchanged. optax runs the inner
+    optimizer on every micro-batch; the count is 0 on all but the last one, so that
+    inverses are computed once.
     """
     tree = {}
     for path, (factors, rows) in traverse_util.flatten_dict(covariances).items():
@@ -314,27 +316,12 @@ def _handed_on(covariances: Any, is_last: Any) -> Any:
     return traverse_util.unflatten_dict(tree)
 
 
-def _micro_loss(value: Any) -> dict[str, jax.Array]:
-    """One micro-batch's loss, and 1 if it is bad.
-
-    Apart, since sums are set back by a multiplication, after which a nan is still one.
-    """
-    loss = checked_value(value)
-    good = jnp.isfinite(loss)
-    return {"sum": jnp.where(good, loss, 0), "bad": jnp.where(good, 0.0, 1.0)}
-
-
 def _means(norms: Any) -> Any:
     """The input norms of the whole batch, as a tree that a model could have sown."""
-    parts = traverse_util.flatten_dict(norms)
-    total, count = _PARTS
-    weights = {path[:-1] for path in parts}
     return traverse_util.unflatten_dict(
         {
             # 0 / 0, where every micro-batch was bad, is nan: P stays.
-            (*path[:-1], _matching.entry_name(_matching.NAME, path[-1])): (
-                parts[(*path, total)] / parts[(*path, count)]
-            )
-            for path in sorted(weights)
+            (*path[:-1], _matching.entry_name(_matching.NAME, path[-1])): total / count
+            for path, (total, count) in traverse_util.flatten_dict(norms).items()
         }
     )

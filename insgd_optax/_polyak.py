@@ -213,7 +213,7 @@ def _scale_by_polyak(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ClipByPolyakState]:
         value = checked_value(value)
-        finite = all_finite(updates)
+        finite = _all_finite(updates) & jnp.isfinite(value)
         # Zeros instead, since `scaling` may remember gradients, as Adam does.
         updates = jax.tree.map(lambda grad: jnp.where(finite, grad, 0), updates)
         scaled, scaling_state = inner.update(
@@ -233,7 +233,7 @@ def _scale_by_polyak(
         )
         # Nothing is held back of a gradient of zero.
         scale = jnp.where(wanted > allowed, allowed / wanted, 1)
-        finite &= jnp.isfinite(value) & jnp.isfinite(steepness)
+        finite &= jnp.isfinite(steepness)
         scale = jnp.where(finite, scale, 0).astype(state.scale.dtype)
         scaled, decay_state = decayed.update(scaled, state.weight_decay, params)
         state = ClipByPolyakState(
@@ -270,7 +270,7 @@ def checked_value(value: Any) -> jax.Array:
     return value.astype(statistic_dtype(value.dtype))
 
 
-def all_finite(grads: optax.Updates) -> jax.Array:
+def _all_finite(grads: optax.Updates) -> jax.Array:
     """Whether no entry is inf or nan."""
     finite = [jnp.all(jnp.isfinite(grad)) for grad in jax.tree.leaves(grads)]
     return jnp.all(jnp.array(finite, bool))

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from insgd_optax import (
@@ -12,6 +13,7 @@ from insgd_optax import (
     clip_by_polyak,
     insgd,
     lms_newton,
+    polyak_scale,
 )
 
 MODEL = nn.Sequential([nn.Dense(3), nn.tanh, nn.Dense(2)])
@@ -83,3 +85,58 @@ def test_a_bounded_step_with_an_overflow_is_zero_and_the_next_is_not():
     for grad, moves in ((1.0, False), (jnp.inf, False), (1.0, False), (1.0, True)):
         updates, state = tx.update(weight * grad, state, weight, value=1.0)
         assert np.isfinite(updates).all() and bool(jnp.any(updates != 0)) == moves
+
+
+def steps_of(tx, grads, values=None):
+    """The updates of one weight at one norm, and the last state."""
+    params = {"d": {"kernel": jnp.ones((2, 1))}}
+    state, updates = tx.init(params), []
+    update = jax.jit(tx.update)
+    for grad, value in zip(grads, values or [None] * len(grads), strict=True):
+        update_of, state = update(
+            jax.tree.map(lambda w, grad=grad: grad * w, params),
+            state,
+            params,
+            input_norms={"d": {"input_norm": jnp.array(20.0)}},
+            **({} if value is None else {"value": value}),
+        )
+        updates.append(float(update_of["d"]["kernel"][0, 0]))
+    return updates, state
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_one_bad_micro_batch_costs_one_step_under_apply_if_finite(mean):
+    inner = optax.apply_if_finite(insgd(0.1, momentum=None), 100)
+    tx = MultiSteps(inner, 2, use_grad_mean=mean)
+    updates, _ = steps_of(tx, [jnp.inf, 1.0, 1.0, 1.0, jnp.nan, 1.0])
+    assert updates[:3] == [0, 0, 0] and updates[4:] == [0, 0]
+    expected, _ = steps_of(MultiSteps(inner, 2, use_grad_mean=mean), [1.0, 1.0])
+    assert updates[3] == expected[1] < 0
+
+
+@pytest.mark.parametrize("bounds", [{}, {"polyak_factor": 0.3}])
+def test_a_skipped_micro_batch_is_as_if_it_never_was(bounds):
+    """With a bound on the learning rate, too."""
+    inner = insgd(0.1, momentum=None, **bounds)
+    tx = MultiSteps(inner, 2, should_skip_update_fn=optax.skip_not_finite)
+    value = [1.0] * 3 if bounds else None
+    updates, state = steps_of(tx, [jnp.nan, 1.0, 1.0], value)
+    assert int(state.gradient_step) == 1 and int(state.mini_step) == 0
+    expected, _ = steps_of(tx, [1.0, 1.0], value and value[:2])
+    assert updates == [0, *expected]
+
+
+def test_a_bad_micro_batch_enters_neither_slope_nor_scaling_of_a_bound():
+    """Nor does half of its step's gradient, which the zeros of the other half left."""
+    inner = clip_by_polyak(0.1, optax.scale_by_adam())
+    tx = MultiSteps(inner, 2)
+    _, before = steps_of(tx, [1.0, 1.0], [1.0] * 2)
+    _, after = steps_of(tx, [1.0, 1.0, jnp.nan, 1.0], [1.0] * 4)
+    old, new = (state.inner_opt_state[0] for state in (before, after))
+    assert new.slope == old.slope and polyak_scale(after) == 0
+    # A gradient of zeros stands in for it.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, 0.999 * b, rtol=1e-6),
+        new.scaling.nu,
+        old.scaling.nu,
+    )

@@ -316,6 +316,18 @@ def test_a_bad_loss_leaves_no_nan_of_its_gradient():
     np.testing.assert_allclose(again, 0.9 * updates, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_loss_hides_its_gradient_from_slope_and_scaling(bad):
+    tx = clip_by_polyak(0.1, optax.scale_by_adam(), momentum=0.9)
+    weight, states = jnp.array([1.0, 2.0]), []
+    _, before = tx.update(weight, tx.init(weight), weight, value=1.0)
+    for grad in (10.0, jnp.nan):
+        updates, after = tx.update(grad * weight, before, weight, value=bad)
+        assert np.isfinite(updates).all() and after[0].slope == before[0].slope
+        states.append(after)
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
 @pytest.mark.parametrize("spike_at", [0, 1, 30])
 @pytest.mark.parametrize("spike", [1e3, 1e15, 1e25])
 def test_one_spike_does_not_stall_the_bound(spike, spike_at):
