@@ -1,5 +1,6 @@
 """The bound on the learning rate: an oracle, what was derived, and bad losses."""
 
+import functools
 import itertools
 import math
 
@@ -24,17 +25,24 @@ from tests.insgd_optax.references import nlms_reference
 WEIGHT = np.array([0.5, -1.0, 2.0])
 
 
-def steps_of(tx, grads, values, weight=WEIGHT, **kwargs):
-    """The weights after each step."""
-    weight = jnp.asarray(weight)
-    state, weights = tx.init(weight), []
-    for grad, value in zip(grads, values, strict=True):
-        updates, state = tx.update(
-            jnp.asarray(grad, weight.dtype), state, weight, value=value, **kwargs
-        )
+@functools.partial(jax.jit, static_argnums=0)
+def scan_steps(tx, weight, grads, values):
+    def step(carry, inputs):
+        weight, state = carry
+        grad, value = inputs
+        updates, state = tx.update(grad, state, weight, value=value)
         weight = optax.apply_updates(weight, updates)
-        weights.append(weight)
-    return np.array(weights)
+        return (weight, state), weight
+
+    return jax.lax.scan(step, (weight, tx.init(weight)), (grads, values))[1]
+
+
+def steps_of(tx, grads, values):
+    """The weights after each step."""
+    weight = jnp.asarray(WEIGHT)
+    return np.array(
+        scan_steps(tx, weight, jnp.asarray(grads, weight.dtype), jnp.asarray(values))
+    )
 
 
 def reference(
@@ -197,7 +205,8 @@ def test_a_gradients_whole_way_is_bounded_under_a_schedule(
     grad = np.array([3.0, -1.0, 2.0])
     tx = clip_by_polyak(schedule, factor=1.0, momentum=momentum)
     for step, expected in ((0, None), (3, 1.0), (9, share)):
-        grads = [np.zeros(3)] * step + [grad] + 300 * [np.zeros(3)]
+        grads = np.zeros((310, 3))
+        grads[step] = grad
         weights = steps_of(tx, grads, np.full(len(grads), 0.5))
         gain = grad @ (WEIGHT - weights[-1])
         if expected is None:
