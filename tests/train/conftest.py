@@ -1,5 +1,7 @@
 """Small data and runs for the tests of the application."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +46,25 @@ def image_folder(tmp_path):
                 pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def run_pictures():
+    """For a test of the pictures that a run draws."""
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+    """Runs write empty pictures: to draw them takes as long as the rest of a run."""
+
+    def write_blank(_, path):
+        path.write_bytes(b"")
+
+    if "run_pictures" not in request.fixturenames:
+        blank = types.SimpleNamespace(
+            plot_test_error=write_blank, plot_multipliers=write_blank
+        )
+        monkeypatch.setattr("train.run.command.plots", blank)
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -59,7 +59,7 @@ def train(tmp_path, small_digits, monkeypatch):
     return run
 
 
-def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
+def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys, run_pictures):
     assert train("--epochs", "3") == 0
 
     out, err = capsys.readouterr()
@@ -91,8 +91,9 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys):
     for name in ("metrics.jsonl", "test_error.png", "checkpoints", "record.json"):
         assert name in closing
         assert (run / name).exists()
-    with Image.open(run / "test_error.png") as image:
-        assert image.size == (900, 600)
+    for name, width in (("test_error.png", 900), ("multipliers.png", 1650)):
+        with Image.open(run / name) as image:
+            assert image.size == (width, 600)
     assert json.loads((run / "record.json").read_text())["config"]["batch_size"] == 16
     assert "9/9" in err  # The bar.
 
