@@ -1,8 +1,8 @@
 """Capture for Flax Linen: unmodified layers sow the power of their input."""
 
 import contextlib
-import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,9 +17,17 @@ from insgd_optax._capture_stack import (
     task_settings,
 )
 from insgd_optax._compat import InterceptorContext, export_sown
-from insgd_optax._layer_types import LINEN, InputNormFn, LayerTypes, input_norm_fns
+from insgd_optax._layer_types import (
+    LINEN,
+    InputNormFn,
+    LayerTypes,
+    call_arguments,
+    input_norm_fns,
+    layers_key,
+)
 from insgd_optax._matching import COLLECTION, NAME, entry_name, is_entry
 from insgd_optax._norms import check_p, input_norm
+from insgd_optax._paths import tuple_path
 
 _calls = Calls()
 
@@ -97,7 +105,7 @@ def capture_input_norms(
     """
     check_p(p)
     table = input_norm_fns(LINEN, conv_input, norm_layers, layers)
-    key = settings_key(p, conv_input, norm_layers, layers)
+    key = (p, conv_input, norm_layers, layers_key(layers))
     with listening(Capture("linen", NAME, takes(table, p), p=p, key=key)):
         yield
 
@@ -109,19 +117,6 @@ def takes(table: Mapping[type, InputNormFn], p: float) -> dict[type, Take]:
         return lambda layer, arguments: input_norm_fn(layer, arguments, p)
 
     return {kind: take(input_norm_fn) for kind, input_norm_fn in table.items()}
-
-
-def settings_key(
-    p: float, conv_input: str, norm_layers: bool, layers: LayerTypes | None
-) -> Hashable:
-    """Equal for equal settings; equal to nothing if they cannot be compared."""
-    own = layers or ()
-    pairs = own.items() if isinstance(own, Mapping) else [(kind, -1) for kind in own]
-    types = [(k, tuple(v) if isinstance(v, Sequence) else v) for k, v in pairs]
-    try:
-        return p, conv_input, norm_layers, frozenset(types)
-    except TypeError:
-        return object()
 
 
 @contextlib.contextmanager
@@ -159,10 +154,10 @@ def _intercept(
         layers = [(capture.name, module.path, take) for capture, take in taken]
         output, innermost = _calls.run(layers, lambda: next_fun(*args, **kwargs))
         if module.is_mutable_collection(COLLECTION):
-            call = inspect.signature(context.orig_method).bind(*args, **kwargs)
+            call = call_arguments(context.orig_method, *args, **kwargs)
             for (capture, take), is_innermost in zip(taken, innermost, strict=True):
                 if is_innermost:
-                    value = take(module, call.arguments)
+                    value = take(module, call)
                     module.sow(COLLECTION, capture.name, value)
         return output
 
@@ -293,22 +288,31 @@ def shapes_of_sown(
     **kwargs: Any,
 ) -> Any:
     """The shapes of what a model sows; raises unless there is a value of this name."""
-    leaves, treedef = jax.tree.flatten((rngs, args, kwargs))
+    init = functools.partial(model.init, mutable=True)
+    sown = shapes_of_call(init, rngs, *args, **kwargs).get(COLLECTION, {})
+    check_sown(sown, name, f"insgd_optax.{capture}", model)
+    return sown
+
+
+def shapes_of_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`jax.eval_shape` that leaves arguments such as `train=True` as they are."""
+    leaves, treedef = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
 
-    def init(arrays: dict[int, Any]) -> Any:
-        # What is no array, such as `train=True`, stays as it is.
+    def call(arrays: dict[int, Any]) -> Any:
         whole = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-        rngs, args, kwargs = jax.tree.unflatten(treedef, whole)
-        return model.init(rngs, *args, mutable=True, **kwargs)
+        args, kwargs = jax.tree.unflatten(treedef, whole)
+        return function(*args, **kwargs)
 
-    sown = jax.eval_shape(init, arrays).get(COLLECTION, {})
+    return jax.eval_shape(call, arrays)
+
+
+def check_sown(sown: Any, name: str, capture: str, model: Any) -> None:
+    """Raises unless a tree holds a value of this name."""
     paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]]
-    keys = [getattr(key, "key", None) for path in paths for key in path]
-    if not any(is_entry(key, name) for key in keys):
+    if not any(is_entry(key, name) for path in paths for key in tuple_path(path)):
         raise ValueError(
             f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
             f" {name}_shapes inside `with {capture}(...)`, with the options training"
             " will use"
         )
-    return sown

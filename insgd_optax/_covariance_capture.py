@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from insgd_optax._capture import listening, settings_key, shapes_of_sown
+from insgd_optax._capture import listening, shapes_of_sown
 from insgd_optax._capture_stack import Capture, Take, active_captures
 from insgd_optax._covariance import MAX_DIM, InputCovariance
 from insgd_optax._layer_covariances import (
@@ -25,6 +25,7 @@ from insgd_optax._layer_types import (
     LayerTypes,
     OwnInput,
     floating_input,
+    layers_key,
     naming_layer,
     own_layers,
 )
@@ -136,6 +137,8 @@ def covariance_capture(
         )
     if jnp.shape(when) != ():
         raise ValueError(f"when has the shape {jnp.shape(when)}, and must be a scalar")
+    if not isinstance(when, jax.core.Tracer):
+        when = bool(when)
     settings = Settings(max_rows, max_dim, conv_covariance)
     own = {kind: _own_layer(axis) for kind, axis in own_layers(layers, module).items()}
 
@@ -144,7 +147,7 @@ def covariance_capture(
 
     key: Hashable = object()
     if isinstance(when, bool):
-        key = (when, settings, settings_key(2, "", False, layers))
+        key = (when, settings, layers_key(layers))
     takes = {kind: take(measure) for kind, measure in {**table, **own}.items()}
     return Capture(library, COVARIANCE_NAME, takes, settings=(settings, when), key=key)
 

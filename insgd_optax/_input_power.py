@@ -87,9 +87,10 @@ def scale_by_input_power(
 
     where beta is `decay` and epsilon is `eps`. The norms come from outside, as the
     keyword `input_norms` of `update`: see `capture_input_norms`, whose p is the
-    norm's. P = 0 means that none is known yet: the divisor is then 1. A norm that is
-    inf or nan leaves P as it was, so that one bad batch neither poisons P nor takes a
-    step of 1 / eps.
+    norm's. P = 0 means that no norm above 0 has come yet: the divisor is then 1. A
+    norm that is inf or nan leaves P as it was, so that one bad batch neither poisons P
+    nor takes a step of 1 / eps. A layer whose every norm overflows, as with a large p,
+    therefore keeps P = 0 and is not scaled.
 
     Args:
         decay: beta, how much of P is kept from step to step, in [0, 1). 0 makes P the
@@ -98,7 +99,8 @@ def scale_by_input_power(
             "log1p" is 1 + log(1 + P), never below 1; or a function from P to the
             divisor, elementwise.
         eps: the floor of "log", where the step is 1 / eps times SGD's, and the
-            regularizer of "power". Unused by the others.
+            regularizer of "power". Unused by the others. Float16 gradients above
+            65504 * eps overflow at the floor.
         scope: which weights are scaled: "kernel", every parameter of that name;
             "layer", also bias and scale, by the power of their own layer (capture
             with `norm_layers=True`); or a function from a parameter's path, a tuple
@@ -200,7 +202,9 @@ def scale_by_input_power(
                 scaled.append(path)
                 if path in found:
                     norm = found[path].mean(power.shape).astype(power.dtype)
-                    power = next_power(power, norm, decay)
+                    # Without input P decays, but not to 0, which means "none yet".
+                    least = jnp.where(power > 0, jnp.finfo(power.dtype).tiny, 0)
+                    power = jnp.maximum(next_power(power, norm, decay), least)
                 multiplier = 1 / divisor(power)
                 grads[path] = scaled_by(multiplier, grad)
             new_powers.append(power)
@@ -234,8 +238,10 @@ def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
         f" parameters are:\n{path_list(seen) or '  none'}\n"
     )
     if len(seen) < len(flat.paths):
+        masked = len(flat.paths) - len(seen)
+        others = "1 other is" if masked == 1 else f"{masked} others are"
         return (
-            f"{message}{len(flat.paths) - len(seen)} others are masked away. A group of"
+            f"{message}{others} masked away. A group of"
             " optax.partition, or a mask, that holds no such weight, such as that of"
             " biases and scales without weight decay, needs no input norms: give it"
             " optax.sgd with the same learning rate and momentum. For weight decay on"

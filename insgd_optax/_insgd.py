@@ -7,7 +7,12 @@ from jax.typing import ArrayLike
 
 from insgd_optax._input_power import Normalizer, scale_by_input_power
 from insgd_optax._momentum import Mask, add_decayed_weights, dampened_trace
-from insgd_optax._numbers import check_not_negative
+from insgd_optax._numbers import (
+    check_fraction,
+    check_lower_bound,
+    check_not_negative,
+    is_number,
+)
 from insgd_optax._paths import Scope
 from insgd_optax._polyak import clip_by_polyak
 
@@ -67,7 +72,8 @@ def insgd(
         input_norms_like: see `scale_by_input_power`.
         polyak_factor: c of `clip_by_polyak`, at least 0, such as its default 0.3; None
             for no bound. The bound's running mean has the decay `power_decay`.
-        loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss.
+        loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss; only with
+            `polyak_factor`.
 
     Returns:
         A transformation whose `update` requires the keyword `input_norms`, with
@@ -105,6 +111,7 @@ def insgd(
     Source: Algorithm 1. The paper prints (1 - gamma) g in the momentum; the authors'
     released code, and every SGD baseline, do not dampen, nor does the default here.
     """
+    check_fraction(power_decay=power_decay)
     scaling = scale_by_input_power(
         power_decay,
         normalizer=normalizer,
@@ -197,6 +204,11 @@ def chain_with_momentum(
     loss_lower_bound: ArrayLike,
 ) -> optax.GradientTransformationExtraArgs:
     """A scaling, weight decay, momentum and the learning rate, clipped if asked."""
+    dampening = 0.0 if dampening is None else dampening
+    check_fraction(below_one=False, dampening=dampening)
+    if momentum is not None:
+        check_fraction(momentum=momentum)
+    check_lower_bound(loss_lower_bound=loss_lower_bound)
     if polyak_factor is not None:
         check_not_negative(polyak_factor=polyak_factor)
         return clip_by_polyak(
@@ -212,9 +224,13 @@ def chain_with_momentum(
             weight_decay_mask=weight_decay_mask,
         )
     check_not_negative(learning_rate=learning_rate)
+    if is_number(loss_lower_bound) and loss_lower_bound != 0:
+        raise ValueError(
+            f"loss_lower_bound={loss_lower_bound} is of the bound that polyak_factor"
+            " sets: give both or neither"
+        )
     trace: list[optax.GradientTransformation] = []
     if momentum is not None:
-        dampening = 0.0 if dampening is None else dampening
         trace = [dampened_trace(momentum, dampening, nesterov)]
     return optax.chain(
         scaling,

@@ -155,8 +155,6 @@ def einsum(
                 axes.append(None)  # one input for all kernels along this axis
                 continue
             batch.append(k)
-        elif x.shape[a] != kernel[k]:
-            x = jnp.broadcast_to(x, (*x.shape[:a], kernel[k], *x.shape[a + 1 :]))
         axes.append(k)
     return of_vectors(x, axes, len(kernel), settings, batch)
 

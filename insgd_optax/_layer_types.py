@@ -1,7 +1,9 @@
 """Which Linen layers have an input vector, and how each takes its power."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+import types
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,10 +23,26 @@ LayerTypes = Sequence[type] | Mapping[type, int | Sequence[int] | OwnInput]
 InputNormFn = Callable[[Any, Mapping[str, Any], float], jax.Array]
 
 
+class VarArgs(tuple[Any, ...]):
+    """The values of a call's `*args`, as opposed to an argument that is a tuple."""
+
+
+def call_arguments(
+    call: Callable[..., Any], *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """A call's arguments by name."""
+    signature = inspect.signature(call)
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL and name in arguments:
+            arguments[name] = VarArgs(arguments[name])
+    return arguments
+
+
 def layer_input(call: Mapping[str, Any]) -> jax.Array:
     """The first argument of a call, also where it came by keyword."""
     first = next(iter(call.values()))
-    return first[0] if isinstance(first, tuple) else first
+    return first[0] if isinstance(first, VarArgs) else first
 
 
 def sizes(value: int | Sequence[int] | None, length: int = 1) -> tuple[int, ...]:
@@ -265,3 +283,32 @@ def own_layers(
                 " input vector or to a function"
             )
     return own
+
+
+def layers_key(layers: LayerTypes | None) -> Hashable:
+    """Equal for equal layer types; equal to nothing if they cannot be compared."""
+    own = layers or ()
+    pairs = own.items() if isinstance(own, Mapping) else [(kind, -1) for kind in own]
+    try:
+        return frozenset((kind, _axes_key(axes)) for kind, axes in pairs)
+    except (TypeError, ValueError):  # no hash, or a variable that is not yet set
+        return object()
+
+
+def _axes_key(own: int | Sequence[int] | OwnInput) -> Hashable:
+    if isinstance(own, Sequence):
+        return tuple(own)
+    if not isinstance(own, types.FunctionType):
+        return own
+    # A lambda that is written inline is another object in each pass. It gives the same
+    # values if its code is the same and all that the code refers to.
+    values = [cell.cell_contents for cell in own.__closure__ or ()]
+    values += [*(own.__defaults__ or ()), *(own.__kwdefaults__ or {}).values()]
+    values += [own.__globals__.get(name) for name in _names(own.__code__)]
+    return own.__code__, tuple((type(value), value) for value in values)
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """The names of globals and attributes in a function's code."""
+    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return [*code.co_names, *(name for each in inner for name in _names(each))]

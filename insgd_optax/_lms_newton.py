@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from insgd_optax._input_covariance import scale_by_input_covariance
 from insgd_optax._insgd import chain_with_momentum
 from insgd_optax._momentum import Mask
+from insgd_optax._numbers import check_fraction
 from insgd_optax._paths import Scope
 
 
@@ -116,6 +117,7 @@ def lms_newton(
     Source: see `scale_by_input_covariance`; momentum and weight decay are Algorithm
     1's.
     """
+    check_fraction(covariance_decay=covariance_decay)
     scaling = scale_by_input_covariance(
         covariance_decay,
         damping=damping,

@@ -40,7 +40,9 @@ def dampened_trace(
 
     Returns:
         A transformation; with a dampening of 0 its state is `optax.TraceState`, else
-        `DampenedTraceState`.
+        `DampenedTraceState`. As in `optax.trace`, the dtype of an update is that of
+        gradient and buffer promoted, and None takes the place of an update that has no
+        gradient. The buffer keeps the parameters' dtype.
 
     Raises:
         ValueError: if decay lies outside [0, 1) or dampening outside [0, 1].
@@ -58,8 +60,7 @@ def dampened_trace(
     Source: Algorithm 1, lines "Gradient with Momentum". The authors' released code and
     every SGD baseline use d = 0, which is therefore the default.
     """
-    momentum: dict[str, Any] = {"momentum decay": decay}
-    check_fraction(**momentum)
+    check_fraction(decay=decay)
     check_fraction(below_one=False, dampening=dampening)
     if is_number(dampening) and dampening == 0:
         return optax.trace(decay, nesterov)
@@ -77,16 +78,23 @@ def dampened_trace(
         del params
         fresh = jnp.where(state.count == 0, 1.0, 1.0 - dampening)
 
-        def accumulate(grad: jax.Array, trace: jax.Array) -> jax.Array:
-            return (fresh.astype(grad.dtype) * grad + decay * trace).astype(trace.dtype)
+        def accumulate(grad: Any, trace: jax.Array) -> Any:
+            if grad is None:
+                return None
+            return fresh.astype(grad.dtype) * grad + decay * trace
 
-        trace = jax.tree.map(accumulate, updates, state.trace)
+        def kept(new: Any, old: jax.Array) -> jax.Array:
+            return old if new is None else new.astype(old.dtype)
+
+        def is_none(node: Any) -> bool:
+            return node is None
+
+        buffer = jax.tree.map(accumulate, updates, state.trace, is_leaf=is_none)
+        trace = jax.tree.map(kept, buffer, state.trace, is_leaf=is_none)
         if nesterov:
-            updates = jax.tree.map(
-                lambda g, b: (g + decay * b).astype(g.dtype), updates, trace
-            )
+            updates = jax.tree.map(lambda g, b: g + decay * b, updates, buffer)
         else:
-            updates = trace
+            updates = buffer
         count = optax.safe_increment(state.count)
         return updates, DampenedTraceState(count=count, trace=trace)
 

@@ -66,7 +66,8 @@ def mean_power(
     if p == np.inf:
         largest = jnp.max(powers, axis=tuple(sum_axes), keepdims=True, initial=0.0)
         return jnp.mean(largest, axis=(*rest, *sum_axes))
-    count = int(np.prod([powers.shape[a] for a in rest], dtype=np.int64))
+    # A float, since JAX takes no integers beyond 2^31.
+    count = float(np.prod([powers.shape[a] for a in rest], dtype=np.int64))
     # One sum over all axes: XLA then reads x once and keeps nothing of it.
     return jnp.sum(powers, axis=(*rest, *sum_axes)) / count
 
@@ -172,7 +173,14 @@ def einsum_operand(
     if sorted(kept) != sorted(term):
         x = jnp.einsum(f"{term}->{kept}", x)
         term = kept
-    return x, _labels(term, x.ndim), kernel_labels, output_labels
+    labels = _labels(term, x.ndim)
+    size = dict(zip(kernel_labels, kernel_shape, strict=True))
+    # Contracted axes of length 1 broadcast, as in einsum.
+    shape = [
+        size[c] if c in size and c not in output_labels else x.shape[a]
+        for a, c in enumerate(labels)
+    ]
+    return jnp.broadcast_to(x, shape), labels, kernel_labels, output_labels
 
 
 def einsum_norm(

@@ -1,14 +1,17 @@
 """Options that may be plain numbers, traced values or schedules."""
 
+import math
 import numbers
 from typing import Any, TypeGuard
 
-import jax
+import numpy as np
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is known now: no array, which may be traced."""
-    return isinstance(value, numbers.Real) and not isinstance(value, jax.Array)
+    """Whether a value is a concrete real number, not a `jax.Array` or a tracer."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and np.isrealobj(value)
+    return isinstance(value, numbers.Real)
 
 
 def check_fraction(*, below_one: bool = True, **options: Any) -> None:
@@ -34,3 +37,10 @@ def check_not_negative(**options: Any) -> None:
             raise TypeError(f"{name}={value!r} must be a number or a schedule")
         if is_number(value) and not value >= 0:
             raise ValueError(f"{name}={value} must be at least 0")
+
+
+def check_lower_bound(**options: Any) -> None:
+    """Raises if a lower bound on the loss is None or nan."""
+    for name, value in options.items():
+        if value is None or is_number(value) and math.isnan(value):
+            raise ValueError(f"{name}={value} must be a number")

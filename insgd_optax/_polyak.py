@@ -1,6 +1,5 @@
 """SGD with its learning rate bounded by the Polyak step size."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from jax.typing import ArrayLike
 from insgd_optax._input_power import next_power, scaled_by
 from insgd_optax._momentum import Mask, add_decayed_weights, dampened_trace
 from insgd_optax._norms import statistic_dtype
-from insgd_optax._numbers import check_fraction, check_not_negative, is_number
+from insgd_optax._numbers import check_fraction, check_lower_bound, check_not_negative
 from insgd_optax._paths import states_of
 
 
@@ -24,8 +23,8 @@ class ClipByPolyakState(NamedTuple):
     peak: jax.Array  # the largest learning rate so far, shape=()
     slope: jax.Array  # the running mean of <g, D g>, 0 for none yet, shape=()
     scale: jax.Array  # of the last update, in [0, 1], shape=()
-    scaling: Any  # of the transformation given
-    weight_decay: optax.ScalarOrSchedule | None
+    scaling: optax.OptState  # of the transformation given
+    weight_decay: optax.OptState  # of the weight decay, which counts its schedule
 
 
 # The largest growth of a slope that its running mean believes in one step: 100 is a
@@ -190,8 +189,7 @@ def _scale_by_polyak(
     """From g_t to min(1, a_t / m_t) (D_t g_t + lambda w)."""
     check_not_negative(factor=factor)
     check_fraction(decay=decay)
-    if lower_bound is None or is_number(lower_bound) and math.isnan(lower_bound):
-        raise ValueError(f"lower_bound={lower_bound} must be a number")
+    check_lower_bound(lower_bound=lower_bound)
     inner = optax.with_extra_args_support(scaling)
 
     def init_fn(params: optax.Params) -> ClipByPolyakState:

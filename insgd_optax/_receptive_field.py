@@ -145,7 +145,8 @@ def patch_norm(
             )
         return _mean_largest(powers, windows, groups).reshape((1,) * rank)
     total = jnp.sum(powers, axis=(0, rank - 1))
-    fields = x.shape[0] * groups
+    # A float, since JAX takes no integers beyond 2^31.
+    fields = float(x.shape[0] * groups)
     for axis, window in enumerate(windows):
         shape = [1] * len(windows)
         shape[axis] = window.size

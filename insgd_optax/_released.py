@@ -22,7 +22,7 @@ from insgd_optax._layer_types import InputNormFn, layer_input, sizes
 from insgd_optax._matching import RELEASED_NAME, by_layer, matches
 from insgd_optax._momentum import add_decayed_weights, dampened_trace
 from insgd_optax._norms import check_p, mean_power, statistic_dtype
-from insgd_optax._numbers import check_not_negative, is_number
+from insgd_optax._numbers import check_fraction, check_not_negative, is_number
 from insgd_optax._paths import (
     Path,
     flatten,
@@ -112,6 +112,7 @@ def insgd_as_released(
     before weight decay and momentum, and remembers P: that is `insgd`.
     """
     check_not_negative(learning_rate=learning_rate)
+    check_fraction(momentum=momentum)
     return optax.chain(
         add_decayed_weights(weight_decay),
         dampened_trace(momentum, nesterov=nesterov),
@@ -129,11 +130,13 @@ def _scale_by_released_norms(
     kappa = math.sqrt(1 + 1e-6) / (sqrt(1 - momentum) + 1e-6)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        paths = flatten(params).paths
+        flat = flatten(params)
+        pairs = zip(flat.paths, flat.weights, strict=True)
+        paths = [path for path, weight in pairs if not is_masked(weight)]
         if not any(map(is_kernel, paths)) and not is_placeholder(params):
             raise ValueError(
                 'no parameter is named "kernel", so nothing would be normalized. The'
-                f" parameters are:\n{path_list(paths)}"
+                f" parameters are:\n{path_list(paths) or '  none'}"
             )
         return optax.EmptyState()
 

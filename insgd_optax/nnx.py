@@ -49,15 +49,13 @@ and one with several weights a norm for each, under "input_norm.w1" for its weig
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 from flax import nnx
 
-from insgd_optax import _paths
-from insgd_optax._capture import NAME, settings_key, takes
+from insgd_optax._capture import check_sown, shapes_of_call, takes
 from insgd_optax._capture_stack import (
     Capture,
     active_captures,
@@ -66,10 +64,15 @@ from insgd_optax._capture_stack import (
 )
 from insgd_optax._compat import nnx_captures
 from insgd_optax._covariance import MAX_DIM
-from insgd_optax._covariance_capture import COVARIANCE_NAME, covariance_capture
+from insgd_optax._covariance_capture import covariance_capture
 from insgd_optax._layer_covariances import MAX_ROWS
-from insgd_optax._layer_types import LayerTypes, input_norm_fns
-from insgd_optax._matching import is_entry
+from insgd_optax._layer_types import (
+    LayerTypes,
+    call_arguments,
+    input_norm_fns,
+    layers_key,
+)
+from insgd_optax._matching import COVARIANCE_NAME, NAME
 from insgd_optax._nnx_layer_types import NNX, NNX_COVARIANCES
 from insgd_optax._norms import check_p
 from insgd_optax._patching import Call, replaced_calls
@@ -132,7 +135,7 @@ def capture_input_norms(
     """
     check_p(p)
     table = takes(input_norm_fns(NNX, conv_input, norm_layers, layers), p)
-    key = settings_key(p, conv_input, norm_layers, layers)
+    key = (p, conv_input, norm_layers, layers_key(layers))
     with listening(Capture("nnx", NAME, table, p=p, key=key)):
         yield
 
@@ -209,8 +212,8 @@ def _listening(original: Call) -> Call:
                 each for each in taken if _times_sown(layer, each[0]) == before[each[0]]
             ]
             if wanted:
-                bound = inspect.signature(original).bind(layer, *args, **kwargs)
-                arguments = dict(list(bound.arguments.items())[1:])
+                arguments = call_arguments(original, layer, *args, **kwargs)
+                del arguments[next(iter(arguments))]  # self
                 for name, take in wanted:
                     layer.sow(nnx.Intermediate, name, take(layer, arguments))
             return output
@@ -314,17 +317,10 @@ def _shapes_of_sown(
 ) -> Any:
     graphdef, state = nnx.split(model)
 
-    def sown(state: Any, args: Any) -> Any:
+    def sown(state: Any, *args: Any, **kwargs: Any) -> Any:
         call = nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)
         return call(*args, **kwargs)[1]
 
-    shapes = jax.eval_shape(sown, state, args)
-    paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
-    keys = [key for path in paths for key in _paths.tuple_path(path)]
-    if not any(is_entry(key, name) for key in keys):
-        raise ValueError(
-            f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
-            f" {name}_shapes inside `with insgd_optax.nnx.{capture}(...)`, with the"
-            " options training will use"
-        )
+    shapes = shapes_of_call(sown, state, *args, **kwargs)
+    check_sown(shapes, name, f"insgd_optax.nnx.{capture}", model)
     return shapes

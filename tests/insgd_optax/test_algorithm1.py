@@ -9,7 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from insgd_optax import capture_input_norms, insgd
+from insgd_optax import (
+    capture_input_norms,
+    dampened_trace,
+    insgd,
+    insgd_as_released,
+    lms_newton,
+)
 from tests.insgd_optax.references.algorithm1_reference import (
     Algorithm1,
     batch_norm_to_the_p,
@@ -154,3 +160,33 @@ def test_the_paper_s_algorithm_is_dampening_equal_to_momentum(x64):
         grads = {"dense": {"kernel": jnp.full((1, 1), grad)}}
         updates, state = tx.update(grads, state, params, input_norms=norms)
         np.testing.assert_allclose(updates["dense"]["kernel"], -expected, rtol=1e-12)
+
+
+def test_dampened_momentum_keeps_dtypes_as_optax_s_trace():
+    params = {"w": jnp.ones(2, jnp.bfloat16), "frozen": jnp.ones(2)}
+    grads = {"w": jnp.ones(2, jnp.float32), "frozen": None}
+    for nesterov in (False, True):
+        expected, _ = optax.trace(0.9, nesterov).update(
+            grads, optax.trace(0.9, nesterov).init(params)
+        )
+        tx = dampened_trace(0.9, 0.5, nesterov)
+        state = tx.init(params)
+        updates, after = tx.update(grads, state)
+        assert updates["frozen"] is None
+        assert updates["w"].dtype == expected["w"].dtype == jnp.float32
+        np.testing.assert_array_equal(updates["w"], expected["w"])
+        jax.tree.map(lambda a, b: np.testing.assert_(a.dtype == b.dtype), after, state)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: dampened_trace(2.0), "decay"),
+        (lambda: insgd_as_released(0.1, momentum=2.0), "momentum"),
+        (lambda: lms_newton(0.1, covariance_decay=2.0), "covariance_decay"),
+        (lambda: lms_newton(0.1, momentum=2.0), "momentum"),
+    ],
+)
+def test_errors_name_the_option_that_was_given(make, name):
+    with pytest.raises(ValueError, match=rf"^{name}=2.0 must lie in \[0, 1\)"):
+        make()

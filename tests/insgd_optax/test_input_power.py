@@ -308,10 +308,20 @@ def test_shapes_that_lack_a_layer():
         ({"learning_rate": -0.1}, "learning_rate=-0.1 must be at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan must be at least 0"),
         ({"weight_decay": -1}, "weight_decay=-1 must be at least 0"),
-        ({"power_decay": 1.0}, r"decay=1.0 must lie in \[0, 1\)"),
+        ({"power_decay": 1.0}, r"power_decay=1.0 must lie in \[0, 1\)"),
         ({"power_decay": -0.1}, r"decay=-0.1 must lie in \[0, 1\)"),
-        ({"momentum": 1.0}, r"momentum decay=1.0 must lie in \[0, 1\)"),
+        ({"momentum": 1.0}, r"^momentum=1.0 must lie in \[0, 1\)"),
+        ({"momentum": np.array(2.0)}, r"^momentum=2.0 must lie in \[0, 1\)"),
         ({"dampening": 1.5}, r"dampening=1.5 must lie in \[0, 1\]"),
+        (
+            {"dampening": 1.5, "momentum": None},
+            r"dampening=1.5 must lie in \[0, 1\]",
+        ),
+        ({"loss_lower_bound": 3.0}, "loss_lower_bound=3.0 .* polyak_factor"),
+        (
+            {"loss_lower_bound": float("nan"), "polyak_factor": 0.3},
+            "^loss_lower_bound=nan must be a number",
+        ),
         ({"eps": 0.0}, "eps=0.0 must be greater than 0"),
         ({"normalizer": "sqrt"}, "normalizer='sqrt' is not known.*log.*log1p.*power"),
         ({"scope": "bias"}, "scope='bias' is not known.*kernel.*layer.*function"),
@@ -346,3 +356,24 @@ def test_powers_of_a_state_without_the_rule():
     twice = optax.chain(scale_by_input_power(), scale_by_input_power())
     with pytest.raises(ValueError, match="dense/kernel is scaled by two"):
         input_powers(twice.init(PARAMS))
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_a_layer_whose_input_died_stays_at_the_floor(decay):
+    """P underflows after a thousand steps; its multiplier does not go back to 1."""
+    tx = scale_by_input_power(decay)
+    state = tx.init(PARAMS)
+    _, state = tx.update(PARAMS, state, input_norms=norm_of(50.0))
+
+    def step(state, _):
+        _, state = tx.update(PARAMS, state, input_norms=norm_of(0.0))
+        return state, learning_rate_multipliers(state)["dense/kernel"]
+
+    state, multipliers = jax.jit(lambda state: jax.lax.scan(step, state, length=1500))(
+        state
+    )
+    np.testing.assert_allclose(multipliers[100:], 100.0, rtol=1e-6)
+    assert power(state) > 0
+    # What comes then is averaged as ever.
+    _, state = tx.update(PARAMS, state, input_norms=norm_of(30.0))
+    np.testing.assert_allclose(power(state), (1 - decay) * 30, rtol=1e-6)

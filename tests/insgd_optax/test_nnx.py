@@ -338,6 +338,24 @@ def test_errors_say_what_to_do():
         input_norm_shapes(model, x)
 
 
+class Switched(nnx.Module):
+    def __init__(self):
+        self.linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, train):
+        return self.linear(x) if train else x
+
+
+def test_shapes_of_a_call_with_flags_and_abstract_keywords():
+    x = jax.ShapeDtypeStruct((1, 2), jnp.float32)
+    with capture_input_norms():
+        for shapes in (
+            input_norm_shapes(Switched(), x, True),
+            input_norm_shapes(Switched(), x=x, train=True),
+        ):
+            assert shapes["linear"]["input_norm"].get_value()[0].shape == (1, 1)
+
+
 def test_the_code_on_the_page():
     page = pathlib.Path(__file__).parents[2] / "docs" / "nnx.md"
     results = doctest.testfile(str(page), module_relative=False)

@@ -1,11 +1,12 @@
 """The norm of an input vector, against NumPy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from insgd_optax import input_norm
+from insgd_optax import capture_input_covariances, capture_input_norms, input_norm
 from tests.insgd_optax.references.algorithm1_reference import batch_norm_to_the_p
 
 
@@ -65,3 +66,27 @@ def test_a_p_that_is_no_norm(p):
 def test_an_axis_that_is_not_there():
     with pytest.raises(ValueError, match=r"axis=2 is not an axis of x.*\(1, 2\)"):
         input_norm(jnp.ones((1, 2)), axis=2)
+
+
+@pytest.mark.parametrize("p", [2, np.inf])
+def test_more_samples_than_an_int32_counts(p):
+    x = jax.ShapeDtypeStruct((2**31, 2), jnp.bfloat16)
+    assert jax.eval_shape(lambda x: input_norm(x, p), x).shape == ()
+
+
+def test_einsum_broadcasts_a_contracted_axis():
+    """As `jnp.einsum` does: the kernel meets each entry as often as it is repeated."""
+    layer = nn.Einsum((3, 2), "bd,dk->bk", use_bias=False)
+    x = jnp.array([[2.0], [1.0]])
+    params = {"kernel": jnp.ones((3, 2))}
+    for p in (2, np.inf):
+        with capture_input_norms(p), capture_input_covariances():
+            _, sown = layer.apply({"params": params}, x, mutable=["intermediates"])
+        sown = sown["intermediates"]
+        repeated = np.repeat(x, 3, axis=1)
+        expected = batch_norm_to_the_p(repeated, p)
+        np.testing.assert_allclose(sown["input_norm"][0], expected)
+    (covariance,) = sown["input_covariance"]
+    np.testing.assert_allclose(
+        covariance.factors[0].reshape(3, 3), repeated.T @ repeated
+    )

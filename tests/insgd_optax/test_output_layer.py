@@ -151,3 +151,15 @@ def test_no_gradient_flows_into_the_targets():
     loss = functools.partial(projection_loss, inverse_activation=inverse_tanh)
     grad = jax.grad(loss, argnums=1)(jnp.array([1.0]), jnp.array([0.3]))
     np.testing.assert_array_equal(grad, [0.0])
+
+
+@pytest.mark.parametrize("inverse", [inverse_sigmoid, inverse_tanh])
+@pytest.mark.parametrize(
+    ("dtype", "margin"),
+    [(jnp.bfloat16, 1e-3), (jnp.float16, 1e-9), (jnp.float32, 1e-8)],
+)
+def test_a_margin_below_the_dtype_s_resolution_gives_no_infinity(
+    inverse, dtype, margin
+):
+    ends = jnp.array([-1.0, 0.0, 1.0], dtype)
+    assert np.isfinite(inverse(ends, margin=margin)).all()

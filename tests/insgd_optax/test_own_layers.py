@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from insgd_optax import capture_input_covariances, capture_input_norms, input_norm
-from insgd_optax._capture import settings_key
+from insgd_optax._capture_stack import active_captures
+from insgd_optax._layer_types import layers_key
 from insgd_optax.nnx import capture_input_norms as nnx_capture_input_norms
 
 X = jnp.arange(12.0).reshape(2, 2, 3)
@@ -125,5 +126,79 @@ def test_settings_tell_functions_apart():
     def two(module, call):
         return call["x"]
 
-    keys = [settings_key(2, "patch", False, {General: own}) for own in (one, one, two)]
+    keys = [layers_key({General: own}) for own in (one, one, two)]
     assert keys[0] == keys[1] != keys[2] and len(set(keys)) == 2
+
+
+def test_a_function_written_inline_is_the_same_in_each_pass():
+    """If all that it refers to is the same; a trace is reused then."""
+
+    def key(axis, p=2):
+        own = lambda module, call: input_norm(call["x"], p, axis=axis)
+        return layers_key({General: own})
+
+    assert key(-1) == key(-1)
+    keys = [key(-1), key(-2), key(-1, 1), key(-1, 1.0), key(-1, True)]
+    assert len(set(keys)) == len(keys)
+    # An array has no hash, and a variable may not be set yet.
+    assert key(jnp.ones(2)) != key(jnp.ones(2))
+    unset = lambda module, call: later
+    assert layers_key({General: unset}) != layers_key({General: unset})
+    later = 1
+    first = layers_key({General: unset})
+    assert layers_key({General: unset}) == first
+    later = 2
+    assert layers_key({General: unset}) != first
+
+
+AXIS = -1
+
+
+def test_a_global_that_a_function_reads_is_a_part_of_it(monkeypatch):
+    def key():
+        return layers_key({General: lambda module, call: [AXIS for _ in call]})
+
+    before = key()
+    assert key() == before
+    monkeypatch.setitem(globals(), "AXIS", 1)
+    assert key() != before
+
+
+class Carried(nn.Module):
+    @nn.compact
+    def __call__(self, carry, x):
+        return carry, x @ self.param("kernel", nn.initializers.ones, (3, 1))
+
+
+class Variadic(nn.Module):
+    @nn.compact
+    def __call__(self, *inputs):
+        return inputs[0] @ self.param("kernel", nn.initializers.ones, (3, 1))
+
+
+@pytest.mark.parametrize("capture", [capture_input_norms, capture_input_covariances])
+def test_a_carry_is_no_input(capture):
+    with (
+        capture(layers=[Carried]),
+        pytest.raises(ValueError, match="Carried.*carry, is tuple, not a floating"),
+    ):
+        sown_by(Carried(), (X, X), X)
+
+
+def test_an_input_among_positional_arguments():
+    """Where the call's parameter is `*inputs`."""
+    with capture_input_norms(layers=[Variadic]):
+        (norm,) = sown_by(Variadic(), X)["input_norm"]
+    np.testing.assert_allclose(norm, np.sum(np.square(X)) / 4)
+
+
+@pytest.mark.parametrize("when", [np.bool_(True), jnp.array(True), np.bool_(False)])
+def test_a_concrete_when_is_a_setting(when):
+    """Eager passes under equal settings then share one compiled program."""
+    keys = []
+    for _ in range(2):
+        with capture_input_covariances(when=when):
+            (capture,) = active_captures("linen")
+            keys.append(capture.key)
+            (covariance,) = sown_by(nn.Dense(1), X)["input_covariance"]
+    assert keys[0] == keys[1] and covariance.count == (4 if when else 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from insgd_optax import capture_input_norms
+from insgd_optax import capture_input_norms, input_norm_shapes
 
 
 def sown_norm(layer, x, p):
@@ -133,3 +133,13 @@ def test_extra_batch_axes_are_samples():
     np.testing.assert_allclose(sown_norm(layer, x, 2), sown_norm(layer, flat, 2), 1e-6)
     one = sown_norm(layer, flat[0], 2)
     np.testing.assert_allclose(one, sown_norm(layer, flat[:1], 2), 1e-6)
+
+
+@pytest.mark.parametrize("p", [2, np.inf])
+def test_more_fields_than_an_int32_counts(p):
+    """A depthwise convolution of a large batch, sharded over many devices."""
+    model = nn.Conv(144, (3, 3), feature_group_count=144)
+    x = jax.ShapeDtypeStruct((2048, 112, 112, 144), jnp.bfloat16)
+    with capture_input_norms(p, conv_input="patch"):
+        shapes = input_norm_shapes(model, jax.random.key(0), x)
+    assert shapes["input_norm"][0].shape == (1, 1, 1, 1)

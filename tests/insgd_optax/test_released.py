@@ -426,3 +426,11 @@ def test_errors_say_what_to_do():
     for name in ("learning_rate", "momentum", "weight_decay"):
         with pytest.raises(ValueError, match=f"{name}.*=-1"):
             insgd_as_released(**{"learning_rate": 0.1, name: -1})
+
+
+def test_masked_kernels_are_no_kernels():
+    params = {"d": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
+    mask = {"d": {"kernel": False, "bias": True}}
+    tx = optax.masked(insgd_as_released(0.1), mask)
+    with pytest.raises(ValueError, match=r'named "kernel"(.|\n)*d/bias$'):
+        tx.init(params)

@@ -22,6 +22,7 @@ def test_a_group_without_kernels(rule):
     with pytest.raises(ValueError, match="optax.partition(.|\n)*optax.sgd") as error:
         tx.init(PARAMS)
     assert "  d/bias\n" in str(error.value) and "d/kernel" not in str(error.value)
+    assert "\n1 other is masked away. A group" in str(error.value)
     optax.partition({"decay": rule(0.1), "no decay": optax.sgd(0.1)}, labels).init(
         PARAMS
     )
