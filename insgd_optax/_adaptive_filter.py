@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from insgd_optax._norms import check_p
 
-# Samples an iteration of the compiled loop, on a CPU: four take a third off NLMS's time
-# at 256 taps, and multiply it by six at 16.
+# Loop unrolling. On a CPU, unrolling by 4 makes NLMS a third faster at 256 taps but six
+# times slower at 16.
 _UNROLL, _UNROLL_ABOVE_TAPS = 4, 64
 
 
@@ -32,7 +32,7 @@ def check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
             f" several at once, jax.vmap the filter over {name}"
         )
     if isinstance(value, jax.core.Tracer):
-        return  # inside jit or vmap: no value to look at
+        return  # inside jit or vmap: the value is not known
     in_range = not np.iscomplexobj(value) and (value > 0 or allow_zero and value == 0)
     if not (in_range and np.isfinite(value)):
         kind = "a finite number >= 0" if allow_zero else "a positive finite number"
@@ -107,7 +107,7 @@ def run_filter(
     numbers: Sequence[ArrayLike],
     static: tuple[Hashable, ...] = (),
 ) -> FilterResult:
-    """Checks the signals and filters them, in one compiled scan a rule and shape."""
+    """Checks and filters the signals, in one compiled scan per rule and shape."""
     u, d, weights = check_signals(u, d, num_taps, weights)
     return _run(rule, static, weight_history, u, d, weights, tuple(numbers))
 
@@ -221,7 +221,7 @@ def lms_filter(
     Raises:
         ValueError: if u or d is not one-dimensional, they differ in length or are
             empty, `weights` does not have `num_taps` entries, `num_taps` is below 1,
-            or `step_size` is not a positive finite number (not looked at when traced).
+            or `step_size` is not a positive finite number (not checked when traced).
 
     Example:
         >>> import jax
@@ -233,7 +233,7 @@ def lms_filter(
         >>> print(result.weights[-1].round(3))
         [ 1.  -0.5]
 
-    Source: Eq. 3-6; lambda takes up the 2 of the gradient of |e|^2. For complex
+    Source: Eq. 3-6; lambda absorbs the factor 2 of the gradient of |e|^2. For complex
     signals the paper's d - u w is kept (Sayed's form): the weights converge to the
     system's impulse response itself, where the form with y = w^H x (Haykin's)
     converges to its conjugate.
@@ -286,7 +286,7 @@ def nlms_filter(
 
     Raises:
         ValueError: as `lms_filter`, and if `p` is below 1 or `eps` is not a finite
-            number >= 0 (not looked at when traced).
+            number >= 0 (not checked when traced).
 
     Example:
         >>> import jax
@@ -301,9 +301,9 @@ def nlms_filter(
          [0.5 0. ]]
 
     Source: Eq. 7-9 and 20. Eq. 7-9 have no eps; Eq. 20 has, and gives it no value.
-    Eq. 9 is called a projection, but with p = 1 and lambda = 1 the error after the
-    step is not zero unless ||x||_1 = ||x||_2^2. Complex signals are as in
-    `lms_filter`.
+    Eq. 9 is presented as a projection under another distance, but with p = 1 and
+    lambda = 1 the error after the step is not zero unless ||x||_1 = ||x||_2^2. Complex
+    signals are as in `lms_filter`.
     """
     check_p(p)
     check_scalar("step_size", step_size, allow_zero=False)

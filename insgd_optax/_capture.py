@@ -67,9 +67,9 @@ def capture_input_norms(
     Enter it inside the function that is traced, so that one compiled function has one
     setting. The settings are a part of JAX's cache keys: a function that was traced
     outside the context, or with other settings, is traced again. The model must be
-    applied with "intermediates" in `mutable`. Norms leave `nn.scan`, `nn.vmap` and
-    `nn.RNN` stacked along axis 0, whether or not their `variable_axes` mention
-    "intermediates"; where parameters are stacked along another axis it must.
+    applied with "intermediates" in `mutable`. `nn.scan`, `nn.vmap` and `nn.RNN` return
+    norms stacked along axis 0, whether or not their `variable_axes` mention
+    "intermediates"; if parameters are stacked along another axis, they must mention it.
 
     Args:
         p: the norm: any number >= 1, or `jnp.inf`.
@@ -80,11 +80,14 @@ def capture_input_norms(
             the last axis of their first argument, or a dict from class to the axis or
             axes, or to a function of the module and the call's arguments by name that
             returns the power, such as `lambda module, call: input_norm(call["x"], p)`.
-            A subclass of a known layer needs no entry.
+            A subclass of a known layer needs no entry. Two functions with the same
+            code that refer to the same values count as one setting; a function that
+            refers to an array counts as a new one in each context, so that eager passes
+            compile again: use `jax.jit`, or keep the context's function.
 
     Yields:
         Nothing. Contexts nest: of those that sow the same, the innermost one is
-        active. Other threads and other asyncio tasks do not notice.
+        active. Other threads and other asyncio tasks are unaffected.
 
     Raises:
         ValueError: if `p` is less than 1, or an option is not known.
@@ -111,7 +114,7 @@ def capture_input_norms(
 
 
 def takes(table: Mapping[type, InputNormFn], p: float) -> dict[type, Take]:
-    """A table of layer types whose norms are taken with this p."""
+    """Binds p in a table of layer types."""
 
     def take(input_norm_fn: InputNormFn) -> Take:
         return lambda layer, arguments: input_norm_fn(layer, arguments, p)
@@ -121,7 +124,7 @@ def takes(table: Mapping[type, InputNormFn], p: float) -> dict[type, Take]:
 
 @contextlib.contextmanager
 def listening(capture: Capture) -> Iterator[None]:
-    """Makes the layers of any Linen model sow what `capture` takes of their input."""
+    """Makes the layers of any Linen model sow the statistic of `capture`."""
     export_sown(
         COLLECTION, lambda: {each.name for each in active_captures("linen")}, is_entry
     )
@@ -149,8 +152,8 @@ def _intercept(
         taken = [(capture, take) for capture, take in found if take is not None]
         if not taken:
             return next_fun(*args, **kwargs)
-        # A lifted subclass is another object inside than outside; a model applied
-        # within a layer has the layer's path, but not its way of taking the norm.
+        # Identified by path and `take`, not by object: lifting creates a new module
+        # object, and a model applied inside a layer can share the layer's path.
         layers = [(capture.name, module.path, take) for capture, take in taken]
         output, innermost = _calls.run(layers, lambda: next_fun(*args, **kwargs))
         if module.is_mutable_collection(COLLECTION):
@@ -181,9 +184,9 @@ def _check_not_fed_back(module: nn.Module, names: Iterable[str]) -> None:
                 name = of[0]
                 path = jax.tree_util.keystr(keys, simple=True, separator="/")
                 raise ValueError(
-                    f"the variables given to {type(module).__name__} hold {path} of an"
-                    f" earlier pass, with which this pass's {name} would be averaged:"
-                    ' leave "intermediates" out of what apply is given'
+                    f"the variables passed to {type(module).__name__} hold {path} of an"
+                    f" earlier pass, which would be averaged with this pass's {name}:"
+                    ' do not pass "intermediates" to apply'
                 )
 
 
@@ -198,9 +201,9 @@ def sow_input_norm(
     """Sows the power of a hand-written layer's input, in one line of its `__call__`.
 
     Sows `input_norm(x, p, axis=axis)`, a scalar, beside the parameters of `module`.
-    With `input_norms_like`, a scalar that is stacked is taken for one a layer: in a
-    recurrent cell, whose steps share a kernel, sow the number in the kernel's rank
-    instead, `self.sow("intermediates", "input_norm", input_norm(x).reshape(1, 1))`.
+    With `input_norms_like`, a stacked scalar is read as one value per layer. In a
+    recurrent cell, whose steps share a kernel, sow it with the kernel's rank instead:
+    `self.sow("intermediates", "input_norm", input_norm(x).reshape(1, 1))`.
 
     Args:
         module: the module whose `kernel` the input meets; `self` in its `__call__`.
@@ -260,7 +263,7 @@ def input_norm_shapes(
         A tree of `jax.ShapeDtypeStruct` like the model's "intermediates".
 
     Raises:
-        ValueError: if nothing is sown, for want of a surrounding capture.
+        ValueError: if nothing is sown, because no capture is open.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp

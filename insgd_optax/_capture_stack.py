@@ -1,4 +1,4 @@
-"""Open captures, and the layer calls under way in a thread."""
+"""Open captures, and the layer calls in progress in a thread."""
 
 import contextlib
 import contextvars
@@ -20,7 +20,7 @@ _settings = trace_context()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Capture:
-    """What one entered context makes layers sow."""
+    """The settings of one entered context."""
 
     library: str  # whose layers: "linen" or "nnx"
     name: str  # what is sown; the innermost capture of each name is active
@@ -97,7 +97,7 @@ def _active() -> dict[tuple[str, str], Capture]:
 
 
 def active_captures(library: str) -> list[Capture]:
-    """The captures that a layer of this library sows for, one a name."""
+    """The captures that a layer of this library sows for, one per name."""
     return [capture for (own, _), capture in _active().items() if own == library]
 
 
@@ -108,18 +108,18 @@ def _key() -> Hashable:
 
 @contextlib.contextmanager
 def task_settings() -> Iterator[None]:
-    """Has JAX look up traces by this task's settings."""
+    """Sets JAX's trace context to this task's captures."""
     key = _key()
     if _settings.value == key:
         yield
     else:
-        # Another task of this thread entered or left a context meanwhile.
+        # Another task of this thread has entered or left a context since.
         with _settings(key):
             yield
 
 
 class _Call:
-    """A layer's call under way."""
+    """A layer's call in progress."""
 
     def __init__(self, layer: Hashable) -> None:
         self.layer = layer
@@ -127,7 +127,7 @@ class _Call:
 
 
 class Calls(threading.local):
-    """The calls under way in this thread, the innermost last."""
+    """The calls in progress in this thread, the innermost last."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
@@ -150,10 +150,10 @@ class Calls(threading.local):
     def run(
         self, layers: Sequence[Hashable], function: Callable[[], Any]
     ) -> tuple[Any, list[bool]]:
-        """Runs one call of a layer; tells for each name whether it is the innermost.
+        """Runs one call of a layer; returns for each name whether it is the innermost.
 
-        A subclass may change the input before it calls `super().__call__`: what
-        reaches the innermost call is what the kernel sees, and it alone is sown.
+        A subclass may change the input before it calls `super().__call__`. The kernel
+        sees the input of the innermost call, so only that one is sown.
         """
         for outer in self._calls:
             if outer.layer in layers:

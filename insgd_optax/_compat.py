@@ -1,4 +1,4 @@
-"""Private parts of Flax, Optax and JAX: what a release may change without notice.
+"""Private parts of Flax, Optax and JAX, which a release may change without notice.
 
 Each has a test in tests/insgd_optax/test_compat.py, which names it when it moves.
 """

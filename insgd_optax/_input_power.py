@@ -29,7 +29,7 @@ Normalizer = str | Callable[[jax.Array], jax.Array]
 class ScaleByInputPowerState(NamedTuple):
     """State of `scale_by_input_power`."""
 
-    # The field's name in every optax state; it hides tuple.count.
+    # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
     # Like params: P where a weight is scaled, shape=() or that of the kept stacked
     # axes, float32 (float64 for float64 weights); optax.MaskedNode() elsewhere.
@@ -41,21 +41,20 @@ class ScaleByInputPowerState(NamedTuple):
 NO_NORMS = (
     "input_norms is missing: call tx.update(grads, opt_state, params,"
     " input_norms=sown), where sown is what"
-    " model.apply(..., mutable=['intermediates']) returns second inside"
-    " `with insgd_optax.capture_input_norms():`. For flax's TrainState, which does not"
-    " hand them on, take insgd_optax.TrainState; optax.lookahead and optax.flatten drop"
-    " them too"
+    " model.apply(..., mutable=['intermediates']) returns as its second value inside"
+    " `with insgd_optax.capture_input_norms():`. flax's TrainState does not forward"
+    " them: use insgd_optax.TrainState; optax.lookahead and optax.flatten drop them too"
 )
 _CAUSES = """Likely causes:
   - the model was applied outside `with insgd_optax.capture_input_norms():`
   - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
   - an NNX model was called outside insgd_optax.nnx's capture_input_norms, or not
     through nnx.capture(model, nnx.Intermediate)
-  - nn.scan or nn.vmap stacks the parameters along another axis than 0 and lacks
+  - nn.scan or nn.vmap stacks the parameters along an axis other than 0 and lacks
     "intermediates" in its variable_axes
-  - the layer is an NNX module inside nnx.bridge.ToLinen, which lets nothing be sown
-  - the layer is inside nn.WeightNorm, nn.SpectralNorm or nn.while_loop, which let
-    nothing be sown, or inside nn.cond or nn.switch with `variables` that leave
+  - the layer is an NNX module inside nnx.bridge.ToLinen, which discards sown values
+  - the layer is inside nn.WeightNorm, nn.SpectralNorm or nn.while_loop, which discard
+    sown values, or inside nn.cond or nn.switch with `variables` that leave
     "intermediates" out
   - the layer's type is your own: name it in capture_input_norms(layers=...) or call
     insgd_optax.sow_input_norm(self, x) in it
@@ -64,7 +63,7 @@ _CAUSES = """Likely causes:
   - scope="layer" also scales a bias or scale that a module keeps outside any layer:
     leave it out, scope=lambda path: path[-1] in ("kernel", "bias", "scale") and
     path[:-1] != ("path", "of", "the", "module")
-  - the norms are those of capture_released_norms, which only insgd_as_released takes
+  - the norms are those of capture_released_norms, which only insgd_as_released uses
   - the layer was not used in this pass: scale_by_input_power(missing="keep")"""
 
 
@@ -114,7 +113,7 @@ def scale_by_input_power(
     Returns:
         A transformation whose `update` requires the keyword `input_norms`: what the
         model mutated in the pass that gave the gradients, whole. Other sown
-        values in it are ignored. Updates leave in the gradients' shapes and dtypes.
+        values in it are ignored. Updates have the gradients' shapes and dtypes.
         Its state is a `ScaleByInputPowerState`.
 
     Raises:
@@ -230,7 +229,7 @@ def scale_by_input_power(
 
 
 def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
-    """Why an optimizer is given no weight to scale, and the way out."""
+    """The error message for a scope that matches no parameter."""
     pairs = zip(flat.paths, flat.weights, strict=True)
     seen = [path for path, weight in pairs if not is_masked(weight)]
     message = (
@@ -253,18 +252,21 @@ def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
             " tree: leave optax.flatten out, which drops the names and input_norms; or"
             " put only the transformations that need no names inside it"
         )
-    return f"{message}Name the weights to scale by scope, or take optax.sgd"
+    return f"{message}Select the weights to scale with scope=, or use optax.sgd"
 
 
 def next_power(power: jax.Array, norm: jax.Array, decay: ArrayLike) -> jax.Array:
-    """A running mean, Eq. 26 and 29, without a first step at 0 and inf or nan."""
+    """The running mean of Eq. 26 and 29.
+
+    It starts at the first norm above 0 and skips norms that are not finite.
+    """
     average = decay * power + (1 - decay) * norm
     average = jnp.where(power > 0, average, norm)
     return jnp.where(jnp.isfinite(norm), average, power).astype(power.dtype)
 
 
 def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
-    """multiplier * grad, computed in the wider dtype, left in the gradient's."""
+    """multiplier * grad, computed in the wider dtype, in the gradient's dtype."""
     # Not `promote_types`, which strict dtype promotion forbids.
     wide = jnp.finfo(grad.dtype).bits >= jnp.finfo(multiplier.dtype).bits
     dtype = grad.dtype if wide else multiplier.dtype
@@ -274,7 +276,7 @@ def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
 def divisor_function(
     normalizer: Normalizer, eps: ArrayLike
 ) -> Callable[[Any], jax.Array]:
-    """Returns P -> f(P), with f = 1 where P is 0, which means that none is known yet.
+    """Returns P -> f(P), with f = 1 where P is 0, that is, before the first norm.
 
     Raises:
         ValueError: if the normalizer is not known or eps is not positive.
@@ -291,8 +293,8 @@ def divisor_function(
     elif not isinstance(normalizer, str):
         raise TypeError(
             f"normalizer is a {type(normalizer).__name__}: give a name or a function"
-            " from P to the divisor; optax.inject_hyperparams takes a function for a"
-            ' schedule unless it is told static_args=("normalizer",)'
+            " from P to the divisor; optax.inject_hyperparams treats callables as"
+            ' schedules: pass it static_args=("normalizer",)'
         )
     elif normalizer in functions:
         function = functions[normalizer]

@@ -15,7 +15,7 @@ from insgd_optax import _receptive_field as field
 from insgd_optax._compat import DenseParams, canonicalize_padding
 from insgd_optax._norms import input_norm, statistic_dtype
 
-# (layer, its call's arguments by name) -> what it brings in: its power, or its vectors.
+# (layer, its call's arguments by name) -> its input power, or its input vectors.
 OwnInput = Callable[[Any, Mapping[str, Any]], jax.Array]
 LayerTypes = Sequence[type] | Mapping[type, int | Sequence[int] | OwnInput]
 # (layer, its call's arguments by name, p) -> the statistic to sow. The layer's
@@ -46,7 +46,7 @@ def layer_input(call: Mapping[str, Any]) -> jax.Array:
 
 
 def sizes(value: int | Sequence[int] | None, length: int = 1) -> tuple[int, ...]:
-    """Flax's reading of a size that may be one number for every axis."""
+    """Expands a size given as one int, as Flax does."""
     if value is None:
         return (1,) * length
     return (value,) * length if isinstance(value, int) else tuple(value)
@@ -137,18 +137,15 @@ def conv_transpose_patch(
     )
 
 
-def batch_norm(layer: nn.BatchNorm, call: Mapping[str, Any], p: float) -> jax.Array:
-    x = layer_input(call)
-    rank = len(sizes(layer.axis))
-    return norms.normalization_norm(x, p, sum_axes=range(1, x.ndim), scale_rank=rank)
-
-
 def sample_norm(
-    layer: nn.GroupNorm | nn.InstanceNorm, call: Mapping[str, Any], p: float
+    layer: nn.BatchNorm | nn.GroupNorm | nn.InstanceNorm,
+    call: Mapping[str, Any],
+    p: float,
 ) -> jax.Array:
+    """The whole input of a sample, in the rank of the layer's scale."""
     x = layer_input(call)
     rank = len(sizes(getattr(layer, "feature_axes", -1)))
-    return norms.normalization_norm(x, p, sum_axes=range(1, x.ndim), scale_rank=rank)
+    return norms.mean_power(x, p, sum_axes=range(1, x.ndim)).reshape((1,) * rank)
 
 
 def vector_norm(
@@ -157,11 +154,11 @@ def vector_norm(
     x = layer_input(call)
     sum_axes = [axis % x.ndim for axis in sizes(layer.reduction_axes)]
     rank = len(sizes(layer.feature_axes))
-    return norms.normalization_norm(x, p, sum_axes=sum_axes, scale_rank=rank)
+    return norms.mean_power(x, p, sum_axes=sum_axes).reshape((1,) * rank)
 
 
 def _own_layer(own: int | Sequence[int] | OwnInput) -> InputNormFn:
-    """A user's layer whose input vector lies along an axis, or that tells its power."""
+    """A user's layer with its input axes, or with a function that returns its power."""
 
     def own_layer(layer: Any, call: Mapping[str, Any], p: float) -> jax.Array:
         with naming_layer(layer):
@@ -175,7 +172,7 @@ def _own_layer(own: int | Sequence[int] | OwnInput) -> InputNormFn:
 
 @contextlib.contextmanager
 def naming_layer(layer: Any) -> Iterator[None]:
-    """Names a user's layer in what goes wrong when its input is measured."""
+    """Adds a user's layer to errors that are raised when its input is measured."""
     try:
         yield
     except Exception as error:
@@ -196,7 +193,7 @@ def floating_input(call: Mapping[str, Any]) -> jax.Array:
         kind = type(x).__name__ if dtype is None else f"an array of {dtype}"
         raise TypeError(
             f"its first argument, {next(iter(call))}, is {kind}, not a floating-point"
-            " array. Give the class a function in the place of an axis,"
+            " array. Give the class a function instead of an axis,"
             " layers={Class: lambda module, arguments: ...}, which takes the input from"
             f" {list(call)}, and returns its power, such as"
             ' insgd_optax.input_norm(arguments["x"]) (for capture_input_covariances the'
@@ -206,7 +203,7 @@ def floating_input(call: Mapping[str, Any]) -> jax.Array:
 
 
 class LayerKinds(NamedTuple):
-    """The layer types of one library of layers."""
+    """The layer types of Linen or of NNX."""
 
     module: type  # what every layer type derives from
     dense: Mapping[type, InputNormFn]
@@ -236,7 +233,7 @@ LINEN = LayerKinds(
         },
     },
     normalization={
-        nn.BatchNorm: batch_norm,
+        nn.BatchNorm: sample_norm,
         nn.GroupNorm: sample_norm,
         nn.InstanceNorm: sample_norm,
         nn.LayerNorm: vector_norm,
@@ -264,7 +261,7 @@ def input_norm_fns(
 def own_layers(
     layers: LayerTypes | None, module: type
 ) -> Mapping[type, int | Sequence[int] | OwnInput]:
-    """The axes of the input vector of a user's layer types, or what takes it.
+    """A user's layer types with their input axes, or with their function.
 
     Raises:
         TypeError: if one is no layer type.

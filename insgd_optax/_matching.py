@@ -1,4 +1,4 @@
-"""Matching what layers sowed with the weights that it scales.
+"""Matches sown statistics to the weights they scale.
 
 A layer sows a statistic of its kernel's rank. `nn.scan`, `nn.vmap` and `nn.RNN` stack
 it along leading axes: one for layers stacked in the kernel too, which keep one power
@@ -27,7 +27,7 @@ from insgd_optax._paths import (
 COLLECTION = "intermediates"
 NAME = "input_norm"
 COVARIANCE_NAME = "input_covariance"
-# Another name than `input_norm`: each optimizer finds its own and misses the other's.
+# A separate name, so that neither optimizer picks up the other's statistic.
 RELEASED_NAME = "released_input_norm"
 
 Shape = tuple[int, ...]
@@ -40,7 +40,7 @@ Sown = dict[Path, list[Any]]
 def entry_name(name: str, weight: str | None) -> str:
     """The name to sow a statistic under: "input_norm", or "input_norm.w1" of a weight.
 
-    The dot keeps it apart from every parameter, which Python names.
+    Parameter names are Python identifiers, so that a dot cannot collide with one.
     """
     return name if weight is None else f"{name}.{weight}"
 
@@ -64,7 +64,7 @@ def source(path: Path, name: str) -> Path | None:
 
 
 def by_layer(input_norms: Any, name: str = NAME) -> Sown:
-    """Sorts the values of one name of a tree by layer; ignores all others.
+    """Collects a tree's values of one name by layer; ignores all others.
 
     `input_norms` is the "intermediates" collection, or all collections a model mutated.
     """
@@ -113,8 +113,8 @@ def _names_weight(key: Path, weight: Path) -> bool:
 def check_not_shared(sown: Sown, weights: Iterable[Path], name: str = NAME) -> None:
     """Raises if several scaled weights of one module share an unnamed statistic.
 
-    A kernel's bias and scale meet the kernel's input; of two other weights, one would
-    be scaled by the other's input.
+    A bias or scale shares its kernel's input. Of two other weights, one would be scaled
+    by the other's input.
     """
     sharing: dict[Path, list[Path]] = {}
     for path in weights:
@@ -127,12 +127,13 @@ def check_not_shared(sown: Sown, weights: Iterable[Path], name: str = NAME) -> N
     if shared:
         what = name.replace("_", " ")
         raise ValueError(
-            f"these scaled weights of one module share one {what}, which does not say"
-            f" whose input it is of:\n{path_list(shared)}\n"
+            f"these scaled weights of one module share one {what} without a weight's"
+            " name, so it is ambiguous whose input it describes:\n"
+            f"{path_list(shared)}\n"
             f"Sow one for each weight in the module's call,"
             f" insgd_optax.sow_{name}(self, x, weight={shared[0][-1]!r}) (in NNX"
             f" self.sow(nnx.Intermediate, {entry_name(name, shared[0][-1])!r}, ...)),"
-            " in the place of layers=; or leave all but one out by scope, a function"
+            " instead of using layers=; or exclude all but one with scope=, a function"
             " from a parameter's path to True or False"
         )
 
@@ -200,8 +201,9 @@ def averaged_axes(statistic: Shape, weight: Shape) -> tuple[int, ...]:
     """The axes of a statistic that its weight does not have.
 
     As many axes as the statistic has in excess are averaged, such that the rest
-    broadcasts against the weight. Of several choices the one that averages the most
-    axes longer than 1 holds, since what a layer sows by itself ends in singletons.
+    broadcasts against the weight. If several choices fit, the one that averages the
+    most axes longer than 1 wins, because a layer's own statistic has trailing singleton
+    axes.
 
     Raises:
         ShapeMismatchError: if no choice fits, or several different ones do.
@@ -254,8 +256,8 @@ def align(
         kernel: the shape of the layer's kernel; the weight's own if it has none.
 
     Returns:
-        The shape to give the statistic, the axes to average then, and the shape of
-        the result, which broadcasts against the weight.
+        The axes to average, the shape to reshape the statistic to before, and the
+        shape of the result, which broadcasts against the weight.
     """
     shape = _padded(call.shape, len(kernel))
     axes = averaged_axes(shape, kernel)

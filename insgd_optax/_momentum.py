@@ -17,7 +17,7 @@ Mask: TypeAlias = optax.Params | Callable[[optax.Params], Any]
 class DampenedTraceState(NamedTuple):
     """State of `dampened_trace` with dampening."""
 
-    # The field's name in every optax state; it hides tuple.count.
+    # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
     trace: Any  # like params, in their dtypes
 
@@ -25,7 +25,7 @@ class DampenedTraceState(NamedTuple):
 def dampened_trace(
     decay: ArrayLike, dampening: ArrayLike = 0.0, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    r"""Momentum whose every gradient but the first is dampened.
+    r"""Momentum that dampens every gradient except the first.
 
     .. math::
         b_1 = g_1, \quad b_t = \gamma b_{t-1} + (1 - d) g_t
@@ -107,8 +107,9 @@ def add_decayed_weights(
 ) -> optax.GradientTransformation:
     """`optax.add_decayed_weights`, or nothing for None and 0, as in `optax.sgd`.
 
-    `optax.inject_hyperparams` makes an array of a default of 0.0, which cannot be told
-    from any other, and would ask for parameters. It leaves None as it is.
+    The default of the optimizers is None because `optax.inject_hyperparams` turns 0.0
+    into an array, which cannot be recognized as zero; `update` would then require
+    `params`.
 
     Raises:
         ValueError: if `weight_decay` is negative.

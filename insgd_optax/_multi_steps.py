@@ -259,7 +259,7 @@ def _micro_norms(
 
 
 def _layer_covariances(inner_state: Any) -> dict[Path, LayerCovariance]:
-    """What is kept of each weight that is scaled by its covariance."""
+    """The covariance state of each weight that has one."""
     layers: dict[Path, LayerCovariance] = {}
     for state in states_of(inner_state, ScaleByInputCovarianceState):
         paths, kept, _ = flat_layers(state.layers)

@@ -51,7 +51,7 @@ NNX = linen.LayerKinds(
         },
     },
     normalization={
-        nnx.BatchNorm: linen.batch_norm,
+        nnx.BatchNorm: linen.sample_norm,
         nnx.GroupNorm: linen.sample_norm,
         nnx.InstanceNorm: linen.sample_norm,
         nnx.LayerNorm: linen.vector_norm,
@@ -66,7 +66,7 @@ def _linear_general_covariance(
     return covariances.general(
         linen.layer_input(call),
         settings,
-        axis=linen.sizes(layer.axis),
+        axis=layer.axis,
         batch_axes=tuple(layer.batch_axis),
         num_features=len(layer.out_features),
     )

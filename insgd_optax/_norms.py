@@ -142,26 +142,19 @@ def dense_general_norm(
 
 
 def feature_map_norm(x: jax.Array, p: float, *, num_spatial: int) -> jax.Array:
-    """Shape (1, ..., 1): a convolution's input map is one vector a sample."""
+    """Shape (1, ..., 1): a convolution's input map is one vector per sample."""
     sum_axes = range(x.ndim - num_spatial - 1, x.ndim)
     return mean_power(x, p, sum_axes=sum_axes).reshape((1,) * (num_spatial + 2))
-
-
-def normalization_norm(
-    x: jax.Array, p: float, *, sum_axes: Sequence[int], scale_rank: int
-) -> jax.Array:
-    """Shape (1,) * scale_rank: the power of what a normalization layer is given."""
-    return mean_power(x, p, sum_axes=sum_axes).reshape((1,) * scale_rank)
 
 
 def einsum_operand(
     x: jax.Array, equation: str, kernel_shape: Sequence[int]
 ) -> tuple[jax.Array, list[str], list[str], set[str]]:
-    """What meets the kernel in an einsum of an input and a kernel.
+    """The einsum operand that is contracted with the kernel.
 
     Returns:
-        The input without what einsum sums, or takes the diagonal of, before; and the
-        labels of its axes, of the kernel's and of the output's.
+        The input after einsum's own sums and diagonals over axes that neither kernel
+        nor output has; the axis labels of input, kernel and output.
     """
     operands, output = equation.replace(" ", "").split("->")
     term, kernel_term = operands.split(",")
@@ -207,7 +200,7 @@ def einsum_norm(
 
 
 def _labels(term: str, rank: int) -> list[str]:
-    """One label an axis; those of an ellipsis are counted from its right end."""
+    """One label per axis; those of an ellipsis are counted from its right end."""
     if "..." not in term:
         return list(term)
     before, after = term.split("...")

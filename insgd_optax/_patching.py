@@ -1,4 +1,4 @@
-"""Replacing the `__call__` of classes for a while, from any number of threads."""
+"""Temporarily replaces `__call__` of classes; thread-safe."""
 
 import contextlib
 import threading
@@ -27,16 +27,17 @@ def replaced_calls(
 ) -> Iterator[None]:
     """Replaces the `__call__` of classes, and of their subclasses that have their own.
 
-    All threads see the replacement, and a class has one however many contexts are
-    open: it must itself find out whether it is wanted where it is called. Classes get
-    their own `__call__` back when the last context that replaced it ends.
+    All threads see the replacement, and a class has one replacement however many
+    contexts are open: it must check by itself whether a capture is open where it is
+    called. Classes get their own `__call__` back when the last context ends.
 
     Args:
         kinds: the classes.
         replacement: from a class's `__call__` to what replaces it.
     """
     with _lock:
-        # Kept: subclasses that are defined meanwhile have nothing to give back.
+        # Fixed now: subclasses defined while the context is open are not patched and
+        # must not be restored.
         found = list(_with_overriding_subclasses(kinds))
         for kind in found:
             if kind not in _replaced:

@@ -13,7 +13,7 @@ Path = tuple[str, ...]
 
 def is_box(node: Any) -> bool:
     """Whether `node` wraps one weight in metadata (a Linen box, an NNX variable)."""
-    # Whoever holds NNX variables has imported NNX; nobody else pays for it.
+    # A tree with NNX variables implies that NNX is imported; importing it is slow.
     nnx = sys.modules.get("flax.nnx")
     boxes: tuple[type, ...] = (meta.AxisMetadata,)
     if nnx is not None:
@@ -107,8 +107,8 @@ def scope_predicate(scope: Scope) -> Callable[[Path], bool]:
     if not isinstance(scope, str):
         raise TypeError(
             f"scope is a {type(scope).__name__}: give a name or a function from a path;"
-            " optax.inject_hyperparams takes a function for a schedule unless it is"
-            ' told static_args=("scope",)'
+            " optax.inject_hyperparams treats callables as schedules: pass it"
+            ' static_args=("scope",)'
         )
     if scope not in _SCOPES:
         raise ValueError(
@@ -117,7 +117,7 @@ def scope_predicate(scope: Scope) -> Callable[[Path], bool]:
             " True or False"
         )
     names = _SCOPES[scope]
-    return lambda path: path[-1:] != () and path[-1] in names
+    return lambda path: bool(path) and path[-1] in names
 
 
 State = TypeVar("State")

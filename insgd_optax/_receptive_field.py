@@ -127,7 +127,7 @@ def patch_norm(
     Args:
         x: (..., *spatial, channels).
         p: the norm; `jnp.inf` takes each field's largest magnitude.
-        windows: one a spatial axis.
+        windows: one per spatial axis.
         groups: the number of feature groups the channels fall into.
 
     Returns:

@@ -86,7 +86,8 @@ def affine_projection_filter(
         d: the desired output: see `lms_filter`.
         num_taps: length of the filter.
         order: number of samples in a projection, at least 1; usually 2 to 10. A
-            sample costs about order * num_taps + order^3 operations.
+            sample costs about order^2 * num_taps + order^3 / 3 multiplications and as
+            many additions.
         step_size: lambda > 0, without units; may be traced.
         eps: what is added to the diagonal of X X^H, >= 0, in units of |u|^2; may be
             traced. Rounding needs at least (num_taps + order) times the dtype's
@@ -99,7 +100,7 @@ def affine_projection_filter(
 
     Raises:
         ValueError: as `lms_filter`, and if `order` is not a whole number of at least 1
-            or `eps` is not a finite number >= 0 (not looked at when traced).
+            or `eps` is not a finite number >= 0 (not checked when traced).
 
     Example:
         >>> import jax
@@ -140,9 +141,9 @@ def _rls_rule(
         return root - jnp.outer(shrink, jnp.conj(projected)), unscaled / divisor
 
     def update(weights: jax.Array, root: jax.Array, sample: Sample) -> Any:
-        # Without the two measures below, P grows as forgetting^-t where u is silent or
-        # narrow-band, until it overflows. The first is for a memory shorter than the
-        # filter, in which P grows too far between two turns of a tap.
+        # Two guards keep P from growing as forgetting^-t, until it overflows, where u
+        # is silent or narrow-band. The first covers a memory shorter than the filter,
+        # for which the guard of each tap in turn acts too rarely.
         power = delta + _squared_norm(sample.x)
         too_large = jnp.sum(_squared_norm(root)) * power > num_taps / epsilon
         memory = jnp.where(too_large, 1, forgetting)
@@ -188,8 +189,8 @@ def rls_filter(
     Args:
         u: the input: see `lms_filter`.
         d: the desired output: see `lms_filter`.
-        num_taps: length of the filter. A sample costs about 5 num_taps^2
-            multiplications and additions.
+        num_taps: length of the filter. A sample costs about 22 num_taps^2
+            floating-point operations.
         forgetting: beta, 0 < beta <= 1; may be traced. The filter remembers about
             1 / (1 - beta) samples, which should be several times `num_taps`. With 1 it
             never forgets and does not follow a system that changes.
@@ -202,9 +203,9 @@ def rls_filter(
         A `FilterResult`, as `lms_filter` does.
 
     Raises:
-        ValueError: as `lms_filter` (of `step_size`, which this filter has not, apart),
-            and if `forgetting` is not in (0, 1] or `delta` is not a positive finite
-            number (neither is looked at when traced).
+        ValueError: as `lms_filter`, except for `step_size`, which this filter does not
+            have, and if `forgetting` is not in (0, 1] or `delta` is not a positive
+            finite number (neither is checked when traced).
 
     Example:
         >>> import jax

@@ -59,13 +59,13 @@ def insgd_as_released(
         \kappa = \frac{\sqrt{1 + 10^{-6}}}{\sqrt{1 - \gamma} + 10^{-6}}
 
     where mu is `learning_rate`, gamma `momentum` and lambda `weight_decay`. P comes
-    from `capture_released_norms`: one number an input channel of a convolution, one
+    from `capture_released_norms`: one number per input channel of a convolution, one
     for a Dense kernel, of this batch alone. Whatever is not named "kernel" (biases,
     normalization layers, embeddings, class tokens) takes w - mu V.
 
     P is the power of a standardised input and therefore nearly the same at every
     step: close to height * width - 1 for a convolution, to features - 0.9 for a Dense
-    layer. See docs/released_code.md before you take its results for the paper's.
+    layer. See docs/released_code.md before treating its results as the paper's.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule.
@@ -76,7 +76,7 @@ def insgd_as_released(
     Returns:
         A transformation whose `update` requires the keyword `input_norms`, and the
         parameters where weight decay is not 0. It remembers no P; `MultiSteps` does
-        not know its norms. Updates leave in the gradients' shapes and dtypes.
+        not know its norms. Updates have the gradients' shapes and dtypes.
 
     Raises:
         ValueError: if a number is out of its range; from `init`, if there is no
@@ -153,8 +153,7 @@ def _scale_by_released_norms(
             raise ValueError(
                 "input_norms is missing: call tx.update(grads, opt_state, params,"
                 f" input_norms=sown); {_CAPTURE}."
-                " insgd_optax.MultiSteps does not hand them on, nor does flax's"
-                " TrainState"
+                " insgd_optax.MultiSteps and flax's TrainState do not forward them"
             )
         flat = flatten(updates)
         found = matches(by_layer(input_norms, RELEASED_NAME), flat)
@@ -178,7 +177,7 @@ def _scale_by_released_norms(
 
 
 def _missing(absent: list[Path], input_norms: Any) -> str:
-    """Why these kernels have no norm, as far as can be told."""
+    """The error message for kernels without a norm."""
     message = f"these kernels have no {RELEASED_NAME}:\n{path_list(absent)}\n"
     if by_layer(input_norms):
         return (
@@ -202,9 +201,9 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
 
     with the unbiased std. Each call of a layer sows, as `released_input_norm`:
 
-    - Conv, ConvTranspose: one number an input channel c. mean and std run over the
+    - Conv, ConvTranspose: one number per input channel c. mean and std run over the
       positions of the channel, and P_c = mean over samples of sum over positions of
-      |z|^p. A grouped convolution has one an input channel of each group.
+      |z|^p. A grouped convolution has one per input channel of each group.
     - Dense, DenseGeneral and the kernels of recurrent cells: one number. mean and std
       run over the features, and P = mean over samples of sum over features of |z|^p,
       plus 0.1. For a sequence of tokens see `tokens`.
@@ -213,15 +212,15 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
 
     Args:
         p: the norm: any number >= 1, but not infinity.
-        tokens: what a Dense layer makes of an input with axes between the first and
-            the features, such as (batch, tokens, features): "samples" takes each token
-            for a sample, as the released ImageNet script does; "as_is" takes mean and
-            std over the tokens, feature by feature, as the CIFAR scripts do.
+        tokens: how a Dense layer's input with axes between the first and the features,
+            such as (batch, tokens, features), is standardised: "samples" treats each
+            token as a sample, as the released ImageNet script does; "as_is" computes
+            mean and std over the tokens, feature by feature, as the CIFAR scripts do.
 
     Yields:
         Nothing. Contexts nest: the innermost one is active. `capture_input_norms` may
-        be open at the same time, and layers then sow both. Enter it where that one is
-        entered: in the function that is traced.
+        be open at the same time, and layers then sow both. Enter it inside the traced
+        function.
 
     Raises:
         ValueError: if `p` is less than 1 or infinite, or `tokens` is not known.

@@ -1,4 +1,4 @@
-"""Flax's train state, with the input norms handed on."""
+"""Flax's train state that passes input norms to the optimizer."""
 
 import functools
 from typing import Any
@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 
 
 class TrainState(train_state.TrainState):
-    """`flax.training.train_state.TrainState` whose gradients come with input norms.
+    """`flax.training.train_state.TrainState` for optimizers that take input norms.
 
-    Flax's own hands keyword arguments of `apply_gradients` to `replace` and not to the
-    optimizer, which then misses `input_norms`.
+    Flax's own passes keyword arguments of `apply_gradients` to `replace`, and none of
+    them to the optimizer.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -46,6 +46,9 @@ class TrainState(train_state.TrainState):
     ) -> "TrainState":
         """Updates the parameters, the optimizer state and the step.
 
+        An optimizer without extra arguments, such as `optax.sgd`, ignores norms,
+        covariances and loss, so that one training step serves for comparisons.
+
         Args:
             grads: gradients, like `params`.
             input_norms: the "intermediates" of the same pass. None for an optimizer
@@ -58,19 +61,17 @@ class TrainState(train_state.TrainState):
         Returns:
             The new state.
         """
-        update = self.tx.update
-        plain = isinstance(self.tx, optax.GradientTransformation) and not isinstance(
-            self.tx, optax.GradientTransformationExtraArgs
-        )
+        tx = self.tx
+        if isinstance(tx, optax.GradientTransformation):
+            tx = optax.with_extra_args_support(tx)
         given = {
             "input_norms": input_norms,
             "input_covariances": input_covariances,
             "value": value,
         }
         extra_args = {name: each for name, each in given.items() if each is not None}
-        if not plain:
-            update = functools.partial(update, **extra_args)
-        # Flax's own method, whose care for fp8 parameters is not repeated here.
-        handing_on = self.replace(tx=optax.GradientTransformation(self.tx.init, update))
-        state = super(TrainState, handing_on).apply_gradients(grads=grads, **kwargs)
+        update = functools.partial(tx.update, **extra_args)
+        # Calls flax's apply_gradients, which also handles fp8 parameters.
+        bound = self.replace(tx=optax.GradientTransformation(tx.init, update))
+        state = super(TrainState, bound).apply_gradients(grads=grads, **kwargs)
         return state.replace(tx=self.tx)

@@ -146,8 +146,8 @@ def _value_and_grad(
             raise ValueError(
                 "the loss returned no 'intermediates': it must return (loss,"
                 " variables), or with has_aux=True (loss, (variables, aux)), where"
-                " variables is"
-                " what model.apply(..., mutable=['intermediates']) returns second"
+                " variables is the second value that"
+                " model.apply(..., mutable=['intermediates']) returns"
             )
         found, rest = _split(variables[COLLECTION], statistic)
         variables = {**variables, COLLECTION: rest}

@@ -1,7 +1,7 @@
 """Input norms for models of Flax NNX.
 
 NNX layers are captured as Linen's are; the optimizers are the same, and
-`nnx.Optimizer.update` hands `input_norms` on to them. A whole training loop:
+`nnx.Optimizer.update` forwards `input_norms` to them. A whole training loop:
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -39,12 +39,13 @@ NNX layers are captured as Linen's are; the optimizers are the same, and
     ['linear1/kernel', 'linear2/kernel']
 
 `nnx.capture` is Flax's own (0.12.6 or newer): it collects what layers sow and leaves
-the model as it was. A module of your own whose kernel no known layer holds sows its
-norm in one line of its `__call__`:
+the model as it was. A module that holds its kernel itself sows its norm in one line
+of its `__call__`:
 
     self.sow(nnx.Intermediate, "input_norm", insgd_optax.input_norm(x, p=2))
 
-and one with several weights a norm for each, under "input_norm.w1" for its weight w1.
+A module with several weights sows one norm per weight, named for example
+"input_norm.w1" for w1.
 """
 
 import contextlib
@@ -117,7 +118,7 @@ def capture_input_norms(
 
     Raises:
         ValueError: if `p` is less than 1, or an option is not known.
-        TypeError: if `layers` holds something else than subclasses of `nnx.Module`.
+        TypeError: if `layers` contains anything but subclasses of `nnx.Module`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,8 +154,8 @@ def capture_input_covariances(
 
     The layers are those of `capture_input_norms`, without normalization layers; what
     they sow, the arguments and the errors are as for
-    `insgd_optax.capture_input_covariances`. `nnx.Optimizer.update` hands
-    `input_covariances` on to the optimizer.
+    `insgd_optax.capture_input_covariances`. `nnx.Optimizer.update` forwards
+    `input_covariances` to the optimizer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -185,13 +186,13 @@ def capture_input_covariances(
 
 @contextlib.contextmanager
 def listening(capture: Capture) -> Iterator[None]:
-    """Makes the layers of any NNX model sow what `capture` takes of their input."""
+    """Makes the layers of any NNX model sow the statistic of `capture`."""
     with opened(capture, replaced_calls([*capture.layers, nnx.RNN], _listening)):
         yield
 
 
 def _listening(original: Call) -> Call:
-    """What a layer class's `__call__` is while a capture is open in some thread."""
+    """A layer class's `__call__` while a capture is open in some thread."""
 
     @functools.wraps(original)
     def call(layer: nnx.Module, *args: Any, **kwargs: Any) -> Any:
@@ -222,7 +223,7 @@ def _listening(original: Call) -> Call:
 
 
 def _times_sown(layer: nnx.Module, name: str) -> int:
-    """How many values of this name `nnx.capture` has from the layer by now."""
+    """The number of values of this name that `nnx.capture` has from the layer."""
     for variable in nnx_captures(layer) or ():
         if type(variable) is nnx.Intermediate:
             return len(variable[name]) if name in variable else 0
@@ -230,13 +231,13 @@ def _times_sown(layer: nnx.Module, name: str) -> int:
 
 
 def _stacked_over_time(original: Call, rnn: nnx.RNN, *args: Any, **kwargs: Any) -> Any:
-    """Runs an RNN whose scan lets out what the cell sows, stacked over time."""
+    """Runs an RNN whose scan returns what the cell sows, stacked over time."""
     if nnx.Intermediate in list(rnn.state_axes):
         return original(rnn, *args, **kwargs)
     # A copy, which shares the cell: other threads may be calling the RNN itself.
     twin = object.__new__(type(rnn))
     vars(twin).update(vars(rnn))
-    # By default the cell's state is carried, which what is sown cannot be.
+    # By default the cell's state is carried; sown values cannot be.
     axes: dict[Any, Any] = {nnx.Intermediate: 0, **rnn.state_axes}
     object.__setattr__(twin, "state_axes", nnx.StateAxes(axes))
     before = dict(vars(twin))
@@ -255,7 +256,7 @@ def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
     keep one P each instead of sharing their mean.
 
     Args:
-        model: an NNX module; it is left as it is, its state too.
+        model: an NNX module; neither it nor its state is changed.
         *args: as for the model's call; arrays or `jax.ShapeDtypeStruct`.
         **kwargs: as for the model's call.
 
@@ -263,7 +264,7 @@ def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         An `nnx.State` of `jax.ShapeDtypeStruct` like the one `nnx.capture` returns.
 
     Raises:
-        ValueError: if nothing is sown, for want of a surrounding capture.
+        ValueError: if nothing is sown, because no capture is open.
 
     Example:
         >>> import jax.numpy as jnp
