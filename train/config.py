@@ -11,6 +11,7 @@ import tyro
 import models
 from train import model_options
 from train.data import registry
+from train.provenance import num_cores
 from train.training import optimizers, parallel, schedules
 from train.training.distributed import Launch
 from train.training.optimizers import OptimizerConfig
@@ -205,11 +206,7 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
     @property
     def num_data_workers(self) -> int:
         """The number of workers given, or else one a CPU this process may use."""
-        if self.data_workers is not None:
-            return self.data_workers
-        if hasattr(os, "sched_getaffinity"):  # On Linux a cluster may lend some.
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return num_cores() if self.data_workers is None else self.data_workers
 
     @property
     def load_options(self) -> registry.LoadOptions:

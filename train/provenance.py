@@ -1,86 +1,104 @@
-"""What a reader of numbers must know about where they came from."""
+"""Provenance of results: command, commit, versions and devices."""
 
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "insgd_optax")
 
-def describe(chunk_steps: int | None = None) -> dict[str, Any]:
-    """The command, the commit, the versions and the devices; JSON.
+
+def describe(
+    chunk_steps: int | None = None,
+    parallel: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Any]:
+    """Describes this process, as JSON can hold it.
 
     Args:
-        chunk_steps: the steps in the longest of a run's programs.
+        chunk_steps: number of steps in a run's longest program.
+        parallel: a run's device strategy.
+        devices: the devices it uses. Default: all.
     """
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "insgd_optax")
+    used = jax.devices() if devices is None else devices
     return {
         "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "devices": [device.device_kind for device in jax.devices()],
+        "versions": versions(_PACKAGES),
+        "devices": [device.device_kind for device in used],
+        "parallel": parallel,
         "machine": f"{platform.system()} {platform.machine()}",
-        "cores": _cores(),
+        "cores": num_cores(),
         "chunk_steps": chunk_steps,
     }
 
 
 def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What may change the last bits of a run that goes on, in words.
+    """Lists the changes that may affect the last bits of a resumed run's results.
 
     Args:
-        recorded: from `describe`, when the run was started; of an earlier version,
-            which recorded less, what is there is compared.
+        recorded: from `describe`, when the run was last started. Entries that an
+            earlier version did not record are not compared.
         now: from `describe`.
     """
-    names = {"devices": "devices", "chunk_steps": "steps per compiled call"}
+    names = {
+        "commit": "commit",
+        "devices": "devices",
+        "parallel": "device strategy",
+        "chunk_steps": "steps per compiled call",
+    }
     if all("cpu" in device.lower() for device in now["devices"]):
-        # XLA divides sums among as many threads.
-        names["cores"] = "CPU cores"
+        names["cores"] = "CPU cores"  # XLA splits reductions over one thread per core.
     found = [
-        f"{words} were {_short(recorded[name])}, are {_short(now[name])}"
+        f"{words} changed from {_short(recorded[name])} to {_short(now.get(name))}"
         for name, words in names.items()
-        if recorded.get(name) is not None and recorded[name] != now[name]
+        if recorded.get(name) is not None and recorded[name] != now.get(name)
     ]
     versions = recorded.get("versions", {})
     return found + [
-        f"{name} was {versions[name]}, is {now['versions'][name]}"
-        for name in ("jax", "jaxlib", "flax", "optax")
-        if versions.get(name) not in (None, now["versions"][name])
+        f"{name} changed from {versions[name]} to {version}"
+        for name, version in now["versions"].items()
+        if versions.get(name) not in (None, version)
     ]
 
 
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Returns versions by package; None for one that is not installed."""
+    return {name: _version(name) for name in packages}
+
+
+def num_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Not on macOS.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _short(value: Any) -> str:
-    """A value in a message; equal devices by their number."""
+    """Formats a value for a message, counting equal devices."""
     if isinstance(value, list) and value:
         kinds = sorted(set(map(str, value)))
         return ", ".join(f"{list(map(str, value)).count(k)} x {k}" for k in kinds)
     return str(value)
 
 
-def _cores() -> int | None:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Not on macOS.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None  # Run from a checkout that is not installed.
+        return None  # A checkout that is not installed.
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked if files differ from it; None outside of git."""
+    """Returns the checkout's commit, marked if it is dirty; None outside of git."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -110,6 +110,16 @@ def test_a_run_of_other_options_is_not_reused(
     assert expected in capsys.readouterr().err
 
 
+def test_a_run_with_other_dropout_masks_is_not_reused(train, compared, capsys):
+    assert train(*COMPARE, "--parallel", "jit") == 0  # Equal but for the last bits.
+    change_record(compared, "environment", parallel="shard_map")
+    assert train(*COMPARE) == 2
+    assert "--parallel was shard_map, is auto, which" in capsys.readouterr().err
+    config = RunConfig(optimizer="sgd", runs_dir=compared.parent)
+    mapped = dataclasses.replace(config, parallel="shard_map")
+    assert series.run_path(config) != series.run_path(mapped)
+
+
 @pytest.mark.parametrize("damage", ["missing", "{}", "half"])
 def test_a_run_without_its_record_is_not_reused(train, compared, capsys, damage):
     record = compared / "record.json"

@@ -40,10 +40,10 @@ def scores(logits, labels):
 @pytest.mark.parametrize(
     ("strategy", "num_samples", "batch_size", "num_classes"),
     [
-        (parallel.jit, 37, 16, 10),
-        (parallel.jit, 32, 16, 10),
-        (parallel.jit, 5, 5, 3),
-        (parallel.pmap, 37, 16, 10),
+        ("jit", 37, 16, 10),
+        ("jit", 32, 16, 10),
+        ("jit", 5, 5, 3),
+        ("pmap", 37, 16, 10),
     ],
 )
 def test_scores_are_means_over_all_samples(
@@ -52,7 +52,7 @@ def test_scores_are_means_over_all_samples(
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (num_samples, 4, 4, 1), dtype=np.uint8)
     labels = rng.integers(0, num_classes, num_samples).astype(np.int32)
-    devices = strategy()
+    devices = parallel.create(strategy)
     state = create_state(
         Linear(num_classes), optax.identity(), jax.random.key(0), (4, 4, 1)
     )

@@ -23,7 +23,7 @@ def test_each_new_run_gets_a_folder_of_its_own(tmp_path):
 def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
     (tmp_path / "precious").write_text("!")
     with pytest.raises(
-        UserError, match="exists already and is left as it is.*--resume"
+        UserError, match="already exists and was left unchanged.*--resume"
     ):
         run_folder.create(RunConfig(run_dir=tmp_path), DATA)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
@@ -191,10 +191,18 @@ def test_replaced_images_are_noticed_if_a_fingerprint_was_recorded(tmp_path, cap
 
 
 NOW = {
+    "commit": "b",
     "devices": ["cpu", "cpu"],
+    "parallel": "mesh",
     "cores": 2,
     "chunk_steps": 1,
-    "versions": {"jax": "0.10.2", "jaxlib": "1", "flax": "1", "optax": "1"},
+    "versions": {
+        "jax": "0.10.2",
+        "jaxlib": "1",
+        "flax": "1",
+        "optax": "1",
+        "insgd_optax": "2",
+    },
 }
 
 
@@ -203,10 +211,16 @@ NOW = {
     [
         (NOW, []),
         ({}, []),
-        (NOW | {"cores": 8}, ["CPU cores were 8, are 2"]),
-        (NOW | {"devices": ["cpu"]}, ["devices were 1 x cpu, are 2 x cpu"]),
-        (NOW | {"chunk_steps": 50}, ["steps per compiled call were 50, are 1"]),
-        (NOW | {"versions": {"jax": "0.9"}}, ["jax was 0.9, is 0.10.2"]),
+        (NOW | {"cores": 8}, ["CPU cores changed from 8 to 2"]),
+        (NOW | {"devices": ["cpu"]}, ["devices changed from 1 x cpu to 2 x cpu"]),
+        (
+            NOW | {"chunk_steps": 50},
+            ["steps per compiled call changed from 50 to 1"],
+        ),
+        (NOW | {"parallel": "pmap"}, ["device strategy changed from pmap to mesh"]),
+        (NOW | {"commit": "a"}, ["commit changed from a to b"]),
+        (NOW | {"versions": {"jax": "0.9"}}, ["jax changed from 0.9 to 0.10.2"]),
+        (NOW | {"versions": {"insgd_optax": "1"}}, ["insgd_optax changed from 1 to 2"]),
     ],
 )
 def test_what_may_change_the_last_bits_is_told(recorded, expected):
@@ -218,13 +232,39 @@ def test_an_accelerators_bits_do_not_depend_on_cores():
     assert provenance.changes(now | {"cores": 8}, now) == []
 
 
-def test_a_resume_on_other_cores_is_warned_of(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(provenance, "_cores", lambda: 4)
-    folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA, chunk_steps=1)
-    environment = run_folder.load(folder.path).record["environment"]
-    assert (environment["cores"], environment["chunk_steps"]) == (4, 1)
-    folder.warn_of_changes(1)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(provenance, "_cores", lambda: 2)
-    folder.warn_of_changes(1)
-    assert "Warning: CPU cores were 4, are 2. From here on" in capsys.readouterr().err
+def test_a_resume_elsewhere_is_recorded_and_warned_of(tmp_path, capsys):
+    path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA, NOW).path
+
+    def resume(**environment):
+        run_folder.load(path).record_environment(NOW | environment)
+        return capsys.readouterr().err
+
+    assert resume(command="python -m train --resume") == ""
+    assert run_folder.load(path).environments == [NOW]
+    warning = resume(cores=8)
+    assert "Warning: CPU cores changed from 2 to 8. From here on" in warning
+    assert resume(cores=8) == ""
+    assert run_folder.load(path).environments == [NOW, NOW | {"cores": 8}]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "differ"),
+    [
+        ({"parallel": "mesh"}, {"parallel": "shard_map"}, True),
+        ({"parallel": "pmap"}, {"parallel": "shard_map"}, False),
+        ({"parallel": "pmap"}, {"parallel": "pmap", "devices": ["cpu"]}, True),
+        ({"parallel": "mesh"}, {"parallel": "mesh", "devices": ["cpu"]}, False),
+        ({"parallel": None}, {"parallel": "pmap"}, False),  # Of an earlier version.
+    ],
+)
+def test_other_dropout_masks_are_warned_of(tmp_path, capsys, before, after, differ):
+    folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA, NOW | before)
+    folder.record_environment(NOW | after)
+    assert ("Dropout masks differ" in capsys.readouterr().err) == differ
+
+
+def test_of_two_commands_that_found_a_folder_empty_one_is_told(tmp_path, monkeypatch):
+    run_folder.create(RunConfig(run_dir=tmp_path), DATA)
+    monkeypatch.setattr(run_folder, "_is_new", lambda path: True)
+    with pytest.raises(UserError, match="already exists and was left unchanged"):
+        run_folder.create(RunConfig(run_dir=tmp_path), DATA)

@@ -68,11 +68,12 @@ def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
 
 
 def provenance(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
-    """Which commits and devices finished runs came from."""
+    """Returns the commits and devices that finished runs were trained with."""
     environments = [
-        run_folder.load(series.run_path(config)).record.get("environment", {})
+        environment
         for config in configs
         if series.finished_metrics(config)
+        for environment in run_folder.load(series.run_path(config)).environments
     ]
     devices = {device for each in environments for device in each.get("devices", [])}
     return {

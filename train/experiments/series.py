@@ -28,10 +28,11 @@ from train.run.command import run
 from train.run.folder import RunFolder
 from train.run.lock import RunInProgress, RunLock
 from train.run.metrics import EpochMetrics
+from train.training import parallel
 
 _POLL_SECONDS = 2.0
 _REMEDY = "Move that folder away to run it anew, or give another --runs-dir."
-# Where and how, not what.
+# Options that do not affect results.
 _FREE = FREE_ON_RESUME | {"processes"}
 
 
@@ -54,10 +55,17 @@ def run_path(config: RunConfig) -> Path:
         for name, value in options.items()
         # A longer run has other milestones: it is another run here. An option that
         # comes into being later does not make runs without it others.
-        if value != default[name] and (name not in FREE_ON_RESUME or name == "epochs")
+        if value != default[name] and _affects_results(name, value)
     }
     name = f"{config.readable_name}-{config.epochs}epochs-{digest(identity)}"
     return config.runs_dir.expanduser().absolute() / name
+
+
+def _affects_results(name: str, value: Any) -> bool:
+    """Whether runs that differ in an option are different runs."""
+    if name == "parallel":  # It changes dropout masks, or at most the last bits.
+        return parallel.folds_in_device(value)
+    return name == "epochs" or name not in _FREE
 
 
 def finished_metrics(config: RunConfig) -> list[EpochMetrics] | None:
@@ -112,6 +120,14 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
         # The data are compared by what they are, see `_check_data`.
         if name not in FREE_ON_RESUME | {"dataset"} and recorded[name] != value
     ]
+    used = {folder.config.parallel, *(e.get("parallel") for e in folder.environments)}
+    masks = parallel.folds_in_device(config.parallel)
+    for name in sorted(each for each in used if each is not None):
+        if parallel.folds_in_device(name) != masks:
+            differences.append(
+                f"--parallel was {name}, is {config.parallel}, which draws other "
+                "dropout masks"
+            )
     if differences:
         raise UserError(
             f"The run {path} was started with other options: "
@@ -255,7 +271,7 @@ def report_folder(command: str, config: TrainingConfig) -> Path:
         field.name: value
         for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default
-        and (field.name not in _FREE or field.name == "epochs")
+        and _affects_results(field.name, value)
     }
     data = Path(config.dataset.partition(":")[2]).name or config.dataset
     name = f"{command}-{data}-{config.model}-{config.epochs}epochs-{digest(options)}"

@@ -68,7 +68,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     )
     experiment = Experiment(config, dataset)
     loop_state = experiment.start()
-    chunk_steps = max(experiment.chunk_lengths())
+    environment = experiment.describe_environment()
     if config.resume is None:
         description = dataset.describe()
         folder = run_folder.load(
@@ -79,7 +79,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
                             run_folder.create(
                                 config,
                                 description,
-                                chunk_steps,
+                                environment,
                                 dataset.describe_preprocessing(),
                             ).path
                         )
@@ -91,7 +91,6 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         folder.check_dataset(dataset.describe())
         if distributed.is_first():
             folder.warn_without_fingerprint()
-            folder.warn_of_changes(chunk_steps)
     distributed.advise(
         "Start all processes again with --resume instead of --run-dir: "
         f"python -m train --resume {_short(folder.path)}"
@@ -107,6 +106,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     if config.resume is not None and distributed.is_first():
         folder.record_options(config)
         folder.record_preprocessing(dataset)
+        folder.record_environment(environment)
     print(
         f"{config.model} on {dataset.name} ({dataset.num_train} training, "
         f"{dataset.num_test} test images) with {config.optimizer}, learning "

@@ -13,6 +13,7 @@ import numpy as np
 
 import insgd_optax
 import models
+from train import provenance
 from train.config import MOST_STEPS, RunConfig, option
 from train.data.registry import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
@@ -201,6 +202,12 @@ class Experiment:
         """The chunks of an epoch, in steps."""
         most = self._config.chunk_steps or self._trainer.default_chunk_steps
         return epoch.chunk_lengths(self.steps_per_epoch, most)
+
+    def describe_environment(self) -> dict[str, Any]:
+        """Describes where the run trains, for its record; JSON."""
+        return provenance.describe(
+            max(self.chunk_lengths()), self._devices.name, self._devices.devices
+        )
 
     def train_chunk(
         self, loop_state: LoopState, step: int, num_steps: int

@@ -1,17 +1,18 @@
 """The folder a run leaves behind: what it was, what it measured, where it stands."""
 
 import dataclasses
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train import command_line, files, json_fields, provenance
+from train import command_line, files, json_fields, provenance, strict_json
 from train.config import RunConfig
 from train.data import registry
 from train.data.registry import Dataset, Preprocessing, RecordedDataset
 from train.errors import UserError
 from train.run import lock, record
+from train.training import parallel
 
 RECORD = "record.json"
 # The same options, to be given again, by `--config`.
@@ -86,7 +87,7 @@ class RunFolder:
 
     def _write(self, **parts: dict[str, Any]) -> None:
         self.record |= parts
-        files.write(self.path / RECORD, _encode(self.record))
+        files.write(self.path / RECORD, strict_json.encode(self.record))
 
     def recorded_dataset(self) -> RecordedDataset:
         """The data of the run, without its images.
@@ -154,17 +155,25 @@ class RunFolder:
                     "started with, or start a new run."
                 )
 
-    def warn_of_changes(self, chunk_steps: int) -> None:
-        """Says so if a run that goes on may differ in its last bits."""
-        changes = provenance.changes(
-            self.record.get("environment", {}), provenance.describe(chunk_steps)
-        )
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """The environments, see `provenance.describe`, in which the run was trained."""
+        first = self.record.get("environment")
+        resumed = self.record.get("resumed", [])
+        return [each for each in (first, *resumed) if each is not None]
+
+    def record_environment(self, environment: dict[str, Any]) -> None:
+        """Records the environment of a resumed run; warns if it changes the results."""
+        last = self.environments[-1] if self.environments else {}
+        changes = provenance.changes(last, environment)
         if changes:
             print(
-                f"Warning: {'; '.join(changes)}. From here on the last bits of the "
-                f"results may differ from those of {self.path} uninterrupted.",
+                f"Warning: {'; '.join(changes)}. From here on, the last bits of the "
+                f"results may differ from those of an uninterrupted run.{_masks(last, environment)}",
                 file=sys.stderr,
             )
+        if {**last, "command": None} != {**environment, "command": None}:
+            self._write(resumed=[*self.record.get("resumed", []), environment])
 
     def warn_without_fingerprint(self) -> None:
         """Says so if images may have been replaced unnoticed."""
@@ -180,7 +189,7 @@ class RunFolder:
 def create(
     config: RunConfig,
     dataset: dict[str, Any],
-    chunk_steps: int | None = None,
+    environment: dict[str, Any] | None = None,
     preprocessing: dict[str, Any] | None = None,
 ) -> RunFolder:
     """Makes a new run folder; never one that is there already.
@@ -188,8 +197,8 @@ def create(
     Args:
         config: the run's options.
         dataset: from `ImageDataset.describe`.
-        chunk_steps: the steps in the longest of its programs, for the record.
-        preprocessing: from `ImageDataset.describe_preprocessing`.
+        environment: from `provenance.describe`.
+        preprocessing: from `Dataset.describe_preprocessing`.
 
     Returns:
         The folder, with its record written.
@@ -200,10 +209,7 @@ def create(
     if config.run_dir is not None:
         path = config.run_dir.expanduser().absolute()
         if path.exists() and not (path.is_dir() and _is_new(path)):
-            raise UserError(
-                f"The run folder {path} exists already and is left as it is. Go on "
-                f"with it: --resume {config.run_dir}; or give another --run-dir."
-            )
+            raise _already_exists(path, config)
         make(path, exist_ok=True)
     else:
         path = _make_next(config.runs_dir.expanduser().absolute(), config.readable_name)
@@ -211,10 +217,12 @@ def create(
         "config": config.to_json(),
         "dataset": dataset,
         **({} if preprocessing is None else {"preprocessing": preprocessing}),
-        "environment": provenance.describe(chunk_steps),
+        "environment": environment or provenance.describe(),
     }
-    # Of two commands that found the folder empty one comes first.
-    files.create(path / RECORD, _encode(values))
+    try:
+        files.create(path / RECORD, strict_json.encode(values))
+    except FileExistsError as error:  # Another command found the folder empty, too.
+        raise _already_exists(path, config) from error
     folder = RunFolder(path, values)
     folder.write_config()
     return folder
@@ -243,8 +251,26 @@ def load(path: Path) -> RunFolder:
     return folder
 
 
-def _encode(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
+def _already_exists(path: Path, config: RunConfig) -> UserError:
+    return UserError(
+        f"The run folder {path} already exists and was left unchanged. Use --resume "
+        f"{config.run_dir or path} to resume the run, or another --run-dir."
+    )
+
+
+def _masks(last: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Explains that dropout masks differ, where random keys depend on the device."""
+    keys = [
+        len(each.get("devices", []))
+        if parallel.folds_in_device(each.get("parallel"))
+        else None
+        for each in (last, now)
+    ]
+    if keys[0] == keys[1] or last.get("parallel") is None:
+        return ""
+    return (
+        " Dropout masks differ as well: shard_map and pmap draw them for each device."
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,14 @@ from typing import Any
 from train import json_fields
 from train.config import NOT_STORED, RunConfig
 
+_ENVIRONMENT: dict[str, Any] = {
+    "commit": str | None,
+    "devices": list[str],
+    "parallel": str | None,
+    "versions": dict,
+    "cores": int | None,
+    "chunk_steps": int | None,
+}
 # By part of the record: the fields that are read by name, and their types.
 _PARTS: dict[str, dict[str, Any]] = {
     "config": {},
@@ -18,13 +26,7 @@ _PARTS: dict[str, dict[str, Any]] = {
         "fingerprint": str,
     },
     "preprocessing": {"mean": list[float], "std": list[float]},
-    "environment": {
-        "commit": str | None,
-        "devices": list[str],
-        "versions": dict,
-        "cores": int | None,
-        "chunk_steps": int | None,
-    },
+    "environment": _ENVIRONMENT,
 }
 # Earlier versions did not write these.
 _OPTIONAL_PARTS = {"preprocessing", "environment"}
@@ -46,8 +48,19 @@ def parse(content: bytes) -> dict[str, Any]:
         raise json_fields.FieldError(
             f"it holds {json_fields.kind(record)}, not an object"
         )
-    for part, fields in _PARTS.items():
-        values = record.get(part, {} if part in _OPTIONAL_PARTS else None)
+    resumed = record.get("resumed", [])
+    if not isinstance(resumed, list):
+        raise json_fields.FieldError(
+            f"its 'resumed' is {json_fields.kind(resumed)}, not a list"
+        )
+    parts = [
+        (part, record.get(part, {} if part in _OPTIONAL_PARTS else None), fields)
+        for part, fields in _PARTS.items()
+    ]
+    for part, values, fields in [
+        *parts,
+        *(("resumed", each, _ENVIRONMENT) for each in resumed),
+    ]:
         if not isinstance(values, dict):
             raise json_fields.FieldError(
                 f"its {part!r} is {json_fields.kind(values)}, not an object"

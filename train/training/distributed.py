@@ -5,12 +5,12 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from train import provenance
 from train.errors import UserError
 from train.training import rendezvous
 
@@ -181,9 +181,8 @@ def check_equal(values: dict[str, object]) -> None:
             )
 
 
-def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "optax")
-    return {name: metadata.version(name) for name in packages}
+def _versions() -> dict[str, str | None]:
+    return provenance.versions(("jax", "jaxlib", "flax", "optax", "insgd_optax"))
 
 
 def is_first() -> bool:

@@ -1,21 +1,21 @@
-"""How a program is spread over devices: one table, one interface.
+"""Strategies for running a program on several devices, behind one interface.
 
-Every way keeps arrays whole on every device and shares out each batch. A program asks
-`local_shard` for its part of a batch it took from whole arrays, or is given its part of
-one that `shard_batch` put there in parts. Under `Jit` and `Mesh` that part is the whole batch,
-which XLA divides, and adds the collectives by itself. Under `Pmap` and `ShardMap` it is
-a device's own, the program has the axis `axis_name`, and averages over it.
+Every strategy replicates the parameters and shards the batch. A program takes its shard
+of a batch from replicated arrays with `local_shard`, or is passed arrays that
+`shard_batch` sharded. Under `Mesh` a shard is the global batch, which XLA partitions,
+inserting the collectives. Under `Pmap` and `ShardMap` it is the batch of one device,
+and the program averages over the mapped axis, `axis_name`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.errors import UserError
 
@@ -25,33 +25,67 @@ Program = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Jit:
-    """One device."""
+class Devices:
+    """Base class of the strategies.
 
-    device: jax.Device
-    axis_name = None
-    num_devices = 1
+    Attributes:
+        devices: all devices that take part, of all processes.
+        name: the strategy, as in `create`.
+        axis_name: the mapped axis in a program; None if programs see the global batch.
+    """
+
+    devices: tuple[jax.Device, ...]
+    name: ClassVar[str]
+    axis_name: ClassVar[str | None]
+
+    @property
+    def num_devices(self) -> int:
+        """Number of devices."""
+        return len(self.devices)
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices along one axis."""
+        return jax.make_mesh(
+            (self.num_devices,),
+            (AXIS,),
+            # The default, Explicit, requires a sharding for every operation.
+            axis_types=(AxisType.Auto,),
+            devices=self.devices,
+        )
+
+    @property
+    def _replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def _sharded(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Puts arrays on the device."""
-        return jax.device_put(tree, SingleDeviceSharding(self.device))
+        """Copies arrays, equal in all processes, to every device."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self._replicated)
+        # device_put cannot send random keys to devices of other processes.
+        return _identity(self._replicated)(tree)
 
     def round_up_batch(self, batch_size: int) -> int:
-        """The least batch of at least so many that all devices have equal shares of."""
-        return batch_size
+        """Returns the batch size rounded up to a multiple of the number of devices."""
+        return -(-batch_size // self.num_devices) * self.num_devices
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """Which rows of a batch this process's devices take, in rising order."""
-        return np.arange(batch_size)
+        """Returns the rows of a batch that go to this process's devices, ascending."""
+        shards = self._sharded.addressable_devices_indices_map((batch_size,))
+        rows = np.arange(batch_size)
+        return np.sort(np.concatenate([rows[shard] for shard in shards.values()]))
 
     def shard_batch(self, tree: Any) -> Any:
-        """Puts a batch's arrays on the devices in parts, of which this process has
-        those of its `rows`."""
-        return self.replicate(tree)
+        """Shards a batch's arrays over the devices, given this process's `rows`."""
+        return jax.make_array_from_process_local_data(self._sharded, tree)
 
     def local_shard(self, tree: Any) -> Any:
-        """A device's share of arrays whose first axis is the batch, in a program."""
-        return tree
+        """Within a program, returns the shard of replicated arrays of a batch."""
+        raise NotImplementedError
 
     def compile(
         self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
@@ -59,107 +93,53 @@ class Jit:
         """Compiles a function of the state and other arrays.
 
         Args:
-            fn: the function.
-            donate_state: the state given is used up, and its memory used again.
-            batch_arrays: how many of the arrays, the last ones, are from `shard_batch`.
+            fn: the function. Its results must be equal on every device.
+            donate_state: donate the state's buffers.
+            batch_arrays: number of trailing arrays that come from `shard_batch`.
 
         Returns:
             The program.
         """
-        del batch_arrays  # Nothing is in parts.
-        return jax.jit(fn, donate_argnums=_donated(donate_state))
+        raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True)
-class _Several:
-    """What the ways for several devices have in common."""
+class Mesh(Devices):
+    """`jax.jit` with a batch sharded over the devices of all processes."""
 
-    devices: tuple[jax.Device, ...]
-
-    @property
-    def num_devices(self) -> int:
-        return len(self.devices)
-
-    @functools.cached_property
-    def mesh(self) -> jax.sharding.Mesh:
-        """All devices, in one row."""
-        return jax.make_mesh(
-            (self.num_devices,),
-            (AXIS,),
-            # By itself it would be Explicit, and want a sharding for every operation.
-            axis_types=(AxisType.Auto,),
-            devices=self.devices,
-        )
-
-    @property
-    def _whole(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    @property
-    def _in_parts(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(AXIS))
-
-    def replicate(self, tree: Any) -> Any:
-        """Puts a copy of the arrays, the same in every process, on every device."""
-        if jax.process_count() == 1:
-            return jax.device_put(tree, self._whole)
-        # device_put takes no random keys to devices of other processes.
-        return _identity(self._whole)(tree)
-
-    def round_up_batch(self, batch_size: int) -> int:
-        """See `Jit.round_up_batch`."""
-        return -(-batch_size // self.num_devices) * self.num_devices
-
-    def rows(self, batch_size: int) -> np.ndarray:
-        """See `Jit.rows`."""
-        parts = self._in_parts.addressable_devices_indices_map((batch_size,))
-        rows = np.arange(batch_size)
-        return np.sort(np.concatenate([rows[part] for part in parts.values()]))
-
-    def shard_batch(self, tree: Any) -> Any:
-        """See `Jit.shard_batch`."""
-        return jax.make_array_from_process_local_data(self._in_parts, tree)
-
-
-class Mesh(_Several):
-    """Several devices of all processes, as one: `jax.jit` of a batch sharded on them."""
-
+    name = "mesh"
     axis_name = None
 
     def local_shard(self, tree: Any) -> Any:
-        """See `Jit.local_shard`."""
-        return jax.lax.with_sharding_constraint(tree, self._in_parts)
+        return jax.lax.with_sharding_constraint(tree, self._sharded)
 
     def compile(
         self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
     ) -> Program:
-        """See `Jit.compile`."""
-        del batch_arrays  # They come with their sharding.
+        del batch_arrays  # They carry their sharding.
         return jax.jit(
-            fn, out_shardings=self._whole, donate_argnums=_donated(donate_state)
+            fn, out_shardings=self._replicated, donate_argnums=_donated(donate_state)
         )
 
 
-class _Mapped(_Several):
-    """The ways in which a program is written for one device of several."""
+class _Mapped(Devices):
+    """Base class of strategies whose programs run on one device's shard."""
 
     axis_name = AXIS
 
     def local_shard(self, tree: Any) -> Any:
-        """See `Jit.local_shard`."""
-
-        def one(whole: jax.Array) -> jax.Array:
-            shares = whole.reshape(self.num_devices, -1, *whole.shape[1:])
-            return shares[jax.lax.axis_index(AXIS)]
+        def one(batch: jax.Array) -> jax.Array:
+            shards = batch.reshape(self.num_devices, -1, *batch.shape[1:])
+            return shards[jax.lax.axis_index(AXIS)]
 
         return jax.tree.map(one, tree)
 
 
 class Pmap(_Mapped):
-    """Several devices of this process, under `jax.pmap`."""
+    """`jax.pmap` over the devices of one process."""
+
+    name = "pmap"
 
     def shard_batch(self, tree: Any) -> Any:
-        """See `Jit.shard_batch`."""
         return super().shard_batch(
             jax.tree.map(
                 lambda array: array.reshape(self.num_devices, -1, *array.shape[1:]),
@@ -170,13 +150,11 @@ class Pmap(_Mapped):
     def compile(
         self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
     ) -> Program:
-        """See `Jit.compile`; results must be the same on every device."""
-        # pmap wants a mapped argument. Everything else is whole on every device, and
-        # `fn` takes its share by its index on the axis.
+        # pmap needs a mapped argument; all others may be replicated.
         indices = jnp.arange(self.num_devices)
 
-        def mapped(_: jax.Array, state: Any, whole: Any, batch: Any) -> Any:
-            return fn(state, *whole, *batch)
+        def mapped(_: jax.Array, state: Any, replicated: Any, batch: Any) -> Any:
+            return fn(state, *replicated, *batch)
 
         compiled = jax.pmap(
             mapped,
@@ -187,106 +165,82 @@ class Pmap(_Mapped):
             donate_argnums=1 if donate_state else (),
         )
         return lambda state, *arrays: compiled(
-            indices, state, *_divide(arrays, batch_arrays)
+            indices, state, *_split(arrays, batch_arrays)
         )
 
 
 class ShardMap(_Mapped):
-    """Several devices of all processes, under `jax.shard_map`."""
+    """`jax.shard_map` over the devices of all processes."""
+
+    name = "shard_map"
 
     def compile(
         self, fn: Program, donate_state: bool = False, batch_arrays: int = 0
     ) -> Program:
-        """See `Jit.compile`; results must be the same on every device."""
         mapped = jax.shard_map(
-            lambda state, whole, batch: fn(state, *whole, *batch),
+            lambda state, replicated, batch: fn(state, *replicated, *batch),
             mesh=self.mesh,
             in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
             out_specs=PartitionSpec(),
-            # With the check, gradients of what all devices share arrive summed up
-            # already, and their mean would be too large by the number of devices.
+            # With the check, gradients of replicated arrays arrive summed over the
+            # devices, and their mean would be too large by the number of devices.
             check_vma=False,
         )
         return jax.jit(
-            lambda state, *arrays: mapped(state, *_divide(arrays, batch_arrays)),
+            lambda state, *arrays: mapped(state, *_split(arrays, batch_arrays)),
             donate_argnums=_donated(donate_state),
         )
 
 
-Devices = Jit | Mesh | Pmap | ShardMap
-
-
-def jit() -> Jit:
-    """The first device.
-
-    Raises:
-        UserError: in several processes.
-    """
-    _check_one_process("jit")
-    return Jit(jax.devices()[0])
-
-
-def mesh() -> Mesh:
-    """All devices of all processes."""
-    return Mesh(tuple(jax.devices()))
-
-
-def pmap() -> Pmap:
-    """All devices of this process.
-
-    Raises:
-        UserError: if there are others.
-    """
-    _check_one_process("pmap")
-    return Pmap(tuple(jax.devices()))
-
-
-def shard_map() -> ShardMap:
-    """All devices of all processes."""
-    return ShardMap(tuple(jax.devices()))
-
-
-def auto() -> Jit | Mesh:
-    """The first device if it is the only one, or else all."""
-    return jit() if jax.device_count() == 1 else mesh()
-
-
-_STRATEGIES: dict[str, Callable[[], Devices]] = {
-    "auto": auto,
-    "jit": jit,
-    "mesh": mesh,
-    "pmap": pmap,
-    "shard_map": shard_map,
+_STRATEGIES: dict[str, type[Devices]] = {
+    "auto": Mesh,
+    "jit": Mesh,
+    "mesh": Mesh,
+    "pmap": Pmap,
+    "shard_map": ShardMap,
 }
-
 NAMES = tuple(_STRATEGIES)
+_ONE_PROCESS = ("jit", "pmap")
 
 
 def create(name: str) -> Devices:
-    """The way named, on the devices there are.
+    """Creates a strategy for the available devices.
+
+    Args:
+        name: "mesh", which is "auto", "pmap" or "shard_map" for all devices; "jit" for
+            the first device, as a mesh of one.
 
     Raises:
-        UserError: if it is none for several processes, and there are several.
+        UserError: if the strategy does not support several processes, and there are
+            several.
     """
-    return _STRATEGIES[name]()
-
-
-def _check_one_process(name: str) -> None:
-    if jax.process_count() > 1:
+    if name in _ONE_PROCESS and jax.process_count() > 1:
         raise UserError(
-            f"--parallel {name} is for one process, and this is one of "
-            f"{jax.process_count()}. Give --parallel mesh or shard_map."
+            f"--parallel {name} supports a single process, and this is one of "
+            f"{jax.process_count()}. Use --parallel mesh or shard_map."
         )
+    devices = jax.devices()[:1] if name == "jit" else jax.devices()
+    return _STRATEGIES[name](tuple(devices))
+
+
+def folds_in_device(name: str | None) -> bool:
+    """Whether random keys differ between devices: dropout then depends on them.
+
+    `train_step` folds the device's index into the key of a program on a mapped axis,
+    but not into the key of a program that sees the global batch.
+    """
+    strategy = _STRATEGIES.get(name or "")
+    return strategy is not None and strategy.axis_name is not None
 
 
 def _donated(donate_state: bool) -> Sequence[int]:
     return (0,) if donate_state else ()
 
 
-def _divide(
+def _split(
     arrays: tuple[Any, ...], batch_arrays: int
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The arrays that are whole, and the last ones, of a batch."""
+    """Splits arrays into the replicated ones and the sharded ones, which are last."""
     place = len(arrays) - batch_arrays
     return arrays[:place], arrays[place:]
 

@@ -94,7 +94,7 @@ def meet(
     num_processes: int,
     process_id: int,
     timeout: float,
-    versions: dict[str, str],
+    versions: dict[str, str | None],
 ) -> Peers:
     """Waits until all processes have come to process 0.
 

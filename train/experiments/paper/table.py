@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,6 +20,7 @@ from train.experiments.paper import controls, presets
 from train.experiments.paper import report as table_report
 from train.experiments.paper.report import TableRow
 from train.experiments.workers import Processes
+from train.training import parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,9 @@ def table(config: TableConfig) -> int:
         rows,
         table_report.notes(chosen, seeds, epochs, dataset),
     )
-    settings = (dataset, epochs, seeds, config.controls)
+    settings: tuple[Any, ...] = (dataset, epochs, seeds, config.controls)
+    if parallel.folds_in_device(config.parallel):
+        settings += (config.parallel,)
     name = f"table{config.number}-{epochs}epochs-{series.digest(settings)}"
     folder = config.runs_dir.expanduser().absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
