@@ -77,12 +77,15 @@ def _execute(arguments: Sequence[str]) -> int:
     """Executes the command that the first argument names, with the options after it."""
     configs: dict[str, Any] = {name: each.config for name, each in COMMANDS.items()}
     arguments = command_line.understood(arguments, configs)
-    config = tyro.extras.subcommand_cli_from_dict(
-        configs, args=arguments, prog=PROGRAM, description=DESCRIPTION
-    )
-    if isinstance(config, RunConfig) and config.resume is not None:
-        config = _resumed(config.resume, arguments[1:])
-    return COMMANDS[arguments[0]].execute(config)
+    command, *options = arguments
+    resumed = command_line.value_of("resume", options) if command == DEFAULT else None
+    if resumed is not None and not {"-h", "--help"} & set(options):
+        config = _resumed(Path(resumed), options)
+    else:
+        config = tyro.extras.subcommand_cli_from_dict(
+            configs, args=arguments, prog=PROGRAM, description=DESCRIPTION
+        )
+    return COMMANDS[command].execute(config)
 
 
 def versions() -> str:

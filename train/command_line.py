@@ -61,12 +61,12 @@ def understood(
                 + f" All options: python -m train {command} --help"
             )
         given.add(field)
-    path = _config_path(rest) if _CONFIG in given else None
+    path = value_of(_CONFIG, rest) if _CONFIG in given else None
     if path is None:
         return list(arguments)
     from_file = [
         text
-        for field, value in read(path, types).items()
+        for field, value in read(Path(path), types).items()
         if field not in given
         for text in _arguments(field, value)
     ]
@@ -132,6 +132,17 @@ def write(values: Mapping[str, Any], path: str) -> str:
     )
 
 
+def value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """Returns the last value of an option; None if it has none, for the parser."""
+    found = None
+    for number, argument in enumerate(arguments):
+        if _option_name(argument) == name:
+            _, equals, value = argument.partition("=")
+            following = arguments[number + 1 : number + 2]
+            found = value if equals else next(iter(following), None)
+    return found or None
+
+
 def option_types(config: type[Any]) -> dict[str, Any]:
     """The types of a command's options, by the names of their fields.
 
@@ -169,17 +180,6 @@ def _field(name: str, types: Mapping[str, Any]) -> str | None:
         return field
     negated = field.removeprefix("no_")
     return negated if negated != field and types.get(negated) is bool else None
-
-
-def _config_path(arguments: Sequence[str]) -> Path | None:
-    """The file that --config names; None if the parser is to say what is wrong."""
-    path = None
-    for number, argument in enumerate(arguments):
-        if _option_name(argument) == _CONFIG:
-            _, equals, value = argument.partition("=")
-            following = arguments[number + 1 : number + 2]
-            path = value if equals else next(iter(following), None)
-    return Path(path) if path else None
 
 
 def _arguments(field: str, value: Any) -> list[str]:

@@ -175,8 +175,7 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
         for name, (cause, remedy) in sorted(_without_effect(vars(self)).items()):
             if getattr(self, name) != getattr(TrainingConfig, name):
                 raise ValueError(
-                    f"{option(name)} has no effect with {cause}: leave it out, or "
-                    f"{remedy}"
+                    f"{option(name)} has no effect with {cause}. Remove it, or {remedy}"
                 )
         self._check_model()
 
@@ -249,8 +248,8 @@ class RunConfig(TrainingConfig):
                 self, name
             ):
                 raise ValueError(
-                    f"{option(name)} is of {owners}, not of {self.optimizer}, where "
-                    "it has no effect: leave it out"
+                    f"{option(name)} applies only to {owners}; it has no effect with "
+                    f"--optimizer {self.optimizer}. Remove it"
                 )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:
@@ -369,13 +368,9 @@ def check_numbers(config: Any, **ranges: tuple[float, float]) -> None:
             continue
         # So put, nan is refused too.
         if not value >= least:
-            raise ValueError(
-                f"{option(name)} must be a number of at least {least}, got {value}"
-            )
+            raise ValueError(f"{option(name)} must be at least {least}, got {value}")
         if value > most:
-            raise ValueError(
-                f"{option(name)} must be a number of at most {most}, got {value}"
-            )
+            raise ValueError(f"{option(name)} must be at most {most}, got {value}")
 
 
 def _check_options(given: str, model: str, options: dict[str, Any]) -> None:

@@ -23,8 +23,19 @@ def report_errors(execute: Callable[[], int]) -> int:
         return 2
     except MemoryError as error:
         print(
-            f"Error: not enough memory ({error}). Give a smaller batch, network or "
+            f"Error: not enough memory ({error}). Use a smaller batch size, network or "
             "image.",
+            file=sys.stderr,
+        )
+        return 2
+    except RuntimeError as error:
+        # JAX's type; not imported here, since that takes seconds.
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"Error: not enough memory on the device ({reason}). Use a smaller batch "
+            "size, network or image.",
             file=sys.stderr,
         )
         return 2

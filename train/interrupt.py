@@ -38,13 +38,17 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 class StopRequest:
-    """Within this context, a signal is noted; a second Ctrl-C interrupts at once.
+    """Within this context, records SIGINT and SIGTERM; a second Ctrl-C interrupts.
+
+    Args:
+        message: printed at the first signal; says when the process will stop.
 
     Attributes:
-        signal: the signal that came; None if none did.
+        signal: the signal received; None if there was none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, message: str) -> None:
+        self._message = message
         self.signal: signal.Signals | None = None
         self._previous: dict[int, Callable[..., Any] | int | None] = {}
 
@@ -64,8 +68,4 @@ class StopRequest:
         del frame
         self.signal = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(
-            "\nStopping after this chunk of steps, to save. Ctrl-C once more stops at "
-            "once, without saving.",
-            file=sys.stderr,
-        )
+        print(f"\n{self._message}", file=sys.stderr)

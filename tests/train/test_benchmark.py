@@ -102,6 +102,15 @@ def test_an_axis_and_dtypes(benchmark, capsys):
         (["--models", "resnet21"], "names no network"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--values", "4"], "give --axis too"),
+        (["--optimizer", "sgd"], "--optimizer is compared with sgd"),
+        (
+            ["--axis", "width", "--dtypes", "float32", "bfloat16"],
+            "--axis varies one network: --dtypes takes one value with it",
+        ),
+        (
+            ["--axis", "width", "--models", "resnet20", "vit"],
+            "--axis varies one network: --models takes one value with it",
+        ),
         (["--batch-sizes", "0"], "--batch-sizes must all be at least 1"),
     ],
 )

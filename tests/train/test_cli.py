@@ -20,7 +20,7 @@ from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
 from train.data.registry import Preprocessing, Split
-from train.run import experiment, loop
+from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
 from train.run.experiment import Experiment
 from train.training import programs
@@ -127,6 +127,19 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(train, tmp_pa
     assert without_times(tmp_path / "a") != without_times(tmp_path / "c")
 
 
+def test_a_lack_of_device_memory_is_told_in_a_line(train, monkeypatch, capsys):
+    message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n..."
+
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(Experiment, "train_chunk", fail)
+    assert train("--epochs", "1") == 2
+    err = capsys.readouterr().err
+    assert "Error: not enough memory on the device (RESOURCE_EXHAUSTED" in err
+    assert "Use a smaller batch size" in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
     train, tmp_path, small_digits, monkeypatch, capsys, number
@@ -147,7 +160,7 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
     assert status == 128 + number
     assert len(without_times(run)) == 1
     out, err = capsys.readouterr()
-    assert "Stopping after this chunk of steps, to save." in err
+    assert "Stopping after the current chunk to save a checkpoint." in err
     assert f"Stopped by {number.name} and saved at step 5." in out
     assert f"python -m train --resume {run}" in out
 
@@ -155,6 +168,8 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
 
     assert "Going on from step 5." in capsys.readouterr().out
     assert without_times(run) == without_times(tmp_path / "whole")
+    times = [row["seconds"] for row in metrics.read(run / "metrics.jsonl")]
+    assert [np.isnan(each) for each in times] == [False, True, False]
     expected = final_state(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, final_state(run), expected)
 
@@ -285,6 +300,19 @@ def test_another_run_is_not_resumed(train, tmp_path, capsys):
     assert len(without_times(run)) == 1
 
 
+def test_options_of_a_resumed_run_are_checked_against_its_own(train, tmp_path, capsys):
+    options = ("--schedule", "steps", "--milestones", "1", "3")
+    train("--epochs", "1", *options)
+    run = tmp_path / "run"
+    # Without --schedule, which the run has; the milestones are its own.
+    assert cli.main(["--resume", str(run), "--milestones", "1", "3"]) == 0
+    capsys.readouterr()
+    assert cli.main(["--resume", str(run), "--milestones", "1", "4"]) == 2
+    assert "--milestones was (1, 3), is (1, 4)" in capsys.readouterr().err
+    assert cli.main([f"--resume={tmp_path / 'none'}", "--milestones", "1"]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
 def test_resuming_what_is_no_run(train, tmp_path, capsys):
     assert train("--resume", str(tmp_path)) == 2
     assert f"Error: {tmp_path} is no run folder" in capsys.readouterr().err
@@ -311,6 +339,16 @@ def test_eval_finds_the_accuracies_of_the_run(train, tmp_path, capsys):
         out = capsys.readouterr().out
         assert f"top-1 {100 * row['test_top1']:.2f} %" in out
         assert "20 test images" in out
+
+
+def test_eval_needs_no_batch_that_the_devices_divide(train, tmp_path, capsys):
+    train("--epochs", "1", "--batch-size", "12")
+    record = tmp_path / "run/record.json"
+    record.write_text(
+        record.read_text().replace('"parallel": "jit"', '"parallel": "auto"')
+    )
+    assert cli.main(["eval", str(tmp_path / "run")]) == 0
+    assert "20 test images" in capsys.readouterr().out
 
 
 def test_layers_at_the_floor_are_warned_of_once(
@@ -388,7 +426,7 @@ def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys)
     ("arguments", "expected"),
     [
         (["--optimiser", "sgd"], "Did you mean --optimizer?"),
-        (["--learning-rate", "-1"], "--learning-rate must be a number of at least 0"),
+        (["--learning-rate", "-1"], "--learning-rate must be at least 0"),
         (["--epochs", "many"], "--epochs"),
         (["--optimizer", "sdg"], "unknown optimizer 'sdg': give one of sgd|adam"),
         (["evaluate", "x"], "Available subcommands: run, eval, benchmark"),
@@ -422,7 +460,7 @@ def test_help_lists_subcommands_and_options(capsys):
         (["--batch-size", "49"], "is larger than the 48 training images of stripes"),
         (
             ["--parallel", "pmap", "--batch-size", "12"],
-            "--batch-size 12 cannot be shared out equally to 8 devices",
+            "--batch-size 12 is not divisible by the 8 devices",
         ),
     ],
 )
@@ -524,7 +562,7 @@ def test_more_steps_than_the_counter_holds_are_refused(
     ):
         assert cli.main([*start, *options]) == 2
         err = capsys.readouterr().err
-        assert f"{options[-2]} 51, of 3 steps each, is beyond" in err
+        assert f"{options[-2]} 51 at 3 steps per epoch exceeds" in err
         assert "Give at most 50." in err
 
 

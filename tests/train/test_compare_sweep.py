@@ -339,11 +339,17 @@ def test_a_variant_changes_what_it_names():
     [
         (["--optimizers", "sdg"], "unknown optimizer 'sdg'"),
         (["--optimizers", "sgd+layer"], "After + go, of INSGD, layer"),
-        (["--optimizers", "insgd-l2+l"], "'insgd-l2+l' is no optimizer: NAME"),
-        (["--optimizers", "sgd@fast"], "after @ goes a learning rate"),
-        (["--optimizers", "sgd@-1"], "'sgd@-1': after @ goes a learning rate above 0"),
-        (["--optimizers", "sgd@nan"], "'sgd@nan': after @ goes a learning rate"),
-        (["--optimizers", "sgd", "sgd"], "names one twice: sgd sgd"),
+        (
+            ["--optimizers", "insgd-l2+l"],
+            "'insgd-l2+l' is not a valid optimizer. Expected NAME",
+        ),
+        (["--optimizers", "sgd@fast"], "the learning rate after @ must"),
+        (
+            ["--optimizers", "sgd@-1"],
+            "'sgd@-1': the learning rate after @ must be positive",
+        ),
+        (["--optimizers", "sgd@nan"], "'sgd@nan': the learning rate after @ must"),
+        (["--optimizers", "sgd", "sgd"], "contains a duplicate: sgd sgd"),
         (["--seeds", "0"], "--seeds must be at least 1"),
     ],
 )

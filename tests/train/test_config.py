@@ -11,12 +11,12 @@ from train.config import RunConfig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": -0.1}, "--learning-rate must be a number of at least 0"),
+        ({"learning_rate": -0.1}, "--learning-rate must be at least 0"),
         ({"learning_rate": float("nan")}, "--learning-rate .* got nan"),
         ({"learning_rate": float("inf")}, "--learning-rate .* got inf"),
         ({"momentum": 1.0}, "--momentum must be below 1, got 1.0"),
         ({"weight_decay": -1.0}, "--weight-decay"),
-        ({"epochs": 0}, "--epochs must be a number of at least 1, got 0"),
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "--batch-size"),
         ({"warmup_epochs": -1}, "--warmup-epochs"),
         ({"milestones": (5, 5)}, "--milestones"),
@@ -31,10 +31,10 @@ from train.config import RunConfig
         ({"dataset": "digits:3"}, "unknown data set 'digits:3'"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg': give one of sgd"),
         ({"model_options": ("stem",)}, "--model-options must be NAME=VALUE"),
-        ({"polyak_factor": -0.1}, "--polyak-factor must be a number of at least 0"),
+        ({"polyak_factor": -0.1}, "--polyak-factor must be at least 0"),
         (
             {"optimizer": "adam", "polyak_factor": 0.3},
-            "--polyak-factor is of SGD, INSGD and lms-newton, not of adam",
+            "--polyak-factor applies only to SGD, INSGD and lms-newton; it has",
         ),
         ({"run_dir": "a", "resume": "b"}, "--run-dir is for a new run"),
     ],

@@ -286,13 +286,17 @@ def test_an_optimizer_of_ones_own(monkeypatch):
             optax.with_extra_args_support(optax.sgd(learning_rate, config.momentum))
         )
 
-    optimizers.register("mine", make, learning_rate=0.3)
+    optimizers.register("mine", make, learning_rate=0.3, options=["momentum"])
+    assert not optimizers.uses_covariance("mine")
+    assert optimizers.has_option("mine", "momentum")
+    with pytest.raises(ValueError, match=r"unknown options \['warmth'\]"):
+        optimizers.register("other", make, learning_rate=0.3, options=["warmth"])
     assert optimizers.default_learning_rate("mine") == 0.3
     got = trajectory(optimizers.create("mine", 0.2, OptimizerConfig(**SETTINGS)).tx)
     expected = optax.with_extra_args_support(optax.sgd(0.2, 0.9))
     assert_close(got, trajectory(expected))
     for taken in ("mine", "sgd", "insgd-l3"):
-        with pytest.raises(ValueError, match=f"'{taken}' is the name"):
+        with pytest.raises(ValueError, match=f"'{taken}' is already the name"):
             optimizers.register(taken, make, learning_rate=0.3)
 
 

@@ -108,6 +108,19 @@ def test_another_archive_is_refused(data_dir):
         prepared.archive(cifar.CIFAR10)
 
 
+def test_a_download_cut_short_is_not_kept(data_dir, tmp_path, monkeypatch):
+    write_archive("cifar10", tmp_path / "elsewhere", monkeypatch)
+    (source,) = (tmp_path / "elsewhere/downloads").iterdir()
+    whole = source.read_bytes()
+    monkeypatch.setattr(cifar.Cifar, "url", source.as_uri())
+    source.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is incomplete or is not the published file"):
+        prepared.archive(cifar.ALL["cifar10"])
+    assert not any((data_dir / "downloads").iterdir())
+    source.write_bytes(whole)
+    assert prepared.archive(cifar.ALL["cifar10"]).read_bytes() == whole
+
+
 def test_a_failed_download_says_where_to_put_the_file(data_dir, tmp_path, monkeypatch):
     missing = (tmp_path / "missing.tar.gz").as_uri()
     monkeypatch.setattr(cifar.Cifar, "url", missing)

@@ -47,9 +47,9 @@ def test_rows_stand_beside_the_papers_and_are_not_run_again(
         "79.24 ± 0.39",
         "79.30 ± 0.38",
         "as the paper picks it",
-        "Shortened: epochs 2, the paper 200",
+        "Trained for 2 epochs instead of the paper's 200",
         "x0.2 after epochs 1",
-        "Seeds: 2, the paper 7",
+        "2 seeds instead of the paper's 7",
         "Other data than the paper's cifar10: digits",
     ):
         assert part in text

@@ -66,6 +66,15 @@ class BenchmarkConfig:
         if self.values and self.axis is None:
             raise ValueError("--values are those along an axis: give --axis too")
         optimizers.check_name(self.optimizer)
+        if self.optimizer == "sgd":
+            raise ValueError("--optimizer is compared with sgd: pass another one")
+        for name in ("models", "dtypes", "batch_sizes"):
+            values = getattr(self, name)
+            if self.axis and len(values) > 1 and values != getattr(type(self), name):
+                raise ValueError(
+                    f"--axis varies one network: --{name.replace('_', '-')} takes one "
+                    f"value with it, got {' '.join(map(str, values))}"
+                )
         if not (self.models and self.batch_sizes and self.dtypes):
             raise ValueError("--models, --batch-sizes and --dtypes need a value each")
         _ = self.workloads

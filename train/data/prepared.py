@@ -5,6 +5,7 @@ Nothing here reaches for the network: what is not on this machine is an error at
 
 import hashlib
 import os
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -84,22 +85,40 @@ def archive(cifar: Cifar) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _download(cifar, path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = _sha256(path)
     if sha256 != cifar.sha256:
         raise UserError(
             f"{path} is not {cifar.url} as published: its SHA-256 is {sha256}, not "
-            f"{cifar.sha256}. Remove it, and download it again."
+            f"{cifar.sha256}. Remove it and run this again."
         )
     return path
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _download(cifar: Cifar, path: Path) -> None:
-    partial = path.with_suffix(".partial")
+    # Other commands may download the same file. Interrupts clean up only temporary
+    # folders, hence no mkstemp.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder:
+        partial = Path(folder) / path.name
+        _fetch(cifar, partial)
+        # `read` does not raise if the connection is cut.
+        if (sha256 := _sha256(partial)) != cifar.sha256:
+            raise UserError(
+                f"The download of {cifar.url} is incomplete or is not the published "
+                f"file: its SHA-256 is {sha256}, not {cifar.sha256}. Run this again."
+            )
+        os.replace(partial, path)
+
+
+def _fetch(cifar: Cifar, path: Path) -> None:
     try:
         with (
             urllib.request.urlopen(cifar.url, timeout=10) as response,
-            partial.open("wb") as file,
+            path.open("wb") as file,
             progress_bars.bar(
                 total=int(response.headers.get("Content-Length") or 0) or None,
                 desc=cifar.archive,
@@ -111,9 +130,7 @@ def _download(cifar: Cifar, path: Path) -> None:
                 file.write(block)
                 bar.update(len(block))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
-            f"{cifar.url} cannot be downloaded: {error}. With no network, put the file "
-            f"in {path.parent} and run this again."
+            f"{cifar.url} cannot be downloaded: {error}. Without a network, put the "
+            f"file in {data_dir() / 'downloads'} and run this again."
         ) from error
-    os.replace(partial, path)

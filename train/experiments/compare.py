@@ -2,6 +2,9 @@
 
 import dataclasses
 import statistics
+from typing import Annotated
+
+import tyro
 
 from train import markdown
 from train.config import RunConfig, TrainingConfig
@@ -15,8 +18,9 @@ from train.run import plots
 class CompareConfig(TrainingConfig):
     """Train with several optimizers and plot test error over epochs; resumable."""
 
-    optimizers: tuple[str, ...] = ("sgd", "adam", "insgd-l1", "insgd-l2")
-    """Optimizers, each NAME[+layer][+log1p|+power][+polyak[FACTOR]][@RATE]."""
+    optimizers: Annotated[
+        tuple[str, ...], tyro.conf.arg(help=f"Optimizers, each {variants.FORM}.")
+    ] = ("sgd", "adam", "insgd-l1", "insgd-l2")
     seeds: int = 1
     """Runs per optimizer, with seeds from 0."""
     controls: bool = False

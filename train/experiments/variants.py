@@ -78,15 +78,19 @@ def parse(text: str) -> Variant:
             changes |= _COVARIANCE_CHANGES[part]
         else:
             raise ValueError(
-                f"{text!r} is no optimizer: {FORM}. After + go, of INSGD, "
-                f"{', '.join(_CHANGES)}, and of INSGD and SGD polyak or polyak0.5"
+                f"{text!r} is not a valid optimizer. Expected {FORM}. "
+                f"INSGD accepts {', '.join(_CHANGES)}; "
+                f"{optimizers.OPTIONS['polyak_factor']} accept polyak or polyak0.5; "
+                f"{optimizers.OPTIONS['damping']} accept kron"
             )
     try:
         learning_rate = float(rate) if at else None
     except ValueError:
         learning_rate = math.nan
     if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise ValueError(f"{text!r}: after @ goes a learning rate above 0: {FORM}")
+        raise ValueError(
+            f"{text!r}: the learning rate after @ must be positive: {FORM}"
+        )
     return Variant(text, name, changes, learning_rate)
 
 
@@ -99,10 +103,10 @@ def check(setting: TrainingConfig, texts: Sequence[str], seeds: int) -> None:
         seeds: runs of each.
     """
     if not texts:
-        raise ValueError("--optimizers must be one or more")
+        raise ValueError("--optimizers needs at least one value")
     found = [parse(text) for text in texts]
     if len(set(texts)) < len(texts):
-        raise ValueError(f"--optimizers names one twice: {' '.join(texts)}")
+        raise ValueError(f"--optimizers contains a duplicate: {' '.join(texts)}")
     if not 1 <= seeds <= MOST_SEEDS:
         raise ValueError(
             f"--seeds must be at least 1, at most {MOST_SEEDS}, got {seeds}"
@@ -111,8 +115,8 @@ def check(setting: TrainingConfig, texts: Sequence[str], seeds: int) -> None:
         given = getattr(setting, name) != getattr(TrainingConfig, name)
         if given and not any(optimizers.has_option(v.optimizer, name) for v in found):
             raise ValueError(
-                f"{option(name)} is of {owners}: it has no effect on "
-                f"{', '.join(texts)}. Leave it out"
+                f"{option(name)} applies only to {owners}; it has no effect on "
+                f"{', '.join(texts)}. Remove it"
             )
     for variant in found:
         variant.config(setting, seed=0)

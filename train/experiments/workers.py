@@ -76,7 +76,7 @@ def complete(
     print(f"Workers that share the runs: {processes}. Output: {folder}/worker-*.log")
     failed, stopping, left = None, False, list(configs)
     with (
-        StopRequest() as stop,
+        StopRequest("Stopping the workers, which save checkpoints first.") as stop,
         _started(runs, processes) as workers,
         progress_bars.bar(
             total=len(configs), unit="run", mininterval=_BAR_SECONDS

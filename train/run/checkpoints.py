@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,7 +177,7 @@ class Checkpoints:
         """As `restore_latest`, in order of test accuracy."""
         return self._restore_first(self._by_accuracy(), like)
 
-    def set_aside(self, steps: Iterable[int]) -> list[Path]:
+    def set_aside(self, steps: Collection[int]) -> list[Path]:
         """Moves damaged checkpoints out of the directory, to where they can be examined.
 
         Called in all processes, of which the first moves them.

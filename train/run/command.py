@@ -67,6 +67,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         | {f"data {k}": v for k, v in dataset.describe().items()}
     )
     experiment = Experiment(config, dataset)
+    experiment.check_devices()
     loop_state = experiment.start()
     environment = experiment.describe_environment()
     if config.resume is None:
@@ -160,7 +161,12 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
             progress_bars.write(f"Warning: {said}", file=sys.stderr)
 
     diverged = None
-    with StopRequest() as stop:
+    when = "at the end of this epoch" if in_several else "after the current chunk"
+    message = (
+        f"Stopping {when} to save a checkpoint. Press Ctrl-C again to stop immediately "
+        "without saving."
+    )
+    with StopRequest(message) as stop:
         try:
             loop_state = loop.fit(
                 experiment,

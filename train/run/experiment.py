@@ -76,17 +76,21 @@ class Experiment:
         )
 
     def _check_batch(self) -> None:
-        batch_size, num_devices = self._config.batch_size, self._devices.num_devices
+        batch_size = self._config.batch_size
         num_samples = self._dataset.num_train
         if batch_size > num_samples:
             raise UserError(
                 f"--batch-size {batch_size} is larger than the {num_samples} training "
                 f"images of {self._dataset.name}. Give at most {num_samples}."
             )
+
+    def check_devices(self) -> None:
+        """Raises a UserError unless training batches can be sharded on the devices."""
+        batch_size, num_devices = self._config.batch_size, self._devices.num_devices
         if batch_size % num_devices:
             raise UserError(
-                f"--batch-size {batch_size} cannot be shared out equally to "
-                f"{num_devices} devices. Give a multiple of {num_devices}."
+                f"--batch-size {batch_size} is not divisible by the {num_devices} "
+                f"devices. Use a multiple of {num_devices}."
             )
 
     def _check_steps(self) -> None:
@@ -99,8 +103,8 @@ class Experiment:
         for name, value in epochs.items():
             if value * self.steps_per_epoch > MOST_STEPS:
                 raise UserError(
-                    f"{option(name)} {value}, of {self.steps_per_epoch} steps each, "
-                    f"is beyond the {MOST_STEPS} steps that a run counts. Give at most "
+                    f"{option(name)} {value} at {self.steps_per_epoch} steps per epoch "
+                    f"exceeds the maximum of {MOST_STEPS} steps. Use at most "
                     f"{MOST_STEPS // self.steps_per_epoch}."
                 )
 

@@ -85,7 +85,7 @@ class RunFolder:
         if "preprocessing" not in self.record:
             self._write(preprocessing=dataset.describe_preprocessing())
 
-    def _write(self, **parts: dict[str, Any]) -> None:
+    def _write(self, **parts: Any) -> None:
         self.record |= parts
         files.write(self.path / RECORD, strict_json.encode(self.record))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,7 @@ def fit(
     ):
         while step < num_epochs * steps_per_epoch and not stopped():
             started = time.perf_counter()
+            resumed_within = step % steps_per_epoch != 0
             for length in _remaining(
                 experiment.chunk_lengths(), step % steps_per_epoch
             ):
@@ -85,7 +87,10 @@ def fit(
             check_finite(loop_state.metric_sums, (step - 1) % steps_per_epoch + 1)
             if step % steps_per_epoch == 0:
                 row = _row(experiment, loop_state, step)
-                row["seconds"] = time.perf_counter() - started
+                # Unknown for an epoch whose first steps another session trained.
+                row["seconds"] = (
+                    math.nan if resumed_within else time.perf_counter() - started
+                )
                 on_epoch(_without_count(loop_state), row)
     return _without_count(loop_state)
 

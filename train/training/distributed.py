@@ -135,9 +135,11 @@ def peers_watched() -> Iterator[None]:
     with _peers.watched():
         try:
             yield
-        except jax.errors.JaxRuntimeError:
-            # Of a collective whose other end is gone: the watch says so at once.
-            time.sleep(_WATCH_SECONDS)
+        except jax.errors.JaxRuntimeError as error:
+            if not str(error).startswith("RESOURCE_EXHAUSTED"):
+                # Probably a collective with a dead peer, which the watcher thread is
+                # about to report.
+                time.sleep(_WATCH_SECONDS)
             raise
 
 

@@ -31,7 +31,7 @@ def evaluate(
         batch_size: over all devices; what the last batch lacks is filled up and masked.
         preprocessing: for its normalization.
         axis_name: the mapped axis of the devices that share each batch.
-        share: gives a device its share of a batch, see `train.training.parallel`.
+        local_shard: takes a device's shard of a batch, see `train.training.parallel`.
 
     Returns:
         Means over the samples: "loss", "top1" and "top5" accuracy (of as many classes

@@ -66,7 +66,7 @@ def train_chunk(
         num_steps: how many steps; they must not pass the end of the epoch.
         batching: batch size and steps of an epoch.
         preprocessing: augmentation and normalization.
-        share: gives a device its share of a batch, see `train.training.parallel`.
+        local_shard: takes a device's shard of a batch, see `train.training.parallel`.
 
     Returns:
         Where training stands then.

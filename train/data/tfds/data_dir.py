@@ -49,8 +49,8 @@ def find(name: str, remedy: str) -> Path:
             f"folder away, and run: python -m train prepare {name}"
         )
     raise UserError(
-        f"{name} is not prepared: {place} does not hold it. {remedy} TFDS_DATA_DIR "
-        f"names another place than {data_dir()}."
+        f"{name} is not prepared: {place} does not hold it. {remedy} Set TFDS_DATA_DIR "
+        f"to use another directory than {data_dir()}."
     )
 
 

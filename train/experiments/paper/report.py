@@ -191,8 +191,8 @@ def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
     """How our figures differ from the paper's by the way they were made."""
     how = (
         "Accuracies in percent, mean ± standard deviation over seeds. Best epoch: the "
-        "one with the highest top-1 on the test images, as the paper picks it, which "
-        "flatters every row; last epoch: no picking."
+        "one with the highest top-1 on the test images, selected as in the paper, which "
+        "flatters every row. Last epoch: no selection."
     )
     found = [how]
     if epochs != table.epochs:
@@ -200,15 +200,15 @@ def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
             schedule_text(presets.options(table, row, epochs)) for row in table.rows
         }
         found.append(
-            f"Shortened: epochs {epochs}, the paper {table.epochs}. The schedule moves "
-            f"in proportion: {'; '.join(sorted(schedules))}."
+            f"Trained for {epochs} epochs instead of the paper's {table.epochs}, with "
+            f"the schedule scaled in proportion: {'; '.join(sorted(schedules))}."
         )
     if seeds != table.seeds:
-        found.append(f"Seeds: {seeds}, the paper {table.seeds}.")
+        found.append(f"{seeds} seeds instead of the paper's {table.seeds}.")
     if dataset != table.dataset:
         found.append(
-            f"Other data than the paper's {table.dataset}: {dataset}. The two columns "
-            "are not of the same images."
+            f"Trained on {dataset} instead of the paper's {table.dataset}, so the two "
+            "columns are not comparable image by image."
         )
     return found
 

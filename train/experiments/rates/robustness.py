@@ -1,6 +1,9 @@
 """`python -m train robustness`: how far apart learning rates may lie that still do."""
 
 import dataclasses
+from typing import Annotated
+
+import tyro
 
 from train import markdown
 from train.config import FLOAT32_MAX, RunConfig, TrainingConfig, option
@@ -22,7 +25,12 @@ _MOST = {"decades": 40, "per_decade": 100, "gap": 40, "margin": 100}
 class RobustnessConfig(TrainingConfig):
     """Measure each optimizer's range of usable learning rates; resumable."""
 
-    optimizers: tuple[str, ...] = (
+    optimizers: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Optimizers, each {variants.FORM.replace('RATE', 'CENTER')}."
+        ),
+    ] = (
         "sgd",
         "sgd+polyak",
         "insgd-l2",
@@ -35,7 +43,6 @@ class RobustnessConfig(TrainingConfig):
         "prodigy",
         "dadapt-adamw",
     )
-    """Optimizers, each NAME[+layer][+log1p|+power][+polyak[FACTOR]][@CENTER]."""
     decades: float = 5
     """Decades that the first grid of learning rates spans, around the center."""
     per_decade: int = 2

@@ -1,6 +1,9 @@
 """`python -m train sweep`: accuracy against learning rate, for several optimizers."""
 
 import dataclasses
+from typing import Annotated
+
+import tyro
 
 from train import markdown
 from train.config import FLOAT32_MAX, TrainingConfig
@@ -13,8 +16,12 @@ from train.experiments.workers import Processes
 class SweepConfig(TrainingConfig):
     """Plot accuracy over nominal and effective learning rates; resumable."""
 
-    optimizers: tuple[str, ...] = ("sgd", "insgd-l2")
-    """Optimizers, each NAME[+layer][+log1p|+power][+polyak[FACTOR]]."""
+    optimizers: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Optimizers, each {variants.FORM.removesuffix('[@RATE]')}."
+        ),
+    ] = ("sgd", "insgd-l2")
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
     """Learning rates, for every optimizer."""
     seeds: int = 1
@@ -34,7 +41,7 @@ class SweepConfig(TrainingConfig):
                 )
         if len(set(self.learning_rates)) < len(self.learning_rates):
             rates = " ".join(f"{rate:g}" for rate in self.learning_rates)
-            raise ValueError(f"--learning-rates names one twice: {rates}")
+            raise ValueError(f"--learning-rates contains a duplicate: {rates}")
         for text in self.optimizers:
             if variants.parse(text).learning_rate is not None:
                 raise ValueError(f"{text!r}: in a sweep, rates go to --learning-rates")

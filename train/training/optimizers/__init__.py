@@ -14,6 +14,7 @@ Momo, Prodigy and D-Adaptation, which find a learning rate by themselves, are
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import optax
@@ -132,21 +133,27 @@ def _entry(name: str) -> _Entry:
     )
 
 
-def register(name: str, make: Make, learning_rate: float) -> None:
-    """Makes an optimizer of your own known by a name, in this process.
+def register(
+    name: str, make: Make, learning_rate: float, options: Iterable[str] = ()
+) -> None:
+    """Registers an optimizer of your own in this process.
 
     Args:
-        name: not yet another's.
-        make: from the arguments of `create` but the name, of which it may ignore any.
-        learning_rate: when none is given.
+        name: its name, which must be new.
+        make: called with `create`'s arguments except the name.
+        learning_rate: its default learning rate.
+        options: the entries of `OPTIONS` that it takes.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is taken, or there is no such option.
     """
     if name in _OPTIMIZERS or name.startswith(_INSGD_PREFIX):
-        raise ValueError(f"{name!r} is the name of an optimizer already")
-    # Which options it takes is not known here; a bound it has not.
-    options = frozenset(OPTIONS) - {"polyak_factor"}
+        raise ValueError(f"{name!r} is already the name of an optimizer")
+    options = frozenset(options)
+    if unknown := options - OPTIONS.keys():
+        raise ValueError(
+            f"unknown options {sorted(unknown)}: expected some of {', '.join(OPTIONS)}"
+        )
     _OPTIMIZERS[name] = _Entry(make, learning_rate, options)
 
 

@@ -23,14 +23,14 @@ class OptimizerConfig:
     """Options of the optimizers, beside the learning rate; each takes those it has."""
 
     momentum: float = 0.9
-    """Momentum of SGD, LARS, LSALR, Momo and INSGD, in [0, 1)."""
+    """Momentum of SGD, LARS, LSALR, Momo, lms-newton and INSGD, in [0, 1)."""
     dampening: float = 0.0
     """Dampening of the momentum (SGD, INSGD, lms-newton); the momentum's value makes
     INSGD Algorithm 1 as printed."""
     nesterov: bool = False
     """Use Nesterov momentum (SGD, LARS, LSALR, INSGD, lms-newton)."""
     weight_decay: float = 5e-4
-    """l2 weight decay; for Momo, Prodigy and D-Adaptation, optax's own form."""
+    """l2 weight decay; optax's form in AdamW, Muon, Momo, Prodigy and D-Adaptation."""
     scope: Literal["kernel", "layer"] = "kernel"
     """Parameters INSGD scales: kernels, or also biases and normalization layers."""
     normalizer: Literal["log", "power", "log1p"] = "log"
@@ -45,13 +45,12 @@ class OptimizerConfig:
     clip_norm: float | None = None
     """Maximum global norm of the gradient; larger gradients are scaled down to it."""
     polyak_factor: float | None = None
-    """Cap SGD's or INSGD's learning rate at this multiple of the Polyak step size."""
+    """Cap SGD, INSGD, lms-newton at this multiple of Polyak's step. Default: no cap."""
 
     damping: float = 1.0
-    """Damping of the input covariance (lms-newton, adamw+cov, muon+cov), in
-    units of its mean eigenvalue."""
+    """Damping of the input covariance, relative to its mean eigenvalue."""
     covariance_every: int = 10
-    """Steps from one measurement of the input covariance to the next."""
+    """Steps between measurements of the input covariance."""
     covariance_decay: float = 0.95
     """Decay of the running input covariance per measurement, in [0, 1)."""
     covariance_max_rows: int = 2048
@@ -59,8 +58,7 @@ class OptimizerConfig:
     covariance_max_dim: int = 768
     """Maximum rows of an input covariance matrix."""
     conv_covariance: Literal["patch", "kronecker"] = "patch"
-    """Covariance of a convolution's input: one matrix for taps and channels, or
-    their Kronecker product."""
+    """Covariance of a convolution's input: full, or taps (x) channels."""
 
 
 class Optimizer(NamedTuple):
