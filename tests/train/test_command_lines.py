@@ -88,9 +88,9 @@ PARSER = [
     ("--scope nonsense", 2, "kernel"),
     ("--normalizer nonsense", 2, "log1p"),
     ("--conv-covariance nonsense", 2, "kronecker"),
-    ("--dataset nonsense", 2, "unknown data set 'nonsense': give one of digits"),
-    ("--dataset folder:", 2, "unknown data set 'folder:'"),
-    ("--dataset digits:x", 2, "unknown data set 'digits:x'"),
+    ("--dataset nonsense", 2, "unknown dataset 'nonsense': expected one of digits"),
+    ("--dataset folder:", 2, "unknown dataset 'folder:'"),
+    ("--dataset digits:x", 2, "unknown dataset 'digits:x'"),
     ("--optimizer sdg", 2, "unknown optimizer 'sdg'"),
     ("--optimizer insgd-l0.5", 2, "unknown optimizer 'insgd-l0.5'"),
     ("--optimizer insgd-lnan", 2, "unknown optimizer 'insgd-lnan'"),
@@ -364,7 +364,7 @@ SERIES = [
     ("table 6 --seeds 4294967297", 2, "--seeds must be at most 1000"),
     ("table 6 --epochs 0", 2, "--epochs must be at least 1"),
     ("table 6 --data-workers -1", 2, "--data-workers must be at least 0"),
-    ("table 6 --dataset nonsense", 2, "unknown data set 'nonsense'"),
+    ("table 6 --dataset nonsense", 2, "unknown dataset 'nonsense'"),
     ("table 6 --dataset digits --processes 0", 2, "--processes must be at least 1"),
 ]
 PLACES = [

@@ -126,7 +126,7 @@ def test_missing_archives_are_named_with_their_place(data_dir, monkeypatch, caps
     assert cli.main(["prepare", "imagenet2012"]) == 2
     err = capsys.readouterr().err
     assert "Error: ILSVRC2012_img_val.tar not found" in err
-    assert "put it there" in err
+    assert "Download it from" in err
 
 
 def test_an_archive_of_another_size_is_refused(data_dir, monkeypatch):
@@ -166,7 +166,7 @@ def test_tfrecord_files_and_missing_splits_are_named_with_the_remedy(data_dir, l
     folder.mkdir(parents=True)
     info = folder / "dataset_info.json"
     info.write_text('{"fileFormat": "tfrecord"}')
-    with pytest.raises(UserError, match="5.1.0 holds tfrecord files.*prepare imagenet"):
+    with pytest.raises(UserError, match="5.1.0 has tfrecord files.*prepare imagenet"):
         load()
     info.write_text(
         '{"fileFormat": "array_record",'

@@ -112,7 +112,7 @@ def test_a_damaged_record_is_an_error(tmp_path, content, words):
         ("runs_dir", 3, "'config.runs_dir' is 3, not a path"),
         ("cache_dir", [], "'config.cache_dir' is [], not a path or null"),
         ("optimizer", "sdg", "unknown optimizer 'sdg'"),
-        ("dataset", "cifar11", "unknown data set 'cifar11'"),
+        ("dataset", "cifar11", "unknown dataset 'cifar11'"),
     ],
 )
 def test_a_field_of_the_record_is_named(tmp_path, name, value, words):

@@ -1,1 +1,1 @@
-"""Data sets: read, decoded, prepared, and handed to the device."""
+"""Datasets: reading, decoding, preparing and batching."""

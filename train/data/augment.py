@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 class Augmentation(NamedTuple):
-    """How training images are varied: padded, cropped back and flipped."""
+    """Parameters of the augmentation: padding, random cropping and flipping."""
 
     padding: int = 0  # Pixels on each side.
     flip: bool = False  # Left to right, with probability 0.5.
@@ -16,14 +16,14 @@ class Augmentation(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """The random numbers of a batch."""
+    """Random numbers of a batch."""
 
     offsets: jax.Array  # shape=(batch, 2), dtype=int32, in [0, 2 * padding]
     flips: jax.Array  # shape=(batch,), dtype=bool
 
 
 def draw(rng: jax.Array, batch_size: int, augmentation: Augmentation) -> Draws:
-    """Draws where to crop each sample, rows and columns alike, and whether to flip."""
+    """Draws the crop offset and the flip of each sample."""
     offset_rng, flip_rng = jax.random.split(rng)
     offsets = jax.random.randint(
         offset_rng, (batch_size, 2), 0, 2 * augmentation.padding + 1, jnp.int32
@@ -35,16 +35,16 @@ def draw(rng: jax.Array, batch_size: int, augmentation: Augmentation) -> Draws:
 def take_augmented(
     images: jax.Array, indices: jax.Array, draws: Draws, augmentation: Augmentation
 ) -> jax.Array:
-    """Takes samples, each cropped from its padded self and maybe flipped.
+    """Takes samples, each padded, cropped and possibly flipped.
 
-    One gather from the whole data set: no padded copy of the batch is made, which on
-    a CPU is five times as fast as padding and slicing.
+    A single gather from the whole dataset. Without a padded copy of the batch, this is
+    five times as fast on a CPU as padding and slicing.
 
     Args:
         images: all images, of shape (samples, height, width, channels).
-        indices: which samples, of shape (batch,).
-        draws: offset (padding, padding) without a flip leaves a sample as it is.
-        augmentation: that the draws were made for.
+        indices: indices of the samples, of shape (batch,).
+        draws: offset (padding, padding) without a flip leaves a sample unchanged.
+        augmentation: the one given to `draw`.
 
     Returns:
         Images of shape (batch, height, width, channels), in the dtype of `images`.
@@ -56,7 +56,7 @@ def take_augmented(
     columns = jnp.where(draws.flips[:, None], width - 1 - columns, columns)
     columns = columns + draws.offsets[:, 1:] - padding
     if augmentation.reflect:
-        # 0 is the mirror's place: a row at -1 is row 1, and one at height, height - 2.
+        # Mirrored at the border rows: row -1 is row 1, row `height` is height - 2.
         rows = height - 1 - jnp.abs(height - 1 - jnp.abs(rows))
         columns = width - 1 - jnp.abs(width - 1 - jnp.abs(columns))
     inside = ((rows >= 0) & (rows < height))[:, :, None] & (
@@ -73,9 +73,9 @@ def take_augmented(
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float]
 ) -> jax.Array:
-    """Brings uint8 images to [0, 1], then each channel to mean 0 and deviation 1."""
+    """Scales uint8 images to [0, 1] and standardizes each channel."""
     shape = (1,) * (images.ndim - 1) + (len(mean),)
-    # In one multiplication and one addition a pixel.
+    # One multiplication and one addition per pixel.
     scale = 1 / (255 * jnp.asarray(std)).reshape(shape)
     shift = -(jnp.asarray(mean) / jnp.asarray(std)).reshape(shape)
     return images.astype(scale.dtype) * scale + shift

@@ -1,4 +1,4 @@
-"""Decoded arrays on disk, used again only if they are what was written."""
+"""Cache of decoded arrays on disk, verified by checksum when it is read."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ _RECORD = "record.json"
 
 
 def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
-    """Writes arrays, and a record that says what they are.
+    """Writes arrays and a record that describes them.
 
     Args:
-        folder: where to; what was there is replaced.
+        folder: the folder to write; earlier contents are replaced.
         arrays: by name.
         record: anything JSON can hold; `read` compares its "fingerprint".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A reader in another process sees the old files or the new ones, never a part;
-    # old arrays under a new record fail the checksum.
-    # Not mkstemp: what stops the process removes temporary folders alone.
+    # Other processes read the old files or the new ones, never part of one; old arrays
+    # with a new record fail the checksum. Interrupts clean up only temporary folders,
+    # hence no mkstemp.
     with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
         made = Path(partial)
         with (made / _ARRAYS).open("wb") as file:
-            # For all NumPy's types know, one may be named allow_pickle.
+            # By NumPy's types, an array could be named allow_pickle.
             np.savez(file, **arrays)  # type: ignore[arg-type]
         checksum = _checksum(made / _ARRAYS)
         os.replace(made / _ARRAYS, folder / _ARRAYS)
@@ -40,15 +40,15 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
 def read(
     folder: Path, fingerprint: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Reads what `write` wrote.
+    """Reads the arrays and the record that `write` wrote.
 
     Args:
-        folder: where from.
-        fingerprint: of the source the arrays must have been made from.
+        folder: the folder to read.
+        fingerprint: fingerprint of the source that the arrays must come from.
 
     Returns:
-        Arrays and record; None if there are none, they were made from another source,
-        or they are damaged.
+        The arrays and the record; None if they are missing, damaged or made from
+        another source.
     """
     try:
         record = json.loads((folder / _RECORD).read_text())

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: their archives, and how they are augmented."""
+"""CIFAR-10 and CIFAR-100: the published archives and their preprocessing."""
 
 import dataclasses
 import tarfile
@@ -16,7 +16,7 @@ _IMAGE_BYTES = 3 * _SIDE * _SIDE
 
 
 class Example(NamedTuple):
-    """One image and its labels, by name."""
+    """One image and its labels by name."""
 
     image: np.ndarray  # shape=(32, 32, 3), dtype=uint8
     labels: dict[str, int]
@@ -24,17 +24,17 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cifar:
-    """One of the two.
+    """CIFAR-10 or CIFAR-100.
 
     Attributes:
-        name: as in tensorflow-datasets.
-        archive: file name of the binary version.
-        sha256: of the archive.
-        folder: what the archive's files lie in.
-        files: by split.
-        labels: of each kind of label, in the order of their bytes before each image,
-            the file of their names; the one named "label" is to be learned.
-        preprocessing: for training.
+        name: name in tensorflow-datasets.
+        archive: file name of the binary version's archive.
+        sha256: SHA-256 of the archive.
+        folder: folder of the files in the archive.
+        files: files of each split.
+        labels: file with the class names of each kind of label, in the order of the
+            label bytes before each image. The network learns the one named "label".
+        preprocessing: normalization and augmentation.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Cifar:
 
     @property
     def url(self) -> str:
-        """Where the archive is published."""
+        """URL of the published archive."""
         return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
 
     def label_names(self, archive: Path) -> dict[str, list[str]]:
-        """The names of the classes, by kind of label."""
+        """Returns the class names of each kind of label."""
         with tarfile.open(archive) as tar:
             return {
                 kind: self._read(tar, file).decode().split()
@@ -59,7 +59,7 @@ class Cifar:
             }
 
     def examples(self, archive: Path, split: str) -> Iterator[Example]:
-        """The images of a split, in the order of the archive."""
+        """Yields the images of a split, in the order of the archive."""
         with tarfile.open(archive) as tar:
             for file in self.files[split]:
                 records = np.frombuffer(self._read(tar, file), np.uint8)
@@ -72,7 +72,7 @@ class Cifar:
 
     def _read(self, tar: tarfile.TarFile, file: str) -> bytes:
         content = tar.extractfile(f"{self.folder}/{file}")
-        assert content is not None  # A file: the archive's checksum was verified.
+        assert content is not None  # The checksum was verified, so it is a file.
         return content.read()
 
 
@@ -104,7 +104,7 @@ CIFAR100 = Cifar(
         "coarse_label": "coarse_label_names.txt",
         "label": "fine_label_names.txt",
     },
-    # The paper gives none of its own; these are the authors' code's.
+    # The paper gives none; these are from the authors' code.
     preprocessing=Preprocessing(
         mean=(0.5074, 0.4867, 0.4411),
         std=(0.2011, 0.1987, 0.2025),

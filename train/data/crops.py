@@ -1,7 +1,7 @@
-"""The part of an image a network sees, at its size: as torchvision crops ImageNet.
+"""Cropping and resizing of ImageNet images, as torchvision does it.
 
-On the host, image by image, since the images are of any size. Worker processes import
-this module: it needs no JAX.
+This runs on the host, image by image, because the images differ in size. Worker
+processes import this module, so it does not import JAX.
 """
 
 import math
@@ -10,38 +10,38 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_AREA = (0.08, 1.0)  # Of a crop, as a share of the image's.
-_ASPECT = (3 / 4, 4 / 3)  # Of a crop, width to height.
+_AREA = (0.08, 1.0)  # Of a crop, relative to the image's.
+_ASPECT = (3 / 4, 4 / 3)  # Width / height of a crop.
 _ATTEMPTS = 10
 
 
 class Crops(NamedTuple):
-    """How images are cropped."""
+    """Crops images to the input size of a network."""
 
-    side: int  # What a network sees, in pixels.
-    shorter_side: int  # Of a test image, before the middle is cut out.
+    side: int  # Height and width of a crop, in pixels.
+    shorter_side: int  # Of a test image, before the center crop.
 
     def train(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """A random part of an image, resized, and flipped with probability 0.5.
+        """Returns a random crop, resized, and flipped with probability 0.5.
 
         Args:
-            image: in RGB.
-            rng: the image's own.
+            image: image in RGB.
+            rng: random generator of this image.
 
         Returns:
             Pixels, of shape (side, side, 3), dtype uint8.
         """
         box = draw_box(image.width, image.height, rng)
-        # Cropped first: a box given to `resize` would mix in pixels from around it.
+        # `resize(box=...)` would blend in pixels from outside of the box.
         part = image.crop(box).resize((self.side, self.side), Image.Resampling.BILINEAR)
         pixels = np.asarray(part)
         return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
     def test(self, image: Image.Image) -> np.ndarray:
-        """The middle of an image whose shorter side was brought to `shorter_side`.
+        """Resizes the shorter side to `shorter_side` and returns the center crop.
 
         Args:
-            image: in RGB.
+            image: image in RGB.
 
         Returns:
             Pixels, of shape (side, side, 3), dtype uint8.
@@ -56,16 +56,16 @@ class Crops(NamedTuple):
 def draw_box(
     width: int, height: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draws a part of an image.
+    """Draws the box of a random crop.
 
-    Its area is uniform from 0.08 to 1 of the image's, the logarithm of its aspect
-    uniform from 3/4 to 4/3, its place uniform. If ten draws do not fit in the image it
-    is the middle: as much as the aspects allow.
+    Its area is uniform from 0.08 to 1 of the image's, its aspect ratio log-uniform from
+    3/4 to 4/3, its position uniform. After ten draws that do not fit in the image, it is
+    the largest centered box of an allowed aspect ratio.
 
     Args:
-        width: of the image.
-        height: of the image.
-        rng: random numbers.
+        width: width of the image.
+        height: height of the image.
+        rng: random generator.
 
     Returns:
         (left, top, right, bottom), within the image.

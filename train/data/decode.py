@@ -1,4 +1,4 @@
-"""Encoded images as arrays."""
+"""Decoding of images."""
 
 import contextlib
 import io
@@ -7,42 +7,41 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-# Of an image, checked before it is decoded: some 0.8 GB of memory while it is. Pillow
-# refuses twice as many, and warns from here on.
+# Checked before decoding, which takes about 0.8 GB for this many. Pillow warns above
+# this limit and raises above twice as many.
 MOST_PIXELS = 89_478_485
-# What Pillow raises for files that are no images, cut short or absurdly large.
+# Raised by Pillow for files that are not images, are truncated, or are too large.
 UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def image(encoded: bytes) -> Image.Image:
-    """Decodes an image, whatever its colors, to RGB, upright by its EXIF data.
+    """Decodes an image to RGB and applies its EXIF orientation.
 
     Raises:
-        one of `UNDECODABLE`: if it is none.
+        one of `UNDECODABLE`: if it cannot be decoded.
     """
     with warnings.catch_warnings():
-        # Odd metadata and transparent palettes do not keep pixels from being read.
+        # Odd metadata and transparent palettes do not prevent decoding.
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(encoded)) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise Image.DecompressionBombError(
-                    f"{opened.width} x {opened.height} pixels are more than the "
-                    f"{MOST_PIXELS:,} that are decoded"
+                    f"{opened.width} x {opened.height} pixels exceed the limit "
+                    f"of {MOST_PIXELS:,}"
                 )
             opened.load()
-            # What is wrong with metadata does not keep pixels from being read.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(opened, in_place=True)
             if opened.mode.startswith(("I", "F")):
-                # Pillow would cut these off at 255, not scale them.
+                # Pillow would clip these at 255 instead of scaling them.
                 return _eight_bits(opened).convert("RGB")
             return opened.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Gray values of more than eight bits, scaled to eight."""
+    """Scales gray values of more than eight bits to eight."""
     pixels = np.asarray(image)
-    # Pillow reads 16 bits as I too; nothing tells which range other values have.
+    # Mode I may hold 16-bit values; the range of others is unknown.
     most = 1 if image.mode == "F" else 65535
     if not (pixels.min() >= 0 and pixels.max() <= most):
         raise ValueError(f"gray values of mode {image.mode} are not from 0 to {most}")
@@ -54,6 +53,6 @@ def rgb(encoded: bytes) -> np.ndarray:
     """Decodes an image to an array, uint8 of shape (height, width, 3).
 
     Raises:
-        one of `UNDECODABLE`: if it is none.
+        one of `UNDECODABLE`: if it cannot be decoded.
     """
     return np.asarray(image(encoded))

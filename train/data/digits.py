@@ -11,12 +11,12 @@ TEST_IMAGES = 360
 
 
 def load() -> ImageDataset:
-    """Loads the digits: 1,437 to train on and 360 to test on, always the same.
+    """Loads the digits: 1,437 training and 360 test images, always the same.
 
-    The split is stratified: each digit has its share of both.
+    The split is stratified by digit.
     """
     images, labels = load_digits(return_X_y=True)
-    # From 17 gray levels to the range of other images.
+    # Scale 17 gray levels to uint8.
     images = np.round(images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     train_images, test_images, train_labels, test_labels = train_test_split(
         images,
@@ -33,7 +33,7 @@ def load() -> ImageDataset:
         preprocessing=Preprocessing(
             mean=(float(np.mean(train_images / 255)),),
             std=(float(np.std(train_images / 255)),),
-            # A digit moved by a pixel is still that digit; mirrored it may be none.
+            # A digit shifted by a pixel keeps its label; a mirrored one may not.
             augmentation=Augmentation(padding=1),
         ),
     )

@@ -1,4 +1,4 @@
-"""A folder of images as a data set: decoded once, then read from a cache."""
+"""Loads a folder of images, decoding them once into a cache."""
 
 import hashlib
 import shutil
@@ -20,21 +20,21 @@ from train.errors import UserError
 
 
 def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageDataset:
-    """Loads `train/<class>/*` and `test/<class>/*`, all images of one size, as RGB.
+    """Loads `train/<class>/*` and `test/<class>/*`, images of one size, as RGB.
 
     Args:
         path: the folder.
-        cache_dir: where the tensorflow-datasets data set made of it, and the decoded
-            arrays, are kept until the folder changes. Contents are hashed while they
-            are decoded; later loads look at each file's state (`file_state`) alone.
-        skip_corrupt: go on without images that cannot be decoded, and name them.
+        cache_dir: folder of the cache, which is used until the image folder changes.
+            The contents of the files are hashed while they are decoded; later loads
+            check only each file's state, see `file_state`.
+        skip_corrupt: skip images that cannot be decoded, and list them.
 
     Returns:
-        The data set, to be augmented as in section 4.1: padded by 4 pixels at 32x32
-        (an eighth of the side), cropped and flipped.
+        The dataset, augmented as in section 4.1: padded by an eighth of the image size
+        (4 pixels at 32x32), cropped and flipped.
 
     Raises:
-        UserError: if the folder cannot be used as it is; the message names the place.
+        UserError: if the folder cannot be used; names the file or folder at fault.
     """
     folder = image_folder.scan(path)
     identity = hashlib.sha256(str(folder.root).encode()).hexdigest()[:8]
@@ -61,12 +61,12 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
 def _build(
     folder: ImageFolder, cache: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Makes the data set and the arrays anew, for the cache and for this run."""
-    # Needed, and imported, only when not cached.
+    """Decodes the images and writes the cache."""
+    # Imported only when the images are not cached.
     from train.data.tfds import folder as tfds_folder
 
     cache.mkdir(parents=True, exist_ok=True)
-    # Built aside: whoever builds at the same time, or is stopped, disturbs no one.
+    # Built in a temporary folder, so that concurrent or interrupted builds do no harm.
     with tempfile.TemporaryDirectory(dir=cache, prefix="partial-") as partial:
         arrays, corrupt, contents = _decode(
             folder, tfds_folder.prepare(folder, Path(partial))
@@ -86,10 +86,10 @@ def _build(
 def _decode(
     folder: ImageFolder, sources: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], list[str], str]:
-    """The arrays by name, files that could not be decoded, and a hash of all files."""
+    """Returns the arrays by name, the corrupt files, and a hash of all files."""
     arrays: dict[str, np.ndarray] = {}
     corrupt: list[str] = []
-    hashes: dict[str, str] = {}  # By names, in which the class is.
+    hashes: dict[str, str] = {}  # By relative path, which includes the class.
     first: tuple[str, tuple[int, ...]] | None = None
     for split in SPLITS:
         images, labels = [], []
@@ -106,9 +106,9 @@ def _decode(
             first = first or (name, image.shape)
             if image.shape != first[1]:
                 raise UserError(
-                    f"Images of different sizes: {folder.root / first[0]} is "
+                    f"Images differ in size: {folder.root / first[0]} is "
                     f"{_size(first[1])}, {folder.root / name} is "
-                    f"{_size(image.shape)}. Bring all images to one size first."
+                    f"{_size(image.shape)}. Resize all images to one size."
                 )
             images.append(image)
             labels.append(example["label"])
@@ -131,10 +131,10 @@ def _check_corrupt(corrupt: list[str], folder: ImageFolder, skip_corrupt: bool) 
     names += f" and {len(corrupt) - 10} more" if len(corrupt) > 10 else ""
     if not skip_corrupt:
         raise UserError(
-            f"{count}: {names}. Replace or remove them, or go on without them: "
+            f"{count}: {names}. Replace or remove them, or skip them with "
             "--skip-corrupt-images."
         )
-    print(f"Going on without {count}: {names}", file=sys.stderr)
+    print(f"Skipping {count}: {names}", file=sys.stderr)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""A folder of images, `train/<class>/*` and `test/<class>/*`: what lies in it."""
+"""Lists a folder of images, `train/<class>/*` and `test/<class>/*`."""
 
 import dataclasses
 import hashlib
@@ -25,9 +25,9 @@ SUFFIXES = (
     ".webp",
 )
 _MOST_NAMED = 5
-# Part of the fingerprint: arrays that were decoded otherwise are decoded again.
+# Part of the fingerprint, so that a change of decoding invalidates the cache.
 DECODING = b"upright by EXIF, 16 bits scaled"
-LAYOUT = "A folder data set holds train/<class>/<image> and test/<class>/<image>."
+LAYOUT = "An image folder contains train/<class>/<image> and test/<class>/<image>."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class ImageFolder:
     """The images of a folder.
 
     Attributes:
-        root: the folder, absolute.
-        class_names: sorted; a class's place is its label.
-        files: by split, the images in order, as paths below `root` with slashes.
-        fingerprint: changes when any image's name or state does, see `file_state`.
+        root: absolute path of the folder.
+        class_names: sorted names; the index of a class is its label.
+        files: images of each split, in order, as paths relative to `root`.
+        fingerprint: changes with the name or state of any image, see `file_state`.
     """
 
     root: Path
@@ -48,13 +48,13 @@ class ImageFolder:
 
 
 def scan(path: str) -> ImageFolder:
-    """Lists a folder and checks that it can be trained on.
+    """Lists a folder and checks that it can be used for training.
 
     Args:
         path: the folder.
 
     Returns:
-        What lies in it.
+        Its images.
 
     Raises:
         UserError: if the folder, a split or a class is missing or empty.
@@ -62,8 +62,8 @@ def scan(path: str) -> ImageFolder:
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
         raise UserError(
-            f"The image folder {root} does not exist. {LAYOUT} Give its path as "
-            "--dataset folder:PATH."
+            f"The image folder {root} does not exist. {LAYOUT} Pass an existing "
+            "folder as --dataset folder:PATH."
         )
     digest = hashlib.sha256(DECODING)
     left_out: list[str] = []
@@ -72,7 +72,7 @@ def scan(path: str) -> ImageFolder:
     for split in SPLITS:
         if not (root / split).is_dir():
             raise UserError(
-                f"The image folder {root} has no folder {split}/. {LAYOUT} It holds: "
+                f"The image folder {root} has no folder {split}/. {LAYOUT} It contains: "
                 f"{_contents(root)}."
             )
         folders = _folders(root / split)
@@ -83,13 +83,13 @@ def scan(path: str) -> ImageFolder:
         empty = [name for name, images in found.items() if not images]
         if not found or len(empty) == len(found):
             raise UserError(
-                f"{root / split} holds no images in class folders. {LAYOUT} It holds: "
+                f"{root / split} has no images in class folders. {LAYOUT} It contains: "
                 f"{_contents(root / split)}. Image files end in "
                 f"{', '.join(SUFFIXES)}."
             )
         if empty:
             raise UserError(
-                f"{root / split / empty[0]} holds no images. Put images there, or "
+                f"{root / split / empty[0]} has no images. Add images, or "
                 f"remove the class folder. Image files end in {', '.join(SUFFIXES)}."
             )
         classes[split] = list(found)
@@ -100,28 +100,28 @@ def scan(path: str) -> ImageFolder:
     if unknown:
         raise UserError(
             f"The class {unknown[0]!r} is in {root / 'test'} but not in "
-            f"{root / 'train'}: nothing could be learned of it. Add training images "
+            f"{root / 'train'}, so the network cannot learn it. Add training images "
             f"of it, or remove {root / 'test' / unknown[0]}. Classes in train/: "
             f"{', '.join(classes['train'])}."
         )
     if len(classes["train"]) < 2:
         raise UserError(
-            f"{root / 'train'} holds one class, {classes['train'][0]!r}: there is "
-            "nothing to tell apart. Add a second class folder."
+            f"{root / 'train'} has one class, {classes['train'][0]!r}; "
+            "classification needs at least two. Add a second class folder."
         )
     _warn_of(left_out, [c for c in classes["train"] if c not in classes["test"]], root)
     return ImageFolder(root, tuple(classes["train"]), files, digest.hexdigest())
 
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    """The class folders, by name; hidden ones are none."""
+    """Returns the class folders by name; hidden folders are skipped."""
     with os.scandir(folder) as entries:
         found = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
     return sorted(found, key=lambda entry: entry.name)
 
 
 def _images(folder: os.DirEntry[str], digest: Any) -> list[str]:
-    """The names of a class's images, in order; their state goes into `digest`."""
+    """Returns the sorted names of a class's images; adds their state to `digest`."""
     with os.scandir(folder) as entries:
         found = [
             entry
@@ -138,7 +138,7 @@ def _images(folder: os.DirEntry[str], digest: Any) -> list[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths of the files in a folder, but for hidden ones."""
+    """Returns the paths of the files in a folder, except hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.path
@@ -148,7 +148,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _left_out(folder: Path) -> list[str]:
-    """Paths below a class folder that are not read: nested, or of another suffix."""
+    """Returns the files of a class folder that are nested or have another suffix."""
     found = [path for path in _files(folder) if not path.lower().endswith(SUFFIXES)]
     for nested in _folders(folder):
         for directory, _, files in os.walk(nested.path):
@@ -157,24 +157,24 @@ def _left_out(folder: Path) -> list[str]:
 
 
 def _warn_of(left_out: list[str], not_in_test: list[str], root: Path) -> None:
-    """Says what a folder holds that takes no part."""
+    """Warns of files that are not read, and of classes without test images."""
     if left_out:
         names = ", ".join(
             os.path.relpath(path, root) for path in left_out[:_MOST_NAMED]
         )
         more = len(left_out) - _MOST_NAMED
         print(
-            f"Warning: files below {root} that are not read: {names}"
-            f"{f' and {more} more' if more > 0 else ''}. Images lie in the class "
-            f"folders themselves and end in {', '.join(SUFFIXES)}.",
+            f"Warning: these files in {root} are not read: {names}"
+            f"{f' and {more} more' if more > 0 else ''}. Images must be directly in the "
+            f"class folders and end in {', '.join(SUFFIXES)}.",
             file=sys.stderr,
         )
     if not_in_test:
         print(
-            f"Warning: no test images of these classes, which {root / 'test'} lacks: "
+            f"Warning: {root / 'test'} has no images of these classes: "
             f"{', '.join(not_in_test[:_MOST_NAMED])}"
             f"{' ...' if len(not_in_test) > _MOST_NAMED else ''}. The test accuracy "
-            "says nothing of them.",
+            "does not cover them.",
             file=sys.stderr,
         )
 

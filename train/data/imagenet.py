@@ -1,4 +1,4 @@
-"""ImageNet-1K: its archives, where they must lie, and the data set made of them."""
+"""ImageNet-1K: the published archives and the dataset prepared from them."""
 
 import hashlib
 import io
@@ -24,14 +24,14 @@ _URL = "https://image-net.org/download-images"
 
 
 class Archive(NamedTuple):
-    """A published file."""
+    """A published archive."""
 
     file: str
     size: int  # In bytes.
     num_images: int
 
 
-# By split, as tensorflow-datasets names it: the paper tests on the validation images.
+# By split name of tensorflow-datasets. The paper tests on the validation images.
 ARCHIVES = {
     "train": Archive("ILSVRC2012_img_train.tar", 147_897_477_120, 1_281_167),
     "validation": Archive("ILSVRC2012_img_val.tar", 6_744_924_160, 50_000),
@@ -50,7 +50,7 @@ class Example(NamedTuple):
 
 
 def load() -> StreamedDataset:
-    """The prepared data set; its images are read when they are needed.
+    """Loads the prepared dataset, whose images are read when they are needed.
 
     Raises:
         UserError: if it is not prepared.
@@ -58,8 +58,8 @@ def load() -> StreamedDataset:
     files = " and ".join(archive.file for archive in ARCHIVES.values())
     folder = find(
         NAME,
-        f"Put {files} ({_URL}, after registration) into {_manual()}, and run: python "
-        f"-m train prepare {NAME}.",
+        f"Download {files} from {_URL} (after registration) into {_manual()} and run: "
+        f"python -m train prepare {NAME}.",
     )
     try:
         splits = json.loads((folder / INFO).read_bytes())["splits"]
@@ -67,24 +67,23 @@ def load() -> StreamedDataset:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / INFO} is damaged: it does not list the splits. Move {folder} "
-            f"away, and run: python -m train prepare {NAME}"
+            f"away and run: python -m train prepare {NAME}"
         ) from error
     for split, archive in ARCHIVES.items():
         if split not in lengths:
             raise UserError(
                 f"{folder} has no split {split}: it was prepared without "
-                f"{archive.file}. Move the folder away, put that file into "
-                f"{_manual()}, and run: python -m train prepare {NAME}"
+                f"{archive.file}. Move the folder away, put that file in "
+                f"{_manual()} and run: python -m train prepare {NAME}"
             )
-    reader.check_features(folder)  # Before workers open it.
+    reader.check_features(folder)  # Before workers open the files.
     train, test = (Records(folder, split, lengths[split]) for split in ARCHIVES)
     return StreamedDataset(
         name=NAME,
         train=train,
         test=test,
         class_names=tuple((folder / "label.labels.txt").read_text().split()),
-        # The paper gives none of its own; these are those of PyTorch's example, which
-        # it trains with.
+        # The paper gives none; these are from PyTorch's example, which it trains with.
         preprocessing=Preprocessing(
             mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         ),
@@ -94,25 +93,25 @@ def load() -> StreamedDataset:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the names and sizes of all files: to read them would take half an hour."""
+    """Hashes the names and sizes of all files; their contents would take too long."""
     sizes = sorted((p.name, p.stat().st_size) for p in folder.iterdir() if p.is_file())
     return hashlib.sha256(repr(sizes).encode()).hexdigest()
 
 
 def archives() -> dict[str, Path]:
-    """Where the archives lie, by split.
+    """Returns the paths of the archives by split.
 
     Raises:
-        UserError: if one is missing or not whole, or the disk has no room for both
-            once more.
+        UserError: if one is missing or incomplete, or the disk has too little space
+            for the dataset.
     """
     paths = {split: _manual() / archive.file for split, archive in ARCHIVES.items()}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
         raise UserError(
-            f"{' and '.join(missing)} not found in {_manual()}. ImageNet must be "
-            f"downloaded by hand, after registration, from {_URL}: put "
-            f"{'it' if len(missing) == 1 else 'them'} there and run this again."
+            f"{' and '.join(missing)} not found in {_manual()}. Download "
+            f"{'it' if len(missing) == 1 else 'them'} from {_URL} (after registration) "
+            "into that folder and run this again."
         )
     for split, path in paths.items():
         size, published = path.stat().st_size, ARCHIVES[split].size
@@ -126,7 +125,7 @@ def archives() -> dict[str, Path]:
     if free < needed:
         raise UserError(
             f"{data_dir()} has {free / 1e9:.0f} GB free, and {needed / 1e9:.0f} GB are "
-            "needed. Make room, or let TFDS_DATA_DIR name another place."
+            "needed. Free some space, or set TFDS_DATA_DIR to another directory."
         )
     return paths
 
@@ -134,12 +133,12 @@ def archives() -> dict[str, Path]:
 def examples(
     archive: Path, split: str, validation_labels: list[str]
 ) -> Iterator[Example]:
-    """The images of a split, in the order of its archive, which is not unpacked.
+    """Yields the images of a split in the order of its archive, without unpacking it.
 
     Args:
-        archive: the split's.
-        split: its name.
-        validation_labels: in the order of the validation images' numbers.
+        archive: archive of the split.
+        split: name of the split.
+        validation_labels: labels of the validation images, ordered by number.
 
     Raises:
         UserError: if the archive is damaged.
@@ -147,7 +146,7 @@ def examples(
     found = 0
     try:
         for member, image, encoded in _images(archive, split):
-            if split == "train":  # An archive for each class.
+            if split == "train":  # One inner archive per class.
                 label = Path(member).stem
             else:  # ILSVRC2012_val_00000001.JPEG is the first.
                 label = validation_labels[int(Path(image).stem.rpartition("_")[2]) - 1]
@@ -157,16 +156,16 @@ def examples(
         raise UserError(
             f"{archive} is damaged: {error}. Download it again from {_URL}."
         ) from error
-    # What was never written of it reads as zeros, and they as the archive's end.
+    # A partly written archive ends in zeros, which tarfile reads as the end.
     if found != ARCHIVES[split].num_images:
         raise UserError(
-            f"{archive} is damaged: it holds {found:,} images, not "
+            f"{archive} is damaged: it has {found:,} images, not "
             f"{ARCHIVES[split].num_images:,}. Download it again from {_URL}."
         )
 
 
 def _images(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:
-    """Images with their names and those of the archive's members they are in."""
+    """Yields each image with its name and that of the member of the archive."""
     with tarfile.open(archive, "r:") as tar:
         for member in tar:
             file = tar.extractfile(member)
@@ -182,11 +181,11 @@ def _images(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _example(file_name: str, encoded: bytes, label: str) -> Example:
-    """An image as published, unless it is one of a few in CMYK or PNG."""
-    with Image.open(io.BytesIO(encoded)) as image:  # Reads no more than its header.
-        as_it_is = image.format == "JPEG" and image.mode in ("RGB", "L")
-    if not as_it_is:
-        # As tensorflow-datasets does since its version 3.0.0.
+    """Returns an image as published; the few in CMYK or PNG are converted to JPEG."""
+    with Image.open(io.BytesIO(encoded)) as image:  # Reads only the header.
+        is_plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
+    if not is_plain_jpeg:
+        # As in tensorflow-datasets since version 3.0.0.
         rewritten = io.BytesIO()
         decode.image(encoded).save(rewritten, "jpeg", quality=100)
         encoded = rewritten.getvalue()
@@ -194,5 +193,5 @@ def _example(file_name: str, encoded: bytes, label: str) -> Example:
 
 
 def _manual() -> Path:
-    """Where tensorflow-datasets looks for what must be downloaded by hand."""
+    """Returns the folder in which tensorflow-datasets expects manual downloads."""
     return data_dir() / "downloads" / "manual"

@@ -1,7 +1,8 @@
-"""Batches of decoded images, made by worker processes: each from its number alone.
+"""Batches of decoded images from worker processes, each a function of its index.
 
-Whoever makes a batch, and in whichever order, it is the same: a run may start at any
-step, with any number of workers. Worker processes import this module: it needs no JAX.
+A batch does not depend on the worker that makes it or on the batches before it, so a run
+can start at any step with any number of workers. Worker processes import this module, so
+it does not import JAX.
 """
 
 import contextlib
@@ -22,39 +23,39 @@ from train.data.crops import Crops
 from train.data.tfds.records import Records
 from train.errors import UserError
 
-# What a random number is drawn for, beside the run's seed.
+# Purpose of a random generator, in addition to the run's seed.
 _ORDER, _CROP = 0, 1
 
 
 class TrainBatch(NamedTuple):
-    """A share of a batch to train on."""
+    """This process's rows of a training batch."""
 
     images: np.ndarray  # shape=(rows, side, side, 3), dtype=uint8
     labels: np.ndarray  # shape=(rows,), dtype=int32
 
 
 class EvaluationBatch(NamedTuple):
-    """A share of a batch to evaluate on."""
+    """This process's rows of an evaluation batch."""
 
     images: np.ndarray  # shape=(rows, side, side, 3), dtype=uint8
     labels: np.ndarray  # shape=(rows,), dtype=int32
-    valid: np.ndarray  # shape=(rows,), dtype=bool: False where it is filled up.
+    valid: np.ndarray  # shape=(rows,), dtype=bool: False for padding.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainBatches:
-    """Step -> a share of its batch.
+    """Maps a step to this process's rows of its batch.
 
-    An epoch sees the images in a random order, each at most once; those that fill no
-    batch are left out, other ones every epoch.
+    An epoch visits the images in random order, each at most once. Images that do not
+    fill a batch are dropped, different ones in each epoch.
 
     Attributes:
-        records: of the training images.
-        crops: how they are cropped.
-        seed: of the order, the crops and the flips.
-        batch_size: over all processes.
-        steps_per_epoch: how many batches an epoch has.
-        rows: those of a batch that this process reads.
+        records: the training images.
+        crops: parameters of the crops.
+        seed: seed of the order, the crops and the flips.
+        batch_size: batch size summed over all processes.
+        steps_per_epoch: number of batches in an epoch.
+        rows: indices of this process's rows in a batch.
     """
 
     records: Records
@@ -78,13 +79,13 @@ class TrainBatches:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationBatches:
-    """Number -> a share of that batch of the test images, each of which is in one.
+    """Maps an index to this process's rows of that batch of the test images.
 
     Attributes:
-        records: of the test images.
-        crops: how they are cropped.
-        batch_size: over all processes.
-        rows: those of a batch that this process reads.
+        records: the test images.
+        crops: parameters of the crops.
+        batch_size: batch size summed over all processes.
+        rows: indices of this process's rows in a batch.
     """
 
     records: Records
@@ -104,33 +105,33 @@ class EvaluationBatches:
         return EvaluationBatch(images, labels, valid)
 
 
-# Batches one after another, until it is closed, which ends the workers.
+# Yields batches; closing it ends the workers.
 Stream = Generator[Any, None, None]
 
 
 def stream(
     load: Callable[[int], Any], first: int, end: int, num_workers: int
 ) -> Stream:
-    """Makes batches ahead of their use.
+    """Yields batches that worker processes prefetch.
 
     Args:
-        load: number -> batch; sent to the workers.
-        first: the first batch's number; those before it are not made.
-        end: the number after the last; there is at least one.
-        num_workers: processes that make every so-many-th batch each, and one ahead; 0
-            makes them in this process, when they are asked for.
+        load: maps an index to a batch; sent to the workers.
+        first: index of the first batch.
+        end: index after the last batch, greater than `first`.
+        num_workers: number of worker processes. Each prepares every num_workers-th
+            batch, one ahead. With 0, this process makes batches on demand.
 
     Yields:
-        The batches, in order. What a worker raises comes out here.
+        The batches in order. Exceptions of workers are raised here.
     """
-    import grain  # Takes a second.
+    import grain  # Slow to import.
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        # grain reads its options from there to hand them to its workers.
+        # grain passes its flags on to its workers.
         flags.FLAGS.mark_as_parsed()
     made = grain.MapDataset.range(first, end).map(load)
-    # A batch is as much as a thread could read ahead of time.
+    # Workers prefetch whole batches, so threads need not.
     in_order = made.to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
@@ -145,7 +146,7 @@ def stream(
 
 @contextlib.contextmanager
 def _deaths_explained() -> Iterator[None]:
-    """Says what to do when a worker was killed."""
+    """Adds a remedy to the error for a killed worker."""
     try:
         yield
     except RuntimeError as error:
@@ -153,21 +154,21 @@ def _deaths_explained() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"A process that reads images died: {reason} It may have had too little "
-            "memory, or /dev/shm too little room for its batches. Give fewer "
-            "--data-workers, or a smaller --batch-size."
+            f"A data worker died: {reason} Memory, or the space in /dev/shm for its "
+            "batches, may have run out. Use fewer --data-workers or a smaller "
+            "--batch-size."
         ) from error
 
 
 @contextlib.contextmanager
 def _signals_for_this_process_alone() -> Iterator[None]:
-    """Processes started meanwhile never get Ctrl-C, nor a cluster's signal to end.
+    """Blocks SIGINT and SIGTERM in processes started within this context.
 
-    These reach all processes, and this one needs its workers to finish its step and
-    save. What a thread has blocked stays so in the threads and processes it starts.
+    Terminals and clusters send these to all processes, but this one needs its workers
+    to finish the step and save. Threads and processes inherit blocked signals.
     """
     signals = {signal.SIGINT, signal.SIGTERM}
-    # It would be started with the first worker, and unblock them on its way.
+    # Otherwise it starts with the first worker and unblocks the signals.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -177,7 +178,7 @@ def _signals_for_this_process_alone() -> Iterator[None]:
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Ends this worker when its parent has ended, in whatever way."""
+    """Ends this worker when its parent ends for any reason."""
     del index, count
 
     def wait() -> None:
@@ -190,14 +191,14 @@ def _end_with_parent(index: int, count: int) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The order of the training images in an epoch, counted from 0."""
+    """Returns the order of the training images in an epoch, counted from 0."""
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
 
 
 def _load(
     records: Records, indices: np.ndarray, crop: Callable[[Any, int], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads, decodes and crops images; returns them with their labels."""
+    """Reads, decodes and crops images; returns them and their labels."""
     found = records.read(indices.tolist())
     images = [
         crop(_decode(records, index, record.image), index)
@@ -213,6 +214,6 @@ def _decode(records: Records, index: int, encoded: bytes) -> Any:
     except decode.UNDECODABLE as error:
         raise UserError(
             f"Image {index} of the split {records.split} in {records.folder} cannot be "
-            f"decoded: {error}. Remove the folder, check the archives, and prepare the "
-            "data set again."
+            f"decoded: {error}. Remove the folder, check the archives and prepare the "
+            "dataset again."
         ) from error

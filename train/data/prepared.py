@@ -1,6 +1,6 @@
-"""CIFAR as tensorflow-datasets prepared it, or `python -m train prepare` did.
+"""Loads CIFAR as prepared by tensorflow-datasets or `python -m train prepare`.
 
-Nothing here reaches for the network: what is not on this machine is an error at once.
+Only `archive` uses the network.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ SPLITS = ("train", "test")
 
 
 def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
-    """Loads a prepared data set; its decoded arrays are kept in `cache_dir`.
+    """Loads a prepared dataset and caches its decoded arrays in `cache_dir`.
 
     Raises:
-        UserError: if it is not prepared, or not in array_record files.
+        UserError: if it is not prepared, or not as array_record files.
     """
     folder = _find(cifar)
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -53,7 +53,7 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
 def _find(cifar: Cifar) -> Path:
     return find(
         cifar.name,
-        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; with no "
+        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; without a "
         f"network, put that file in {data_dir() / 'downloads'} first.",
     )
 
@@ -75,10 +75,10 @@ def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def archive(cifar: Cifar) -> Path:
-    """The archive in the download folder, downloaded if it is not there.
+    """Returns the archive in the download folder, downloading it if necessary.
 
     Raises:
-        UserError: if it can be had from neither, or is not the published file.
+        UserError: if it cannot be downloaded, or is not the published file.
     """
     folder = data_dir() / "downloads"
     path = folder / cifar.archive

@@ -1,1 +1,1 @@
-"""Data sets as files of tensorflow-datasets: where they lie, and how they are written."""
+"""Datasets in the file format of tensorflow-datasets."""

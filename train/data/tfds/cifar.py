@@ -1,7 +1,7 @@
-"""Preparing CIFAR as tensorflow-datasets does, but without TensorFlow.
+"""Prepares CIFAR as tensorflow-datasets does, but without TensorFlow.
 
-The result has the names, version and features of tensorflow-datasets' own, in
-array_record files. Importing this module imports tensorflow-datasets.
+The result has the names, version and features of tensorflow-datasets, as array_record
+files. Importing this module imports tensorflow-datasets.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from train import progress as progress_bars
 from train.data.cifar import Cifar
 
 
-# tensorflow-datasets has its own by these names; nothing is to be found by name here.
+# Not registered: tensorflow-datasets has builders of these names.
 class _CifarBuilder(  # type: ignore[call-arg]  # The base class has no types.
     tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-    """Either of the two."""
+    """Builder of CIFAR-10 or CIFAR-100."""
 
     VERSION = tfds.core.Version("3.0.2")
 
@@ -58,7 +58,7 @@ class _CifarBuilder(  # type: ignore[call-arg]  # The base class has no types.
         for index, example in enumerate(
             progress_bars.bar(examples, f"Reading {split} images", leave=False)
         ):
-            # Encoded here: tensorflow-datasets would take TensorFlow for it.
+            # tensorflow-datasets would need TensorFlow to encode an array.
             encoded = io.BytesIO()
             Image.fromarray(example.image).save(encoded, "png")
             yield (
@@ -72,10 +72,10 @@ class _CifarBuilder(  # type: ignore[call-arg]  # The base class has no types.
 
 
 def prepare(cifar: Cifar, archive: Path, data_dir: Path) -> None:
-    """Writes the data set below `data_dir`, unless it is there already."""
+    """Writes the dataset to `data_dir`, unless it is already there."""
     tfds.disable_progress_bar()
     builder = _CifarBuilder(cifar, archive, data_dir=data_dir)
-    # It announces downloads of unknown size; nothing is downloaded.
+    # It would announce a download, but there is none.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)

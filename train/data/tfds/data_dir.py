@@ -1,7 +1,4 @@
-"""Where tensorflow-datasets keeps its data, and what is prepared there.
-
-Nothing here reaches for the network: what is not on this machine is an error at once.
-"""
+"""Finds datasets that tensorflow-datasets prepared on this machine."""
 
 import json
 import os
@@ -13,23 +10,23 @@ INFO = "dataset_info.json"
 
 
 def data_dir() -> Path:
-    """Where tensorflow-datasets keeps its data."""
+    """Returns the data directory of tensorflow-datasets."""
     path = os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
     return Path(path).expanduser().absolute()
 
 
 def find(name: str, remedy: str) -> Path:
-    """The newest prepared version of a data set that can be read without TensorFlow.
+    """Finds the newest version of a dataset that can be read without TensorFlow.
 
     Args:
-        name: the data set's.
-        remedy: what to do if there is none, in whole sentences.
+        name: name of the dataset.
+        remedy: remedy for the error message, in full sentences.
 
     Returns:
-        The version's folder.
+        The folder of the version.
 
     Raises:
-        UserError: if it is not prepared, or not in array_record files.
+        UserError: if it is not prepared, or not as array_record files.
     """
     place = data_dir() / name
     versions = sorted(
@@ -45,11 +42,11 @@ def find(name: str, remedy: str) -> Path:
     if formats:
         folder, file_format = next(iter(formats.items()))
         raise UserError(
-            f"{folder} holds {file_format} files, which only TensorFlow reads. Move the "
-            f"folder away, and run: python -m train prepare {name}"
+            f"{folder} has {file_format} files, which only TensorFlow can read. Move the "
+            f"folder away and run: python -m train prepare {name}"
         )
     raise UserError(
-        f"{name} is not prepared: {place} does not hold it. {remedy} Set TFDS_DATA_DIR "
+        f"{name} is not prepared: {place} does not contain it. {remedy} Set TFDS_DATA_DIR "
         f"to use another directory than {data_dir()}."
     )
 
@@ -61,7 +58,6 @@ def _file_format(info: Path) -> str | None:
         value = None
     if not isinstance(value, dict):
         raise UserError(
-            f"{info} is damaged. Move {info.parent} away, and prepare the data set "
-            "again."
+            f"{info} is damaged. Move {info.parent} away and prepare the dataset again."
         )
     return value.get("fileFormat")

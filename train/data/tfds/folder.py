@@ -1,7 +1,7 @@
-"""A tensorflow-datasets builder of image folders that needs no TensorFlow.
+"""Builder of image folders for tensorflow-datasets that needs no TensorFlow.
 
-The images are kept as they are, encoded, in array_record files, which `data_source`
-reads at random without TensorFlow. Importing this module imports tensorflow-datasets.
+The encoded images are stored in array_record files, to which data sources have random
+access without TensorFlow. Importing this module imports tensorflow-datasets.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ import tensorflow_datasets as tfds
 from train import progress as progress_bars
 from train.data.image_folder import SPLITS, ImageFolder
 
-# The folder is the user's own: no builder to be found by name, nothing to look up.
+# Not registered: the builder is not looked up by name.
 with tfds.core.registered.skip_registration():
 
     class FolderImages(tfds.core.GeneratorBasedBuilder):
-        """Images of `train/<class>/*` and `test/<class>/*`."""
+        """Builder of `train/<class>/*` and `test/<class>/*`."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -54,7 +54,7 @@ with tfds.core.registered.skip_registration():
                 yield (
                     name,
                     {
-                        # By path: from an array it would need TensorFlow to encode.
+                        # A path: encoding an array would need TensorFlow.
                         "image": self._folder.root / name,
                         "label": name.split("/")[1],
                         "filename": name,
@@ -63,19 +63,19 @@ with tfds.core.registered.skip_registration():
 
 
 def prepare(folder: ImageFolder, data_dir: Path) -> dict[str, Any]:
-    """Writes a folder as a tensorflow-datasets data set, unless that is done.
+    """Writes an image folder in the format of tensorflow-datasets.
 
     Args:
-        folder: what to write.
-        data_dir: where to, one place for each state of a folder.
+        folder: the image folder.
+        data_dir: the folder to write to; a different one for each state of `folder`.
 
     Returns:
-        By split, a data source: `len`, and by index {"image": encoded bytes, "label",
+        The data source of each split, with examples {"image": encoded bytes, "label",
         "filename" in UTF-8}.
     """
     tfds.disable_progress_bar()
     builder = FolderImages(folder, data_dir=data_dir)
-    # It announces downloads of unknown size; nothing is downloaded.
+    # It would announce a download, but there is none.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)

@@ -1,9 +1,9 @@
-"""Preparing ImageNet as tensorflow-datasets does, but without TensorFlow.
+"""Prepares ImageNet as tensorflow-datasets does, but without TensorFlow.
 
-The result has the names, version and features of tensorflow-datasets' own, in
-array_record files; within a split the images keep the order of the archive. Its own
-builder would sort them on disk first, with TensorFlow. Importing this module imports
-tensorflow-datasets.
+The result has the names, version and features of tensorflow-datasets, as array_record
+files. Within a split the images keep the order of the archive; the builder of
+tensorflow-datasets would shuffle them on disk, with TensorFlow. Importing this module
+imports tensorflow-datasets.
 """
 
 import tempfile
@@ -18,19 +18,19 @@ from train.data import imagenet
 
 _VERSION = "5.1.0"
 _SHARD_BYTES = 256 << 20
-# What reading at random needs: each record can be found by itself.
+# Random access needs records that are not grouped.
 _WRITER_OPTIONS = "group_size:1"
 
 
 def prepare(archives: dict[str, Path], data_dir: Path) -> Path:
-    """Writes the data set below `data_dir`, unless it is there already.
+    """Writes the dataset to `data_dir`, atomically, unless it is already there.
 
     Args:
-        archives: by split.
-        data_dir: of tensorflow-datasets.
+        archives: archive of each split.
+        data_dir: data directory of tensorflow-datasets.
 
     Returns:
-        Its folder. It is there whole or not at all.
+        The folder of the dataset.
 
     Raises:
         UserError: if an archive is damaged.
@@ -58,7 +58,7 @@ def prepare(archives: dict[str, Path], data_dir: Path) -> Path:
             features=features,
             split_infos=splits,
             version=_VERSION,
-            check_data=False,  # It would check with TensorFlow.
+            check_data=False,  # The check needs TensorFlow.
             supervised_keys=("image", "label"),
             homepage="https://image-net.org/",
             description="ILSVRC 2012, as published.",
@@ -102,7 +102,7 @@ def _write_split(
 def _records(
     archive: Path, split: str, features: tfds.features.FeaturesDict
 ) -> Iterator[bytes]:
-    """The images of a split with their labels, as they are stored."""
+    """Yields the serialized examples of a split."""
     with progress_bars.bar(
         total=imagenet.ARCHIVES[split].size,
         desc=f"Writing {split} images",
@@ -117,7 +117,7 @@ def _records(
 
 
 def _shards(records: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """The records of one file after another."""
+    """Groups records into the files of a split."""
     shard: list[bytes] = []
     size = 0
     for record in records:
@@ -131,11 +131,11 @@ def _shards(records: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 
 def _shard(folder: Path, split: str, number: int) -> Path:
-    """A file while it is not known how many there will be."""
+    """Returns the temporary path of a file, until the number of files is known."""
     return folder / f"{split}-{number:05d}"
 
 
 def _lines(file: str) -> list[str]:
-    """A list that tensorflow-datasets has of ImageNet."""
+    """Reads a list of ImageNet that is part of tensorflow-datasets."""
     path = tfds.core.tfds_path(f"datasets/{imagenet.NAME}/{file}")
     return path.read_text().split()

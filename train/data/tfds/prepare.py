@@ -1,4 +1,4 @@
-"""`python -m train prepare`: data sets made ready to be read."""
+"""`python -m train prepare`: converts datasets to files that the application reads."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from train.data.tfds.data_dir import data_dir
 
 
 def _cifar(name: str) -> None:
-    from train.data.tfds import cifar as tfds_cifar  # Takes seconds to import.
+    from train.data.tfds import cifar as tfds_cifar  # Slow to import.
 
     chosen = cifar.ALL[name]
     tfds_cifar.prepare(chosen, prepared.archive(chosen), data_dir())
@@ -20,7 +20,7 @@ def _cifar(name: str) -> None:
 def _imagenet(name: str) -> None:
     del name
     archives = imagenet.archives()
-    from train.data.tfds import imagenet as tfds_imagenet  # Takes seconds to import.
+    from train.data.tfds import imagenet as tfds_imagenet  # Slow to import.
 
     tfds_imagenet.prepare(archives, data_dir())
 
@@ -30,7 +30,7 @@ _PREPARE: dict[str, Callable[[str], None]] = {
     imagenet.NAME: _imagenet,
 }
 
-if TYPE_CHECKING:  # What the choices are is known when this runs.
+if TYPE_CHECKING:  # The choices are known only at run time.
     Name: TypeAlias = str
 else:
     Name = tyro.extras.literal_type_from_choices(tuple(_PREPARE))
@@ -45,10 +45,10 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> int:
-    """Finds or downloads the archives, checks them, and writes the data set."""
+    """Finds or downloads the archives, verifies them and writes the dataset."""
     _PREPARE[config.name](config.name)
     print(
-        f"{config.name} is prepared in {data_dir() / config.name}. Train on it: "
+        f"{config.name} was prepared in {data_dir() / config.name}. To train on it: "
         f"python -m train --dataset {config.name}"
     )
     return 0

@@ -1,7 +1,7 @@
-"""Opening prepared data sets without running code that their metadata names.
+"""Opens prepared datasets without running code that their metadata names.
 
-tensorflow-datasets imports the module of any class named in `features.json`, also one
-in the current folder. Only the classes of image classification are let through.
+tensorflow-datasets imports the module of any class named in `features.json`, even from
+the current folder. Only the classes of image classification are allowed.
 """
 
 import json
@@ -12,31 +12,31 @@ from train.errors import UserError
 
 FEATURES = "features.json"
 _FEATURES_DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
-# The class of a feature, and where its definition stands.
+# Class of a feature -> key of its definition.
 _KNOWN = {
     "tensorflow_datasets.core.features.image_feature.Image": "image",
     "tensorflow_datasets.core.features.class_label_feature.ClassLabel": "classLabel",
     "tensorflow_datasets.core.features.text_feature.Text": "text",
 }
-# What else a feature may have: text and numbers.
+# Other keys of a feature, with text and numbers as values.
 _DOCUMENTATION = {"pythonClassName", "description", "valueRange"}
 
 
 def open_split(folder: Path, split: str) -> Any:
-    """Opens a split of a data set at random access, with images left encoded.
+    """Opens a split of a dataset for random access; images stay encoded.
 
     Args:
-        folder: the data set's version.
-        split: its name.
+        folder: folder of the dataset's version.
+        split: name of the split.
 
     Returns:
-        The data source: `len`, and by index examples as dicts.
+        The data source, with examples as dicts.
 
     Raises:
         UserError: see `check_features`.
     """
     check_features(folder)
-    import tensorflow_datasets as tfds  # Takes seconds.
+    import tensorflow_datasets as tfds  # Slow to import.
 
     return tfds.builder_from_directory(folder).as_data_source(
         split, decoders={"image": tfds.decode.SkipDecoding()}
@@ -44,39 +44,39 @@ def open_split(folder: Path, split: str) -> Any:
 
 
 def check_features(folder: Path) -> None:
-    """Raises a UserError unless a data set has known features alone."""
+    """Raises a UserError unless a dataset has only known features."""
     path = folder / FEATURES
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be read: {error}. Move {folder} away, and prepare the data "
-            "set again."
+            f"{path} cannot be read: {error}. Move {folder} away and prepare the "
+            "dataset again."
         ) from error
     problem = _problem(value)
     if problem is not None:
         raise UserError(
-            f"{path} {problem}, which is not read: only a dictionary of images, labels "
-            f"and texts is. Move {folder} away, and prepare the data set again."
+            f"{path} {problem}. Only dictionaries of Image, ClassLabel and Text "
+            f"features are supported. Move {folder} away and prepare the dataset again."
         )
 
 
 def _problem(value: Any) -> str | None:
-    """What is not known in a definition of features; None if all is."""
+    """Describes what is not supported in a definition of features, if anything."""
     if not isinstance(value, dict) or value.keys() - _DOCUMENTATION != {"featuresDict"}:
-        return "holds no dictionary of features"
+        return "has no dictionary of features"
     if value.get("pythonClassName") != _FEATURES_DICT:
-        return f"names the class {value.get('pythonClassName')!r}"
+        return f"uses the class {value.get('pythonClassName')!r}"
     inner = value["featuresDict"]
     features = inner.get("features") if isinstance(inner, dict) else None
     if not isinstance(features, dict) or inner.keys() != {"features"}:
-        return "holds no dictionary of features"
+        return "has no dictionary of features"
     for name, feature in features.items():
         if not isinstance(feature, dict):
-            return f"has a feature {name!r} that is no object"
+            return f"has a feature {name!r} that is not an object"
         named = feature.get("pythonClassName")
         if not isinstance(named, str) or named not in _KNOWN:
-            return f"names the class {named!r}"
+            return f"uses the feature class {named!r}"
         unknown = feature.keys() - _DOCUMENTATION - {_KNOWN[named]}
         if unknown:
             return f"has {min(unknown)!r} in its feature {name!r}"

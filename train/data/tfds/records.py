@@ -1,7 +1,7 @@
-"""Encoded images and their labels, read at random from array_record files.
+"""Random access to encoded images and labels in array_record files.
 
-Worker processes import this module: it needs no JAX, and none of its records is opened
-before it is read.
+Worker processes import this module, so it does not import JAX. Files are opened when they
+are first read.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ from train.data.tfds import reader
 
 
 class Record(NamedTuple):
-    """One image."""
+    """One encoded image and its label."""
 
-    image: bytes  # As it was encoded.
+    image: bytes  # As stored.
     label: int
 
 
 class Records:
-    """A split of a data set that tensorflow-datasets can read.
+    """A split of a dataset in the format of tensorflow-datasets.
 
     Args:
-        folder: the data set's version.
-        split: its name.
-        length: how many records it has.
+        folder: folder of the dataset's version.
+        split: name of the split.
+        length: number of records.
     """
 
     def __init__(self, folder: Path, split: str, length: int):
@@ -38,7 +38,7 @@ class Records:
         return self._length
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """The records at some places."""
+        """Reads the records with these indices."""
         examples = self._source.__getitems__([int(index) for index in indices])
         return [Record(example["image"], example["label"]) for example in examples]
 
@@ -48,12 +48,12 @@ class Records:
         return reader.open_split(self.folder, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files cannot be sent to another process, which opens its own.
+        # Open files cannot be pickled; another process opens its own.
         return {name: it for name, it in vars(self).items() if name != "_source"}
 
 
 def _allow_many_files() -> None:
-    """Raises the limit of open files: a data set may have a thousand, all kept open."""
+    """Raises the limit on open files, since a dataset keeps up to a thousand open."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # Not on Windows.
 
