@@ -12,10 +12,10 @@ if __name__ == "__main__":
             "in WSL; insgd_optax, the library, works on Windows too."
         )
     interrupt.exit_at_once()
-    # What follows takes seconds to import.
+    # Slow to import.
     from train.cli import main
 
-    # Through a pipe, too, each epoch's line is seen when it is printed.
+    # Flush each line even if stdout is a pipe.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())

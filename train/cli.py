@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses a command line and executes it.
 
     Args:
-        arguments: without the program's name; by default those of this process.
+        arguments: arguments without the program's name. Default: those of this process.
 
     Returns:
         The exit status.
 
     Raises:
-        SystemExit: from the parser, for help and for options it does not understand.
+        SystemExit: from the parser, for help and for invalid options.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(arguments: Sequence[str]) -> int:
-    """Executes the command that the first argument names, with the options after it."""
+    """Executes the command named by the first argument."""
     configs: dict[str, Any] = {name: each.config for name, each in COMMANDS.items()}
     arguments = command_line.understood(arguments, configs)
     command, *options = arguments
@@ -89,17 +89,17 @@ def _execute(arguments: Sequence[str]) -> int:
 
 
 def versions() -> str:
-    """This project's version and those of the libraries that decide its results."""
+    """Returns the versions of this project and of the libraries that affect results."""
     libraries = ("jax", "flax", "optax")
     used = ", ".join(f"{name} {metadata.version(name)}" for name in libraries)
     return f"insgd_optax {insgd_optax.__version__} ({used})"
 
 
 def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
-    """The options of a run, with those changed that the command line names.
+    """Returns the options of a run with the changes given on the command line.
 
     Raises:
-        UserError: if that makes it another run.
+        UserError: if an option differs that a run cannot change.
     """
     recorded = run_folder.load(path).config
     recorded = dataclasses.replace(recorded, run_dir=None)
@@ -107,8 +107,8 @@ def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
         RunConfig, args=arguments, default=recorded, prog=f"{PROGRAM} {DEFAULT}"
     )
     changed = [
-        f"{option(field.name)} was {getattr(recorded, field.name)}, is "
-        f"{getattr(config, field.name)}"
+        f"{option(field.name)} is {getattr(recorded, field.name)} in the run, "
+        f"{getattr(config, field.name)} here"
         for field in dataclasses.fields(RunConfig)
         if field.name not in FREE_ON_RESUME
         and getattr(config, field.name) != getattr(recorded, field.name)
@@ -116,6 +116,6 @@ def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
     if changed:
         raise UserError(
             f"The run {path} was started with other options: {'; '.join(changed)}. "
-            "Leave them out to go on with it, or start a new run without --resume."
+            "Omit them to resume, or start a new run without --resume."
         )
     return config

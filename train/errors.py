@@ -1,4 +1,4 @@
-"""What a user can put right, and how it is said."""
+"""User errors and how they are reported."""
 
 import signal
 import sys
@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Shown without a traceback: names the thing, the place and the remedy."""
+    """An error shown without a traceback; names the cause, the place and a remedy."""
 
 
 def report_errors(execute: Callable[[], int]) -> int:
-    """Executes something; says without a traceback what a user can put right.
+    """Runs a command and prints user errors without a traceback.
 
     Returns:
         The exit status.
     """
     try:
         return execute()
-    # What the file system refuses names the place by itself.
+    # An OSError already names the path.
     except (UserError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

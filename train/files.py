@@ -1,7 +1,7 @@
-"""Reading and writing files of a run folder that others may have prepared.
+"""Safe I/O in run folders, which may come from untrusted sources.
 
-A run folder may come from somebody else. Nothing here follows a symbolic link when it
-writes, nor waits for what is no regular file when it reads.
+Writing never follows a symbolic link, and reading never blocks on a file that is not
+regular.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import IO
 
 from train.errors import UserError
 
-# Of a record or the metrics; both are far smaller.
+# Size limit; records and metrics are far smaller.
 _MOST_BYTES = 1 << 30
 _PREFIX = ".partial-"
 
@@ -22,25 +22,25 @@ def read(path: Path) -> bytes:
 
     Raises:
         OSError: if it cannot be read.
-        UserError: if it is something else, such as a pipe, or far too large.
+        UserError: if it is not a regular file, or far too large.
     """
-    # A pipe would keep an ordinary open waiting.
+    # A plain `open` would block on a pipe.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is no regular file. Move it away.")
+            raise UserError(f"{path} is not a regular file. Move it away.")
         if status.st_size > _MOST_BYTES:
             raise UserError(
-                f"{path} has {status.st_size:,} bytes, which no run writes. Move it "
-                "away."
+                f"{path} has {status.st_size:,} bytes, more than any run writes. "
+                "Move it away."
             )
         return file.read()
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replaces a file at once: a reader, or a process killed here, sees old or new.
+    """Replaces a file atomically.
 
-    A symbolic link of that name is replaced; what it points to is not touched.
+    A symbolic link of that name is replaced; its target is not changed.
     """
     partial = _write_partial(path, content)
     try:
@@ -51,10 +51,10 @@ def write(path: Path, content: bytes) -> None:
 
 
 def create(path: Path, content: bytes) -> None:
-    """Writes a file that does not exist yet, whole or not at all.
+    """Creates a file atomically.
 
     Raises:
-        FileExistsError: if it does exist.
+        FileExistsError: if it exists.
     """
     partial = _write_partial(path, content)
     try:
@@ -62,7 +62,7 @@ def create(path: Path, content: bytes) -> None:
     except FileExistsError:
         raise
     except OSError:
-        # A file system without hard links: then two creators have to be told apart.
+        # Without hard links, O_EXCL decides between two creators.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         os.replace(partial, path)
     finally:
@@ -70,7 +70,7 @@ def create(path: Path, content: bytes) -> None:
 
 
 def open_to_append(path: Path, flags: int = os.O_WRONLY) -> IO[str]:
-    """Opens a file to write at its end, also if it is a new one.
+    """Opens a file for appending, creating it if necessary.
 
     Raises:
         OSError: if it cannot be opened, or is a symbolic link.
@@ -81,13 +81,13 @@ def open_to_append(path: Path, flags: int = os.O_WRONLY) -> IO[str]:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a process that was killed left a file of this name."""
+    """Returns whether a killed process left a file of this name."""
     return name.startswith(_PREFIX)
 
 
 def _write_partial(path: Path, content: bytes) -> Path:
     partial = path.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # Which follows no link either.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # Does not follow links.
     try:
         with open(os.open(partial, flags, 0o666), "wb") as file:
             file.write(content)
@@ -96,7 +96,7 @@ def _write_partial(path: Path, content: bytes) -> Path:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            # That a disk is full is said without the name of the file.
+            # ENOSPC carries no file name.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return partial

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: an exit at once while nothing needs saving, later a graceful one.
+"""Ctrl-C and SIGTERM: exit immediately before training starts, gracefully during it.
 
-Imports only what loads in an instant: `exit_at_once` must be in force before all else.
+This module imports only fast modules, because `exit_at_once` must run before slow imports.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ from typing import Any, Self
 
 
 def exit_at_once() -> None:
-    """Makes Ctrl-C end this process in a line, with status 130.
+    """Makes Ctrl-C end this process with one line and status 130.
 
-    A KeyboardInterrupt would not do: raised in a callback of the garbage collector, as
-    JAX has one, it is printed and forgotten; in the midst of an import it is a
-    traceback; and what then unwinds past the running compiler may crash.
+    KeyboardInterrupt is not enough. Raised in a callback of the garbage collector, such
+    as JAX's, it is printed and dropped; raised during an import, it gives a traceback;
+    and unwinding past the running compiler may crash.
     """
     signal.signal(signal.SIGINT, _exit)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
     del frame
-    signal.signal(number, signal.SIG_DFL)  # Once more, it does not even clean up.
-    # Not print, which may be interrupted itself.
+    signal.signal(number, signal.SIG_DFL)  # A second Ctrl-C skips the cleanup.
+    # `print` could itself be interrupted.
     os.write(2, b"\nInterrupted.\n")
-    # Without the interpreter's own way to its end nobody else removes them.
+    # os._exit bypasses the finalizers that would remove temporary folders.
     for value in gc.get_objects():
         if type(value) is tempfile.TemporaryDirectory:
             with contextlib.suppress(Exception):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lines of a Markdown table, padded to be read as text too."""
+    """Formats a Markdown table with aligned columns."""
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     lines = [

@@ -1,4 +1,4 @@
-"""Options of a network as text, NAME=VALUE, and as what the network takes."""
+"""Parses network options of the form NAME=VALUE."""
 
 import ast
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 import models
 
-# What each run sets by itself, and with what.
+# Options set elsewhere, and where.
 _SET_ELSEWHERE = {
     "dtype": "the compute dtype has its own option",
     "axis_name": "it follows from the devices",
@@ -14,12 +14,12 @@ _SET_ELSEWHERE = {
 
 
 def parse(text: str) -> tuple[str, Any]:
-    """Reads NAME=VALUE.
+    """Parses NAME=VALUE.
 
     Args:
-        text: such as "stem=cifar", "dropout=0.5", "layer_norm=False" or
-            "stage_sizes=1x1x1". The value is a Python literal, a list of sizes, or
-            else the text itself.
+        text: an option, such as "stem=cifar", "dropout=0.5", "layer_norm=False" or
+            "stage_sizes=1x1x1". The value is a Python literal, sizes separated by
+            "x", or a string.
 
     Returns:
         The name and the value.
@@ -36,16 +36,16 @@ def parse(text: str) -> tuple[str, Any]:
             return name, tuple(map(int, sizes))
     try:
         return name, ast.literal_eval(value)
-    # The parser runs out of stack, or of digits, before it finds a value.
+    # The parser may exceed its limits on nesting and digits.
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return name, value
 
 
 def parse_all(texts: Iterable[str]) -> dict[str, Any]:
-    """Reads options, each given once.
+    """Parses several options.
 
     Raises:
-        ValueError: if one has another form, or is given twice.
+        ValueError: if one is malformed or repeated.
     """
     options: dict[str, Any] = {}
     for text in texts:
@@ -60,5 +60,5 @@ def check(model: str, options: dict[str, Any]) -> None:
     """Raises a `models.NetworkError` unless the network has these options."""
     for name, reason in _SET_ELSEWHERE.items():
         if name in options:
-            raise models.OptionError(f"{name} is no option here: {reason}")
+            raise models.OptionError(f"{name} is not an option here: {reason}")
     models.check_options(model, options)

@@ -5,19 +5,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-# Each update of a bar in a file adds a line to it.
+# In a file, each update of a bar is a line of its own.
 _SECONDS_IN_FILE = 10.0
 
 
 def bar(*args: Any, **kwargs: Any) -> tqdm:
-    """A tqdm bar; where stderr is no terminal, updated every 10 seconds at most."""
+    """Creates a tqdm bar that updates at most every 10 seconds outside of terminals."""
     if not sys.stderr.isatty():
         kwargs["mininterval"] = max(_SECONDS_IN_FILE, kwargs.get("mininterval", 0))
     return tqdm(*args, **kwargs)
 
 
 def write(text: str, file: Any = None) -> None:
-    """Prints a line above the bars; in a file they are not drawn again for it."""
+    """Prints a line above the bars; outside of terminals, without redrawing them."""
     if sys.stderr.isatty():
         tqdm.write(text, file=file)
     else:

@@ -182,7 +182,7 @@ def test_other_metrics_than_those_saved_are_noticed(tmp_path, checkpoints):
     checkpoints.save(1, tree(1), 0.5, [{"epoch": 1, "test_top1": 0.25}])
     path = tmp_path / "checkpoints/1/_CHECKPOINT_METADATA"
     path.write_text(path.read_text().replace("0.25", "0.75"))
-    with pytest.raises(UserError, match="do not have the checksum"):
+    with pytest.raises(UserError, match="do not match its checksum"):
         checkpoints.restore(1, like=tree(0))
 
 

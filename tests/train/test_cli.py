@@ -166,7 +166,7 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
 
     assert cli.main(["--resume", str(run)]) == 0
 
-    assert "Going on from step 5." in capsys.readouterr().out
+    assert "Resuming from step 5." in capsys.readouterr().out
     assert without_times(run) == without_times(tmp_path / "whole")
     times = [row["seconds"] for row in metrics.read(run / "metrics.jsonl")]
     assert [np.isnan(each) for each in times] == [False, True, False]
@@ -242,7 +242,7 @@ def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
         patch.setattr(Experiment, "train_chunk", stop)
         options = ("--epochs", "3", "--tensorboard")
         assert train("--resume", str(run), *options) == 128 + signal.SIGTERM
-    assert f"Go on with: python -m train --resume {run}\n" in capsys.readouterr().out
+    assert f"Resume with: python -m train --resume {run}\n" in capsys.readouterr().out
     recorded = run_folder.load(run).config
     assert (recorded.epochs, recorded.tensorboard) == (3, True)
     assert (recorded.run_dir, recorded.resume) == (run, None)
@@ -265,7 +265,9 @@ def test_replaced_images_are_noticed(
         capsys.readouterr()
         assert cli.main(command) == 2
         err = capsys.readouterr().err
-        assert f"The data are not those of the run {run}: images, labels" in err
+        assert (
+            f"The dataset does not match that of the run {run}: images, labels" in err
+        )
     # A record of an earlier version has none to compare.
     record = json.loads((run / "record.json").read_text())
     del record["dataset"]["fingerprint"]
@@ -282,7 +284,7 @@ def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):
     capsys.readouterr()
     assert train("--resume", str(run), "--epochs", "2") == 2
     err = capsys.readouterr().err
-    assert f"{run} has trained for 3 epochs already, more than --epochs 2" in err
+    assert f"{run} has already trained for 3 epochs, more than --epochs 2" in err
     assert "at least 3" in err
     assert (run / "record.json").read_text() == before
     assert len(without_times(run)) == 3
@@ -295,8 +297,11 @@ def test_another_run_is_not_resumed(train, tmp_path, capsys):
     status = train("--resume", str(run), "--optimizer", "sgd", "--seed", "3")
     err = capsys.readouterr().err
     assert status == 2
-    assert "--optimizer was insgd-l2, is sgd; --seed was 0, is 3" in err
-    assert "Leave them out" in err
+    assert (
+        "--optimizer is insgd-l2 in the run, sgd here; --seed is 0 in the run, 3 here"
+        in err
+    )
+    assert "Omit them to resume" in err
     assert len(without_times(run)) == 1
 
 
@@ -308,14 +313,14 @@ def test_options_of_a_resumed_run_are_checked_against_its_own(train, tmp_path, c
     assert cli.main(["--resume", str(run), "--milestones", "1", "3"]) == 0
     capsys.readouterr()
     assert cli.main(["--resume", str(run), "--milestones", "1", "4"]) == 2
-    assert "--milestones was (1, 3), is (1, 4)" in capsys.readouterr().err
+    assert "--milestones is (1, 3) in the run, (1, 4) here" in capsys.readouterr().err
     assert cli.main([f"--resume={tmp_path / 'none'}", "--milestones", "1"]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_resuming_what_is_no_run(train, tmp_path, capsys):
     assert train("--resume", str(tmp_path)) == 2
-    assert f"Error: {tmp_path} is no run folder" in capsys.readouterr().err
+    assert f"Error: {tmp_path} is not a run folder" in capsys.readouterr().err
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_over(train, tmp_path):
@@ -569,14 +574,17 @@ def test_more_steps_than_the_counter_holds_are_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--schedule cosine", "falls to 0.905 of its start alone"),
+        ("--schedule cosine", "decays only to 0.905 of its initial value"),
         ("--schedule cosine --restart-epochs 20", None),
         ("--schedule cosine --restart-epochs 10", None),
         (
             "--schedule cosine --restart-epochs 20 --warmup-epochs 5",
             "than the 15 epochs",
         ),
-        ("--schedule steps", "never drops, as the first of --milestones 79 119 159"),
+        (
+            "--schedule steps",
+            "never drops, because the first of --milestones 79 119 159",
+        ),
         ("--schedule steps --milestones 20", "never drops"),
         ("--schedule steps --milestones 19", None),
         ("--warmup-epochs 20", "rises until the end"),

@@ -142,7 +142,10 @@ def test_a_run_on_other_images_is_not_reused(
         patch.setattr("train.data.digits.load", lambda: other)
         assert train(*COMPARE) == 2
         err = capsys.readouterr().err
-        assert f"The data are not those of the run {compared}: images, labels" in err
+        assert (
+            f"The dataset does not match that of the run {compared}: images, labels"
+            in err
+        )
         assert "Move that folder away" in err
     # Of an earlier version, it is reused, but not without a word.
     record = json.loads((compared / "record.json").read_text())

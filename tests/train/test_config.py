@@ -25,7 +25,10 @@ from train.config import RunConfig
             {"schedule": "steps", "milestones": (2, 5), "warmup_epochs": 3},
             "must not lie in the 3 epochs of warm-up",
         ),
-        ({"dataset": "cifar"}, "unknown dataset 'cifar': expected one of digits, cifar10"),
+        (
+            {"dataset": "cifar"},
+            "unknown dataset 'cifar': expected one of digits, cifar10",
+        ),
         ({"dataset": "folder:"}, "unknown dataset 'folder:'"),
         ({"dataset": "folder"}, "unknown dataset 'folder'"),
         ({"dataset": "digits:3"}, "unknown dataset 'digits:3'"),

@@ -42,8 +42,8 @@ def test_resume_goes_back_to_the_last_good_checkpoint_bit_for_bit(run, capsys):
     out, err = capsys.readouterr()
     aside = run / "damaged-checkpoints/9"
     assert f"The checkpoint {run}/checkpoints/9 is damaged" in err
-    assert f"moved to {aside}, and the run goes back to step 6." in err
-    assert "Going on from step 6." in out
+    assert f"moved to {aside}, and the run resumes from step 6." in err
+    assert "Resuming from step 6." in out
     assert (aside / "_CHECKPOINT_METADATA").exists()
     assert without_times(run) == expected_rows
     jax.tree.map(np.testing.assert_array_equal, final_state(run), expected)
@@ -135,7 +135,9 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_what_is_not_noticed(run, c
     expected = without_times(run)
     as_earlier_version(run)
     assert cli.main(["eval", str(run), "--checkpoint", "best"]) == 0
-    assert "is of an earlier version, without a checksum" in capsys.readouterr().err
+    assert (
+        "was saved by an earlier version without a checksum" in capsys.readouterr().err
+    )
 
     assert train("--resume", str(run), "--epochs", "4") == 0
     assert capsys.readouterr().err.count("without a checksum") == 1

@@ -67,7 +67,7 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
 
     statuses, said = processes.finish(commands("--resume", str(died)), tmp_path)
     assert statuses == [0, 0], said
-    assert "Going on from step 3." in said[0]
+    assert "Resuming from step 3." in said[0]
     assert without_times(died) == without_times(whole)
     for path in (whole, died):
         checkpoints = Checkpoints(path / "checkpoints")

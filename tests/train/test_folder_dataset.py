@@ -177,9 +177,7 @@ def test_split_without_images(image_folder, cache, split):
 def test_class_without_images(image_folder, cache):
     (image_folder / "train/eel").mkdir()
     (image_folder / "train/eel/notes.txt").write_text("soon")
-    assert f"{image_folder / 'train/eel'} has no images" in message(
-        image_folder, cache
-    )
+    assert f"{image_folder / 'train/eel'} has no images" in message(image_folder, cache)
 
 
 def test_class_in_test_alone(image_folder, cache):

@@ -101,7 +101,7 @@ def test_a_record_without_normalization_takes_that_of_the_data(
 
 
 def test_what_is_no_run_is_an_error_and_left_as_it_is(run_dir, tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         train.load_run(tmp_path)
     (run_dir / "checkpoints").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="holds no checkpoint yet"):

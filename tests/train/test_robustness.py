@@ -100,7 +100,7 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
         assert rate_search.refined(again, 1.0, 0.5) == []
     assert found["devices"]
     out = capsys.readouterr().out
-    assert "  bounded to " in out
+    assert "  learning rate capped at " in out
     assert "Usable between" in out and (folder / "robustness.md").read_text() in out
     # Again, nothing is run.
     monkeypatch.setattr(series, "run", None)

@@ -35,7 +35,7 @@ def test_an_empty_folder_may_be_given(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made: .*--run-dir"):
+    with pytest.raises(UserError, match="cannot be created: .*--run-dir"):
         run_folder.create(RunConfig(runs_dir=tmp_path / "file"), DATA)
 
 
@@ -71,18 +71,18 @@ def test_changed_options_are_recorded_and_others_left(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         run_folder.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "it is no JSON"),
-        (b"{", "it is no JSON"),
-        (b"\x89PNG\xff\x00", "it is no JSON"),
-        (b"null", "it holds null, not an object"),
-        (b"[]", "it holds a list, not an object"),
+        (b"", "it is not JSON"),
+        (b"{", "it is not JSON"),
+        (b"\x89PNG\xff\x00", "it is not JSON"),
+        (b"null", "it is null, not an object"),
+        (b"[]", "it is a list, not an object"),
         (b"[" * 100_000, "it is nested too deeply"),
         (b"{}", "its 'config' is null, not an object"),
         (b'{"config": {}, "dataset": 3}', "its 'dataset' is a number"),
@@ -165,7 +165,7 @@ def test_what_a_killed_command_left_is_no_content(tmp_path):
 
 def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "record.json")
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         run_folder.load(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_other_data_are_noticed(tmp_path):
 def test_replaced_images_are_noticed_if_a_fingerprint_was_recorded(tmp_path, capsys):
     now = DATA | {"fingerprint": "b"}
     folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA | {"fingerprint": ""})
-    with pytest.raises(UserError, match="images, labels or file names are others"):
+    with pytest.raises(UserError, match="images, labels or file names have changed"):
         folder.check_dataset(now)
     folder.warn_without_fingerprint()
     assert capsys.readouterr().err == ""

@@ -68,7 +68,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("train.run.lock.fcntl.flock", refuse)
     with (
         RunLock() as lock,
-        pytest.raises(UserError, match="has no locks.*--runs-dir"),
+        pytest.raises(UserError, match="does not support locks.*--runs-dir"),
     ):
         lock.take(tmp_path)
 
@@ -80,7 +80,7 @@ def test_a_run_in_progress_is_not_resumed(tmp_path, capsys):
         assert cli.main(["--resume", str(path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"Error: The run {path} is in progress: process ")
-    assert "go on with it" in err
+    assert "then resume it" in err
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, whole, where):
         assert train("--epochs", "3", "--run-dir", str(run)) == 2
     said = one_error(capsys)
     assert str(run) in said
-    assert "Make room, or restore access" in said
+    assert "Free some space or restore access" in said
     assert train("--resume", str(run)) == 0
     assert without_times(run) == whole
 

@@ -97,7 +97,7 @@ def test_stopped_it_goes_on_to_the_same_table(table, tmp_path, capsys, monkeypat
 
     out = capsys.readouterr().out
     assert "1 of 2 runs are finished." in out
-    assert "Going on from step 5." in out
+    assert "Resuming from step 5." in out
     got, _ = written(tmp_path / "stopped")
     for mine, other in zip(got["rows"], expected["rows"], strict=True):
         assert mine["measured"]["seeds"] == 1

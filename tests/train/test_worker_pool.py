@@ -270,7 +270,7 @@ def test_the_same_command_twice_runs_each_run_once(tmp_path):
     assert len(logs) == 4
     whole = "".join(logs)
     assert whole.count("Test accuracy") == 4, whole
-    assert "Going on from step" not in whole
+    assert "Resuming from step" not in whole
     for text in said:
         assert "| sgd " in text
         assert "2/2" in text

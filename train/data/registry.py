@@ -218,7 +218,9 @@ def check_name(name: str) -> None:
     kind, colon, argument = name.partition(":")
     entry = _DATASETS.get(kind)
     if entry is None or bool(entry.argument) != bool(colon and argument):
-        raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
+        raise ValueError(
+            f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}"
+        )
 
 
 def absolute(name: str) -> str:

@@ -1,1 +1,1 @@
-"""One run, and the folder it leaves behind."""
+"""A single run and its folder."""

@@ -16,13 +16,13 @@ from train.errors import UserError
 from train.run import checksums
 from train.training import distributed
 
-# Beside an Orbax checkpoint's arrays: its step's metadata, written with them at once.
+# Orbax writes this file with the arrays.
 _METADATA = "_CHECKPOINT_METADATA"
 # Where earlier versions, which stored no checksum, kept the test accuracy.
 _OLD_METRICS = "metrics"
 _BESIDE = {"structure", "test_top1", "rows", "sha256"}
 _NEVER_BEST = -1.0
-# A defect of ours, or a lack of memory: no damage to a file makes Orbax raise these.
+# Defects in this code or lack of memory; damaged files do not raise these.
 _NOT_DAMAGE = (
     TypeError,
     NameError,
@@ -34,25 +34,25 @@ _NOT_DAMAGE = (
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint that cannot be restored as it was saved."""
+    """A checkpoint cannot be restored as it was saved."""
 
 
 class Restored(NamedTuple):
-    """A state that came back as it was saved."""
+    """A restored and verified state."""
 
     step: int
     tree: Any
-    rows: list[Any] | None  # As given to `save`; None if an earlier version saved it.
-    damaged: dict[int, str]  # What is wrong with the steps that were passed over.
+    rows: list[Any] | None  # From `save`; None if an earlier version saved it.
+    damaged: dict[int, str]  # Error messages of damaged steps that were skipped.
 
     @property
     def warning(self) -> str | None:
-        """What to say of a checkpoint that could not be verified."""
+        """The warning for a checkpoint that could not be verified."""
         if self.rows is not None:
             return None
         return (
-            f"The checkpoint of step {self.step} is of an earlier version, without a "
-            "checksum: damage that leaves it readable is not noticed."
+            f"The checkpoint of step {self.step} was saved by an earlier version without a "
+            "checksum, so damage that leaves it readable goes unnoticed."
         )
 
 
@@ -60,25 +60,24 @@ class Checkpoints:
     """An Orbax checkpoint manager whose checkpoints are verified when restored.
 
     Args:
-        directory: where they are; created if it does not exist.
+        directory: folder of the checkpoints; created if it does not exist.
 
     Raises:
         UserError: if the directory cannot be read.
     """
 
     def __init__(self, directory: Path):
-        self._directory = directory.absolute()  # Orbax takes no relative path.
+        self._directory = directory.absolute()  # Orbax rejects relative paths.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(
                 [preservation_policy.LatestN(2), _KeepBest(self)]
             ),
-            # A background save would read arrays that the next step is given to
-            # overwrite.
+            # An asynchronous save would read buffers that the next step donates.
             enable_async_checkpointing=False,
-            # One damaged checkpoint must not keep the others from being opened.
+            # A damaged checkpoint must not prevent opening the others.
             lightweight_initialize=True,
         )
-        with self._legible():
+        with self._listing_errors():
             self._manager = ocp.CheckpointManager(self._directory, options=options)
             steps = self._manager.all_steps()
         self._test_top1 = {step: self._read_test_top1(step) for step in steps}
@@ -90,17 +89,17 @@ class Checkpoints:
         test_top1: float | None,
         rows: Sequence[Any] = (),
     ) -> None:
-        """Saves a state with its checksum, unless that step has a checkpoint.
+        """Saves a state and its checksum, unless that step has a checkpoint.
 
         Args:
-            step: the optimizer's step.
+            step: number of optimizer steps.
             tree: the state.
-            test_top1: its test accuracy; None in the middle of an epoch, and then it
-                is never the best.
-            rows: the metrics up to this step, as JSON holds them.
+            test_top1: its test accuracy. None within an epoch; such a checkpoint is
+                never the best.
+            rows: metrics up to this step, as JSON can hold them.
 
         Raises:
-            UserError: if it cannot be written; the earlier ones are left whole.
+            UserError: if it cannot be written. Earlier checkpoints stay intact.
         """
         if step in self._manager.all_steps():
             return
@@ -121,69 +120,70 @@ class Checkpoints:
             )
         except _NOT_DAMAGE:
             raise
-        # A full disk is an OSError here and a ValueError in TensorStore.
+        # For a full disk, TensorStore raises a ValueError.
         except Exception as error:
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to "
-                f"{self._directory} ({_first_line(error)}). The ones before it are "
-                "whole. Make room, or restore access, and go on with --resume."
+                f"{self._directory} ({_first_line(error)}). Earlier checkpoints "
+                "are intact. Free some space or restore access, then use --resume."
             ) from error
         if not saved:
             raise RuntimeError(
-                f"Orbax did not save step {step} in {self._directory}, which holds "
+                f"Orbax did not save step {step} in {self._directory}, which has "
                 f"{self._manager.all_steps()}."
             )
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the latest checkpoint; None without any."""
+        """The step of the latest checkpoint; None if there are no checkpoints."""
         return self._manager.latest_step()
 
     @property
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the best test accuracy; None without any."""
+        """The step with the best test accuracy; None if there are no checkpoints."""
         return next(iter(self._by_accuracy()), None)
 
     def restore(self, step: int, like: Any) -> Any:
         """Restores a state and verifies its checksum.
 
         Args:
-            step: which.
-            like: a state of the same structure; arrays come back as its arrays are
-                placed.
+            step: the step to restore.
+            like: a state of the same structure, whose shardings the restored arrays
+                get.
 
         Returns:
             The state.
 
         Raises:
-            DamagedCheckpoint: if it is not what was saved, or of another structure.
+            DamagedCheckpoint: if the checksum or the structure does not match.
         """
         return self._restore(step, like)[0]
 
     def restore_latest(self, like: Any) -> Restored | None:
-        """Restores the latest checkpoint that is intact; see `restore`.
+        """Restores the latest intact checkpoint, see `restore`.
 
         Returns:
-            The state, and which later checkpoints are damaged; None without any.
+            The state and the damaged later checkpoints; None if there are no
+            checkpoints.
 
         Raises:
-            DamagedCheckpoint: if there are checkpoints, and none is intact.
+            DamagedCheckpoint: if all checkpoints are damaged.
         """
         return self._restore_first(
             sorted(self._manager.all_steps(), reverse=True), like
         )
 
     def restore_best(self, like: Any) -> Restored | None:
-        """As `restore_latest`, in order of test accuracy."""
+        """Restores the intact checkpoint with the best test accuracy."""
         return self._restore_first(self._by_accuracy(), like)
 
     def set_aside(self, steps: Collection[int]) -> list[Path]:
-        """Moves damaged checkpoints out of the directory, to where they can be examined.
+        """Moves damaged checkpoints to a folder next to the directory.
 
-        Called in all processes, of which the first moves them.
+        All processes must call this; process 0 moves the files.
 
         Returns:
-            Where they are now.
+            The new paths.
         """
         moved = []
         for step in steps:
@@ -193,7 +193,7 @@ class Checkpoints:
                 number += 1
                 target = folder / f"{step}-{number}"
             moved.append(target)
-        # All processes have to choose the names before any of them is taken.
+        # A barrier: all processes must choose the names before process 0 uses them.
         distributed.any_process(False)
         if distributed.is_first():
             for step, target in zip(steps, moved, strict=True):
@@ -218,8 +218,8 @@ class Checkpoints:
             return None
         raise DamagedCheckpoint(
             " ".join(damaged.values())
-            + " No other checkpoint is left, and none was moved. Bring back these "
-            "files from a copy, or start a new run."
+            + " No other checkpoint is left, and none was moved. Restore these "
+            "files from a backup, or start a new run."
         )
 
     def _restore(self, step: int, like: Any) -> tuple[Any, list[Any] | None]:
@@ -228,10 +228,10 @@ class Checkpoints:
             tree, rows = self._restore_here(step, like)
         except _NOT_DAMAGE:
             raise
-        # Damage makes Orbax raise almost anything. Raised again below, in all processes.
+        # Orbax raises many types for damaged files; re-raised below in all processes.
         except Exception as error:  # noqa: BLE001
             problem = error
-        # All processes have to go on from the same step.
+        # All processes must resume from the same step.
         if distributed.any_process(problem is not None):
             raise DamagedCheckpoint(
                 f"The checkpoint {self._directory / str(step)} is damaged or does not "
@@ -244,22 +244,22 @@ class Checkpoints:
         if not self._is_old(step):
             beside = _read_metadata(self._directory / str(step))
             if beside["structure"] != checksums.of_structure(like):
-                raise ValueError("its arrays have other names, shapes or dtypes")
+                raise ValueError("the names, shapes or dtypes of its arrays differ")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         tree = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         if beside is None:
             return tree, None
         expected = beside.pop("sha256")
         if checksums.of_contents(tree, beside) != expected:
-            raise ValueError("its contents do not have the checksum saved with them")
+            raise ValueError("its contents do not match its checksum")
         return tree, beside["rows"]
 
     def _is_old(self, step: int) -> bool:
-        """Whether an earlier version saved a step; damage cannot make it look so."""
+        """Returns whether an earlier version saved a step; damage cannot imitate that."""
         return (self._directory / str(step) / _OLD_METRICS).exists()
 
     def _read_test_top1(self, step: int) -> float:
-        """The test accuracy of a checkpoint, which is not verified yet."""
+        """Reads the test accuracy of a checkpoint without verifying it."""
         try:
             if self._is_old(step):
                 folder = self._directory / str(step) / _OLD_METRICS
@@ -267,13 +267,13 @@ class Checkpoints:
             else:
                 value = _read_metadata(self._directory / str(step))["test_top1"]
             value = float(value)
-        # A checkpoint that does not tell it cannot be the best; `restore` names it.
+        # An unreadable checkpoint cannot be the best; `restore` reports it.
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return _NEVER_BEST
         return value if math.isfinite(value) else _NEVER_BEST
 
     def _by_accuracy(self) -> list[int]:
-        """The steps, the best first; of equal ones the latest."""
+        """Returns the steps, best first; of equal ones, the latest first."""
         return sorted(
             self._manager.all_steps(),
             key=lambda step: (self._test_top1[step], step),
@@ -281,8 +281,8 @@ class Checkpoints:
         )
 
     @contextlib.contextmanager
-    def _legible(self) -> Iterator[None]:
-        """Names the directory where Orbax cannot tell which checkpoints there are."""
+    def _listing_errors(self) -> Iterator[None]:
+        """Names the directory in errors of Orbax when it lists checkpoints."""
         try:
             yield
         except _NOT_DAMAGE:
@@ -290,19 +290,19 @@ class Checkpoints:
         except Exception as error:
             raise UserError(
                 f"The checkpoints in {self._directory} cannot be listed "
-                f"({_first_line(error)}). Move away what does not belong there, or "
-                "start a new run."
+                f"({_first_line(error)}). Move files that are not checkpoints away, "
+                "or start a new run."
             ) from error
 
     def close(self) -> None:
-        """Frees what the manager holds."""
+        """Frees the resources of the manager."""
         self._manager.close()
 
 
 def latest_rows(directory: Path) -> list[Any] | None:
-    """The rows in the latest checkpoint, not verified; None if it tells none.
+    """Reads the rows in the latest checkpoint without verifying it; None if impossible.
 
-    Far quicker than `Checkpoints`, which opens Orbax.
+    Much faster than `Checkpoints`, which starts Orbax.
     """
     try:
         steps = [int(name) for name in os.listdir(directory) if name.isdecimal()]
@@ -316,15 +316,15 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     value = json.loads((folder / _METADATA).read_text())
     found = value.get("custom_metadata") if isinstance(value, dict) else None
     if not isinstance(found, dict) or found.keys() != _BESIDE:
-        raise ValueError("its metadata do not hold what was saved with it")
+        raise ValueError("its metadata is incomplete")
     return found
 
 
 class _KeepBest:
-    """Keeps the checkpoint with the best test accuracy.
+    """Preserves the checkpoint with the best test accuracy.
 
-    Orbax's own policy reads the metrics of all checkpoints, and fails on the first
-    that is damaged.
+    Orbax's own policy reads the metrics of all checkpoints and fails on the first
+    damaged one.
     """
 
     def __init__(self, owner: Checkpoints):

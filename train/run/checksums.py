@@ -1,4 +1,4 @@
-"""Checksums of a training state and of what is stored beside it."""
+"""Checksums of a training state and its metadata."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def of_structure(tree: Any) -> str:
-    """SHA-256 of the paths, shapes and dtypes of a tree's arrays."""
+    """Returns the SHA-256 of the paths, shapes and dtypes of a tree's arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
         digest.update(_header(path, leaf))
@@ -17,10 +17,10 @@ def of_structure(tree: Any) -> str:
 
 
 def of_contents(tree: Any, beside: Any) -> str:
-    """SHA-256 of a tree's arrays, bit by bit, and of a JSON value.
+    """Returns the SHA-256 of the contents of a tree's arrays and of a JSON value.
 
     Args:
-        tree: of arrays that this process holds whole: on one device, or replicated.
+        tree: arrays on one device or replicated.
         beside: anything JSON can hold.
 
     Returns:
@@ -34,6 +34,6 @@ def of_contents(tree: Any, beside: Any) -> str:
 
 
 def _header(path: Any, leaf: Any) -> bytes:
-    # As Orbax names them, whether a container is a tuple with names or a dict.
+    # As in Orbax, the name does not depend on the type of the container.
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     return repr((name, leaf.shape, str(leaf.dtype))).encode()

@@ -1,4 +1,4 @@
-"""`python -m train run`: train, and keep what came of it."""
+"""`python -m train run`: trains a network and writes the results."""
 
 import contextlib
 import io
@@ -25,33 +25,33 @@ from train.run.warn import OnceWarner
 from train.training import distributed
 from train.training.state import LoopState
 
-# The exit status of a run that was stopped because it diverged.
+# Exit status of a run that stopped because it diverged.
 DIVERGED = 3
 
 
 class _Diverged(Exception):
-    """The loss or a weight is no longer finite; says what to try."""
+    """The loss or a parameter is not finite; the message has remedies."""
 
 
 def run(config: RunConfig, lock: RunLock | None = None) -> int:
-    """Runs from the start, or goes on where `config.resume` stands.
+    """Starts a run, or resumes `config.resume`.
 
     Args:
-        config: the options; with `resume`, already those of the run it names.
-        lock: on the run folder, if the caller has it; otherwise it is taken here.
+        config: the options; with `resume`, those of the resumed run.
+        lock: a lock on the run folder that the caller holds. Default: taken here.
 
     Returns:
-        The exit status: 0, `DIVERGED`, or 128 plus the number of the signal that asked
-        it to stop, even if that came too late.
+        The exit status: 0, `DIVERGED`, or 128 plus the number of the signal that
+        requested a stop, even if the run had already finished.
 
     Raises:
-        RunInProgress: if another process has the run.
+        RunInProgress: if another process has locked the run.
     """
     distributed.start(config.launch)
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.peers_watched())
         if not distributed.is_first():
-            # All compute and save together; the first alone speaks and writes the rest.
+            # All processes compute and save; only process 0 prints and writes other files.
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         return _run(config, lock or stack.enter_context(RunLock()), stack)
 
@@ -59,7 +59,7 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
 def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     if config.resume is not None:
         folder = run_folder.load(config.resume)
-        # First of all: who runs it may need all the memory of the device.
+        # Take the lock before device memory, which its current holder may need.
         distributed.from_first(lambda: str(lock.take(folder.path)))
     dataset = registry.load(config.dataset, config.load_options)
     distributed.check_equal(
@@ -117,7 +117,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     if warning is not None and distributed.is_first():
         print(f"Warning: {warning}", file=sys.stderr)
     if first_step:
-        print(f"Going on from step {first_step}.")
+        print(f"Resuming from step {first_step}.")
 
     rows, lost = metrics.recover(
         folder.metrics, first_step, [] if restored is None else restored.rows
@@ -145,7 +145,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
             row["test_top1"],
             metrics.to_json(rows),
         )
-        # Processes must stop at the same step, and agree on it here.
+        # Processes must agree to stop at the same step.
         stop_in_any = distributed.any_process(bool(stop))
         if not is_first:
             return
@@ -190,34 +190,36 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
             if rows and "multipliers" in rows[-1]:
                 plots.plot_multipliers(rows, folder.multipliers_plot)
     if diverged is not None:
-        kept = f"Its latest checkpoint is of step {last_good}" if last_good else ""
+        kept = f"Its latest checkpoint is that of step {last_good}" if last_good else ""
         print(
-            f"Error: {diverged} To train on regardless, to the end: --on-divergence "
-            f"continue. The run was stopped. {kept or 'It has no checkpoint yet'}.",
+            f"Error: {diverged} The run was stopped. {kept or 'It has no checkpoint yet'}. "
+            "To train to the last epoch anyway, pass --on-divergence continue.",
             file=sys.stderr,
         )
         return DIVERGED
     if step < config.epochs * experiment.steps_per_epoch:
-        stopped_by = stop.signal or signal.SIGTERM  # It may have reached another one.
+        stopped_by = (
+            stop.signal or signal.SIGTERM
+        )  # Another process may have received it.
         print(
-            f"Stopped by {stopped_by.name} and saved at step {step}. Go on with: "
+            f"Stopped by {stopped_by.name} and saved at step {step}. Resume with: "
             f"python -m train --resume {_short(folder.path)}"
         )
         return 128 + stopped_by
     print(_closing_line(rows, folder))
-    # Finished all the same; but after it nothing should start.
+    # The run finished, but callers must not start another one.
     return 0 if stop.signal is None else 128 + stop.signal
 
 
 def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:
-    """Moves later checkpoints that are damaged away, and says so."""
+    """Moves damaged later checkpoints away and warns of them."""
     moved = checkpoints.set_aside(restored.damaged)
     if not distributed.is_first():
         return
     for message, target in zip(restored.damaged.values(), moved, strict=True):
         print(
-            f"Warning: {message} It was moved to {_short(target)}, and the run goes "
-            f"back to step {restored.step}.",
+            f"Warning: {message} It was moved to {_short(target)}, and the run resumes "
+            f"from step {restored.step}.",
             file=sys.stderr,
         )
     if restored.warning is not None:
@@ -227,13 +229,13 @@ def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:
 def _check_epochs(
     config: RunConfig, folder: RunFolder, first_step: int, steps_per_epoch: int
 ) -> None:
-    """Raises if a run has gone further than it shall."""
+    """Raises if a run has already passed its last epoch."""
     if first_step > config.epochs * steps_per_epoch:
         done = first_step / steps_per_epoch
         raise UserError(
-            f"The run {folder.path} has trained for {done:g} epochs already, more than "
-            f"--epochs {config.epochs}. To go on with it, give at least "
-            f"{math.ceil(done)}; to have fewer, start a new run."
+            f"The run {folder.path} has already trained for {done:g} epochs, more than "
+            f"--epochs {config.epochs}. Pass --epochs {math.ceil(done)} or more, or "
+            "start a new run."
         )
 
 
@@ -249,7 +251,7 @@ def _epoch_line(row: EpochMetrics, num_epochs: int) -> str:
             f"weights at the floor {row['weights_at_floor']}/{len(row['multipliers'])}"
         )
     if "train_polyak_scale" in row:
-        parts.append(f"bounded to {row['train_polyak_scale']:.2g} of the learning rate")
+        parts.append(f"learning rate capped at {row['train_polyak_scale']:.2g}x")
     return "  ".join(parts)
 
 
@@ -261,17 +263,17 @@ def _closing_line(rows: list[EpochMetrics], folder: RunFolder) -> str:
         f"{run_folder.RECORD}, {run_folder.CONFIG}"
     )
     if not rows:
-        return f"{folder.metrics.name} was lost; use eval to test again. {files}"
+        return f"{folder.metrics.name} was lost; run eval to evaluate again. {files}"
     last = rows[-1]
     best = max(rows, key=lambda row: row["test_top1"])
     return (
         f"Test accuracy {100 * last['test_top1']:.2f} % after epoch {last['epoch']} "
-        f"(best: {100 * best['test_top1']:.2f} % after epoch {best['epoch']}, picked "
-        f"on the test images). {files}"
+        f"(best: {100 * best['test_top1']:.2f} % after epoch {best['epoch']}, "
+        f"selected on the test images). {files}"
     )
 
 
 def _short(path: Path) -> str:
-    """The path as seen from here, if it lies below."""
+    """Returns the path relative to the current folder, if it is inside."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: what it was, what it measured, where it stands."""
+"""Layout and record of a run folder."""
 
 import dataclasses
 import sys
@@ -15,16 +15,16 @@ from train.run import lock, record
 from train.training import parallel
 
 RECORD = "record.json"
-# The same options, to be given again, by `--config`.
+# The same options as a file for `--config`.
 CONFIG = "config.yaml"
 
 
 class RunFolder:
-    """Names of things in a run folder.
+    """A run folder.
 
     Attributes:
-        path: the folder, absolute.
-        record: what its record holds: "config", "dataset" and "preprocessing" (see
+        path: absolute path of the folder.
+        record: contents of its record: "config", "dataset" and "preprocessing" (see
             `Dataset.describe` and `Dataset.describe_preprocessing`), and "environment".
     """
 
@@ -34,49 +34,48 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One line of JSON for each epoch."""
+        """File of metrics, with one line of JSON per epoch."""
         return self.path / "metrics.jsonl"
 
     @property
     def plot(self) -> Path:
-        """Test error over epochs."""
+        """Picture of the test error over epochs."""
         return self.path / "test_error.png"
 
     @property
     def multipliers_plot(self) -> Path:
-        """What INSGD made of the learning rate, weight by weight over epochs."""
+        """Picture of INSGD's learning rate multipliers by weight over epochs."""
         return self.path / "multipliers.png"
 
     @property
     def checkpoints(self) -> Path:
-        """The latest states and the best."""
+        """Folder of the latest checkpoints and the best."""
         return self.path / "checkpoints"
 
     @property
     def config(self) -> RunConfig:
-        """The options the run was started with."""
+        """The options of the run."""
         return RunConfig.from_json(self.record["config"])
 
     def record_options(self, config: RunConfig) -> None:
-        """Records options that were changed on resuming, which hold from then on.
+        """Records the options that `--resume` changed.
 
-        The folder stays recorded as it was made.
+        `runs_dir` and `run_dir` keep their recorded values.
 
         Args:
-            config: all options; other than in those of `FREE_ON_RESUME` it is equal to
-                the recorded ones.
+            config: all options; only those in `FREE_ON_RESUME` may differ.
         """
         places = {name: getattr(self.config, name) for name in ("runs_dir", "run_dir")}
         options = dataclasses.replace(config, resume=None, **places).to_json()
         if options != self.config.to_json():
             self._write(config=options)
             self.write_config()
-        # A run may have been killed before, or be of a version that wrote none.
+        # The run may have been killed before this, or started by an earlier version.
         elif not (self.path / CONFIG).exists():
             self.write_config()
 
     def write_config(self) -> None:
-        """Writes the options as a file that repeats the run."""
+        """Writes the options to a file that repeats the run."""
         text = command_line.write(self.record["config"], str(self.path / CONFIG))
         files.write(self.path / CONFIG, text.encode())
 
@@ -131,13 +130,13 @@ class RunFolder:
 
     @property
     def has_fingerprint(self) -> bool:
-        """Whether its data can be told from others: earlier versions kept none."""
+        """Whether a fingerprint of the data was recorded; earlier versions did not."""
         return "fingerprint" in self.record["dataset"]
 
     def check_dataset(self, description: dict[str, Any]) -> None:
-        """Raises unless the data are those the run was started with.
+        """Raises unless the dataset is that of the run.
 
-        A record of an earlier version, without a fingerprint of the data, passes.
+        The fingerprint is not compared if an earlier version did not record it.
         """
         recorded = self.record["dataset"]
         for name, value in description.items():
@@ -145,14 +144,14 @@ class RunFolder:
                 continue
             if recorded.get(name) != value:
                 what = (
-                    "images, labels or file names are others, their fingerprint"
+                    "images, labels or file names have changed: fingerprint"
                     if name == "fingerprint"
                     else name
                 )
                 raise UserError(
-                    f"The data are not those of the run {self.path}: {what} was "
-                    f"{recorded.get(name)}, is {value}. Bring back the data it was "
-                    "started with, or start a new run."
+                    f"The dataset does not match that of the run {self.path}: {what} was "
+                    f"{recorded.get(name)}, is {value}. Restore the original data, or "
+                    "start a new run."
                 )
 
     @property
@@ -176,12 +175,11 @@ class RunFolder:
             self._write(resumed=[*self.record.get("resumed", []), environment])
 
     def warn_without_fingerprint(self) -> None:
-        """Says so if images may have been replaced unnoticed."""
+        """Warns if the record cannot reveal replaced images."""
         if not self.has_fingerprint:
             print(
-                f"Warning: {self.path / RECORD} is of an earlier version, without a "
-                "fingerprint of the data: images that were replaced since the run was "
-                "started are not noticed.",
+                f"Warning: {self.path / RECORD} was written by an earlier version without a "
+                "fingerprint of the data, so replaced images go unnoticed.",
                 file=sys.stderr,
             )
 
@@ -192,11 +190,11 @@ def create(
     environment: dict[str, Any] | None = None,
     preprocessing: dict[str, Any] | None = None,
 ) -> RunFolder:
-    """Makes a new run folder; never one that is there already.
+    """Creates the folder of a new run.
 
     Args:
         config: the run's options.
-        dataset: from `ImageDataset.describe`.
+        dataset: from `Dataset.describe`.
         environment: from `provenance.describe`.
         preprocessing: from `Dataset.describe_preprocessing`.
 
@@ -204,7 +202,7 @@ def create(
         The folder, with its record written.
 
     Raises:
-        UserError: if `config.run_dir` is there and holds anything.
+        UserError: if `config.run_dir` exists and is not empty.
     """
     if config.run_dir is not None:
         path = config.run_dir.expanduser().absolute()
@@ -229,10 +227,10 @@ def create(
 
 
 def load(path: Path) -> RunFolder:
-    """Opens the folder of a run.
+    """Opens a run folder.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is not a run folder, or its record is damaged.
     """
     path = path.expanduser().absolute()
     try:
@@ -240,13 +238,13 @@ def load(path: Path) -> RunFolder:
         _ = folder.config
     except OSError as error:
         raise UserError(
-            f"{path} is no run folder: {error.strerror}: {path / RECORD}. Give "
-            "the folder a run named in its last line, such as runs/NAME."
+            f"{path} is not a run folder: {error.strerror}: {path / RECORD}. Pass "
+            "the folder that a run printed in its last line, such as runs/NAME."
         ) from error
     except (json_fields.FieldError, ValueError, KeyError) as error:
         raise UserError(
             f"{path / RECORD} is damaged or of another version: {_reason(error)}. "
-            "Bring it back from a copy, or start a new run."
+            "Restore it from a backup, or start a new run."
         ) from error
     return folder
 
@@ -280,7 +278,7 @@ def _reason(error: Exception) -> str:
 
 
 def _make_next(parent: Path, name: str) -> Path:
-    """Makes `name`, or else `name-2`, `name-3`, ..., below `parent`."""
+    """Creates the first of `name`, `name-2`, `name-3`, ... that is new in `parent`."""
     number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
@@ -293,7 +291,7 @@ def _make_next(parent: Path, name: str) -> Path:
 
 
 def _is_new(path: Path) -> bool:
-    """Whether a folder holds nothing, but for what a command leaves that was killed."""
+    """Returns whether a folder is empty except for leftovers of killed commands."""
     return all(
         entry.name == lock.NAME or files.is_partial(entry.name)
         for entry in path.iterdir()
@@ -301,11 +299,11 @@ def _is_new(path: Path) -> bool:
 
 
 def make(path: Path, exist_ok: bool = False) -> None:
-    """Makes a folder for a run.
+    """Creates a folder for a run.
 
     Raises:
-        UserError: if it cannot be made.
-        FileExistsError: if it is there, unless that may be.
+        UserError: if it cannot be created.
+        FileExistsError: if it exists and `exist_ok` is False.
     """
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
@@ -313,6 +311,6 @@ def make(path: Path, exist_ok: bool = False) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"The run folder {path} cannot be made: {error.strerror}. Give another "
+            f"The run folder {path} cannot be created: {error.strerror}. Use another "
             "--run-dir or --runs-dir."
         ) from error

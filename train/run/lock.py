@@ -1,4 +1,4 @@
-"""The right to write into a run folder, which one process has at a time."""
+"""Locks a run folder, so that only one process writes to it."""
 
 import errno
 import fcntl
@@ -14,14 +14,14 @@ NAME = "lock"
 
 
 class RunInProgress(UserError):
-    """Another process has the run."""
+    """Another process has locked the run."""
 
 
 class RunLock:
-    """An exclusive lock on a run folder, within a context.
+    """Context manager of an exclusive lock on a run folder.
 
-    The operating system frees it with the process, however that ends; a `lock` file
-    left behind means nothing.
+    The operating system releases it when the process ends for any reason. A remaining
+    `lock` file has no meaning.
     """
 
     def __init__(self) -> None:
@@ -37,30 +37,30 @@ class RunLock:
             self._file = None
 
     def take(self, path: Path) -> Path:
-        """Locks a folder; nothing happens if that is done already.
+        """Locks a folder, unless this lock already holds it.
 
         Args:
-            path: the run folder, which exists.
+            path: an existing run folder.
 
         Returns:
             The folder.
 
         Raises:
             RunInProgress: if another process, or another lock, holds it.
-            UserError: if the file system has no locks.
+            UserError: if the file system does not support locks.
         """
         if self._file is not None:
             if self._path != path:
                 raise ValueError(f"holds {self._path}, not {path}")
             return path
-        # For NFS, which locks only what may be written.
+        # NFS locks only files opened for writing.
         try:
             file = files.open_to_append(path / NAME, os.O_RDWR)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
             raise UserError(
-                f"{path / NAME} is a symbolic link, which no run makes. Remove it."
+                f"{path / NAME} is a symbolic link, which no run creates. Remove it."
             ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,15 +68,15 @@ class RunLock:
             with file:
                 raise RunInProgress(
                     f"The run {path} is in progress: {_holder(file)} has locked its "
-                    f"file {NAME}. Wait until it has ended, or stop it with Ctrl-C or "
-                    f"SIGTERM, which saves; then go on with it."
+                    f"file {NAME}. Wait for it to finish, or stop it with Ctrl-C or SIGTERM (it "
+                    "saves a checkpoint), then resume it."
                 ) from error
         except OSError as error:
             file.close()
             raise UserError(
-                f"The file system of {path} has no locks ({error.strerror}), which "
-                "keep two commands from writing one run. Give a --runs-dir or "
-                "--run-dir on another one."
+                f"The file system of {path} does not support locks ({error.strerror}), "
+                "which keep two commands from writing to the same run. Use a "
+                "--runs-dir or --run-dir on another file system."
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -85,7 +85,7 @@ class RunLock:
         return path
 
     def check(self) -> None:
-        """Raises a UserError if the folder is not where it was locked any more."""
+        """Raises a UserError if the locked folder was moved or replaced."""
         if self._file is None or self._path is None:
             return
         mine = os.fstat(self._file.fileno())
@@ -96,8 +96,8 @@ class RunLock:
         if there is None or not os.path.samestat(mine, there):
             raise UserError(
                 f"The run folder {self._path} was moved, removed or replaced while the "
-                "run was in progress. Nothing was written in its place. Go on from its "
-                "last checkpoint with --resume and the folder's new path."
+                "run was in progress. Nothing was written in its place. To resume from "
+                "the last checkpoint, pass --resume with the folder's new path."
             )
 
 

@@ -1,4 +1,4 @@
-"""The training loop: chunks, and what is done at the end of an epoch."""
+"""The training loop over chunks of steps and epochs."""
 
 import contextlib
 import itertools
@@ -26,23 +26,22 @@ def fit(
     on_epoch: Callable[[LoopState, EpochMetrics], None],
     on_divergence: Callable[[int], None],
 ) -> LoopState:
-    """Trains until an epoch is reached, from wherever `loop_state` stands.
+    """Trains from the step of `loop_state` to the last epoch.
 
-    Only the metrics of the chunk before the one under way, and the end of an epoch,
-    wait for the device.
+    The host waits for the device only for the metrics of the previous chunk and at the
+    end of an epoch.
 
     Args:
-        experiment: the run's programs; closed at the end.
-        loop_state: where it stands; used up.
-        num_epochs: epochs of the whole run.
-        stopped: asked after every chunk; True ends the training there.
-        on_epoch: called after each epoch with where the run stands and the epoch's
-            metrics.
+        experiment: the programs of the run; closed at the end.
+        loop_state: the current state, which is donated.
+        num_epochs: number of epochs of the whole run.
+        stopped: called after every chunk; True stops the training.
+        on_epoch: called after each epoch with the state and the metrics of the epoch.
         on_divergence: called once, with the first step after which the loss or a
-            weight was not finite. What it raises ends the training.
+            parameter was not finite. May raise to stop the training.
 
     Returns:
-        Where the run stands at the end.
+        The final state.
     """
     steps_per_epoch = experiment.steps_per_epoch
     step = int(loop_state.state.step)
@@ -50,7 +49,7 @@ def fit(
     diverged = False
 
     def check_finite(metric_sums: dict[str, jax.Array], done: int) -> None:
-        """Looks at the metric_sums after `done` steps of the epoch of `step`."""
+        """Checks the sums over the first `done` steps of the epoch of `step`."""
         nonlocal diverged
         finite = int(metric_sums[FINITE_STEPS])
         if finite < done and not diverged:
@@ -96,7 +95,7 @@ def fit(
 
 
 def _without_count(loop_state: LoopState) -> LoopState:
-    """A state as checkpoints hold it."""
+    """Returns the state that a checkpoint stores."""
     metric_sums = {
         n: total for n, total in loop_state.metric_sums.items() if n != FINITE_STEPS
     }
@@ -104,10 +103,10 @@ def _without_count(loop_state: LoopState) -> LoopState:
 
 
 def _remaining(lengths: list[int], done: int) -> list[int]:
-    """The chunks of an epoch after its first `done` steps.
+    """Returns the lengths of an epoch's chunks after its first `done` steps.
 
-    A run may stop inside what is a chunk now: on other hardware, or with another
-    --chunk-steps, chunks had another length. The first chunk is then cut.
+    The first one is cut if a run is resumed within a chunk, which happens when chunks had
+    another length before.
     """
     ends = itertools.accumulate(lengths)
     return [
@@ -118,7 +117,7 @@ def _remaining(lengths: list[int], done: int) -> list[int]:
 
 
 def _row(experiment: Experiment, loop_state: LoopState, step: int) -> EpochMetrics:
-    """An epoch's metrics, by plain names and as plain numbers."""
+    """Collects the metrics of an epoch as Python numbers by name."""
     state, metric_sums = _without_count(loop_state)
     steps_per_epoch = experiment.steps_per_epoch
     metric_sums, test = jax.device_get((metric_sums, experiment.evaluate(state)))

@@ -1,4 +1,4 @@
-"""Metrics on disk: a line of JSON for each epoch, and TensorBoard on request."""
+"""Reads and writes metrics: one line of JSON per epoch, and optionally TensorBoard."""
 
 import contextlib
 import json
@@ -31,16 +31,16 @@ _MOST_SHOWN = 5
 
 
 class MetricsWriter:
-    """Appends rows to `metrics.jsonl`, each written through at once.
+    """Appends rows to `metrics.jsonl`, flushing each.
 
     Args:
         path: the file.
-        rows: what it holds already; more recent lines in it are cut off.
-        tensorboard: a folder for TensorBoard's files, or None.
+        rows: rows that it starts with; other lines in it are dropped.
+        tensorboard: folder of TensorBoard's files, or None.
     """
 
     def __init__(self, path: Path, rows: list[EpochMetrics], tensorboard: Path | None):
-        # Rewritten whole, so that a run killed here loses no row.
+        # Replaced atomically, so that a run killed here loses no row.
         files.write(path, "".join(_line(row) for row in rows).encode())
         self._path = path
         self._file = files.open_to_append(path)
@@ -54,7 +54,7 @@ class MetricsWriter:
             )
 
     def write(self, row: EpochMetrics) -> None:
-        """Writes a row; not a number becomes null.
+        """Writes a row, with null for numbers that are not finite.
 
         Raises:
             UserError: if it cannot be written.
@@ -64,8 +64,8 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be written: {error.strerror}. Make room, or "
-                "restore access, and go on with --resume: the epoch is run again."
+                f"{self._path} cannot be written: {error.strerror}. Free some space or "
+                "restore access, then use --resume, which repeats the epoch."
             ) from error
         if self._tensorboard is not None:
             for name, value in _flat(row).items():
@@ -74,21 +74,21 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files."""
-        with contextlib.suppress(OSError):  # Of a line that could not be written.
+        with contextlib.suppress(OSError):  # A line could not be written.
             self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
 class Recovered(NamedTuple):
-    """Rows of a run that goes on, and what was wrong with the file."""
+    """Rows of a resumed run, and warnings about the file."""
 
     rows: list[EpochMetrics]
     warnings: list[str]
 
 
 def read(path: Path) -> list[EpochMetrics]:
-    """Reads the rows of a run; null becomes nan. A damaged line ends them."""
+    """Reads the rows before the first damaged line, with NaN for null."""
     rows: list[EpochMetrics] = []
     for row in _read_lines(path):
         if row is None:
@@ -98,16 +98,13 @@ def read(path: Path) -> list[EpochMetrics]:
 
 
 def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recovered:
-    """Reads the rows up to a step, and repairs them.
+    """Returns the rows up to a checkpoint, taken from its copy if it has one.
 
     Args:
         path: the file.
-        step: of the checkpoint from which the run goes on.
-        copy: the rows in that checkpoint, as JSON holds them; None if an earlier
-            version saved it.
-
-    Returns:
-        The rows up to that step, those of the copy if there is one.
+        step: step of the checkpoint from which the run is resumed.
+        copy: rows in that checkpoint, as JSON holds them; None if an earlier version
+            saved it.
     """
     found = _read_lines(path)
     damaged = [number for number, row in enumerate(found, start=1) if row is None]
@@ -120,7 +117,7 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
         if lost:
             warnings.append(
                 f"{path}: the metrics of epochs {_numbers(lost)} are lost: the "
-                "checkpoint is of an earlier version and has no copy of them."
+                "checkpoint, of an earlier version, has no copy of them."
             )
         return Recovered(rows, warnings)
     rows = [strict_json.from_null(row) for row in copy]
@@ -140,19 +137,19 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
         )
     if later := [number for number in damaged if number > end]:
         warnings.append(
-            f"{path}: {_lines(later)} damaged. Training goes on from step {step}, "
+            f"{path}: {_lines(later)} damaged. Training resumes from step {step}, "
             "before these epochs."
         )
     return Recovered(rows, warnings)
 
 
 def is_whole(path: Path, epochs: int, copy: Sequence[EpochMetrics] | None) -> bool:
-    """Whether a file holds the rows of the first epochs, and no other than its copy.
+    """Returns whether a file has one row per epoch and agrees with its copy.
 
     Args:
         path: the file.
-        epochs: how many.
-        copy: the rows in the latest checkpoint, as JSON holds them; None without any.
+        epochs: number of epochs.
+        copy: rows in the latest checkpoint, as JSON holds them, or None.
     """
     rows = read(path)[:epochs]
     if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
@@ -161,7 +158,7 @@ def is_whole(path: Path, epochs: int, copy: Sequence[EpochMetrics] | None) -> bo
 
 
 def _read_lines(path: Path) -> list[EpochMetrics | None]:
-    """The rows of a file, with None for each line that is none."""
+    """Reads the rows of a file, with None for damaged lines."""
     content = files.read(path) if os.path.lexists(path) else b""
     return [_parse(line) for line in content.splitlines()]
 
@@ -175,8 +172,8 @@ def _parse(line: bytes) -> EpochMetrics | None:
 
 
 def _is_row(row: EpochMetrics) -> bool:
-    """Whether everything that is read of a row is there, and of its type."""
-    # A bool is an int.
+    """Returns whether a row has all required fields, of the right types."""
+    # bool is a subclass of int.
     whole = all(type(row.get(name)) is int for name in ("epoch", "step"))
     numbers = all(_is_number(row.get(name)) for name in _NUMBERS)
     if not (whole and numbers and row["epoch"] >= 1 and row["step"] >= 1):
@@ -215,7 +212,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def to_json(rows: Sequence[EpochMetrics]) -> list[EpochMetrics]:
-    """Rows as JSON holds them: not a number becomes null."""
+    """Returns rows as JSON holds them, with null for numbers that are not finite."""
     return [strict_json.to_null(row) for row in rows]
 
 
@@ -224,7 +221,7 @@ def _line(row: EpochMetrics) -> str:
 
 
 def _flat(row: EpochMetrics, prefix: str = "") -> dict[str, float]:
-    """Numbers by name, those of an inner dict as "outer/inner"."""
+    """Flattens the numbers of a row, with names such as "outer/inner"."""
     flat: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, dict):

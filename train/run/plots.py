@@ -1,4 +1,4 @@
-"""Pictures of a run, or of several side by side."""
+"""Plots of one or several runs."""
 
 import io
 import types
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Drawn without pyplot: it looks for a display, and keeps every figure it makes.
+# Not pyplot, which looks for a display and keeps every figure.
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,9 +18,9 @@ from train import files
 from train.run.metrics import EpochMetrics
 
 _STYLES = ("-", "--", ":", "-.")
-# More names than this do not fit beside a panel.
+# More names do not fit next to a panel.
 _MOST_NAMES = 22
-# And more than this hide the lines of the panel they stand in.
+# More names hide the lines of a panel.
 _MOST_INSIDE = 5
 
 
@@ -29,14 +29,14 @@ def plot_test_error(
     path: Path,
     control_of: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
-    """Draws test error over epochs, as Figure 3 does, one line for each optimizer.
+    """Plots test error over epochs, one line per optimizer, as in Figure 3.
 
     Args:
-        runs: by the name in the legend, the rows of `metrics.jsonl` of each seed. Of
-            several seeds the line is the mean, and the band one standard deviation.
+        runs: rows of `metrics.jsonl` of each seed, by name in the legend. With several
+            seeds, the line is the mean and the band is one standard deviation.
         path: the PNG to write.
-        control_of: names of lines that are drawn broken, in the color of the line
-            whose name stands beside.
+        control_of: maps names of controls, drawn dashed, to the names of the lines
+            whose color they get.
     """
     beside = len(runs) > _MOST_INSIDE
     figure, (axes,) = create_figure(10 if beside else 6, panels=1)
@@ -75,13 +75,13 @@ def plot_test_error(
 
 
 def plot_multipliers(rows: Sequence[EpochMetrics], path: Path) -> None:
-    """Draws INSGD's estimates P of each weight's input, and its multipliers of the rate.
+    """Plots INSGD's input powers P and learning rate multipliers by weight.
 
-    Of a network with many weights only those with the smallest and the largest
-    multipliers at the end are named.
+    If there are many weights, the legend has only those with the smallest and the
+    largest final multipliers.
 
     Args:
-        rows: of `metrics.jsonl`, of a run of INSGD.
+        rows: rows of `metrics.jsonl` of a run of INSGD.
         path: the PNG to write.
     """
     figure, (power, multiplier) = create_figure(11, panels=2, sharey=False)
@@ -96,7 +96,7 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path) -> None:
         for number, name in enumerate(rows[0][values]):
             style = _STYLES[number // 10 % len(_STYLES)]
             line = [row[values][name] for row in rows]
-            # A label that starts with an underscore stays out of the legend.
+            # The legend skips labels that start with an underscore.
             label_of_line = name if name in named else f"_{name}"
             axes.plot(epochs, line, style, marker=".", label=label_of_line)
         axes.set_yscale("log")
@@ -110,7 +110,7 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a picture as PNG; a symbolic link in its place is not followed."""
+    """Writes a figure as PNG without following a symbolic link."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150)
     files.write(path, content.getvalue())
@@ -119,7 +119,7 @@ def save(figure: Figure, path: Path) -> None:
 def create_figure(
     width: float, panels: int, sharey: bool = True
 ) -> tuple[Figure, Sequence[Axes]]:
-    """Makes a figure of panels side by side, in inches."""
+    """Creates a figure of this width in inches, with panels side by side."""
     figure = Figure(figsize=(width, 4), layout="constrained")
     FigureCanvasAgg(figure)
     row = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]

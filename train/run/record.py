@@ -1,4 +1,4 @@
-"""What `record.json` must hold, checked field by field: a run folder may be anything."""
+"""Validates `record.json`, which may come from anywhere."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ _ENVIRONMENT: dict[str, Any] = {
     "cores": int | None,
     "chunk_steps": int | None,
 }
-# By part of the record: the fields that are read by name, and their types.
+# Types of the fields that are read, by part of the record.
 _PARTS: dict[str, dict[str, Any]] = {
     "config": {},
     "dataset": {
@@ -33,21 +33,19 @@ _OPTIONAL_PARTS = {"preprocessing", "environment"}
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """Reads a record.
+    """Parses a record.
 
     Raises:
-        FieldError: naming the field that is missing, unknown or of another type.
+        FieldError: if a field is missing, unknown or of another type.
     """
     try:
         record = json.loads(content)
     except RecursionError as error:
         raise json_fields.FieldError("it is nested too deeply") from error
     except ValueError as error:
-        raise json_fields.FieldError(f"it is no JSON ({error})") from error
+        raise json_fields.FieldError(f"it is not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise json_fields.FieldError(
-            f"it holds {json_fields.kind(record)}, not an object"
-        )
+        raise json_fields.FieldError(f"it is {json_fields.kind(record)}, not an object")
     resumed = record.get("resumed", [])
     if not isinstance(resumed, list):
         raise json_fields.FieldError(
@@ -77,6 +75,6 @@ def _check_config(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name not in hints.keys() - NOT_STORED:
             raise json_fields.FieldError(
-                f"'config.{name}' is no option that this version has"
+                f"'config.{name}' is not an option of this version"
             )
         json_fields.check(f"config.{name}", value, hints[name])
