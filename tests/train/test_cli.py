@@ -568,7 +568,7 @@ def test_more_steps_than_the_counter_holds_are_refused(
         assert cli.main([*start, *options]) == 2
         err = capsys.readouterr().err
         assert f"{options[-2]} 51 at 3 steps per epoch exceeds" in err
-        assert "Give at most 50." in err
+        assert "Use at most 50." in err
 
 
 @pytest.mark.parametrize(
@@ -579,7 +579,7 @@ def test_more_steps_than_the_counter_holds_are_refused(
         ("--schedule cosine --restart-epochs 10", None),
         (
             "--schedule cosine --restart-epochs 20 --warmup-epochs 5",
-            "than the 15 epochs",
+            "exceeds the run's 15 epochs",
         ),
         (
             "--schedule steps",

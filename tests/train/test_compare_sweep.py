@@ -103,7 +103,7 @@ def test_a_run_of_other_options_is_not_reused(
     assert train(*COMPARE) == 2
     err = capsys.readouterr().err
     assert f"The run {compared} was started with other options: {expected}" in err
-    assert "Move that folder away" in err
+    assert "Move the folder away" in err
     # Nor one that is half done.
     (compared / "metrics.jsonl").unlink()
     assert train(*COMPARE) == 2
@@ -146,13 +146,16 @@ def test_a_run_on_other_images_is_not_reused(
             f"The dataset does not match that of the run {compared}: images, labels"
             in err
         )
-        assert "Move that folder away" in err
+        assert "Move the folder away" in err
     # Of an earlier version, it is reused, but not without a word.
     record = json.loads((compared / "record.json").read_text())
     del record["dataset"]["fingerprint"]
     (compared / "record.json").write_text(json.dumps(record))
     assert train(*COMPARE) == 0
-    assert "Warning: these runs are of an earlier version" in capsys.readouterr().err
+    assert (
+        "Warning: these runs were started by an earlier version"
+        in capsys.readouterr().err
+    )
 
 
 def test_metrics_that_are_not_whole_are_not_reused(
@@ -162,7 +165,7 @@ def test_metrics_that_are_not_whole_are_not_reused(
     (compared / "metrics.jsonl").write_text(lines[1] + "\n")
     monkeypatch.setattr(series, "run", lambda *_: 0)  # It has nothing left to do.
     assert train(*COMPARE) == 2
-    assert "its metrics are not whole" in capsys.readouterr().err
+    assert "its metrics are incomplete" in capsys.readouterr().err
 
 
 def test_of_a_run_made_longer_the_first_epochs_count(train, compared, capsys):
@@ -218,7 +221,7 @@ def test_a_stop_in_the_last_step_of_a_run_ends_the_series(
     assert len(series.metrics.read(path / "metrics.jsonl")) == 2
     out = capsys.readouterr().out
     assert "Test accuracy" in out
-    assert "The same command again goes on from here." in out
+    assert "Run the same command again to resume." in out
 
 
 def test_controls_stand_below_insgd(train, tmp_path, capsys):
@@ -366,7 +369,7 @@ def test_slips_are_refused(arguments, message, capsys):
 def test_rates_in_a_sweep_go_to_their_own_option(capsys):
     with pytest.raises(SystemExit):
         cli.main(["sweep", "--optimizers", "sgd@0.1"])
-    assert "rates go to --learning-rates" in "".join(capsys.readouterr())
+    assert "pass learning rates to --learning-rates" in "".join(capsys.readouterr())
 
 
 def test_pictures_of_multipliers_and_of_a_run_without_metrics(tmp_path):

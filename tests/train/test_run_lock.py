@@ -143,7 +143,7 @@ def test_a_series_waits_for_what_others_run_and_takes_over(
     assert ran == ([1, 0] if other_finishes else [1, 2, 0])
     assert all(series.finished_metrics(config) for config in configs)
     out = capsys.readouterr().out
-    assert out.count("Waiting for what other processes run:") == 1
+    assert out.count("Waiting for runs held by other processes:") == 1
     assert str(series.run_path(third)) in out
     assert "Run 2 of 3 to do:" in out
 

@@ -87,7 +87,7 @@ def test_stopped_it_goes_on_to_the_same_table(table, tmp_path, capsys, monkeypat
         patch.setattr(Experiment, "train_chunk", stop_in_the_second_run)
         assert table("--seeds", "1", runs="stopped") == 128 + signal.SIGINT
     out = capsys.readouterr().out
-    assert "The same command again goes on from here." in out
+    assert "Run the same command again to resume." in out
     _, text = written(tmp_path / "stopped")
     assert text.count("not run") == 2
     assert "1/1" in text

@@ -304,7 +304,7 @@ def test_workers_end_with_their_command(tmp_path, number):
         )
     said = (tmp_path / "0.log").read_text()
     if number == signal.SIGTERM:
-        assert "The same command again goes on from here." in said
+        assert "Run the same command again to resume." in said
     # What the workers left can be gone on with: nobody holds it.
     for path in (tmp_path / "runs").glob("digits-*"):
         with series.RunLock() as lock:

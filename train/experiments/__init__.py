@@ -1,1 +1,1 @@
-"""Many runs: shared among processes, and what came of them."""
+"""Series of runs and their reports."""

@@ -1,4 +1,4 @@
-"""`python -m train compare`: several optimizers on one setting, as in Figure 3."""
+"""`python -m train compare`: several optimizers side by side, as in Figure 3."""
 
 import dataclasses
 import statistics
@@ -24,7 +24,7 @@ class CompareConfig(TrainingConfig):
     seeds: int = 1
     """Runs per optimizer, with seeds from 0."""
     controls: bool = False
-    """Add to each INSGD: SGD at its effective rate, scope layer, and log1p."""
+    """Add controls to INSGD: SGD at its effective rate, scope layer, and log1p."""
     processes: Processes = 1
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class CompareConfig(TrainingConfig):
 
 
 def compare(config: CompareConfig) -> int:
-    """Runs what is missing; prints and writes the table, draws the picture."""
+    """Runs what is missing, then writes and prints the report."""
     configs: dict[str, list[RunConfig | None]] = {
         text: [variants.parse(text).config(config, n) for n in range(config.seeds)]
         for text in config.optimizers
@@ -70,7 +70,7 @@ def compare(config: CompareConfig) -> int:
     )
     note = (
         "Top-1 on the test images in percent, mean ± standard deviation over seeds; the "
-        "best epoch is picked on these same images."
+        "best epoch is selected on these same images."
     )
     folder = series.report_folder("compare", config)
     values = {
@@ -88,7 +88,7 @@ def compare(config: CompareConfig) -> int:
 def _with_controls(
     configs: dict[str, list[RunConfig | None]],
 ) -> tuple[dict[str, list[RunConfig | None]], dict[str, str]]:
-    """The rows with controls below; and of each control, by name, the row it is of."""
+    """Returns the rows with their controls, and the row of each control by name."""
     extended, control_of = {}, {}
     for text, runs in configs.items():
         extended[text] = runs
@@ -99,5 +99,5 @@ def _with_controls(
 
 
 def _mean_rate(configs: list[RunConfig | None]) -> float:
-    """The learning rate; of SGD at INSGD's it differs between seeds."""
+    """Returns the mean learning rate; that of a control differs between seeds."""
     return statistics.fmean(each.initial_learning_rate for each in configs if each)

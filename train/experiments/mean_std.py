@@ -1,4 +1,4 @@
-"""Numbers over seeds: mean and deviation."""
+"""Mean and standard deviation over seeds."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class MeanStd(NamedTuple):
-    """Mean and sample standard deviation; of a single value there is no deviation."""
+    """Mean and sample standard deviation; None for a single value."""
 
     mean: float
     std: float | None
@@ -16,6 +16,6 @@ class MeanStd(NamedTuple):
 
 
 def mean_std(values: Sequence[float]) -> MeanStd:
-    """Summarizes at least one value."""
+    """Computes the mean and standard deviation of at least one value."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return MeanStd(statistics.fmean(values), std)

@@ -1,4 +1,4 @@
-"""Pictures of many runs: accuracy against learning rate."""
+"""Plots of accuracy against learning rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,20 @@ from matplotlib.axes import Axes
 from train.experiments.rates.points import Point, open_ends, spanned_range
 from train.run.plots import create_figure, save
 
-# Told apart without color too.
+# Distinguishable without color.
 _MARKERS = "osD^v<>ph*PX"
-# Points of accuracy below the best that are drawn where rates are compared.
+# Range of the accuracy axis below the best, in percentage points.
 _DEPTH = 25
 
 
 def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
-    """Draws accuracy against the learning rate given, and against the one taken.
+    """Plots accuracy against the nominal and the effective learning rate.
 
-    Where two curves lie apart on the left and on each other on the right, the one
-    optimizer is the other with its learning rate multiplied.
+    Two curves that differ on the left and coincide on the right are of optimizers that
+    differ only by a factor on the learning rate.
 
     Args:
-        points: by the name in the legend.
+        points: points by name in the legend.
         path: the PNG to write.
     """
     figure, (given, taken) = create_figure(9, panels=2)
@@ -44,11 +44,11 @@ def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
 def plot_robustness(
     points: Mapping[str, Sequence[Point]], margin: float, path: Path
 ) -> None:
-    """Draws accuracy against the learning rate, and how far apart usable rates lie.
+    """Plots accuracy against the learning rate, and the range of usable rates.
 
     Args:
-        points: by the name in the legend.
-        margin: how far below an optimizer's best accuracy is usable, in points.
+        points: points by name in the legend.
+        margin: usable accuracy below an optimizer's best, in percentage points.
         path: the PNG to write.
     """
     figure, (curves, bars) = create_figure(12, panels=2, sharey=False)
@@ -73,7 +73,7 @@ def plot_robustness(
         text = f" {at_least}{ratio}, best {span.best.accuracy.mean:.1f} %"
         bars.text(span.factor, number, text, va="center", fontsize="small")
     curves.set_xscale("log")
-    # What is far below the best is out of question: how far hardly matters.
+    # Accuracies far below the best do not matter.
     curves.set_ylim(max(0, best - _DEPTH), best + 2)
     curves.set_xlabel("Learning rate")
     curves.set_ylabel("Test accuracy after the last epoch (%)")
@@ -94,7 +94,7 @@ def plot_robustness(
 def _plot_accuracy(
     axes: Axes, points: Sequence[Point], rate: str, number: int, **style: Any
 ) -> None:
-    """Draws one optimizer's accuracy over a kind of rate, with the spread over seeds."""
+    """Plots one optimizer's accuracy with its standard deviation over seeds."""
     # The effective rate of a run that diverged may not be finite.
     points = [point for point in points if math.isfinite(getattr(point, rate))]
     points = sorted(points, key=lambda point: getattr(point, rate))

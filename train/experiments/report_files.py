@@ -1,4 +1,4 @@
-"""What a command makes of its runs, as files beside each other."""
+"""Writes a report as Markdown and JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ from train import files, strict_json
 
 
 def write(folder: Path, name: str, text: str, values: Any, *pictures: str) -> None:
-    """Writes NAME.md and NAME.json; prints the text, and where all is.
+    """Writes NAME.md and NAME.json, and prints the text and the paths.
 
     Args:
-        folder: of the report, which exists.
-        name: of the files.
-        text: Markdown.
+        folder: existing folder of the report.
+        name: name of the files.
+        text: the report in Markdown.
         values: anything JSON can hold; NaN is written as null.
-        pictures: names of files that are drawn there already.
+        pictures: names of the pictures already in the folder.
     """
     files.write(folder / f"{name}.md", text.encode())
     files.write(folder / f"{name}.json", strict_json.encode(values))

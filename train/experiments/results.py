@@ -1,4 +1,4 @@
-"""What came of runs: accuracies over seeds, and INSGD's mean multiplier."""
+"""Statistics over finished runs."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from train.run.metrics import EpochMetrics
 class Accuracies(NamedTuple):
     """Test accuracies in percent, over seeds.
 
-    `best` is of the epoch with the highest top-1 on the test images, as in the paper;
-    `top5` is of that same epoch.
+    `best` is the top-1 accuracy of the epoch in which it is highest, as in the paper, and
+    `top5` is that of the same epoch. `last` is the top-1 accuracy of the last epoch.
     """
 
     seeds: int
@@ -25,13 +25,13 @@ class Accuracies(NamedTuple):
     top5: MeanStd
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Returns the accuracies as JSON can hold them."""
         parts = {name: getattr(self, name)._asdict() for name in ("best", "last")}
         return {"seeds": self.seeds, **parts, "top5_at_best": self.top5._asdict()}
 
 
 def accuracies(runs: Sequence[Sequence[EpochMetrics]]) -> Accuracies:
-    """Summarizes finished runs, at least one."""
+    """Computes the accuracies of at least one finished run."""
     best = [max(rows, key=lambda row: row["test_top1"]) for rows in runs]
     return Accuracies(
         len(runs),
@@ -42,10 +42,10 @@ def accuracies(runs: Sequence[Sequence[EpochMetrics]]) -> Accuracies:
 
 
 def mean_multiplier(rows: Sequence[EpochMetrics]) -> float:
-    """What INSGD and a Polyak bound multiplied the learning rate by, over the epochs.
+    """Returns the mean factor of INSGD and a Polyak cap on the learning rate.
 
-    INSGD's is the mean over all scaled parameters at the end of each epoch; a bound's
-    the mean over its steps. Of other optimizers it is 1.
+    INSGD's factor is the mean over all scaled parameters at the end of each epoch, that of
+    a cap is the mean over steps. For other optimizers, the result is 1.
     """
     return statistics.fmean(
         row.get("mean_multiplier", 1.0) * row.get("train_polyak_scale", 1.0)
@@ -54,7 +54,7 @@ def mean_multiplier(rows: Sequence[EpochMetrics]) -> float:
 
 
 def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
-    """What came of runs that differ by their seed; None if none is finished."""
+    """Summarizes runs that differ in their seed; None if none is finished."""
     runs = [rows for config in configs if (rows := series.finished_metrics(config))]
     if not runs:
         return None

@@ -1,8 +1,8 @@
-"""Many runs: those that are missing are run, those half done finished, none repeated.
+"""Runs many configurations, resuming and reusing existing runs.
 
-A run's folder is named after its options, so whoever asks for the same run finds it:
-a table and a sweep share it, and a series that is stopped goes on where it was. Each
-run is locked while it is trained, so processes with the same series share its runs.
+A run's folder is named after its options. A table and a sweep with the same run share it,
+and a series that was stopped continues where it was. Runs are locked during training, so
+several processes can work on the same series.
 """
 
 import dataclasses
@@ -31,30 +31,29 @@ from train.run.metrics import EpochMetrics
 from train.training import parallel
 
 _POLL_SECONDS = 2.0
-_REMEDY = "Move that folder away to run it anew, or give another --runs-dir."
+_REMEDY = "Move the folder away to rerun it, or use another --runs-dir."
 # Options that do not affect results.
 _FREE = FREE_ON_RESUME | {"processes"}
 
 
 def digest(value: Any) -> str:
-    """A short name for anything JSON can hold."""
+    """Returns a short hash of anything JSON can hold."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def run_path(config: RunConfig) -> Path:
-    """The folder of the one run with these options."""
+    """Returns the folder of the run with these options."""
     default = RunConfig(optimizer=config.optimizer).to_json()
     options = config.to_json()
     kind, colon, path = config.dataset.partition(":")
     if colon:
-        # Seen from elsewhere, a relative path names other images.
+        # A relative path names other images elsewhere.
         options["dataset"] = f"{kind}:{Path(path).expanduser().absolute()}"
     identity = {
         name: value
         for name, value in options.items()
-        # A longer run has other milestones: it is another run here. An option that
-        # comes into being later does not make runs without it others.
+        # Defaults are left out, so that adding an option later keeps existing names.
         if value != default[name] and _affects_results(name, value)
     }
     name = f"{config.readable_name}-{config.epochs}epochs-{digest(identity)}"
@@ -69,20 +68,18 @@ def _affects_results(name: str, value: Any) -> bool:
 
 
 def finished_metrics(config: RunConfig) -> list[EpochMetrics] | None:
-    """The metrics of each epoch of a run; None if it is not finished.
+    """Returns the metrics of each epoch of a run; None if it is not finished.
 
-    Of a run that was made longer since, those of the first `config.epochs` epochs: no
-    schedule depends on how many follow.
+    If the run was extended, these are the first `config.epochs` epochs, since schedules do
+    not depend on the total.
 
     Raises:
-        UserError: if the run in its folder was started with other options, or there is
-            no telling.
+        UserError: if the run in the folder has other options or an unreadable record.
     """
     folder = _existing(config)
     if folder is None:
         return None
-    # Metrics that were lost or changed would give other means and another best epoch.
-    # What is damaged is repaired when the run goes on.
+    # Resuming the run repairs missing or damaged metrics.
     copy = latest_rows(folder.checkpoints)
     if not metrics.is_whole(folder.metrics, config.epochs, copy):
         return None
@@ -90,34 +87,34 @@ def finished_metrics(config: RunConfig) -> list[EpochMetrics] | None:
 
 
 def _existing(config: RunConfig) -> RunFolder | None:
-    """The folder of a run that has metrics; None if there is none.
+    """Returns the folder of a run if it has metrics.
 
     Raises:
-        UserError: if its record is missing, or is not of this run.
+        UserError: if its record is missing or is that of another run.
     """
     path = run_path(config)
-    # Metrics come after the record, which another process may be writing just now.
+    # Another process may be creating the run; metrics come after the record.
     if not RunFolder(path, {}).metrics.exists():
         return None
     if not (path / run_folder.RECORD).exists():
         raise UserError(
-            f"The run {path} has metrics but no {run_folder.RECORD}, which would tell "
-            f"what they are of. {_REMEDY}"
+            f"The run {path} has metrics but no {run_folder.RECORD}, so its options "
+            f"are unknown. {_REMEDY}"
         )
     return _load(config, path)
 
 
 def _load(config: RunConfig, path: Path) -> RunFolder:
-    """Opens the folder of a run, and compares all its options.
+    """Opens the folder of a run and compares all options.
 
-    Its name does not tell them: those equal to their defaults are not in it.
+    The name alone does not identify them, since defaults may have changed.
     """
     folder = run_folder.load(path)
     recorded, asked = folder.config.to_json(), config.to_json()
     differences = [
         f"{option(name)} was {recorded[name]}, is {value}"
         for name, value in asked.items()
-        # The data are compared by what they are, see `_check_data`.
+        # `_check_data` compares the contents of the dataset.
         if name not in FREE_ON_RESUME | {"dataset"} and recorded[name] != value
     ]
     used = {folder.config.parallel, *(e.get("parallel") for e in folder.environments)}
@@ -137,7 +134,7 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
 
 
 def _check_data(configs: Iterable[RunConfig]) -> None:
-    """Raises unless runs that were started had the data as they are now."""
+    """Raises unless existing runs were trained on the current data."""
     describe = functools.cache(
         lambda name, options: registry.load(name, options).describe()
     )
@@ -155,39 +152,39 @@ def _check_data(configs: Iterable[RunConfig]) -> None:
             unknown.append(folder.path.name)
     if unknown:
         print(
-            "Warning: these runs are of an earlier version, without a fingerprint of "
-            "the data: images that were replaced since they were started are not "
-            f"noticed: {', '.join(unknown)}.",
+            "Warning: these runs were started by an earlier version without a "
+            "fingerprint of the data, so replaced images go unnoticed: "
+            f"{', '.join(unknown)}.",
             file=sys.stderr,
         )
 
 
 def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
-    """All runs, so that a series stopped early has every row with fewer seeds.
+    """Orders runs by seed, so that a series stopped early has all rows, with fewer seeds.
 
     Args:
-        rows: runs that differ by their seed, in each row as many; None for one that is
-            not known yet.
+        rows: for each row, its runs ordered by seed; None for a run not known yet.
     """
     seeds = zip(*rows, strict=True)
     return [config for configs in seeds for config in configs if config is not None]
 
 
 def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
-    """Runs what is missing, in order; those that another process runs come last.
+    """Runs what is missing, in order.
 
-    For these it waits, and takes over what the other leaves unfinished.
+    Runs held by another process come last: this process waits for them, and takes over if
+    the other process stops.
 
     Args:
-        configs: the runs; `run_dir` and `resume` unset.
-        processes: with more than one, this process starts so many that do the work.
+        configs: the runs, without `run_dir` and `resume`.
+        processes: number of worker processes; 1 trains in this process.
 
     Returns:
-        0, or the exit status of the run that was stopped; called again, it goes on.
+        0, or the exit status of a run that was stopped.
 
     Raises:
-        UserError: if `processes` is no number of processes, one of them fails, or what
-            is in a run's folder is not that run.
+        UserError: if `processes` is out of range, a worker fails, or the folder of a run
+            has another run.
     """
     if processes < 1:
         raise UserError(f"--processes must be at least 1, got {processes}")
@@ -219,17 +216,17 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
                 held.append((config, error))
                 continue
             if status:
-                print("The same command again goes on from here.")
+                print("Run the same command again to resume.")
                 return status
             if finished_metrics(config) is None:
                 raise UserError(
-                    f"The run {run_path(config)} is at its end, but its metrics are not "
-                    f"whole. {_REMEDY}"
+                    f"The run {run_path(config)} has finished, but its metrics are "
+                    f"incomplete. {_REMEDY}"
                 )
         if len(held) == len(missing):
             if not waiting:
                 reasons = "\n".join(f"- {error}" for _, error in held)
-                print(f"Waiting for what other processes run:\n{reasons}")
+                print(f"Waiting for runs held by other processes:\n{reasons}")
             waiting = True
             time.sleep(_POLL_SECONDS)
         missing = [config for config, _ in held if finished_metrics(config) is None]
@@ -237,20 +234,20 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
 
 
 def _finish(config: RunConfig, title: str) -> int:
-    """Trains a run to its end, unless it is there.
+    """Trains a run to its last epoch, unless it is finished.
 
     Raises:
-        RunInProgress: if another process has the run.
+        RunInProgress: if another process has locked the run.
     """
     path = run_path(config)
     run_folder.make(path, exist_ok=True)
     with RunLock() as lock:
         lock.take(path)
-        # Another process may have run it since it was found missing.
+        # Another process may have finished it in the meantime.
         if finished_metrics(config) is not None:
             return 0
         print(title)
-        # A rate at which a run diverges is a result, too.
+        # A learning rate at which training diverges is a result, too.
         config = dataclasses.replace(config, on_divergence="continue")
         if (path / run_folder.RECORD).exists():
             _load(config, path)
@@ -259,14 +256,14 @@ def _finish(config: RunConfig, title: str) -> int:
 
 
 def _keep_compiled(folder: Path) -> None:
-    """Lets runs that differ by their seed alone, and later ones, share programs."""
-    # JAX adds its options to this object where no type checker sees it.
+    """Enables the compilation cache, since runs that differ in seed share programs."""
+    # JAX adds its options dynamically.
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def report_folder(command: str, config: TrainingConfig) -> Path:
-    """Makes the folder for what a command with these options makes of its runs."""
+    """Creates the report folder of a command with these options."""
     options = {
         field.name: value
         for field in dataclasses.fields(config)

@@ -1,4 +1,4 @@
-"""Optimizers on one setting, in one word each: "insgd-l2+layer+log1p+polyak@0.5"."""
+"""Parses optimizer variants such as "insgd-l2+layer+log1p+polyak@0.5"."""
 
 import dataclasses
 import math
@@ -26,13 +26,13 @@ FORM = "NAME[+layer][+log1p|+power][+kron][+polyak[FACTOR]][@RATE]"
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """An optimizer, and what it has that the setting has not.
+    """An optimizer with changes of the shared options.
 
     Attributes:
-        text: as it was written, for legends.
-        optimizer: its name.
-        changes: options of the setting it changes.
-        learning_rate: None for the optimizer's own.
+        text: the variant as written, for legends.
+        optimizer: name of the optimizer.
+        changes: options that differ from the shared ones.
+        learning_rate: the learning rate. None for the optimizer's default.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Variant:
     def config(
         self, setting: TrainingConfig, seed: int, learning_rate: float | None = None
     ) -> RunConfig:
-        """One run; a learning rate given takes the place of its own."""
+        """Returns the configuration of one run; `learning_rate` overrides the variant's."""
         shared = {
             field.name: getattr(setting, field.name)
             for field in dataclasses.fields(TrainingConfig)
@@ -51,21 +51,21 @@ class Variant:
         rate = self.learning_rate if learning_rate is None else learning_rate
         options = shared | {"optimizer": self.optimizer} | self.changes
         bound = options["polyak_factor"]
-        # Of an option that other optimizers of a list have, this one takes no notice;
-        # but a curve without the bound asked for would pass for one with it.
+        # Drop options that only other optimizers in the list take. Keep the Polyak cap,
+        # so that an optimizer without one is refused instead of shown as capped.
         options = with_effect(options) | {"polyak_factor": bound}
         return RunConfig(**options | {"learning_rate": rate, "seed": seed})
 
 
 def parse(text: str) -> Variant:
-    """Reads a variant.
+    """Parses a variant.
 
     Raises:
-        ValueError: if it is none; the message gives the form.
+        ValueError: if it is malformed; the message has the expected form.
     """
     words, at, rate = text.partition("@")
     name, *parts = words.split("+")
-    if parts[:1] == ["cov"]:  # a part of the optimizer's name
+    if parts[:1] == ["cov"]:  # Part of the optimizer's name.
         name, parts = f"{name}+cov", parts[1:]
     optimizers.check_name(name)
     changes: dict[str, Any] = {}
@@ -95,12 +95,12 @@ def parse(text: str) -> Variant:
 
 
 def check(setting: TrainingConfig, texts: Sequence[str], seeds: int) -> None:
-    """Raises a ValueError unless these are variants of a setting, and seeds a number.
+    """Raises a ValueError if the variants or the number of seeds are invalid.
 
     Args:
-        setting: what they are variants of.
-        texts: the variants, each once.
-        seeds: runs of each.
+        setting: the shared options.
+        texts: the variants.
+        seeds: number of runs of each.
     """
     if not texts:
         raise ValueError("--optimizers needs at least one value")

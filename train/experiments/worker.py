@@ -1,7 +1,7 @@
-"""One of several processes that share runs: `python -m train.experiments.worker RUNS.json ...`.
+"""Worker process of a series: `python -m train.experiments.worker RUNS.json ...`.
 
-`worker_pool` starts it. What follows the file is the command line it works for, which
-the records of its runs name.
+Started by `workers`. The arguments after the file are those of the command that started
+it, for the records of its runs.
 """
 
 import io
@@ -19,7 +19,7 @@ from train.experiments import series
 
 
 def main() -> int:
-    """Completes the runs in the file that the first argument names."""
+    """Completes the runs in the file given as first argument."""
     path = Path(sys.argv.pop(1))
     watch = threading.Thread(target=stop_with_parent, args=(0,), daemon=True)
     watch.start()
@@ -28,16 +28,16 @@ def main() -> int:
 
 
 def stop_with_parent(pipe: int) -> None:
-    """Stops this process, as SIGTERM does, when the other end of a pipe is closed.
+    """Sends this process SIGTERM when the other end of a pipe is closed.
 
-    The system closes it even if the parent is killed.
+    The operating system closes it even if the parent is killed.
 
     Args:
-        pipe: the descriptor of this end, on which nothing comes.
+        pipe: file descriptor of this end, which never receives data.
     """
-    # Not through sys.stdin, whose lock a thread must not hold when Python ends.
+    # Not sys.stdin, whose lock a thread must not hold when Python exits.
     os.read(pipe, 1)
-    print("The command that started this worker is gone.", file=sys.stderr)
+    print("The command that started this worker has ended.", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""Processes that share the runs of a series, on this machine."""
+"""Worker processes that share the runs of a series on this machine."""
 
 import contextlib
 import itertools
@@ -19,12 +19,12 @@ from train.config import RunConfig
 from train.errors import UserError
 from train.interrupt import StopRequest
 
-# The option of every command that completes a series.
+# Option of all commands that run a series.
 Processes = Annotated[
     int,
     tyro.conf.arg(
         help=(
-            "Worker processes that share the runs, and the CPU's cores or the "
+            "Number of worker processes, which share the runs, the CPU cores and the "
             "accelerator's memory."
         )
     ),
@@ -32,14 +32,14 @@ Processes = Annotated[
 
 _WORKER = (sys.executable, "-m", "train.experiments.worker")
 _POLL_SECONDS = 1.0
-# Runs take minutes; and in a file each time is a line.
+# Runs take minutes, and in a file each update is a line.
 _BAR_SECONDS = 10.0
 _MEMORY_SETTINGS = (
     "XLA_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION",  # Its former name.
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",  # Former name.
     "XLA_PYTHON_CLIENT_PREALLOCATE",
 )
-# Of an accelerator's memory, which all workers use together.
+# Fraction of an accelerator's memory that all workers use together.
 _MEMORY = 0.9
 _LINES_SHOWN = 10
 
@@ -54,26 +54,26 @@ def complete(
     processes: int,
     is_finished: Callable[[RunConfig], bool],
 ) -> int:
-    """Lets workers complete runs, and shows how many are finished.
+    """Completes runs in worker processes and shows a progress bar.
 
-    They must be started before this process asks JAX for its devices: it would take
-    most of an accelerator's memory.
+    Must be called before this process initializes JAX's devices, which would take most of
+    an accelerator's memory.
 
     Args:
-        configs: the runs that are missing.
-        processes: the number of workers, at least 1.
-        is_finished: whether a run is.
+        configs: the missing runs.
+        processes: number of workers, at least 1.
+        is_finished: returns whether a run is finished.
 
     Returns:
-        0, or 128 plus the number of the signal that stopped it and the workers.
+        0, or 128 plus the number of the signal that stopped this process.
 
     Raises:
-        UserError: if a worker fails; the others have been stopped, and have saved.
+        UserError: if a worker fails. The others were stopped and have saved.
     """
     folder = _make_folder(configs[0].runs_dir.expanduser().absolute())
     runs = folder / "runs.json"
     runs.write_text(json.dumps([config.to_json() for config in configs]))
-    print(f"Workers that share the runs: {processes}. Output: {folder}/worker-*.log")
+    print(f"Started {processes} workers. Output: {folder}/worker-*.log")
     failed, stopping, left = None, False, list(configs)
     with (
         StopRequest("Stopping the workers, which save checkpoints first.") as stop,
@@ -91,7 +91,7 @@ def complete(
                 failed = next(w for w in workers if w.process.returncode)
             if (stop or failed) and not stopping:
                 stopping = True
-                # After Ctrl-C they have had SIGINT too, and save already.
+                # After Ctrl-C they also received SIGINT and are already saving.
                 for worker in workers:
                     worker.process.terminate()
             still_left = [config for config in left if not is_finished(config)]
@@ -101,15 +101,15 @@ def complete(
         raise UserError(_report(failed))
     if stop.signal is not None:
         print(
-            f"Stopped by {stop.signal.name}; the workers have saved. The same command "
-            "again goes on from here."
+            f"Stopped by {stop.signal.name}; the workers have saved. Run the same "
+            "command again to resume."
         )
         return 128 + stop.signal
     return 0
 
 
 def _make_folder(runs_dir: Path) -> Path:
-    """A folder for what workers say, of this process; others may share `runs_dir`."""
+    """Creates the folder of the workers' logs; other processes may share `runs_dir`."""
     started = time.strftime("%Y%m%d-%H%M%S")
     name = f"{started}-{socket.gethostname()}-{os.getpid()}"
     folder = runs_dir / "workers" / name
@@ -119,7 +119,7 @@ def _make_folder(runs_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def _started(runs: Path, processes: int) -> Iterator[list[_Worker]]:
-    """Starts workers, and leaves none behind."""
+    """Starts the workers; kills them at the end."""
     workers = []
     try:
         for number, cores in enumerate(_shares(_usable_cores(), processes), start=1):
@@ -128,7 +128,7 @@ def _started(runs: Path, processes: int) -> Iterator[list[_Worker]]:
                 process = subprocess.Popen(
                     [*_WORKER, str(runs), *sys.argv[1:]],
                     env=os.environ | _memory_share(processes),
-                    # Stays open as long as this process lives: see `worker`.
+                    # Stays open while this process lives, see `worker.stop_with_parent`.
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -144,32 +144,32 @@ def _started(runs: Path, processes: int) -> Iterator[list[_Worker]]:
 
 
 def _memory_share(processes: int) -> dict[str, str]:
-    """What keeps one worker from taking most of an accelerator's memory."""
+    """Returns the environment that limits each worker's share of device memory."""
     if any(name in os.environ for name in _MEMORY_SETTINGS):
         return {}
     return {_MEMORY_SETTINGS[0]: f"{_MEMORY / processes:.3f}"}
 
 
 def _usable_cores() -> list[int]:
-    """The cores this process may use; none where that cannot be told or changed."""
-    # Linux has it; macOS has not.
+    """Returns the cores that this process may use; none where cores cannot be set."""
+    # Not on macOS.
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _shares(cores: Sequence[int], processes: int) -> list[set[int]]:
-    """The cores of each worker; if there are too few, several have the same one."""
+    """Divides the cores among the workers; with too few, several workers share one."""
     if not cores:
         return [set()] * processes
     if len(cores) < processes:
         return [{cores[number % len(cores)]} for number in range(processes)]
-    # Neighbours, which have a cache in common.
+    # Adjacent cores share caches.
     bounds = [len(cores) * number // processes for number in range(processes + 1)]
     return [set(cores[first:end]) for first, end in itertools.pairwise(bounds)]
 
 
 @contextlib.contextmanager
 def _pinned(cores: set[int]) -> Iterator[None]:
-    """Binds this thread to some cores, and with it the processes it starts."""
+    """Pins this thread, and thereby the processes it starts, to some cores."""
     if not cores:
         yield
         return
@@ -183,12 +183,12 @@ def _pinned(cores: set[int]) -> Iterator[None]:
 
 def _report(worker: _Worker) -> str:
     text = worker.log.read_bytes().decode(errors="replace")
-    # Of a bar that was drawn again and again, as it looked last.
+    # The last state of a progress bar.
     lines = [line.rpartition("\r")[2].rstrip() for line in text.rstrip().split("\n")]
     shown = "\n".join(f"  {line}" for line in lines[-_LINES_SHOWN:])
     status = worker.process.returncode
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     return (
         f"A worker ended with {how}; the others were stopped and have saved. Its last "
-        f"lines, of {worker.log}:\n{shown}\nThe same command again goes on from here."
+        f"lines, from {worker.log}:\n{shown}\nRun the same command again to resume."
     )

@@ -1,1 +1,1 @@
-"""The paper's tables, run and set beside its figures."""
+"""Reproductions of the paper's tables."""

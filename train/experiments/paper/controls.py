@@ -1,4 +1,4 @@
-"""Rows the paper lacks: how much of INSGD is normalization, and how much its rate."""
+"""Control rows that separate INSGD's normalization from its learning rate."""
 
 import dataclasses
 import math
@@ -12,19 +12,19 @@ from train.training import optimizers
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A row beside an INSGD row.
+    """A control row of an INSGD row.
 
     Attributes:
-        name: what is other.
-        change: the options changed, from those of an INSGD run of the same seed; None
-            if they depend on that run, and it is not finished or has none to give.
+        name: what differs from the INSGD row.
+        change: maps an INSGD run to the options that differ for the same seed; None if
+            they depend on results that the run does not have.
     """
 
     name: str
     change: Callable[[RunConfig], dict[str, Any] | None]
 
     def config(self, insgd: RunConfig) -> RunConfig | None:
-        """The control of one INSGD run."""
+        """Returns the control of one INSGD run."""
         change = self.change(insgd)
         return None if change is None else dataclasses.replace(insgd, **change)
 
@@ -36,12 +36,12 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
     rate = insgd.initial_learning_rate * results.mean_multiplier(rows)
     if not math.isfinite(rate):
         return None
-    # Readable in names of folders, and exact to half a percent.
+    # Three digits, for readable folder names.
     return {
         "optimizer": "sgd",
         "learning_rate": float(f"{rate:.3g}"),
-        "polyak_factor": None,  # In the rate already.
-        "scope": RunConfig.scope,  # INSGD's own, like the normalizer.
+        "polyak_factor": None,  # Part of the effective rate.
+        "scope": RunConfig.scope,  # An option of INSGD, like the next.
         "normalizer": RunConfig.normalizer,
     }
 
@@ -54,14 +54,14 @@ CONTROLS = (
 
 
 def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | None]]:
-    """The controls of one row: none but for INSGD.
+    """Returns the controls of a row; empty unless it is INSGD.
 
     Args:
-        row: its runs, which differ by their seed.
+        row: its runs, which differ in their seed.
 
     Returns:
-        By name the runs, one for each of the row's; None for those that depend on a
-        run that is not finished. A control that is the row itself is left out.
+        The runs of each control by name, None where a run depends on one that is not
+        finished. A control equal to the row itself is left out.
     """
     known = [run for run in row if run is not None]
     if not (known and optimizers.is_insgd(known[0].optimizer)):
@@ -74,7 +74,7 @@ def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | 
 
 
 def names(optimizer: str) -> list[str]:
-    """What `controls_for` has for a row of an optimizer, before anything is run."""
+    """Returns the names of an optimizer's controls."""
     if not optimizers.is_insgd(optimizer):
         return []
     return [control.name for control in CONTROLS]

@@ -1,12 +1,12 @@
-"""The paper's experiments: Tables 3-10, row by row, with the figures it prints.
+"""Presets of the paper's Tables 3-10, with the values it prints.
 
-Where it leaves something open:
+Choices where the paper is silent:
 
-- Table 5's MobileNetV3 is the Large one with a stem for images of 32x32.
+- Table 5 uses MobileNetV3-Large with a stem for 32x32 images.
 - Table 8's cosine restarts every 100 of the 300 epochs, so that the last of three
   cycles ends with the training. The paper gives no period.
-- The Wide ResNet-18 drops its rate where the CIFAR-10 networks do.
-- Two rates look odd and stay as printed: 0.1 at batch 256 in Table 4, beside a
+- The Wide ResNet-18 has the milestones of the CIFAR-10 networks.
+- Two learning rates look odd but are kept as printed: 0.1 at batch 256 in Table 4, next to a
   linear scaling rule; 0.01 for SGD without layer normalization in Table 8.
 """
 
@@ -18,7 +18,7 @@ from train.config import RunConfig
 
 
 class PaperAccuracy(NamedTuple):
-    """An accuracy the paper prints, in percent."""
+    """An accuracy printed in the paper, in percent."""
 
     mean: float
     std: float
@@ -29,12 +29,12 @@ class PaperAccuracy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PaperRow:
-    """One experiment.
+    """One row of a table.
 
     Attributes:
-        options: of `RunConfig`, what this row has and its table's other rows have not.
-        top1: the paper's.
-        top5: the paper's, where it prints one.
+        options: options of `RunConfig` that are specific to this row.
+        top1: top-1 accuracy in the paper.
+        top5: top-5 accuracy in the paper, if printed.
     """
 
     options: Mapping[str, Any]
@@ -47,14 +47,14 @@ class Table:
     """One table.
 
     Attributes:
-        title: what it is about.
-        dataset: by the name `--dataset` takes.
-        epochs: of every row.
-        seeds: how many runs a row is the mean of.
-        options: of `RunConfig`, the same for every row.
-        columns: options that tell its rows apart beside optimizer and learning rate,
-            and what the paper calls them.
-        rows: in the paper's order.
+        title: title of the table.
+        dataset: name of the dataset, as for `--dataset`.
+        epochs: number of epochs of every row.
+        seeds: number of runs per row.
+        options: options of `RunConfig` shared by all rows.
+        columns: options other than optimizer and learning rate that differ between
+            rows, with their names in the paper.
+        rows: rows in the paper's order.
     """
 
     title: str
@@ -237,13 +237,13 @@ TABLES = {
 
 
 def options(table: Table, row: PaperRow, epochs: int | None = None) -> dict[str, Any]:
-    """All options of a row's runs but data and seed.
+    """Returns all options of a row's runs except dataset and seed.
 
     Args:
         table: the table.
         row: one of its rows.
-        epochs: another number than the table's: milestones and restarts move in
-            proportion, to whole epochs; those that would fall outside are left out.
+        epochs: number of epochs. If it differs from the table's, milestones and restarts
+            are scaled in proportion and rounded; those outside the run are dropped.
 
     Returns:
         Options of `RunConfig`, by name.

@@ -1,4 +1,4 @@
-"""A table of the paper with our figures beside its own, as Markdown and as JSON."""
+"""Reports a table with our results next to the paper's, as Markdown and JSON."""
 
 import dataclasses
 import functools
@@ -16,13 +16,13 @@ from train.run.metrics import EpochMetrics
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A row of a table: what the paper prints, its runs, and what came of them.
+    """A row of a table: the paper's values, our runs and their results.
 
     Attributes:
-        configs: one for each seed; None for a run that is not known yet.
-        control: what is other than in the paper's row above; empty for that row.
-        top1: the paper's.
-        top5: the paper's.
+        configs: the runs, one per seed; None for a run not known yet.
+        control: what differs from the paper's row above; empty for that row.
+        top1: top-1 accuracy in the paper.
+        top5: top-5 accuracy in the paper.
     """
 
     configs: tuple[RunConfig | None, ...]
@@ -32,12 +32,12 @@ class TableRow:
 
     @property
     def known(self) -> list[RunConfig]:
-        """The runs that can be told, finished or not."""
+        """The known runs, finished or not."""
         return [config for config in self.configs if config is not None]
 
     @functools.cached_property
     def finished(self) -> dict[RunConfig, list[EpochMetrics]]:
-        """The runs that are finished, with their metrics; for the report, at the end."""
+        """The finished runs with their metrics."""
         return {
             config: rows
             for config in self.known
@@ -46,12 +46,12 @@ class TableRow:
 
     @property
     def learning_rates(self) -> list[float]:
-        """Those of the known runs."""
+        """Learning rates of the known runs."""
         return [config.initial_learning_rate for config in self.known]
 
     @property
     def effective_rates(self) -> list[float]:
-        """Learning rate times mean multiplier, of the finished runs."""
+        """Learning rate times mean multiplier of the finished runs."""
         return [
             config.initial_learning_rate * results.mean_multiplier(rows)
             for config, rows in self.finished.items()
@@ -59,14 +59,14 @@ class TableRow:
 
     @property
     def accuracies(self) -> results.Accuracies | None:
-        """Over the finished runs; None without any."""
+        """Accuracies of the finished runs; None if there are none."""
         return (
             results.accuracies(list(self.finished.values())) if self.finished else None
         )
 
     def cells(self, columns: Iterable[str], top5: bool) -> list[str]:
-        """The row as Markdown holds it."""
-        # A control whose runs are not known yet differs by its optimizer and rate alone.
+        """Returns the cells of the row in Markdown."""
+        # If no run is known, only optimizer and learning rate differ from the row above.
         sample = self.known[0] if self.known else None
         found = self.accuracies
         cells = [
@@ -83,7 +83,7 @@ class TableRow:
         return [*cells, f"{len(self.finished)}/{len(self.configs)}"]
 
     def to_json(self) -> dict[str, Any]:
-        """The row as JSON holds it."""
+        """Returns the row as JSON can hold it."""
         return {
             "optimizer": self.known[0].optimizer if self.known else None,
             "control": self.control,
@@ -105,7 +105,7 @@ def dry_run(
     dataset: str,
     with_controls: bool,
 ) -> str:
-    """What would be run: the presets of a table, with the options given."""
+    """Formats the presets of a table with the options given."""
     header = ["Optimizer", *table.columns.values(), "Learning rate", "Paper, top-1"]
     top5 = _has_top5(table)
     header += ["Paper, top-5"] * top5
@@ -145,7 +145,7 @@ def dry_run(
 
 
 def schedule_text(options: dict[str, Any]) -> str:
-    """A schedule in words."""
+    """Describes a schedule."""
     if options["schedule"] == "steps":
         epochs = "/".join(map(str, options["milestones"]))
         return f"x{options['milestone_factor']:g} after epochs {epochs}"
@@ -157,7 +157,7 @@ def schedule_text(options: dict[str, Any]) -> str:
 def report(
     number: int, table: Table, rows: Sequence[TableRow], notes: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """The table with figures, as Markdown and as what JSON holds."""
+    """Returns the table with results, as Markdown and as JSON can hold it."""
     top5 = _has_top5(table)
     header = ["Optimizer", *table.columns.values(), "Learning rate"]
     header += ["Rate x multiplier", "Paper, top-1", "Best epoch", "Last epoch"]
@@ -188,7 +188,7 @@ def _mean(values: list[float]) -> str:
 
 
 def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
-    """How our figures differ from the paper's by the way they were made."""
+    """Lists how our experiments differ from the paper's."""
     how = (
         "Accuracies in percent, mean ± standard deviation over seeds. Best epoch: the "
         "one with the highest top-1 on the test images, selected as in the paper, which "

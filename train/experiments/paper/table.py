@@ -1,4 +1,4 @@
-"""`python -m train table`: a table of the paper, run and set beside its figures."""
+"""`python -m train table`: reproduces a table of the paper."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ from train.training import parallel
 
 @dataclasses.dataclass(frozen=True)
 class TableConfig:
-    """Run one of the paper's tables and print it; resumable."""
+    """Reproduce one of the paper's tables; resumable."""
 
     number: tyro.conf.Positional[Literal[3, 4, 5, 6, 7, 8, 9, 10]]
     """Number of the paper's table."""
@@ -40,7 +40,7 @@ class TableConfig:
     )
     """Dataset. Default: the paper's."""
     controls: bool = False
-    """Add to each INSGD: SGD at its effective rate, scope layer, and log1p."""
+    """Add controls to INSGD: SGD at its effective rate, scope layer, and log1p."""
     dry_run: bool = False
     """Print the presets without running anything."""
 
@@ -68,7 +68,7 @@ class TableConfig:
 
 
 def table(config: TableConfig) -> int:
-    """Prints the presets, or runs what is missing and prints and writes the table."""
+    """Prints the presets, or runs what is missing and writes and prints the table."""
     chosen = presets.TABLES[config.number]
     epochs = config.epochs or chosen.epochs
     seeds = config.seeds or chosen.seeds

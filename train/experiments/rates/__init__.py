@@ -1,1 +1,1 @@
-"""Accuracy against learning rate: sweeps, and how far apart usable rates lie."""
+"""Accuracy against learning rate: sweeps and ranges of usable learning rates."""

@@ -1,29 +1,29 @@
-"""Accuracy at learning rates, and the range of rates that can be used."""
+"""Accuracies at learning rates, and ranges of usable learning rates."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from train.experiments.mean_std import MeanStd
 
-# Points of accuracy below an optimizer's best that still count as usable.
+# Usable accuracy below an optimizer's best, in percentage points.
 MARGIN = 5.0
 
 
 class Point(NamedTuple):
-    """An optimizer at one learning rate."""
+    """Results of an optimizer at one learning rate."""
 
     learning_rate: float
-    effective_rate: float  # Times the mean multiplier, over seeds.
+    effective_rate: float  # Learning rate times mean multiplier, mean over seeds.
     accuracy: MeanStd  # After the last epoch, in percent.
     seeds: int
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Returns the point as JSON can hold it."""
         return {**self._asdict(), "accuracy": self.accuracy._asdict()}
 
 
 class UsableRange(NamedTuple):
-    """The rates around an optimizer's best whose accuracy is near it."""
+    """The range of learning rates with an accuracy close to the optimizer's best."""
 
     best: Point
     low: Point
@@ -31,25 +31,25 @@ class UsableRange(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """How wide: its highest rate over its lowest."""
+        """Highest learning rate divided by the lowest."""
         return self.high.learning_rate / self.low.learning_rate
 
     @property
     def effective_factor(self) -> float:
-        """The same of the rates taken."""
+        """Highest effective learning rate divided by the lowest."""
         return self.high.effective_rate / self.low.effective_rate
 
 
 def within_margin(points: Sequence[Point], margin: float) -> list[Point]:
-    """Those at most `margin` points of accuracy below the best."""
+    """Returns the points whose accuracy is at most `margin` below the best."""
     best = max(point.accuracy.mean for point in points)
     return [point for point in points if point.accuracy.mean >= best - margin]
 
 
 def spanned_range(points: Sequence[Point], margin: float) -> UsableRange:
-    """From the lowest to the highest rate within `margin` of the best.
+    """Returns the range from the lowest to the highest rate within `margin` of the best.
 
-    Rates between them may be worse, as one run's luck is: see `within_margin`.
+    Rates between them may be worse by chance, see `within_margin`.
     """
     usable = sorted(within_margin(points, margin))
     best = max(usable, key=lambda point: point.accuracy.mean)
@@ -57,12 +57,12 @@ def spanned_range(points: Sequence[Point], margin: float) -> UsableRange:
 
 
 def open_ends(points: Sequence[Point], span: UsableRange) -> tuple[bool, bool]:
-    """Whether the range reaches the lowest, and the highest, of the rates tried."""
+    """Returns whether the range ends at the lowest and at the highest rate tried."""
     return span.low == min(points), span.high == max(points)
 
 
 def usable_range(points: Sequence[Point]) -> UsableRange:
-    """The unbroken range of rates within `MARGIN` of the best, as far as tried."""
+    """Returns the contiguous range of rates tried within `MARGIN` of the best."""
     points, usable = sorted(points), within_margin(points, MARGIN)
     best = spanned_range(points, MARGIN).best
     low = high = points.index(best)

@@ -1,4 +1,4 @@
-"""`python -m train robustness`: how far apart learning rates may lie that still do."""
+"""`python -m train robustness`: the range of learning rates that optimizers tolerate."""
 
 import dataclasses
 from typing import Annotated
@@ -17,7 +17,7 @@ from train.experiments.rates.points import (
 )
 from train.experiments.workers import Processes
 
-# Of the options that are numbers above 0: rates are told apart by three digits.
+# Upper bounds of the options, whose lower bound is 0.
 _MOST = {"decades": 40, "per_decade": 100, "gap": 40, "margin": 100}
 
 
@@ -44,13 +44,13 @@ class RobustnessConfig(TrainingConfig):
         "dadapt-adamw",
     )
     decades: float = 5
-    """Decades that the first grid of learning rates spans, around the center."""
+    """Decades spanned by the first grid of learning rates, around the center."""
     per_decade: int = 2
     """Learning rates per decade of the first grid."""
     gap: float = 0.125
-    """Decades: gaps at the ends of the usable range are halved down to this."""
+    """Refine the ends of the usable range to gaps of at most this many decades."""
     margin: float = 1.0
-    """Accuracy, in points below the optimizer's best, that is still usable."""
+    """Usable accuracy below the optimizer's best, in percentage points."""
     seeds: int = 1
     """Runs per optimizer and learning rate, with seeds from 0."""
     processes: Processes = 1
@@ -70,12 +70,12 @@ class RobustnessConfig(TrainingConfig):
             if not 1 / FLOAT32_MAX <= rates[0] <= rates[-1] <= FLOAT32_MAX:
                 raise ValueError(
                     f"--decades {self.decades:g} around the learning rate of {text!r} "
-                    "reach beyond what float32 holds: give fewer"
+                    "exceed the range of float32. Use fewer"
                 )
 
 
 def robustness(config: RobustnessConfig) -> int:
-    """Runs what is missing; prints and writes the table, draws the picture."""
+    """Runs what is missing, then writes and prints the report."""
     configs = {text: _grid(config, text) for text in config.optimizers}
     while True:
         status = series.complete(_all(configs), config.processes)
@@ -94,7 +94,7 @@ def robustness(config: RobustnessConfig) -> int:
                 missing += 1
         if not missing:
             break
-        print(f"{missing} learning rates to add where usable ones end.")
+        print(f"Adding {missing} learning rates at the ends of the usable ranges.")
     points = {text: found for text, found in points.items() if found}
     if points:
         _report(config, configs, points)
@@ -146,7 +146,7 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
         span = spanned_range(found, config.margin)
         inside = [p for p in found if span.low <= p <= span.high]
         low, high = (f"{p.learning_rate:g}" for p in (span.low, span.high))
-        # Nothing is known of what lies beyond the rates tried.
+        # The range may extend beyond the rates tried.
         ends = open_ends(found, span)
         rows.append(
             [

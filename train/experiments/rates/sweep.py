@@ -1,4 +1,4 @@
-"""`python -m train sweep`: accuracy against learning rate, for several optimizers."""
+"""`python -m train sweep`: accuracy against learning rate for several optimizers."""
 
 import dataclasses
 from typing import Annotated
@@ -23,7 +23,7 @@ class SweepConfig(TrainingConfig):
         ),
     ] = ("sgd", "insgd-l2")
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
-    """Learning rates, for every optimizer."""
+    """Learning rates for every optimizer."""
     seeds: int = 1
     """Runs per optimizer and learning rate, with seeds from 0."""
     processes: Processes = 1
@@ -32,9 +32,9 @@ class SweepConfig(TrainingConfig):
         super().__post_init__()
         variants.check(self, self.optimizers, self.seeds)
         if not self.learning_rates:
-            raise ValueError("--learning-rates must be one or more")
+            raise ValueError("--learning-rates needs at least one value")
         for rate in self.learning_rates:
-            # 0 has no place on a logarithmic axis.
+            # A logarithmic axis has no 0.
             if not 0 < rate <= FLOAT32_MAX:
                 raise ValueError(
                     f"--learning-rates must be numbers above 0, got {rate}"
@@ -44,11 +44,13 @@ class SweepConfig(TrainingConfig):
             raise ValueError(f"--learning-rates contains a duplicate: {rates}")
         for text in self.optimizers:
             if variants.parse(text).learning_rate is not None:
-                raise ValueError(f"{text!r}: in a sweep, rates go to --learning-rates")
+                raise ValueError(
+                    f"{text!r}: in a sweep, pass learning rates to --learning-rates"
+                )
 
 
 def sweep(config: SweepConfig) -> int:
-    """Runs what is missing; prints and writes the table, draws the picture."""
+    """Runs what is missing, then writes and prints the report."""
     configs = {
         (text, rate): [
             variants.parse(text).config(config, seed, rate)
@@ -88,14 +90,14 @@ def _table(config: SweepConfig, points: dict[str, list[Point]]) -> str:
     ]
     note = (
         "Top-1 on the test images after the last epoch in percent, mean ± standard "
-        "deviation over seeds, @ learning rate x mean multiplier, which is 1 but for "
-        "INSGD and with a bound."
+        "deviation over seeds, @ learning rate x mean multiplier (1 except for INSGD "
+        "and with a Polyak cap)."
     )
     return f"{markdown.table(('Learning rate', *points), rows)}\n\n{note}"
 
 
 def _ranges(points: dict[str, list[Point]]) -> str:
-    """Moved or widened: the usable range of each optimizer in rates given and taken."""
+    """Formats the usable range of each optimizer in nominal and effective rates."""
     rows = []
     for text, each in points.items():
         found = usable_range(each)
@@ -112,7 +114,8 @@ def _ranges(points: dict[str, list[Point]]) -> str:
     header = ["Optimizer", "Best", "Usable rates", "Factor"]
     header += ["Usable rate x multiplier", "Factor"]
     note = (
-        f"Usable: within {MARGIN:g} points of the optimizer's best, of the rates tried. "
-        "A range that lies elsewhere is moved; one whose factor is larger is widened."
+        f"Usable: within {MARGIN:g} points of the optimizer's best, among the rates tried. "
+        "A shifted range means a rescaled learning rate; a larger factor means a wider "
+        "range."
     )
     return f"{markdown.table(header, rows)}\n\n{note}"
