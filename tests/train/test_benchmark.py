@@ -69,7 +69,7 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     out = capsys.readouterr().out
     assert (tmp_path / "out/benchmark.md").read_text() in out
     assert "| custom_cnn | 8 | float32 |" in out
-    assert "FLOP utilisation" in out
+    assert "FLOP utilization" in out
 
 
 def test_another_optimizer(benchmark, capsys):
@@ -90,18 +90,18 @@ def test_another_optimizer(benchmark, capsys):
 def test_an_axis_and_dtypes(benchmark, capsys):
     _, record = benchmark("--axis", "batch", "--values", "4", "8")
     assert [result["batch_size"] for result in record["results"]] == [4, 8]
-    assert "FLOP utilisation" not in capsys.readouterr().out  # Of a CPU: not known.
+    assert "FLOP utilization" not in capsys.readouterr().out  # Of a CPU: not known.
     # What was measured is not overwritten.
     assert benchmark()[0] == 2
-    assert "exists already and is left as it is" in capsys.readouterr().err
+    assert "already exists and was left unchanged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--models", "resnet21"], "names no network"),
+        (["--models", "resnet21"], "is not a network"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["--values", "4"], "give --axis too"),
+        (["--values", "4"], "--values needs --axis"),
         (["--optimizer", "sgd"], "--optimizer is compared with sgd"),
         (
             ["--axis", "width", "--dtypes", "float32", "bfloat16"],

@@ -391,7 +391,7 @@ def test_a_run_folder_is_not_overwritten(train, tmp_path, capsys):
     train("--epochs", "1")
     before = without_times(tmp_path / "run")
     assert train("--epochs", "1") == 2
-    assert "exists already and is left as it is" in capsys.readouterr().err
+    assert "already exists and was left unchanged" in capsys.readouterr().err
     assert without_times(tmp_path / "run") == before
 
 

@@ -114,7 +114,7 @@ def test_an_error_of_the_process_that_writes_ends_both(tmp_path):
     statuses, said = processes.finish(commands("--run-dir", str(taken)), tmp_path)
     assert statuses == [2, 2], said
     for text in said:
-        assert "exists already and is left as it is" in text
+        assert "already exists and was left unchanged" in text
         assert "Traceback" not in text
 
 
@@ -123,7 +123,7 @@ def test_nobody_at_the_coordinators_address(capsys):
     options = ["--coordinator", address, "--num-processes", "2", "--process-id", "1"]
     assert cli.main([*options, "--connect-timeout", "1"]) == 2
     err = capsys.readouterr().err
-    assert f"Nobody answers at --coordinator {address} after 1 s" in err
+    assert f"No answer from --coordinator {address} within 1 s" in err
     assert "raise --connect-timeout" in err
 
 
@@ -133,7 +133,7 @@ def test_no_cluster_to_ask(monkeypatch):
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
     monkeypatch.setattr(distributed.jax.config, "update", lambda *args: None)
-    with pytest.raises(UserError, match="found no Slurm.*Give --coordinator"):
+    with pytest.raises(UserError, match="found no Slurm.*Pass --coordinator"):
         distributed.start(Launch(distributed=True))
 
 

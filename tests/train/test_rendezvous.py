@@ -64,7 +64,7 @@ def test_those_that_do_not_come_are_named():
     first, second = outcomes(
         lambda: meet(address, 0, 4, timeout=1), lambda: meet(address, 2, 4, timeout=1)
     )
-    words = f"Not all processes came to {address} within 1 s: no word of 1, 3 of 0 to 3"
+    words = f"Processes 1, 3 of 4 did not connect to {address} within 1 s"
     assert words in str(first)
     assert words in str(second)
 
@@ -111,7 +111,7 @@ def test_another_service_at_the_address(answer, capsys):
         thread.start()
         said = refused(f"127.0.0.1:{server.getsockname()[1]}", 1, capsys)
         thread.join()
-    assert "is no process 0 of a run" in said
+    assert "is not process 0 of this run" in said
 
 
 def test_whoever_is_no_process_is_left_standing():

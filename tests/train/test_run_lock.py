@@ -182,7 +182,7 @@ def test_a_run_left_before_its_record_was_written_is_run(configs, ran):
     assert [path.name for path in series.run_path(configs[0]).iterdir()] == ["lock"]
     config = dataclasses.replace(configs[0], run_dir=series.run_path(configs[0]))
     assert run_folder.create(config, {}).path == config.run_dir
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         run_folder.create(config, {})
 
 

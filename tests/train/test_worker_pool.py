@@ -213,7 +213,7 @@ def test_a_worker_stops_when_its_parent_is_gone(capsys):
         os.close(ours)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "is gone" in capsys.readouterr().err
+    assert "has ended" in capsys.readouterr().err
 
 
 def test_a_worker_completes_the_runs_of_its_file(

@@ -1,1 +1,1 @@
-"""`python -m train benchmark`: what a step costs."""
+"""`python -m train benchmark`: time and memory of a train step."""

@@ -1,4 +1,4 @@
-"""`python -m train benchmark`: what INSGD's step costs beside SGD's."""
+"""`python -m train benchmark`: time and memory of INSGD's step compared with SGD's."""
 
 import dataclasses
 import time
@@ -15,7 +15,7 @@ from train.benchmark.workload import Workload
 from train.errors import UserError
 from train.training import optimizers
 
-# Small enough for two CPU cores, and three kinds of networks.
+# Three kinds of networks, small enough for two CPU cores.
 DEFAULT_NETWORKS = ("custom_cnn@128", "resnet20@32", "vit:width=128,depth=4@32")
 
 MOST_PIXELS = 4096
@@ -31,7 +31,7 @@ class BenchmarkConfig:
     ] = DEFAULT_NETWORKS
     """Networks with options and batch sizes, such as resnet20:width=8@32."""
     batch_sizes: tuple[int, ...] = (128,)
-    """Batch sizes of the networks that have none of their own."""
+    """Batch sizes of networks given without one."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Compute dtypes; every network is measured with each."""
     optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = (
@@ -64,7 +64,7 @@ class BenchmarkConfig:
                     f"{getattr(self, name)}"
                 )
         if self.values and self.axis is None:
-            raise ValueError("--values are those along an axis: give --axis too")
+            raise ValueError("--values needs --axis")
         optimizers.check_name(self.optimizer)
         if self.optimizer == "sgd":
             raise ValueError("--optimizer is compared with sgd: pass another one")
@@ -81,7 +81,7 @@ class BenchmarkConfig:
 
     @property
     def workloads(self) -> list[Workload]:
-        """What is measured, in its order."""
+        """The workloads in the order in which they are measured."""
         texts = self.models
         if self.axis is not None and texts == DEFAULT_NETWORKS:
             texts = ("resnet20@32",)
@@ -97,7 +97,7 @@ class BenchmarkConfig:
 
 
 def benchmark(config: BenchmarkConfig) -> int:
-    """Measures, and writes and prints what it found."""
+    """Measures the workloads, then writes and prints the results."""
     directory = config.output_dir or Path(
         "runs", time.strftime("benchmark-%Y%m%d-%H%M%S")
     )
@@ -106,7 +106,7 @@ def benchmark(config: BenchmarkConfig) -> int:
     for path in (table, record):
         if path.exists():
             raise UserError(
-                f"{path} exists already and is left as it is. Give another "
+                f"{path} already exists and was left unchanged. Use another "
                 "--output-dir."
             )
     directory.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def benchmark(config: BenchmarkConfig) -> int:
                 f"{one.network} on images of {config.image_size}x{config.image_size} "
                 f"pixels: {error}"
             ) from error
-        # Written each time: a benchmark that is stopped has not run for nothing.
+        # Written after each workload, to keep the results of a benchmark that is stopped.
         found = benchmark_report.to_json(costs, config.image_size, config.rounds)
         files.write(record, strict_json.encode(found))
         files.write(table, benchmark_report.to_markdown(costs).encode())

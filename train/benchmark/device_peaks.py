@@ -1,8 +1,7 @@
-"""What devices can compute at most, for model FLOP utilisation."""
+"""Peak FLOP/s of devices, for model FLOP utilization."""
 
-# Dense TFLOP/s from the makers' data sheets, by the start of the device's kind as JAX
-# names it; the first that fits counts. JAX multiplies float32 in TF32 on the GPUs
-# that have it, so that is their peak.
+# Dense TFLOP/s from data sheets, by prefix of JAX's device kind; the first match counts.
+# For float32 on GPUs with TF32 this is the peak of TF32, which JAX uses.
 _TERA: dict[str, dict[str, float]] = {
     "NVIDIA H100 PCIe": {"bfloat16": 756, "float32": 378},
     "NVIDIA H100 NVL": {"bfloat16": 835, "float32": 417},
@@ -18,14 +17,11 @@ _TERA: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """The most floating-point operations a second.
+    """Returns the peak FLOP/s of a device; None if unknown.
 
     Args:
-        device_kind: as in `jax.Device.device_kind`.
-        dtype: of the computation.
-
-    Returns:
-        The peak of one device; None where it is not known.
+        device_kind: `jax.Device.device_kind`.
+        dtype: dtype of the computation.
     """
     for kind, peaks in _TERA.items():
         if device_kind.startswith(kind):

@@ -1,4 +1,4 @@
-"""What a step of an optimizer costs beside one of SGD: time and memory."""
+"""Measures time and memory of an optimizer's step and SGD's."""
 
 import contextlib
 import dataclasses
@@ -26,11 +26,12 @@ DEFAULT_OPTIMIZER = "insgd-l2"
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Of a compiled program, in bytes.
+    """Memory of a compiled program, in bytes.
 
     Attributes:
-        temporary: beside arguments and results: activations and gradients.
-        peak: at once, with arguments and results; None where XLA does not say.
+        temporary: memory besides arguments and results, such as activations.
+        peak: peak memory including arguments and results; None if XLA does not report
+            it.
     """
 
     temporary: int
@@ -39,25 +40,25 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """One workload, measured, with SGD ("sgd") and another optimizer.
+    """Cost of a step of SGD ("sgd") and of another optimizer.
 
     Attributes:
-        workload: what was measured.
-        optimizer: the name of the other, "insgd" for INSGD.
-        seconds: of a step, in each round, by name; "sgd_again" is a second copy of SGD.
-        overhead: the other optimizer's step over SGD's.
-        control: SGD's second copy over SGD's: what the method calls a difference
-            where there is none.
-        processor_overhead: the same as overhead, in processor time, which others' load
-            on the machine hardly changes; None where the processor does not compute.
-        processor_control: likewise.
-        memory: of the program of a step, by name.
-        flops: floating-point operations of SGD's step, as XLA counts them before it
-            optimizes; None where it does not.
-        utilisation: of the other, flops over what the device could have done; None
-            where its peak is not known.
-        state_bytes: of the optimizer's state, by name.
-        scaled_weights: how many weights have a P or a covariance.
+        workload: network and batch.
+        optimizer: name of the other optimizer, "insgd" for INSGD.
+        seconds: time of a step in each round, by name; "sgd_again" is a second copy of
+            SGD.
+        overhead: time of the other optimizer's step relative to SGD's.
+        control: time of the second copy of SGD relative to SGD: the noise floor.
+        processor_overhead: as `overhead`, in CPU time, which other processes hardly
+            affect; None if the CPU is not the device.
+        processor_control: as `control`, in CPU time.
+        memory: memory of the program of a step, by name.
+        flops: floating-point operations of SGD's step, before XLA's optimizations; None
+            if XLA does not count them.
+        utilization: FLOP utilization of the other optimizer's step; None if the peak of
+            the device is not known.
+        state_bytes: size of the optimizer state, by name.
+        scaled_weights: number of weights with an input power or covariance.
     """
 
     workload: Workload
@@ -69,17 +70,17 @@ class StepCost:
     processor_control: timing.Ratio | None
     memory: dict[str, Memory]
     flops: float | None
-    utilisation: float | None
+    utilization: float | None
     state_bytes: dict[str, int]
     scaled_weights: int
 
     def images_per_second(self, name: str) -> float:
-        """By the median time."""
+        """Returns the throughput at the median step time."""
         return self.workload.batch_size / float(np.median(self.seconds[name]))
 
 
 class Stepper:
-    """Steps of one optimizer on one batch, compiled, and the state they go on from."""
+    """Compiled steps of one optimizer on one batch, with their initial state."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class Stepper:
         shape = (image_size, image_size, 3)
         optimizer = optimizers.create(
             optimizer_name,
-            # So small that no network diverges: what is timed are ordinary numbers.
+            # Small, so that no network diverges and all numbers stay ordinary.
             1e-4,
             optimizers.OptimizerConfig(polyak_factor=polyak_factor),
             sown_shapes=functools.partial(sown_shapes, model, shape),
@@ -110,22 +111,19 @@ class Stepper:
         step = functools.partial(
             _steps, capture=optimizer.capture, num_steps=self.steps_per_call()
         )
-        # Programs are compared as training uses them: the old state is given up.
+        # Donate the state, as training does.
         self._compiled = (
             jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
         )
 
     @staticmethod
     def steps_per_call() -> int:
-        # As `epoch.train_chunk` does: where loops are fast, a call's overhead is
-        # spread over many steps, and would otherwise be what is timed.
+        """Returns the number of steps per call, more than one where loops are fast."""
+        # As in `train_chunk`; otherwise the call's overhead would dominate the time.
         return _LOOP_STEPS if epoch.loops_are_fast() else 1
 
     def run_from(self, state: TrainState, period: int = 1) -> Callable[[int], None]:
-        """A function that makes calls one after another from there, and waits.
-
-        It makes `period` calls for each that it is told.
-        """
+        """Returns a function that runs `period` calls, times its argument, and waits."""
 
         def run(times: int) -> None:
             nonlocal state
@@ -136,18 +134,18 @@ class Stepper:
         return run
 
     def per_step(self, seconds: np.ndarray) -> np.ndarray:
-        """The time of one step, from that of one call."""
+        """Converts the time of a call to that of a step."""
         return seconds / self.steps_per_call()
 
     def memory(self) -> Memory:
-        """Of the compiled program."""
+        """Returns the memory of the compiled program."""
         analysis = self._compiled.memory_analysis()
-        assert analysis is not None  # CPUs, GPUs and TPUs have one.
+        assert analysis is not None  # Available on CPUs, GPUs and TPUs.
         peak = getattr(analysis, "peak_memory_in_bytes", 0)
         return Memory(analysis.temp_size_in_bytes, peak or None)
 
     def flops(self) -> float | None:
-        """Of one step. A loop's body would be counted once or not at all."""
+        """Returns the FLOPs of one step; XLA does not count loops correctly."""
         step = functools.partial(_steps, capture=None, num_steps=1)
         analysis = jax.jit(step).lower(self.state, self.batch).cost_analysis()
         return analysis.get("flops") if analysis else None
@@ -175,19 +173,19 @@ def measure(
     rounds: int,
     optimizer: str = DEFAULT_OPTIMIZER,
 ) -> StepCost:
-    """Times SGD, another optimizer and SGD once more, round by round, in one process.
+    """Times SGD, another optimizer and a second SGD in interleaved rounds.
 
-    SGD has the same weight decay and momentum. The images are random. What an optimizer
-    does every few steps counts in proportion: a round takes whole periods.
+    SGD has the same weight decay and momentum. The images are random. Work that an
+    optimizer does every few steps counts in proportion, since rounds are whole periods.
 
     Args:
-        workload: the network and the batch.
-        image_size: side of an image.
-        rounds: how often each is timed.
-        optimizer: the name of the other optimizer.
+        workload: network and batch.
+        image_size: height and width of the images.
+        rounds: number of rounds.
+        optimizer: name of the other optimizer.
 
     Returns:
-        What was measured.
+        The costs.
 
     Raises:
         ValueError: if the network cannot take the images.
@@ -202,7 +200,7 @@ def measure(
     if optimizers.uses_covariance(optimizer):
         period = optimizers.OptimizerConfig.covariance_every
     if Stepper.steps_per_call() % period == 0:
-        period = 1  # A call holds whole periods already.
+        period = 1  # A call consists of whole periods.
     state_bytes = {
         name: _num_bytes(stepper.state.opt_state) for name, stepper in steppers.items()
     }
@@ -219,9 +217,9 @@ def measure(
     processor = {name: one.processor_seconds for name, one in times.items()}
     on_cpu = jax.default_backend() == "cpu"
     peak = device_peaks.peak_flops(jax.devices()[0].device_kind, workload.dtype)
-    utilisation = None
+    utilization = None
     if peak is not None and flops is not None:
-        utilisation = flops / float(np.median(seconds[key])) / peak
+        utilization = flops / float(np.median(seconds[key])) / peak
     return StepCost(
         workload,
         key,
@@ -236,7 +234,7 @@ def measure(
         else None,
         memory={name: stepper.memory() for name, stepper in steppers.items()},
         flops=flops,
-        utilisation=utilisation,
+        utilization=utilization,
         state_bytes=state_bytes,
         scaled_weights=scaled_weights,
     )
@@ -245,7 +243,7 @@ def measure(
 def _scaled_weights(opt_state: Any) -> int:
     counts = 0
     for diagnostic in (insgd_optax.input_powers, insgd_optax.covariance_cosines):
-        with contextlib.suppress(ValueError):  # None of that kind in the state.
+        with contextlib.suppress(ValueError):  # The state has none of that kind.
             counts += len(diagnostic(opt_state))
     return counts
 

@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON and as a Markdown table."""
+"""Reports of a benchmark as JSON and Markdown."""
 
 import dataclasses
 import os
@@ -15,12 +15,12 @@ _MEBI = 2**20
 
 
 def to_json(costs: Sequence[StepCost], image_size: int, rounds: int) -> dict[str, Any]:
-    """Everything measured, with where it was measured."""
+    """Returns all measurements and their environment."""
     return {
         "environment": provenance.describe()
         | {
             "cpu_cores": os.cpu_count(),
-            # Above the number of cores, others wanted them too.
+            # Above the number of cores if other processes competed for them.
             "load_average_at_end": os.getloadavg(),
         },
         "image_size": image_size,
@@ -53,7 +53,7 @@ def _result(cost: StepCost) -> dict[str, Any]:
             name: dataclasses.asdict(memory) for name, memory in cost.memory.items()
         },
         "flops": cost.flops,
-        "utilisation": cost.utilisation,
+        "utilisation": cost.utilization,
         "state_bytes": cost.state_bytes,
         "scaled_weights": cost.scaled_weights,
     }
@@ -64,7 +64,7 @@ def _ratio_or_none(ratio: Ratio | None) -> dict[str, Any] | None:
 
 
 def to_markdown(costs: Sequence[StepCost]) -> str:
-    """The results as a table, a row a workload, with an explanation below."""
+    """Formats a table with one row per workload, and an explanation."""
     other = costs[0].optimizer if costs else "insgd"
     other = "INSGD" if other == "insgd" else other
     columns = [
@@ -79,14 +79,14 @@ def to_markdown(costs: Sequence[StepCost]) -> str:
         "SGD / SGD, CPU time (95 %)",
         "images/s",
         "temporary, MiB",
-        "of SGD's",
-        "peak of SGD's",
-        "state, bytes more",
+        "temporary / SGD",
+        "peak / SGD",
+        "extra state, bytes",
         "weights scaled",
-        "FLOP utilisation",
+        "FLOP utilization",
     ]
     rows = [_cells(cost) for cost in costs]
-    # A column that is empty on every row says nothing.
+    # Drop empty columns.
     shown = [any(row[place] for row in rows) for place in range(len(columns))]
     lines = [
         [cell for cell, show in zip(line, shown, strict=True) if show]
@@ -97,12 +97,11 @@ def to_markdown(costs: Sequence[StepCost]) -> str:
 
 
 _LEGEND = (
-    "Ratios are of the medians of interleaved rounds, with the interval in which 95 % "
-    "lie when the rounds are drawn anew; paired, the median of the ratios within a "
-    "round, with its quartiles. SGD / SGD is a second copy of the same program: a "
-    "difference of that size means nothing. CPU time is that of this process on all "
-    "cores, which the load of others hardly changes. Images/s and temporary memory "
-    "are those of {other}."
+    "Ratios are of the medians over interleaved rounds, with the 95 % bootstrap "
+    "interval over rounds; paired: median and quartiles of the ratios within a round. "
+    "SGD / SGD compares two copies of the same program and shows the noise. CPU time "
+    "is that of this process on all cores, which other processes hardly affect. "
+    "Images/s and temporary memory are those of {other}."
 )
 
 
@@ -128,7 +127,7 @@ def _cells(cost: StepCost) -> list[str]:
         ),
         str(cost.state_bytes[cost.optimizer] - cost.state_bytes["sgd"]),
         str(cost.scaled_weights),
-        "" if cost.utilisation is None else f"{100 * cost.utilisation:.1f} %",
+        "" if cost.utilization is None else f"{100 * cost.utilization:.1f} %",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Times of programs that are compared with each other, fairly on a busy machine."""
+"""Compares the times of programs fairly on a busy machine."""
 
 import dataclasses
 import time
@@ -8,26 +8,25 @@ from typing import NamedTuple
 import numpy as np
 
 _RESAMPLES = 2000
-_SAMPLE_SECONDS = 0.05  # Shorter ones show the clock and the dispatch.
+_SAMPLE_SECONDS = 0.05  # Shorter samples would measure the clock and the dispatch.
 
 
 class Times(NamedTuple):
-    """Of one run of a program, in each round."""
+    """Times of a program, one per round."""
 
-    seconds: np.ndarray  # shape=(rounds,): on the clock
-    processor_seconds: np.ndarray  # shape=(rounds,): of all cores, for this process
+    seconds: np.ndarray  # shape=(rounds,): wall time
+    processor_seconds: np.ndarray  # shape=(rounds,): CPU time of this process
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How much longer one program takes than another.
+    """Ratio of the times of two programs.
 
     Attributes:
-        of_medians: the median time of the one over that of the other.
-        interval: where 95 % of the ratios of medians lie when the rounds are drawn
-            anew, with replacement.
-        paired: the median of the ratios within a round.
-        quartiles: of those ratios.
+        of_medians: ratio of the median times.
+        interval: its 95 % bootstrap interval over rounds.
+        paired: median of the ratios within a round.
+        quartiles: quartiles of those ratios.
     """
 
     of_medians: float
@@ -39,26 +38,26 @@ class Ratio:
 def interleave(
     programs: Mapping[str, Callable[[int], None]], rounds: int, rng: np.random.Generator
 ) -> dict[str, Times]:
-    """Times programs in turn, in another random order each round.
+    """Times programs in interleaved rounds, each in a new random order.
 
-    What changes slowly, such as the clock rate or the load, falls on all of them; and
-    none profits from its place in the order.
+    Slow changes, such as of the clock rate or the load, then affect all programs equally,
+    and no program benefits from its position.
 
     Args:
-        programs: by name; each runs as often in a row as it is told, and waits.
-        rounds: how often each is timed.
-        rng: for the orders.
+        programs: functions by name that run a program a given number of times and wait.
+        rounds: number of rounds.
+        rng: random generator of the orders.
 
     Returns:
-        The times, by the same names.
+        The times by name.
     """
     runs = 1
     for program in programs.values():
-        program(1)  # Whatever is slow only once.
+        program(1)  # Warm up.
         started = time.perf_counter()
         program(1)
         seconds = time.perf_counter() - started
-        # As often for all, or the longer row would look faster.
+        # The same count for all; otherwise the program called more often looks faster.
         runs = max(runs, int(np.ceil(_SAMPLE_SECONDS / seconds)))
     names = list(programs)
     times = {name: Times(np.empty(rounds), np.empty(rounds)) for name in names}
@@ -79,12 +78,12 @@ def compare(
     """Compares the times of two programs.
 
     Args:
-        times: of the one, of shape (rounds,), one kind from `interleave`.
-        reference: of the other, in the same rounds.
-        rng: for the interval.
+        times: times of one program, of shape (rounds,).
+        reference: times of the other in the same rounds.
+        rng: random generator of the bootstrap.
 
     Returns:
-        Their ratio, with its spread.
+        The ratio with its spread.
     """
     paired = times / reference
     drawn = rng.integers(len(times), size=(_RESAMPLES, len(times)))

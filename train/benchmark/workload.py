@@ -1,4 +1,4 @@
-"""What a benchmark measures, in words: `vit:width=128,depth=4@32`."""
+"""Parses workloads of a benchmark, such as `vit:width=128,depth=4@32`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ class Workload:
     """A network and a batch.
 
     Attributes:
-        model: its name.
-        options: the network's own options, in the order given.
-        batch_size: images a step.
-        dtype: of the network's computations.
+        model: name of the network.
+        options: options of the network, in the order given.
+        batch_size: images per step.
+        dtype: compute dtype of the network.
     """
 
     model: str
@@ -26,7 +26,7 @@ class Workload:
 
     @property
     def network(self) -> str:
-        """The network as `parse` takes it, without its batch size."""
+        """The network in the format of `parse`, without the batch size."""
         options = ",".join(
             f"{name}={'x'.join(map(str, value)) if type(value) is tuple else value}"
             for name, value in self.options
@@ -34,31 +34,31 @@ class Workload:
         return f"{self.model}:{options}" if options else self.model
 
     def replace_option(self, name: str, value: Any) -> "Workload":
-        """The same but for an option of the network."""
+        """Returns a copy with another value of an option of the network."""
         options = dict(self.options) | {name: value}
         return dataclasses.replace(self, options=tuple(options.items()))
 
 
 def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
-    """Reads MODEL[:OPTION=VALUE,...][@BATCH].
+    """Parses MODEL[:OPTION=VALUE,...][@BATCH].
 
     Args:
         text: such as "resnet20", "resnet20:width=8@32" or
             "resnet20:stage_sizes=1x1x1".
-        batch_sizes: those of a network without its own.
-        dtype: of the network's computations.
+        batch_sizes: batch sizes if the text has none.
+        dtype: compute dtype of the network.
 
     Returns:
         One workload for each batch size.
 
     Raises:
-        ValueError: if the text is no network; it says what is wrong.
+        ValueError: if the text is malformed.
     """
     network, at, batch = text.partition("@")
     model, _, listed = network.partition(":")
     if model not in models.names():
         raise ValueError(
-            f"{text!r} names no network: give one of {', '.join(models.names())}, "
+            f"{text!r} is not a network: expected one of {', '.join(models.names())}, "
             "as in vit:width=128,depth=4@32"
         )
     try:
@@ -67,7 +67,7 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
     if at and not (batch.isdecimal() and int(batch)):
-        raise ValueError(f"{text!r}: after @ comes a batch size, got {batch!r}")
+        raise ValueError(f"{text!r}: expected a batch size after @, got {batch!r}")
     sizes = [int(batch)] if at else batch_sizes
     return [Workload(model, tuple(options.items()), size, dtype) for size in sizes]
 
@@ -79,7 +79,7 @@ def _deepened(workload: Workload, depth: int) -> Workload:
     return workload.replace_option("depth", depth)
 
 
-# What grows along an axis, and through which values by default.
+# What each axis varies, and its default values.
 AXES: dict[str, tuple[Callable[[Workload, int], Workload], tuple[int, ...]]] = {
     "width": (lambda w, value: w.replace_option("width", value), (8, 16, 32)),
     "depth": (_deepened, (1, 2, 3)),
@@ -91,19 +91,19 @@ AXES: dict[str, tuple[Callable[[Workload, int], Workload], tuple[int, ...]]] = {
 
 
 def along(axis: str, workload: Workload, values: Sequence[int]) -> list[Workload]:
-    """Workloads that differ in one thing.
+    """Returns workloads that differ along one axis.
 
     Args:
         axis: "width" of the network, "depth" (blocks in each stage of a ResNet,
             blocks of a ViT) or "batch".
-        workload: what they are otherwise.
-        values: along the axis; empty for the axis's own.
+        workload: the workload to vary.
+        values: values along the axis; if empty, the default values.
 
     Returns:
-        One workload a value.
+        One workload per value.
 
     Raises:
-        ValueError: if the network has no such thing.
+        ValueError: if the network does not have the axis.
     """
     change, default = AXES[axis]
     workloads = [change(workload, value) for value in values or default]

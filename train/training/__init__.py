@@ -1,1 +1,1 @@
-"""Optimizers, steps and programs: training, without a run's folder."""
+"""Optimizers, train steps and compiled programs."""

@@ -1,4 +1,4 @@
-"""Several processes that train as one: how they find each other, and who speaks."""
+"""Training in several processes: start, agreement, and which process prints."""
 
 import contextlib
 import dataclasses
@@ -14,13 +14,13 @@ from train import provenance
 from train.errors import UserError
 from train.training import rendezvous
 
-# How long the watch has to notice a process that is gone.
+# Time for the watcher thread to report a dead peer.
 _WATCH_SECONDS = 15
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How this process was started; no part of what the run is."""
+    """How this process was launched; not part of the run's identity."""
 
     distributed: bool = False
     """Join other processes, found through Slurm, Open MPI or Kubernetes."""
@@ -43,8 +43,8 @@ class Launch:
         missing = [name for name, value in by_hand.items() if value is None]
         if missing and len(missing) < len(by_hand):
             raise ValueError(
-                f"{', '.join(by_hand)} belong together: give {' and '.join(missing)} "
-                "too"
+                f"{', '.join(by_hand)} must be passed together: add "
+                f"{' and '.join(missing)}"
             )
         if self.connect_timeout < 1:
             raise ValueError(
@@ -74,7 +74,7 @@ class Launch:
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether there are to be several processes."""
+        """Whether several processes were requested."""
         return self.distributed or self.coordinator is not None
 
 
@@ -82,7 +82,7 @@ _peers: rendezvous.Peers | None = None
 
 
 def start(launch: Launch) -> None:
-    """Joins the other processes, before anything asks JAX for its devices.
+    """Connects to the other processes. Call before JAX initializes its devices.
 
     Raises:
         UserError: if they cannot be found.
@@ -90,8 +90,8 @@ def start(launch: Launch) -> None:
     global _peers
     if not launch.is_asked_for:
         return
-    # On a CPU's few threads the collectives of two steps under way at once may wait for
-    # each other for ever.
+    # With a CPU's few threads, collectives of two concurrently dispatched steps can
+    # deadlock.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if (
         launch.coordinator is not None
@@ -114,13 +114,13 @@ def start(launch: Launch) -> None:
         )
     except ValueError as error:
         raise UserError(
-            "--distributed: JAX found no Slurm, Open MPI or Kubernetes to tell it of "
-            f"the other processes ({error}). Give --coordinator HOST:PORT, "
-            "--num-processes and --process-id."
+            "--distributed: JAX found no Slurm, Open MPI or Kubernetes environment "
+            f"({error}). Pass --coordinator HOST:PORT, --num-processes and "
+            "--process-id."
         ) from error
     except RuntimeError as error:
         raise UserError(
-            f"Not all processes came within {launch.connect_timeout} s "
+            f"Not all processes connected within {launch.connect_timeout} s "
             f"({str(error).splitlines()[0]}). Check that all were started, with the "
             "same --coordinator and --num-processes, or raise --connect-timeout."
         ) from error
@@ -128,7 +128,7 @@ def start(launch: Launch) -> None:
 
 @contextlib.contextmanager
 def peers_watched() -> Iterator[None]:
-    """Within this context, the end of another process ends this one in one line."""
+    """Within this context, ends this process with one line if another one ends."""
     if _peers is None:
         yield
         return
@@ -144,19 +144,20 @@ def peers_watched() -> Iterator[None]:
 
 
 def advise(text: str) -> None:
-    """Sets what is said if another process ends."""
+    """Sets the advice printed when another process ends."""
     if _peers is not None:
         _peers.advice = text
 
 
 def check_equal(values: dict[str, object]) -> None:
-    """Raises, in all processes, unless they were started alike.
+    """Raises, in all processes, unless values are equal in all of them.
 
     Args:
-        values: by a name for messages; JSON. All processes ask with the same names.
+        values: values to compare, as JSON can hold them, by name for messages. The names
+            must be equal in all processes.
 
     Raises:
-        UserError: naming the first process that differs, and in what.
+        UserError: naming the first process that differs, and the differences.
     """
     if jax.process_count() == 1:
         return
@@ -188,21 +189,21 @@ def _versions() -> dict[str, str | None]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks: the first, or the only."""
+    """Returns whether this is process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def from_first(make: Callable[[], str]) -> str:
-    """What the first process makes, in every process.
+    """Calls `make` in process 0 and broadcasts the result.
 
     Args:
-        make: called in the first process alone.
+        make: called in process 0 only.
 
     Returns:
-        What it returned there.
+        Its result.
 
     Raises:
-        UserError: in all of them, if it raised one there.
+        UserError: in all processes, if `make` raised one.
     """
     if jax.process_count() == 1:
         return make()
@@ -211,18 +212,18 @@ def from_first(make: Callable[[], str]) -> str:
         try:
             text = make()
         except (UserError, OSError) as caught:
-            # The others wait for an answer: they get the error for one.
+            # Broadcast the error, so that the other processes do not hang.
             error, text = caught, str(caught)
     failed, text = bool(_broadcast(int(error is not None))), _broadcast_text(text)
     if error is not None:
         raise error
     if failed:
-        raise UserError(f"In the first process: {text}")
+        raise UserError(f"In process 0: {text}")
     return text
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must ask."""
+    """Returns whether the flag is set in any process. All must call this."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

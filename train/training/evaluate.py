@@ -1,4 +1,4 @@
-"""Loss and accuracy over a whole split."""
+"""Loss and accuracies on a split."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,20 +22,20 @@ def evaluate(
     axis_name: str | None = None,
     local_shard: Callable[[Any], Any] = lambda tree: tree,
 ) -> dict[str, jax.Array]:
-    """Evaluates on every sample once, in one program.
+    """Evaluates every sample once, in a single program.
 
     Args:
-        state: parameters and statistics.
-        images: all images of the split, uint8, on every device.
+        state: state with parameters and batch statistics.
+        images: all images of the split, uint8, replicated.
         labels: their labels.
-        batch_size: over all devices; what the last batch lacks is filled up and masked.
-        preprocessing: for its normalization.
-        axis_name: the mapped axis of the devices that share each batch.
+        batch_size: batch size over all devices; the last batch is padded and masked.
+        preprocessing: parameters of the normalization.
+        axis_name: mapped axis of the devices, if any.
         local_shard: takes a device's shard of a batch, see `train.training.parallel`.
 
     Returns:
-        Means over the samples: "loss", "top1" and "top5" accuracy (of as many classes
-        as there are, if fewer than five).
+        Means over the samples: "loss", "top1" and "top5" accuracy (top-N for N < 5
+        classes).
     """
     num_samples = labels.shape[0]
     num_batches = -(-num_samples // batch_size)
@@ -50,7 +50,8 @@ def evaluate(
         inputs = augment.normalize(
             images[indices], preprocessing.mean, preprocessing.std
         )
-        return _add(sums, _scores(state, inputs, labels[indices], valid)), None
+        scores = _scores(state, inputs, labels[indices], valid)
+        return jax.tree.map(jnp.add, sums, scores), None
 
     sums, _ = jax.lax.scan(body, zero_sums(), jnp.arange(num_batches))
     if axis_name is not None:
@@ -59,7 +60,7 @@ def evaluate(
 
 
 def zero_sums() -> dict[str, jax.Array]:
-    """The sums of scores over no sample."""
+    """Returns initial sums for `add_batch`."""
     return {name: jnp.zeros(()) for name in ("loss", "top1", "top5")}
 
 
@@ -73,31 +74,31 @@ def add_batch(
     preprocessing: Preprocessing,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Adds the scores of one batch to those before it.
+    """Adds the scores of a batch to the sums.
 
     Args:
-        state: parameters and statistics.
-        sums: over the samples so far, from `zero_sums`.
-        images: of the batch, uint8; inside a mapped axis, this device's share.
-        labels: theirs.
-        valid: of shape (batch,), bool: False where a sample fills up the batch.
-        preprocessing: for its normalization.
-        axis_name: the mapped axis of the devices that share the batch.
+        state: state with parameters and batch statistics.
+        sums: sums over the samples so far, initially from `zero_sums`.
+        images: images of the batch, uint8; within a mapped axis, this device's shard.
+        labels: their labels, of shape (batch,).
+        valid: bool, of shape (batch,); False for padding.
+        preprocessing: parameters of the normalization.
+        axis_name: mapped axis of the devices, if any.
 
     Returns:
-        Sums over the samples, by the names of `evaluate`'s means.
+        Sums over the samples, with the names of `evaluate`'s means.
     """
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
     scores = _scores(state, inputs, labels, valid)
     if axis_name is not None:
         scores = jax.lax.psum(scores, axis_name)
-    return _add(sums, scores)
+    return jax.tree.map(jnp.add, sums, scores)
 
 
 def _scores(
     state: TrainState, inputs: jax.Array, labels: jax.Array, valid: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over the samples of a batch that count."""
+    """Sums the scores of the valid samples of a batch."""
     logits = state.apply_fn(
         {"params": state.params, "batch_stats": state.batch_stats}, inputs, train=False
     )
@@ -109,9 +110,3 @@ def _scores(
         "top5": hits.any(-1),
     }
     return {name: jnp.sum(jnp.where(valid, score, 0)) for name, score in scores.items()}
-
-
-def _add(
-    sums: dict[str, jax.Array], scores: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-    return {name: sums[name] + scores[name] for name in sums}

@@ -1,4 +1,4 @@
-"""Feeding the programs from data that are on the device, whole."""
+"""Training and evaluation on datasets that fit in device memory."""
 
 import functools
 
@@ -17,11 +17,11 @@ class InMemoryTrainer:
     """Training on a data set that fits on a device.
 
     Args:
-        dataset: the data; put on the devices.
-        devices: where the programs run.
-        step_fn: `train_step`, with its options bound.
-        batching: batch size and steps of an epoch.
-        rng: the run's key.
+        dataset: the dataset, which is copied to the devices.
+        devices: strategy for the devices.
+        step_fn: `train_step` with its options bound.
+        batching: batch size and steps per epoch.
+        rng: key of the run.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class InMemoryTrainer:
             functools.partial(programs.shuffle, num_samples=dataset.num_train)
         )
         self._order = functools.lru_cache(maxsize=1)(self._shuffle)
-        # Each length of a chunk is a program of its own.
+        # Each chunk length needs its own program.
         self._chunk_program = functools.cache(
             functools.partial(self._compile_chunk, step_fn, dataset)
         )
 
     @property
     def default_chunk_steps(self) -> int:
-        """Most steps in a chunk, unless a number is given."""
+        """Default of the maximum number of steps in a chunk."""
         return programs.default_chunk_steps()
 
     def train_chunk(
@@ -61,10 +61,10 @@ class InMemoryTrainer:
         return program(loop_state.state, loop_state.metric_sums, order, *self._train)
 
     def close(self) -> None:
-        """Nothing is to be ended."""
+        """Nothing to close."""
 
     def _shuffle(self, number: int) -> jax.Array:
-        """The order of the training images in an epoch, counted from 0."""
+        """Returns the order of the training images in an epoch, counted from 0."""
         return self._devices.replicate(self._shuffle_program(self._rng, number))
 
     def _compile_chunk(

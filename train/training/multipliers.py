@@ -1,4 +1,4 @@
-"""What INSGD did to the learning rate: the multipliers of an epoch, in figures."""
+"""Summary of INSGD's learning rate multipliers after an epoch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,15 +8,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class MultiplierSummary:
-    """Multipliers of all scaled weights.
+    """Learning rate multipliers of all scaled weights.
 
     Attributes:
-        by_weight: each weight's, the mean if its stacked layers have one each.
-        mean: over all scaled parameters, so that a weight counts as much as it has
-            entries. Learning rate x mean is the rate INSGD effectively took: the one
-            to give to SGD when the two are compared.
-        at_floor: the weights whose multiplier is the largest there is, 1 / eps: the
-            power of their input is near or below 1, and log P no longer counts.
+        by_weight: multiplier of each weight; the mean over stacked layers.
+        mean: mean over all scaled parameters, weighted by size. The learning rate times
+            this mean is INSGD's effective learning rate, at which SGD is comparable.
+        at_floor: weights whose multiplier is at its maximum, 1 / eps, because the power
+            P of their input is near or below 1 and log P is below eps.
     """
 
     by_weight: dict[str, float]
@@ -30,9 +29,10 @@ def summarize(
     """Summarizes multipliers.
 
     Args:
-        multipliers: by weight, from `insgd_optax.learning_rate_multipliers`.
-        sizes: entries of each weight, by the same names.
-        eps: the optimizer's floor of the divisor.
+        multipliers: multipliers by weight, from
+            `insgd_optax.learning_rate_multipliers`.
+        sizes: number of entries of each weight.
+        eps: the optimizer's lower bound of the divisor.
 
     Returns:
         The summary.
@@ -40,7 +40,7 @@ def summarize(
     by_weight = {
         name: float(np.mean(multiplier)) for name, multiplier in multipliers.items()
     }
-    # One part in a million below it is on it: a division in float32.
+    # With a tolerance for float32 division.
     floor = (1 - 1e-6) / eps
     return MultiplierSummary(
         by_weight,

@@ -1,4 +1,4 @@
-"""Steps as programs: many on data that are on the device, or one on a batch given."""
+"""Programs of training steps: many steps on data on the device, or one on a batch."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -11,28 +11,29 @@ from train.data.registry import Preprocessing
 from train.training.state import LoopState, TrainState
 
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-# Among the metric_sums, if it is there: how many steps of the epoch left all finite.
+# Optional entry of `metric_sums`: number of steps of the epoch after which the loss and
+# all parameters were finite.
 FINITE_STEPS = "finite_steps"
 
 
 class Batching(NamedTuple):
-    """How many samples a step takes, over all devices; what is left over waits."""
+    """Batch size over all devices; samples that do not fill a batch are dropped."""
 
     batch_size: int
     steps_per_epoch: int
 
 
 def zero_metric_sums(extra_metrics: Iterable[str] = ()) -> dict[str, jax.Array]:
-    """The sums over the steps of an epoch, at its start.
+    """Returns the metric sums at the start of an epoch.
 
     Args:
-        extra_metrics: names of what `train_step` measures beside loss and accuracy.
+        extra_metrics: names of the metrics of `train_step` besides loss and accuracy.
     """
     return {name: jnp.zeros(()) for name in ("loss", "top1", *extra_metrics)}
 
 
 def shuffle(rng: jax.Array, epoch: jax.Array | int, num_samples: int) -> jax.Array:
-    """The order of the samples in an epoch, by the run's key."""
+    """Returns the order of the samples in an epoch, given the run's key."""
     return jax.random.permutation(_epoch_rng(rng, epoch), num_samples)
 
 
@@ -50,26 +51,26 @@ def train_chunk(
     preprocessing: Preprocessing,
     local_shard: Callable[[Any], Any] = lambda tree: tree,
 ) -> LoopState:
-    """Goes on for some steps of the epoch in which `state` stands.
+    """Runs `num_steps` training steps within the current epoch.
 
-    An epoch sees the samples in a random order, each at most once; those that fill no
-    batch are left out, other ones every epoch.
+    An epoch visits the samples in random order, each at most once. Samples that do not
+    fill a batch are dropped, different ones in each epoch.
 
     Args:
-        state: where training stands. Its step says where in the epoch.
+        state: the training state. Its step determines the position in the epoch.
         metric_sums: sums over the steps of this epoch so far.
-        order: of this epoch, from `shuffle`.
-        images: all training images, uint8, on every device.
+        order: order of this epoch, from `shuffle`.
+        images: all training images, uint8, replicated.
         labels: their labels.
-        rng: the run's key.
-        step_fn: `train_step`, with its options bound.
-        num_steps: how many steps; they must not pass the end of the epoch.
-        batching: batch size and steps of an epoch.
-        preprocessing: augmentation and normalization.
+        rng: key of the run.
+        step_fn: `train_step` with its options bound.
+        num_steps: number of steps, which must not exceed the rest of the epoch.
+        batching: batch size and steps per epoch.
+        preprocessing: parameters of augmentation and normalization.
         local_shard: takes a device's shard of a batch, see `train.training.parallel`.
 
     Returns:
-        Where training stands then.
+        The new state and sums.
     """
     batch_size, steps_per_epoch = batching
     metric_sums = _of_this_epoch(metric_sums, state.step, steps_per_epoch)
@@ -80,8 +81,8 @@ def train_chunk(
         indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
         augment_rng, dropout_rng = jax.random.split(_step_rng(rng, step))
         draws = augment.draw(augment_rng, batch_size, preprocessing.augmentation)
-        # Drawn for the whole batch and then shared out: the same images, augmented the
-        # same way, on any number of devices.
+        # Drawn for the global batch before sharding, so that images and their
+        # augmentation do not depend on the number of devices.
         indices, draws = local_shard((indices, draws))
         taken = augment.take_augmented(
             images, indices, draws, preprocessing.augmentation
@@ -110,20 +111,20 @@ def train_batch(
     steps_per_epoch: int,
     preprocessing: Preprocessing,
 ) -> LoopState:
-    """Goes on for one step, on a batch that was cropped and flipped before.
+    """Runs one training step on a batch that is already cropped and flipped.
 
     Args:
-        state: where training stands. Its step says where in the epoch.
+        state: the training state. Its step determines the position in the epoch.
         metric_sums: sums over the steps of this epoch so far.
-        rng: the run's key.
-        images: of the batch, uint8; inside a mapped axis, this device's share.
-        labels: theirs.
-        step_fn: `train_step`, with its options bound.
-        steps_per_epoch: of the whole data set.
-        preprocessing: for its normalization.
+        rng: key of the run.
+        images: images of the batch, uint8; within a mapped axis, this device's shard.
+        labels: their labels, of shape (batch,).
+        step_fn: `train_step` with its options bound.
+        steps_per_epoch: number of steps in an epoch.
+        preprocessing: parameters of the normalization.
 
     Returns:
-        Where training stands then.
+        The new state and sums.
     """
     _, dropout_rng = jax.random.split(_step_rng(rng, state.step))
     metric_sums = _of_this_epoch(metric_sums, state.step, steps_per_epoch)
@@ -139,7 +140,7 @@ def train_batch(
 def _of_this_epoch(
     metric_sums: dict[str, jax.Array], step: jax.Array | int, steps_per_epoch: int
 ) -> dict[str, jax.Array]:
-    """The sums before a step: zeros before the first of an epoch."""
+    """Resets the sums before the first step of an epoch."""
     starts_epoch = step % steps_per_epoch == 0
     return jax.tree.map(
         lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), metric_sums
@@ -153,7 +154,7 @@ def _advance(
     step_fn: TrainStep,
     preprocessing: Preprocessing,
 ) -> LoopState:
-    """Takes a step on uint8 images and their labels."""
+    """Runs a step on uint8 images and their labels."""
     state, metric_sums = loop_state
     images, labels = batch
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
@@ -164,8 +165,8 @@ def _advance(
         if name in metrics
     }
     if FINITE_STEPS in metric_sums:
-        # What is not finite stays so, in a sum and in a weight: the steps counted are
-        # the first ones.
+        # Non-finite values persist in sums and parameters, so the finite steps are a
+        # prefix of the epoch.
         finite = jnp.isfinite(sums["loss"])
         for weight in jax.tree.leaves(state.params):
             finite &= jnp.isfinite(weight).all()
@@ -174,18 +175,18 @@ def _advance(
 
 
 def loops_are_fast() -> bool:
-    """Whether steps in a compiled loop are as fast as one after another.
+    """Returns whether steps in a compiled loop are as fast as separate calls.
 
-    On a CPU XLA compiles a convolution's gradient inside a loop to code some twenty
-    times as slow as outside (https://github.com/jax-ml/jax/issues/12868).
+    On CPUs, XLA compiles the gradient of a convolution inside a loop to code about twenty
+    times slower than outside (https://github.com/jax-ml/jax/issues/12868).
     """
     return jax.default_backend() != "cpu"
 
 
 def default_chunk_steps() -> int:
-    """Most steps in a chunk, unless one is given: enough to keep a device busy.
+    """Returns the default maximum number of steps per chunk, to keep a device busy.
 
-    Without loops each step would be compiled for itself.
+    It is 1 without loops, where every step of a chunk would be compiled separately.
     """
     return 50 if loops_are_fast() else 1
 
@@ -201,8 +202,8 @@ def _step_rng(rng: jax.Array, step: jax.Array | int) -> jax.Array:
 def chunk_lengths(steps_per_epoch: int, most: int) -> list[int]:
     """Divides an epoch into chunks of at most `most` steps.
 
-    Each length is compiled for once: equal chunks where a divisor is not far below
-    `most`, otherwise chunks of `most` and a shorter last one.
+    Each length is compiled separately. Chunks are equal if a divisor of the epoch is
+    close to `most`; otherwise the last one is shorter.
     """
     most = min(most, steps_per_epoch)
     for length in range(most, most // 2, -1):

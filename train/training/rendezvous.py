@@ -1,8 +1,9 @@
-"""Processes meet before JAX joins them, and watch each other from then on.
+"""Connects processes before JAX does, and watches for the end of peers.
 
-JAX's own service ends a process with a native stack trace if nobody comes, the port is
-taken or something else listens there. Here each of these is an error in one line, and
-the connections stay open: a process that dies closes its own, and the others know.
+JAX's service ends a process with a native stack trace if a process is missing, or if the
+port is in use or belongs to another service. This module turns each of these into a
+one-line error. The connections stay open: when a process dies, they are closed, which the
+others notice.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from train.errors import UserError
 
 _RETRY_SECONDS = 0.5
 _MOST_LINE = 1 << 16
-# A machine that vanished closes no connection: these find out within a minute.
+# A machine that vanishes closes no connection; these detect it within a minute.
 _KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _LOST_STATUS = 2
 _BYE = b"bye\n"
@@ -39,10 +40,10 @@ class _Peer(NamedTuple):
 
 
 class Peers:
-    """The processes that this one is connected to: process 0 to all, the others to it.
+    """The connected processes: for process 0 all others, for the others process 0.
 
     Attributes:
-        advice: what to do if one is lost.
+        advice: printed when a peer is lost.
     """
 
     def __init__(self, peers: list[_Peer]):
@@ -52,16 +53,16 @@ class Peers:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within this context, the loss of a peer ends this process in one line.
+        """Within this context, the loss of a peer ends this process with one line.
 
-        Left without an exception, it says goodbye to the peers.
+        On exit without an exception, tells the peers that this process is finished.
         """
         for peer in self._peers:
             threading.Thread(target=self._watch, args=(peer,), daemon=True).start()
         try:
             yield
         except BaseException:
-            self._leaving = True  # It says itself why it ends.
+            self._leaving = True  # This process reports its own error.
             raise
         self._leaving = True
         for peer in self._peers:
@@ -81,11 +82,11 @@ class Peers:
         if said == _BYE or self._leaving:
             return
         text = (
-            f"\nError: process {peer.number} has ended, and the others cannot go on "
+            f"\nError: process {peer.number} has ended, and the others cannot continue "
             f"without it. {self.advice}\n"
         )
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
-        # The main thread may wait in a collective, which nothing interrupts.
+        # The main thread may be blocked in a collective, which cannot be interrupted.
         os._exit(_LOST_STATUS)
 
 
@@ -96,20 +97,20 @@ def meet(
     timeout: float,
     versions: dict[str, str | None],
 ) -> Peers:
-    """Waits until all processes have come to process 0.
+    """Waits until all processes are connected to process 0.
 
     Args:
         address: HOST:PORT of process 0.
-        num_processes: how many there are.
-        process_id: of this one.
+        num_processes: number of processes.
+        process_id: index of this process.
         timeout: seconds to wait for the others.
-        versions: what has to be the same in all.
+        versions: versions that must be equal in all processes.
 
     Returns:
-        The connections, which have to be kept.
+        The connections, which must be kept open.
 
     Raises:
-        UserError: if not all come, or they do not fit together.
+        UserError: if a process is missing, or processes do not match.
     """
     hello = {"processes": num_processes, "process": process_id, "versions": versions}
     end = time.monotonic() + timeout
@@ -126,7 +127,7 @@ def _split(address: str) -> tuple[str, int]:
 def _gather(
     address: str, hello: dict[str, Any], end: float, timeout: float
 ) -> list[_Peer]:
-    """Process 0: lets the others come."""
+    """Accepts the other processes in process 0."""
     _resolve(address)
     with _listen(address) as listener:
         found: dict[int, _Peer] = {}
@@ -136,16 +137,17 @@ def _gather(
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
-                missing = ", ".join(map(str, sorted(expected - found.keys())))
+                absent = sorted(expected - found.keys())
+                plural = "es" * (len(absent) > 1)
                 raise _refuse(
                     found.values(),
-                    f"Not all processes came to {address} within {timeout} s: no word "
-                    f"of {missing} of 0 to {hello['processes'] - 1}. Check that all were "
-                    "started, with the same --coordinator and --num-processes, or "
+                    f"Process{plural} {', '.join(map(str, absent))} of {hello['processes']} "
+                    f"did not connect to {address} within {timeout} s. Check that all "
+                    "were started, with the same --coordinator and --num-processes, or "
                     "raise --connect-timeout.",
                 ) from None
             peer, said = _greet(connection, min(5, max(0.1, end - time.monotonic())))
-            if peer is None:  # Somebody else, such as a scan of ports.
+            if peer is None:  # Another client, such as a port scan.
                 continue
             problem = _problem(said, hello, found)
             if problem is not None:
@@ -159,7 +161,7 @@ def _gather(
 def _greet(
     connection: socket.socket, timeout: float
 ) -> tuple[_Peer | None, dict[str, Any]]:
-    """Reads what a process says of itself; None of what is no process of a run."""
+    """Reads the introduction of a process; returns None for other clients."""
     _set_up(connection)
     connection.settimeout(timeout)
     file = connection.makefile("rb")
@@ -179,7 +181,7 @@ def _problem(
     if said.get("processes") != hello["processes"]:
         return (
             f"Process {number} has --num-processes {said.get('processes')}, process 0 "
-            f"has {hello['processes']}. Give the same number to all."
+            f"has {hello['processes']}. Use the same number for all."
         )
     if number in found or not 0 < number < hello["processes"]:
         return (
@@ -188,8 +190,8 @@ def _problem(
         )
     if said.get("versions") != hello["versions"]:
         return (
-            f"Process {number} has other versions than process 0: "
-            f"{said.get('versions')}, not {hello['versions']}. Install the same ones."
+            f"Process {number} has different versions from process 0: "
+            f"{said.get('versions')}, not {hello['versions']}. Install the same versions."
         )
     return None
 
@@ -203,7 +205,7 @@ def _refuse(peers: Any, problem: str) -> UserError:
 
 
 def _join(address: str, hello: dict[str, Any], end: float, timeout: float) -> _Peer:
-    """Any other process: goes to process 0."""
+    """Connects another process to process 0."""
     _resolve(address)
     while True:
         try:
@@ -212,7 +214,7 @@ def _join(address: str, hello: dict[str, Any], end: float, timeout: float) -> _P
         except OSError as error:
             if time.monotonic() > end:
                 raise UserError(
-                    f"Nobody answers at --coordinator {address} after {timeout} s "
+                    f"No answer from --coordinator {address} within {timeout} s "
                     f"({error}). Check that process 0 runs there and that the port "
                     "is open, or raise --connect-timeout."
                 ) from error
@@ -222,7 +224,7 @@ def _join(address: str, hello: dict[str, Any], end: float, timeout: float) -> _P
     peer = _Peer(0, connection, file)
     with contextlib.suppress(OSError):
         peer.send(**hello)
-    # Process 0 gives up first, and says why.
+    # Process 0 times out first and sends the reason.
     connection.settimeout(max(1, end - time.monotonic()) + 5)
     said = _read(file)
     connection.settimeout(None)
@@ -230,8 +232,8 @@ def _join(address: str, hello: dict[str, Any], end: float, timeout: float) -> _P
         peer.close()
     if said is None:
         raise UserError(
-            f"What answers at --coordinator {address} is no process 0 of a run. Check "
-            "the address, and that no other service has its port."
+            f"The service at --coordinator {address} is not process 0 of this run. "
+            "Check the address, and that no other service uses its port."
         )
     if said.get("welcome") is not True:
         raise UserError(f"From process 0: {said.get('error')}")
@@ -239,7 +241,7 @@ def _join(address: str, hello: dict[str, Any], end: float, timeout: float) -> _P
 
 
 def _read(file: IO[bytes]) -> dict[str, Any] | None:
-    """A message; None if it is none."""
+    """Reads a message; returns None for anything else."""
     try:
         said = json.loads(file.readline(_MOST_LINE))
     except (OSError, ValueError, RecursionError):
@@ -253,12 +255,12 @@ def _resolve(address: str) -> None:
     except OSError as error:
         raise UserError(
             f"--coordinator {address}: the host cannot be found ({error.strerror}). "
-            "Give the name or address of the machine of process 0."
+            "Pass the name or address of the machine of process 0."
         ) from error
 
 
 def _listen(address: str) -> socket.socket:
-    """Listens on all addresses of this machine, as JAX does afterwards."""
+    """Listens on all addresses of this machine, as JAX does later."""
     _, port = _split(address)
     errors: list[OSError] = []
     listeners: list[Callable[[], socket.socket]] = [
@@ -276,13 +278,13 @@ def _listen(address: str) -> socket.socket:
             )
     raise UserError(
         f"--coordinator {address}: process 0 cannot listen on this port "
-        f"({errors[-1].strerror or errors[-1]}). Give another port to all processes."
+        f"({errors[-1].strerror or errors[-1]}). Use another port for all processes."
     ) from errors[-1]
 
 
 def _set_up(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):  # macOS has other names for some.
+        if hasattr(socket, name):  # Some have other names on macOS.
             option = getattr(socket, name)
             connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,4 +1,4 @@
-"""Learning rates over training."""
+"""Learning rate schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,28 @@ def create(
     restart_epochs: int,
     warmup_epochs: int,
 ) -> optax.Schedule:
-    """Makes a schedule: step -> learning rate.
+    """Creates a learning rate schedule.
 
     Args:
-        name: "constant"; "steps", times `milestone_factor` after each milestone; or
-            "cosine", from the learning rate to 0 and again.
-        learning_rate: the rate after the warm-up.
-        steps_per_epoch: optimizer steps in an epoch.
-        milestones: for "steps", after how many epochs of the run the rate drops.
-        milestone_factor: for "steps", what the rate is multiplied by.
+        name: "constant"; "steps", which multiplies the learning rate by
+            `milestone_factor` at each milestone; or "cosine", which decays it to 0 and
+            restarts.
+        learning_rate: the learning rate after the warm-up.
+        steps_per_epoch: optimizer steps per epoch.
+        milestones: for "steps", the epochs of the run after which the rate drops.
+        milestone_factor: for "steps", the factor at each milestone.
         restart_epochs: for "cosine", the period of the warm restarts.
-        warmup_epochs: epochs of linear warm-up before the schedule; its first step
-            already learns.
+        warmup_epochs: epochs of linear warm-up before the schedule, from a positive
+            learning rate.
 
     Returns:
-        The schedule.
+        A function from the step to the learning rate.
     """
     warmup_steps = warmup_epochs * steps_per_epoch
     if name == "constant":
         schedule = optax.constant_schedule(learning_rate)
     elif name == "steps":
-        # Milestones count from the start of the run, with the warm-up.
+        # Milestones count from the start of the run and include the warm-up.
         drops = [epochs * steps_per_epoch - warmup_steps for epochs in milestones]
         schedule = optax.piecewise_constant_schedule(
             learning_rate, dict.fromkeys(drops, milestone_factor)

@@ -1,4 +1,4 @@
-"""The state of training: everything a run needs to go on."""
+"""The training state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,27 +12,25 @@ import insgd_optax
 
 
 class TrainState(insgd_optax.TrainState):
-    """The library's train state, with the running statistics of batch normalization."""
+    """The library's train state with the statistics of batch normalization."""
 
     batch_stats: Any
 
 
 class LoopState(NamedTuple):
-    """Where a run stands: its state, and what it has summed up in this epoch.
+    """Training state and the metric sums of the current epoch.
 
-    The place in the epoch follows from `state.step`, and every random number from
-    the step and the run's seed: a run that goes on from here repeats one that was
-    never stopped.
+    `state.step` determines the position in the epoch and, with the run's seed, all random
+    numbers, so a resumed run repeats an uninterrupted one.
     """
 
     state: TrainState
     metric_sums: dict[str, jax.Array]  # Sums over steps: shape=(), dtype=float32
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """The tree that a checkpoint holds.
+        """Returns the tree that a checkpoint stores.
 
-        Its keys are part of the file format: under other ones, checkpoints of earlier
-        versions could not be restored.
+        Its keys are part of the file format.
         """
         return {"state": self.state, "totals": self.metric_sums}
 
@@ -48,19 +46,19 @@ def create_state(
     rng: jax.Array,
     image_shape: tuple[int, ...],
 ) -> TrainState:
-    """Initialises the parameters, the statistics and the optimizer.
+    """Initializes the parameters, the statistics and the optimizer state.
 
     Args:
-        model: a network of `models`.
+        model: the network.
         tx: the optimizer.
-        rng: the key of the initial parameters.
+        rng: key of the initial parameters.
         image_shape: (height, width, channels).
 
     Returns:
         The state before the first step.
     """
 
-    # On a CPU, LLVM takes seconds to optimize the random draws, which run once.
+    # On CPUs, LLVM takes seconds to optimize the random draws, which run once.
     options = {"xla_backend_optimization_level": 1}
     return jax.jit(
         _initializer(model, tx, image_shape),
@@ -82,7 +80,7 @@ def _initializer(
         variables = model.init(rng, jnp.zeros((1, *image_shape)), train=False)
         params = variables["params"]
         return TrainState(
-            # An array from the start: a Python int would be compiled for twice.
+            # A Python int would cause a second compilation.
             step=jnp.zeros((), jnp.int32),
             apply_fn=model.apply,
             params=params,

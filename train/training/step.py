@@ -1,4 +1,4 @@
-"""One step of training."""
+"""The train step."""
 
 import contextlib
 import math
@@ -26,13 +26,13 @@ def train_step(
     label_smoothing: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes one step on one batch; pure, so it runs under jit, pmap and shard_map.
+    """Trains on one batch; a pure function for jit, pmap and shard_map.
 
     Args:
-        state: where training stands.
+        state: the training state.
         batch: images of shape (batch, height, width, channels), normalized, and labels
-            of shape (batch,). Inside a mapped axis, this device's equal share.
-        rng: the step's key, for dropout; the same on every device.
+            of shape (batch,). Within a mapped axis, this device's shard.
+        rng: key of the step, for dropout; equal on all devices.
         capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
         extra_metrics: the optimizer's, likewise.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
@@ -40,8 +40,8 @@ def train_step(
             normalization sees the whole batch only if the model has it too.
 
     Returns:
-        The next state, the same on every device, and the batch's mean "loss" and
-        "top1" accuracy, and the extra metrics.
+        The next state, equal on all devices, and the metrics: the batch's mean "loss",
+        its "top1" accuracy and the extra metrics.
     """
     images, labels = batch
     if axis_name is not None:
@@ -51,7 +51,7 @@ def train_step(
     )
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        # The context must be open while the model is traced, hence in here.
+        # The context must be open while the model is traced.
         with contextlib.nullcontext() if capture is None else capture(state.step):
             logits, mutated = state.apply_fn(
                 {"params": params, "batch_stats": state.batch_stats},
@@ -70,7 +70,7 @@ def train_step(
     batch_stats = mutated.get("batch_stats", {})
     metrics = {"loss": loss, "top1": jnp.mean(logits.argmax(-1) == labels)}
     if axis_name is not None:
-        # All that devices must agree on, together: for XLA to make it one collective.
+        # A single pmean, so that XLA emits one collective.
         grads, sown, batch_stats, metrics = jax.lax.pmean(
             (grads, sown, batch_stats, metrics), axis_name
         )
@@ -96,7 +96,7 @@ def train_step(
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """The loss of each sample, of shape (batch,)."""
+    """Returns the loss of each sample, of shape (batch,)."""
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])

@@ -1,4 +1,4 @@
-"""Feeding the programs batch by batch, from worker processes that decode images."""
+"""Training and evaluation on batches from worker processes that decode images."""
 
 import functools
 
@@ -12,23 +12,23 @@ from train.training.state import LoopState, TrainState
 
 
 class StreamedTrainer:
-    """Training on a data set that is read while it is needed.
+    """Training on a dataset that is read on demand.
 
     Every process reads its own share of each batch. What a batch holds follows from
     the seed and the step alone.
 
     Args:
-        dataset: the data.
-        devices: where the programs run.
-        step_fn: `train_step`, with its options bound.
-        batching: batch size and steps of an epoch.
-        rng: the run's key.
-        seed: of order, crops and flips.
-        num_steps: of the whole run; what comes after is not read.
-        num_workers: processes that read and decode; 0 does so in this one.
+        dataset: the dataset.
+        devices: strategy for the devices.
+        step_fn: `train_step` with its options bound.
+        batching: batch size and steps per epoch.
+        rng: key of the run.
+        seed: seed of the order, the crops and the flips.
+        num_steps: number of steps of the whole run.
+        num_workers: number of worker processes; 0 reads and decodes in this process.
     """
 
-    # A program takes one batch.
+    # A program trains on one batch.
     default_chunk_steps = 1
 
     def __init__(
@@ -61,7 +61,7 @@ class StreamedTrainer:
             batch_arrays=2,
         )
         self._stream: batches.Stream | None = None
-        self._stream_step = 0  # Of the batch that comes next in the stream.
+        self._stream_step = 0  # Step of the next batch in the stream.
 
     def train_chunk(
         self, loop_state: LoopState, step: int, num_steps: int
@@ -102,10 +102,10 @@ class StreamedEvaluator:
     """Evaluation on test images that are read while they are needed.
 
     Args:
-        dataset: the data.
+        dataset: the dataset.
         devices: where the program runs.
         batch_size: images per call, over all devices.
-        num_workers: processes that read and decode; 0 does so in this one.
+        num_workers: number of worker processes; 0 reads and decodes in this process.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class StreamedEvaluator:
                 sums = self._scores_program(
                     state, sums, *self._devices.shard_batch(batch)
                 )
-                # At most two on the devices: they would pile up there.
+                # Keep at most two batches on the devices.
                 jax.block_until_ready(before)
         finally:
             stream.close()

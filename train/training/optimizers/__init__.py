@@ -1,15 +1,15 @@
-"""Optimizers by name, set as the paper sets them.
+"""Optimizers by name, configured as in the paper.
 
-Beside the learning rate the paper gives a momentum of 0.9 to SGD and INSGD and a weight
-decay to all. What else its baselines have is PyTorch's default: Adam's decays 0.9 and
-0.999, Adadelta's 0.9, RMSprop's 0.99, and no momentum for these and Adagrad. As in
-PyTorch, weight decay is an l2 term in the gradient, which these then rescale too.
+The paper gives the learning rate, a momentum of 0.9 for SGD and INSGD, and a weight decay
+for all. Other options are PyTorch's defaults: decays of 0.9 and 0.999 for Adam, 0.9 for
+Adadelta and 0.99 for RMSprop, and no momentum for these and Adagrad. As in PyTorch,
+weight decay is an l2 term in the gradient, which these optimizers then rescale.
 
 LARS is `optax.lars`: weight decay, the trust ratio ||w|| / ||g|| times 0.001, and
 momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilon.
 
-Momo, Prodigy and D-Adaptation, which find a learning rate by themselves, are
-`optax.contrib`'s, with the weight decay they have there, not in the gradient.
+Momo, Prodigy and D-Adaptation, which adapt the learning rate, are those of
+`optax.contrib`, with its form of weight decay.
 """
 
 import functools
@@ -49,7 +49,7 @@ __all__ = [
     "uses_covariance",
 ]
 
-# Options that only some optimizers have, and in words which.
+# Options of some optimizers only, and the optimizers that take them, for messages.
 OPTIONS = {
     "momentum": "SGD, LARS, LSALR, Momo, lms-newton and INSGD",
     "dampening": "SGD, INSGD and lms-newton",
@@ -81,7 +81,7 @@ _INSGD = frozenset({"scope", "normalizer", "eps", "power_decay", "conv_input"})
 class _Entry(NamedTuple):
     make: Make
     learning_rate: float
-    options: frozenset[str] = frozenset()  # Those of `OPTIONS` that it has.
+    options: frozenset[str] = frozenset()  # The entries of `OPTIONS` it takes.
 
 
 # The learning rates are those of Table 3. The paper uses no others: RMSprop's is
@@ -158,32 +158,32 @@ def register(
 
 
 def check_name(name: str) -> None:
-    """Raises a ValueError that lists the names, unless `name` is an optimizer's."""
+    """Raises a ValueError with the valid names unless `name` is one."""
     _entry(name)
 
 
 def is_insgd(name: str) -> bool:
-    """Whether an optimizer is the paper's own rule, with scope and normalizer."""
+    """Returns whether an optimizer is the paper's rule, with scope and normalizer."""
     return name not in _OPTIMIZERS
 
 
 def uses_covariance(name: str) -> bool:
-    """Whether an optimizer uses the covariance of the layers' inputs."""
+    """Returns whether an optimizer uses the covariance of the layers' inputs."""
     return "damping" in _entry(name).options
 
 
 def can_be_bounded(name: str) -> bool:
-    """Whether an optimizer takes `polyak_factor`."""
+    """Returns whether an optimizer takes `polyak_factor`."""
     return has_option(name, "polyak_factor")
 
 
 def has_option(name: str, option: str) -> bool:
-    """Whether an optimizer has one of `OPTIONS`."""
+    """Returns whether an optimizer takes one of `OPTIONS`."""
     return option in _entry(name).options
 
 
 def default_learning_rate(name: str) -> float:
-    """The learning rate of an optimizer when none is given."""
+    """Returns the default learning rate of an optimizer."""
     return _entry(name).learning_rate
 
 
@@ -193,21 +193,21 @@ def create(
     config: OptimizerConfig,
     sown_shapes: SownShapes | None = None,
 ) -> Optimizer:
-    """Makes an optimizer by its name.
+    """Creates an optimizer by name.
 
     Args:
         name: one of `NAMES`, or "insgd-l" and any p >= 1.
-        learning_rate: a rate or a schedule.
-        config: its other options; those that the optimizer has not are ignored.
-        sown_shapes: what the network sows within a capture, for optimizers that use the
-            input's covariance; None takes the forms of the matrices from the kernels'
-            shapes.
+        learning_rate: a number or a schedule.
+        config: other options; those the optimizer does not take are ignored.
+        sown_shapes: returns the shapes that the network sows within a capture, for
+            optimizers that use the input covariance. None infers the shapes of the
+            matrices from the kernels.
 
     Returns:
         The optimizer.
 
     Raises:
-        ValueError: for an unknown name; the message lists the names.
+        ValueError: if the name is unknown; the message has the valid names.
     """
     optimizer = _entry(name).make(learning_rate, config, sown_shapes)
     if config.clip_norm is None:

@@ -1,4 +1,4 @@
-"""What an optimizer is made from, and what a training step needs to know of it."""
+"""Options of optimizers, and the interface between optimizers and train steps."""
 
 import contextlib
 import dataclasses
@@ -9,18 +9,18 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import optax
 
-# A rate, or a schedule: step -> rate.
+# A number, or a function from the step to the learning rate.
 LearningRate: TypeAlias = float | optax.Schedule
-# step -> the context in which layers sow what the optimizer needs of their inputs.
+# From the step to the context in which layers sow statistics of their inputs.
 Capture = Callable[[Any], contextlib.AbstractContextManager[None]]
 ExtraMetric = Callable[[Any], jax.Array]
-# A capture -> the shapes of what the network sows within it.
+# From a capture to the shapes that the network sows within it.
 SownShapes = Callable[[contextlib.AbstractContextManager[None]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Options of the optimizers, beside the learning rate; each takes those it has."""
+    """Options of the optimizers other than the learning rate."""
 
     momentum: float = 0.9
     """Momentum of SGD, LARS, LSALR, Momo, lms-newton and INSGD, in [0, 1)."""
@@ -62,19 +62,18 @@ class OptimizerConfig:
 
 
 class Optimizer(NamedTuple):
-    """What a training step and its diagnostics need to know of an optimizer.
+    """An optimizer for the train step, with its diagnostics.
 
     Attributes:
-        tx: the transformation; takes and may ignore `input_norms`,
-            `input_covariances` and `value`.
-        capture: None for an optimizer that needs nothing of the layers' inputs, and
-            then pays nothing.
-        multipliers: optimizer state -> factor on the learning rate, by weight; None
-            for an optimizer that has none.
-        extra_metrics: by name, scalar functions of the optimizer state, to be averaged
-            over the steps of an epoch.
-        diagnostics: optimizer state -> numbers by name and weight, for the log of an
-            epoch; None for an optimizer that has none.
+        tx: the transformation, which accepts `input_norms`, `input_covariances` and
+            `value`.
+        capture: the capture of statistics of the layers' inputs, or None.
+        multipliers: maps the optimizer state to the learning rate multiplier of each
+            weight, or None.
+        extra_metrics: scalar functions of the optimizer state by name, which are
+            averaged over the steps of an epoch.
+        diagnostics: maps the optimizer state to numbers by name and weight, for the
+            metrics of an epoch, or None.
     """
 
     tx: optax.GradientTransformationExtraArgs
@@ -84,5 +83,5 @@ class Optimizer(NamedTuple):
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 
 
-# From the learning rate, the options, and the shapes that the network sows if known.
+# Makes an optimizer from its learning rate, its options and, if known, sown shapes.
 Make = Callable[[LearningRate, OptimizerConfig, SownShapes | None], Optimizer]

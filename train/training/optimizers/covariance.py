@@ -1,4 +1,4 @@
-"""How a run measures and uses the covariance of its layers' inputs."""
+"""Options and diagnostics of the optimizers that use the input covariance."""
 
 import contextlib
 from typing import Any
@@ -14,7 +14,7 @@ from train.training.optimizers.base import OptimizerConfig, SownShapes
 def capture(
     config: OptimizerConfig, step: Any
 ) -> contextlib.AbstractContextManager[None]:
-    """The context of a step, which may be traced."""
+    """Returns the capture of a step, which may be traced."""
     return insgd_optax.capture_input_covariances(
         when=step % config.covariance_every == 0,
         max_rows=config.covariance_max_rows,
@@ -24,7 +24,7 @@ def capture(
 
 
 def options(config: OptimizerConfig, shapes: SownShapes | None) -> dict[str, Any]:
-    """What the library's optimizers take."""
+    """Returns the covariance options of the library's optimizers."""
     like = None if shapes is None else shapes(capture(config, 0))
     return {
         "damping": config.damping,
@@ -38,7 +38,7 @@ def sown_shapes(
     image_shape: tuple[int, ...],
     within: contextlib.AbstractContextManager[None],
 ) -> Any:
-    """What a network sows within a capture, for images of (height, width, channels)."""
+    """Returns the shapes a network sows for images of (height, width, channels)."""
     with within:
         return insgd_optax.input_covariance_shapes(
             model, jax.random.key(0), jnp.zeros((1, *image_shape)), train=False
@@ -46,7 +46,7 @@ def sown_shapes(
 
 
 def diagnostics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
-    """Condition numbers and cosines by weight, for the log of an epoch."""
+    """Returns condition numbers and cosines by weight."""
     return {
         "condition_numbers": insgd_optax.covariance_condition_numbers(opt_state),
         "cosines": insgd_optax.covariance_cosines(opt_state),

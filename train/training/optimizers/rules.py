@@ -1,7 +1,7 @@
-"""How each optimizer is made from its options.
+"""Functions that make each optimizer.
 
-Each function takes the learning rate, the options, and the shapes that the network sows,
-of which it may ignore any, and returns an `Optimizer`.
+Each takes the learning rate, the options and the shapes that the network sows, and returns
+an `Optimizer`.
 """
 
 import functools
@@ -26,7 +26,7 @@ from train.training.optimizers.base import (
 def sgd(
     learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
 ) -> Optimizer:
-    """PyTorch's SGD, or one that the Polyak step size bounds."""
+    """PyTorch's SGD, optionally capped by the Polyak step size."""
     if config.polyak_factor is None:
         return _coupled(
             insgd_optax.dampened_trace(
@@ -69,7 +69,7 @@ def lms_newton(
 
 
 def redirected(rule: Callable[..., Any]) -> Make:
-    """An optimizer whose steps the covariance turns, at the lengths they have."""
+    """Redirects a rule's updates by the inverse covariance, keeping their norms."""
 
     def make(
         learning_rate: LearningRate, config: OptimizerConfig, shapes: SownShapes | None
@@ -79,7 +79,7 @@ def redirected(rule: Callable[..., Any]) -> Make:
             insgd_optax.scale_by_input_covariance(
                 config.covariance_decay, **covariance.options(config, shapes)
             ),
-            # The rule's own steps go downhill already.
+            # The rule's updates are already descent directions.
             optax.scale(-1.0),
             optax.add_decayed_weights(config.weight_decay),
             optax.scale_by_learning_rate(learning_rate),
@@ -94,7 +94,7 @@ def redirected(rule: Callable[..., Any]) -> Make:
 
 
 def rescaled(scale_by: Callable[[], optax.GradientTransformation]) -> Make:
-    """A rule of PyTorch's, which rescales the gradient and its l2 term."""
+    """A PyTorch rule that rescales the gradient and its l2 term."""
     return lambda learning_rate, config, _: _coupled(
         scale_by(), learning_rate, config.weight_decay
     )
@@ -120,20 +120,20 @@ def decoupled(rule: Callable[..., optax.GradientTransformation]) -> Make:
 
 
 def momo(learning_rate: LearningRate, **options: Any) -> optax.GradientTransformation:
-    """Optax's Momo, by this application's names of its options."""
+    """Optax's Momo, with `momentum` for its `beta`."""
     del options["nesterov"]  # It has none.
     return optax.contrib.momo(learning_rate, beta=options.pop("momentum"), **options)
 
 
 def muon(learning_rate: LearningRate, **options: Any) -> optax.GradientTransformation:
-    """Optax's Muon for every kernel, of convolutions too."""
+    """Optax's Muon for all kernels, including those of convolutions."""
     return optax.contrib.muon(
         learning_rate, muon_weight_dimension_numbers=_matrices, **options
     )
 
 
 def _matrices(params: Any) -> Any:
-    """Which kernels Muon takes for matrices, and which of their axes are inputs."""
+    """Returns Muon's dimension numbers, which treat each kernel as a matrix."""
 
     def dimensions(keys: tuple[Any, ...], weight: Any) -> Any:
         path = [str(getattr(key, "key", key)) for key in keys]

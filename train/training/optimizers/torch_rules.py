@@ -1,6 +1,6 @@
-"""What PyTorch's optimizers do and Optax's do not: the paper's baselines are PyTorch's.
+"""PyTorch rules that Optax lacks, for the paper's baselines.
 
-Optax has the rest: `optax.scale_by_adam`, `optax.scale_by_adadelta` and
+Optax has the others: `optax.scale_by_adam`, `optax.scale_by_adadelta` and
 `optax.scale_by_rms` with `eps_in_sqrt=False` are PyTorch's rules.
 """
 
@@ -14,11 +14,11 @@ import optax
 class ScaleByAdagradState(NamedTuple):
     """State of `scale_by_adagrad`."""
 
-    square_sum: optax.Updates  # Of the gradients so far; shapes and dtypes of params.
+    square_sum: optax.Updates  # Sum of squared gradients; shapes and dtypes of params.
 
 
 def scale_by_adagrad(eps: float = 1e-10) -> optax.GradientTransformation:
-    """Divides each gradient by the root of the sum of its squares so far.
+    """Divides gradients by the root of the sum of their squares so far.
 
         v <- v + g^2,  g <- g / (sqrt(v) + eps),  v starting at 0
 
