@@ -1,4 +1,4 @@
-"""What a network refuses."""
+"""Errors of networks."""
 
 
 class NetworkError(ValueError):

@@ -34,7 +34,7 @@ def check(network: str, build: Callable[..., Any], options: Mapping[str, Any]) -
 
 
 def _expected(name: str, annotation: Any, value: Any) -> str | None:
-    """What the value should be instead; None if it is right."""
+    """Describes the expected value; None if the value is valid."""
     if annotation is bool:
         return None if isinstance(value, bool) else "choose True or False"
     if name in _CHOICES:

@@ -1,4 +1,4 @@
-"""Command lines before they are parsed: misspelt names, and files of options."""
+"""Preprocesses command lines: misspelled names and files of options."""
 
 import dataclasses
 import difflib
@@ -13,26 +13,26 @@ from train import json_fields
 from train.errors import UserError
 
 _CONFIG = "config"
-# The parser's own, of every command.
+# Options that the parser adds to every command.
 _PARSERS_OWN = ("help", "tyro-print-completion", "tyro-write-completion")
-# No names of one machine's folders: what makes a run that run elsewhere too.
+# Paths, which differ between machines, are left out of the file.
 _PLACES = {"runs_dir", "run_dir", "resume", "cache_dir"}
 
 
 def understood(
     arguments: Sequence[str], commands: Mapping[str, type[Any]]
 ) -> list[str]:
-    """A command line with the options of its --config file put in.
+    """Inserts the options of the --config file into a command line.
 
     Args:
-        arguments: the name of a command, and what follows it.
+        arguments: the name of a command and its arguments.
         commands: dataclasses by name, whose fields are the options.
 
     Returns:
         The arguments. An option of the file is left out if it is among them.
 
     Raises:
-        UserError: for a name that is none; it tells the one that may be meant.
+        UserError: for an unknown name; the message suggests similar ones.
     """
     command, *rest = arguments
     if command not in commands:
@@ -90,7 +90,7 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
         values = yaml.safe_load(path.expanduser().read_text())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--config {path} is no YAML file: {reason}") from error
+        raise UserError(f"--config {path} is not a YAML file: {reason}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -116,7 +116,7 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(values: Mapping[str, Any], path: str) -> str:
-    """The text of a file of options that repeats a run.
+    """Returns the text of a file of options that repeats a run.
 
     Args:
         values: the options as JSON holds them, by the names of fields.
@@ -144,7 +144,7 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
 
 
 def option_types(config: type[Any]) -> dict[str, Any]:
-    """The types of a command's options, by the names of their fields.
+    """Returns the types of a command's options by field name.
 
     Fields without a default are arguments without a name, and left out.
     """
@@ -162,7 +162,7 @@ def option_types(config: type[Any]) -> dict[str, Any]:
 
 
 def _option_name(argument: str) -> str | None:
-    """The name in --name, --name=value or -name; None of what is a value."""
+    """Returns the name in --name, --name=value or -name; None for a value."""
     name = argument.lstrip("-").partition("=")[0].replace("_", "-")
     if not (argument.startswith("-") and name):
         return None
@@ -174,7 +174,7 @@ def _option_name(argument: str) -> str | None:
 
 
 def _field(name: str, types: Mapping[str, Any]) -> str | None:
-    """The field that an option sets; None if there is none."""
+    """Returns the field that an option sets, if any."""
     field = name.replace("-", "_")
     if field in types:
         return field
@@ -192,12 +192,12 @@ def _arguments(field: str, value: Any) -> list[str]:
 
 
 def _spelled(field: str) -> str:
-    """A field's name on the command line, without the dashes before it."""
+    """Returns a field's name on the command line, without dashes."""
     return field.replace("_", "-")
 
 
 def _meant(name: str, types: Mapping[str, Any]) -> str:
-    """Asks for the options of a command that may be meant."""
+    """Suggests similar options of a command."""
     negation = "no-" if name.startswith("no-") else ""
     found = _suggestion(
         name.removeprefix(negation), map(_spelled, types), f"--{negation}"
@@ -210,7 +210,7 @@ def _meant(name: str, types: Mapping[str, Any]) -> str:
 
 
 def _suggestion(name: str, names: Iterable[str], before: str = "") -> str:
-    """Asks for the names that may be meant; nothing if none comes near."""
+    """Suggests similar names, if there are any."""
     names = list(names)
     spelled = {_spelled(each): each for each in names}
     found = [n for n in spelled if "".join(w[:1] for w in n.split("-")) == name]
@@ -222,7 +222,7 @@ def _suggestion(name: str, names: Iterable[str], before: str = "") -> str:
 
 
 def _as_number(value: Any, hint: Any) -> Any:
-    """A number that YAML 1.1 takes for text, such as 5e-4, as one."""
+    """Converts a number that YAML 1.1 reads as text, such as 5e-4."""
     if isinstance(value, str) and not json_fields.fits(value, hint):
         try:
             number = float(value)
@@ -233,7 +233,7 @@ def _as_number(value: Any, hint: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists: YAML has no others."""
+    """Converts tuples to lists for YAML."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     return list(map(_plain, value)) if isinstance(value, tuple | list) else value

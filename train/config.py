@@ -1,4 +1,4 @@
-"""What a run is: every option of `python -m train run`, checked."""
+"""Options of `python -m train run`, with validation."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from train.training import optimizers, parallel, schedules
 from train.training.distributed import Launch
 from train.training.optimizers import OptimizerConfig
 
-if TYPE_CHECKING:  # What the choices are is known when this runs.
+if TYPE_CHECKING:  # The choices are known only at run time.
     ModelName: TypeAlias = str
     ScheduleName: TypeAlias = str
     ParallelName: TypeAlias = str
@@ -25,7 +25,7 @@ else:
     ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
     ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
 
-# A run that is resumed may change these; the others make it another run.
+# Options that `--resume` may change; the others identify the run.
 FREE_ON_RESUME = {
     "epochs",
     "parallel",
@@ -42,20 +42,20 @@ FREE_ON_RESUME = {
 }
 
 
-# Of a process, not of the run: no part of its record.
+# Options of a process, which are not part of the record.
 NOT_STORED = {"config", "launch"}
 
-# Larger numbers are inf in the arithmetic of a step.
+# Larger numbers overflow in float32.
 FLOAT32_MAX = 3.4e38
-# What the step counter holds, an int32.
+# The step counter is an int32.
 MOST_STEPS = 2**31 - 1
 MOST_EPOCHS = 1_000_000
-# What `jax.random.key` takes without wrapping around.
+# `jax.random.key` wraps larger seeds around.
 MOST_SEED = 2**32 - 1
 MOST_SEEDS = 1000
 MOST_PROCESSES = 1024
 
-# Options that one schedule alone has.
+# Options of a single schedule.
 _OF_SCHEDULE = {
     "steps": ("milestones", "milestone_factor"),
     "cosine": ("restart_epochs",),
@@ -64,7 +64,7 @@ _OF_SCHEDULE = {
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """What is trained, and on which data."""
+    """Options of the network and the dataset."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS/, test/CLASS/."""
@@ -80,7 +80,7 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(OptimizerConfig, NetworkConfig):
-    """All of a run but which optimizer it has: network, data, options and epochs."""
+    """All options except optimizer, learning rate and seed."""
 
     config: Path | None = None
     """YAML file of options, such as epochs: 5; those on the command line win."""
@@ -116,7 +116,7 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
 
     def __post_init__(self) -> None:
         registry.check_name(self.dataset)
-        # Recorded, it must name the same folder when the run is evaluated elsewhere.
+        # The record must name the same folder when read from elsewhere.
         object.__setattr__(self, "dataset", registry.absolute(self.dataset))
         check_numbers(
             self,
@@ -155,7 +155,7 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
         if self.clip_norm is not None and self.polyak_factor is not None:
             # The bound needs the slope of the loss along the step, hence the gradient.
             raise ValueError(
-                "--clip-norm and --polyak-factor both bound the step: give one of them"
+                "--clip-norm and --polyak-factor both bound the step: use one of them"
             )
         rising = sorted({0, *self.milestones})
         if rising != [0, *self.milestones] or len(rising) == 1:
@@ -192,24 +192,24 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
         if not self.batch_norm and "batch_norm" in options:
             raise ValueError(
                 "--no-batch-norm and --model-options batch_norm are the same option: "
-                "give one of them"
+                "use one of them"
             )
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """What the network is made with, beside data and devices."""
-        # Only what is asked for: not every network has batch normalization.
+        """Keyword arguments of the network."""
+        # Only if given, since not every network has batch normalization.
         options = {} if self.batch_norm else {"batch_norm": False}
         return options | model_options.parse_all(self.model_options)
 
     @property
     def num_data_workers(self) -> int:
-        """The number of workers given, or else one a CPU this process may use."""
+        """Number of data workers. Default: one per usable CPU core."""
         return num_cores() if self.data_workers is None else self.data_workers
 
     @property
     def load_options(self) -> registry.LoadOptions:
-        """What loading the data may need beside their name."""
+        """Options for loading the dataset."""
         user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache_dir = self.cache_dir or Path(user_cache) / "insgd_optax"
         return registry.LoadOptions(cache_dir.expanduser(), self.skip_corrupt_images)
@@ -231,13 +231,13 @@ class RunConfig(TrainingConfig):
     resume: Path | None = None
     """Run folder to resume from its latest checkpoint, with its own options."""
     on_divergence: Literal["stop", "continue"] = "stop"
-    """Stop where the loss or a weight is no longer finite, or train to the end."""
+    """If the loss or a parameter is not finite: stop, or continue to the last epoch."""
     tensorboard: bool = False
     """Also write metrics for TensorBoard."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=Launch
     )
-    """Several processes."""
+    """Options to train in several processes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,18 +253,18 @@ class RunConfig(TrainingConfig):
                 )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:
-            raise ValueError("--run-dir is for a new run: with --resume, leave it out")
+            raise ValueError("--run-dir is for a new run: remove it, or --resume")
 
     @property
     def initial_learning_rate(self) -> float:
-        """The learning rate given, or else the optimizer's own."""
+        """The learning rate. Default: the optimizer's."""
         if self.learning_rate is not None:
             return self.learning_rate
         return optimizers.default_learning_rate(self.optimizer)
 
     @property
     def readable_name(self) -> str:
-        """A name for a run folder that says what the run is."""
+        """A descriptive name for the run folder."""
         kind, _, path = self.dataset.partition(":")
         parts = [Path(path).name or kind, self.model, self.optimizer]
         parts.append(f"lr{self.initial_learning_rate:g}")
@@ -280,9 +280,9 @@ class RunConfig(TrainingConfig):
         return "-".join([*parts, f"seed{self.seed}"])
 
     def to_json(self) -> dict[str, Any]:
-        """The options as JSON holds them, a default learning rate by its value."""
+        """Returns the options as JSON can hold them, with the learning rate's value."""
         values = dataclasses.asdict(self)
-        # Of this process, and of this time: resumed, the run may be started otherwise.
+        # These belong to this process; a resumed run may use others.
         for name in NOT_STORED:
             del values[name]
         values["learning_rate"] = self.initial_learning_rate
@@ -292,29 +292,29 @@ class RunConfig(TrainingConfig):
         }
 
     def shared_options(self) -> dict[str, Any]:
-        """The options in which the processes of one run must be equal, by option."""
-        of_machine = ("cache_dir", "data_workers")
+        """Returns the options that must be equal in all processes of a run."""
+        machine_options = ("cache_dir", "data_workers")
         return {
             option(name): value
             for name, value in self.to_json().items()
-            if name not in of_machine
+            if name not in machine_options
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunConfig":
-        """The inverse of `to_json`."""
+        """Inverts `to_json`."""
         values = dict(values)
         for field in ("runs_dir", "run_dir", "resume", "cache_dir"):
             if values.get(field) is not None:
                 values[field] = Path(values[field])
         for field in ("milestones", "model_options"):
             values[field] = tuple(values[field])
-        # Once they were let pass, and recorded.
+        # Old records may contain options without effect.
         return cls(**with_effect(values))
 
 
 def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a run, those without effect in it at their defaults."""
+    """Returns the options of a run, with defaults for those without effect."""
     unused = {
         name
         for name in optimizers.OPTIONS
@@ -328,36 +328,36 @@ def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_effect(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Options that another one makes void; of each, which one, and a remedy."""
+    """Returns the options without effect, with the cause and a remedy."""
     found = {
-        name: (f"--schedule {values['schedule']}", "give another schedule")
+        name: (f"--schedule {values['schedule']}", "use another schedule")
         for other, names in _OF_SCHEDULE.items()
         if other != values["schedule"]
         for name in names
     }
     if values.get("normalizer") == "log1p":
-        found["eps"] = "--normalizer log1p", "give another normalizer"
+        found["eps"] = "--normalizer log1p", "use another normalizer"
     if values.get("momentum") == 0:
-        found["nesterov"] = "--momentum 0", "give a momentum"
+        found["nesterov"] = "--momentum 0", "use a momentum"
     return found
 
 
 def _is_given(config: Any, name: str) -> bool:
-    """Whether an option has another value than its default."""
+    """Returns whether an option differs from its default."""
     return getattr(config, name) != getattr(RunConfig, name)
 
 
 def option(field: str) -> str:
-    """A field's name on the command line."""
+    """Returns a field's name on the command line."""
     return "--" + field.replace("_", "-")
 
 
 def check_numbers(config: Any, **ranges: tuple[float, float]) -> None:
-    """Raises unless each option named, if given, is within its range.
+    """Raises unless the named options are None or within their ranges.
 
     Args:
-        config: whose fields are the options.
-        **ranges: by the name of a field, the least and the most.
+        config: the options.
+        **ranges: lower and upper bound by field name.
 
     Raises:
         ValueError: naming the option and its range.
@@ -366,7 +366,7 @@ def check_numbers(config: Any, **ranges: tuple[float, float]) -> None:
         value = getattr(config, name)
         if value is None:
             continue
-        # So put, nan is refused too.
+        # Written so that NaN is refused.
         if not value >= least:
             raise ValueError(f"{option(name)} must be at least {least}, got {value}")
         if value > most:

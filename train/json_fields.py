@@ -1,4 +1,4 @@
-"""Values as JSON and YAML hold them, against the types of a dataclass's fields."""
+"""Checks values from JSON and YAML against the types of dataclass fields."""
 
 import json
 import types
@@ -12,18 +12,18 @@ class FieldError(Exception):
 
 
 def hints(config: type[Any]) -> dict[str, Any]:
-    """The types of a dataclass's fields, by name."""
+    """Returns the types of a dataclass's fields by name."""
     return typing.get_type_hints(config, include_extras=True)
 
 
 def check(where: str, value: Any, hint: Any) -> None:
-    """Raises a FieldError that names a value, unless JSON holds one of a type so."""
+    """Raises a FieldError unless a JSON value represents one of a type."""
     if not fits(value, hint):
         raise FieldError(f"{where!r} is {_shown(value)}, not {_expected(hint)}")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is one of a type, as JSON holds it."""
+    """Returns whether a JSON value represents one of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return fits(value, arguments[0])
@@ -39,7 +39,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and "\0" not in value
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:  # As which Python counts True.
+    if hint is int:  # bool is a subclass of int.
         return type(value) is int
     return isinstance(value, hint)
 
@@ -66,7 +66,7 @@ def _expected(hint: Any) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is that is no object, in words."""
+    """Describes the type of a JSON value that is not an object."""
     names = {list: "a list", str: "a string", bool: "a truth value"}
     return "null" if value is None else names.get(type(value), "a number")
 

@@ -113,7 +113,7 @@ NUMBERS = [
     ("--label-smoothing -0.1", 2, "--label-smoothing must be at least 0"),
     ("--clip-norm 0", 2, "--clip-norm must be above 0"),
     ("--clip-norm -1", 2, "--clip-norm must be at least 0"),
-    ("--clip-norm 1 --polyak-factor 1", 2, "both bound the step: give one of them"),
+    ("--clip-norm 1 --polyak-factor 1", 2, "both bound the step: use one of them"),
     ("--eps 0", 2, "--eps must be above 0"),
     ("--eps nan", 2, "--eps must be at"),
     ("--power-decay 1", 2, "--power-decay must be below 1"),

@@ -32,7 +32,7 @@ from train.config import RunConfig
         ({"dataset": "folder:"}, "unknown dataset 'folder:'"),
         ({"dataset": "folder"}, "unknown dataset 'folder'"),
         ({"dataset": "digits:3"}, "unknown dataset 'digits:3'"),
-        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': give one of sgd"),
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': expected one of sgd"),
         ({"model_options": ("stem",)}, "--model-options must be NAME=VALUE"),
         ({"polyak_factor": -0.1}, "--polyak-factor must be at least 0"),
         (

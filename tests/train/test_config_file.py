@@ -83,8 +83,8 @@ def test_other_commands_take_files_too(tmp_path):
         ("optimizer: {name: sgd}", "'optimizer' is"),
         ("[sgd]", "holds a list"),
         ("sgd", "holds a string"),
-        ("a: b: c", "is no YAML file"),
-        ("!!python/object/apply:os.system ['true']", "is no YAML file"),
+        ("a: b: c", "is not a YAML file"),
+        ("!!python/object/apply:os.system ['true']", "is not a YAML file"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path, text, words, capsys):

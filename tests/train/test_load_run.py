@@ -104,7 +104,7 @@ def test_what_is_no_run_is_an_error_and_left_as_it_is(run_dir, tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         train.load_run(tmp_path)
     (run_dir / "checkpoints").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="holds no checkpoint yet"):
+    with pytest.raises(UserError, match="has no checkpoint yet"):
         train.load_run(run_dir)
     assert not (run_dir / "checkpoints").exists()
     change_record(run_dir, lambda record: record["dataset"].pop("image_shape"))

@@ -32,7 +32,7 @@ def test_networks_with_options_and_batch_sizes(text, expected):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("resnet21", "names no network: give one of custom_cnn, resnet20"),
+        ("resnet21", "is not a network: expected one of custom_cnn, resnet20"),
         ("vit@many", "after @ comes a batch size, got 'many'"),
         ("vit:width", "must be NAME=VALUE, such as stem=cifar, got 'width'"),
         ("vit:widht=4", "did you mean 'width'"),

@@ -1,4 +1,4 @@
-"""Data sets by name: images, in memory or to be read, and how a network sees them."""
+"""Datasets by name."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ from train.data.tfds.records import Records
 
 
 class Preprocessing(NamedTuple):
-    """What is done to images on the device."""
+    """Normalization and augmentation, which run on the device."""
 
-    mean: tuple[float, ...]  # Of each channel, of pixels in [0, 1].
+    mean: tuple[float, ...]  # Mean of each channel, for pixels in [0, 1].
     std: tuple[float, ...]
-    augmentation: Augmentation = Augmentation()  # In training alone.
+    augmentation: Augmentation = Augmentation()  # In training only.
 
 
 class Split(NamedTuple):
-    """Images and labels."""
+    """Images and labels of a split."""
 
     images: np.ndarray  # shape=(samples, height, width, channels), dtype=uint8
     labels: np.ndarray  # shape=(samples,), dtype=int32
@@ -31,33 +31,33 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set for classification."""
+    """A dataset for classification."""
 
     name: str
     train: Any
     test: Any
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    # Of what it is made of; other images, labels or order make another one.
+    # Hash of the images, their labels and, except for folders, their order.
     fingerprint: str = dataclasses.field(default="", kw_only=True)
 
     @property
     def num_train(self) -> int:
-        """How many training images there are."""
+        """Number of training images."""
         raise NotImplementedError
 
     @property
     def num_test(self) -> int:
-        """How many test images there are."""
+        """Number of test images."""
         raise NotImplementedError
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(height, width, channels), as the network sees them."""
+        """(height, width, channels) of the network's input."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, object]:
-        """What makes it another data set, for a run's record; JSON."""
+        """Returns the dataset's identity, for a run's record."""
         return {
             "name": self.name,
             "train_images": self.num_train,
@@ -68,7 +68,7 @@ class Dataset:
         }
 
     def describe_preprocessing(self) -> dict[str, object]:
-        """How its images become a network's input, for a run's record; JSON."""
+        """Returns the parameters of the normalization, for a run's record."""
         return {
             "mean": list(self.preprocessing.mean),
             "std": list(self.preprocessing.std),
@@ -77,7 +77,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class RecordedDataset(Dataset):
-    """What a run's record tells of its data: all but the images.
+    """The description of a dataset in a run's record, without images.
 
     Attributes:
         train: how many training images there were.
@@ -104,9 +104,9 @@ class RecordedDataset(Dataset):
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset(Dataset):
-    """One that fits in memory, of images of one size.
+    """A dataset in memory, with images of one size.
 
-    Without a fingerprint it gets that of its arrays.
+    The default fingerprint is a hash of the arrays.
     """
 
     train: Split
@@ -135,10 +135,10 @@ class ImageDataset(Dataset):
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset(Dataset):
-    """One that is read while it is needed, of encoded images of any size.
+    """A dataset that is read on demand, with encoded images of any size.
 
     Attributes:
-        crops: what a network sees of an image.
+        crops: parameters of the crops.
     """
 
     train: Records
@@ -159,7 +159,7 @@ class StreamedDataset(Dataset):
 
 
 class LoadOptions(NamedTuple):
-    """What loading may need beside the name."""
+    """Options for loading a dataset."""
 
     cache_dir: Path
     skip_corrupt_images: bool
@@ -167,7 +167,7 @@ class LoadOptions(NamedTuple):
 
 def _digits(argument: str, options: LoadOptions) -> ImageDataset:
     del argument, options
-    from train.data import digits  # scikit-learn takes a second to import.
+    from train.data import digits  # scikit-learn is slow to import.
 
     return digits.load()
 
@@ -196,7 +196,7 @@ def _imagenet(argument: str, options: LoadOptions) -> StreamedDataset:
 
 class _Entry(NamedTuple):
     load: Callable[[str, LoadOptions], Dataset]
-    argument: str = ""  # What follows the colon, in words for messages.
+    argument: str = ""  # Placeholder for the text after the colon.
 
 
 _DATASETS = {
@@ -214,7 +214,7 @@ NAMES = tuple(
 
 
 def check_name(name: str) -> None:
-    """Raises a ValueError that lists the names, unless `name` is a data set's."""
+    """Raises a ValueError with the valid names unless `name` is one."""
     kind, colon, argument = name.partition(":")
     entry = _DATASETS.get(kind)
     if entry is None or bool(entry.argument) != bool(colon and argument):
@@ -224,7 +224,7 @@ def check_name(name: str) -> None:
 
 
 def absolute(name: str) -> str:
-    """The same data set by a name that holds in every working directory."""
+    """Returns the name with its path made absolute."""
     kind, colon, argument = name.partition(":")
     if not colon:
         return name
@@ -232,18 +232,18 @@ def absolute(name: str) -> str:
 
 
 def load(name: str, options: LoadOptions) -> Dataset:
-    """Loads a data set.
+    """Loads a dataset.
 
     Args:
         name: one of `NAMES`.
-        options: see `LoadOptions`.
+        options: options for loading.
 
     Returns:
-        The data set.
+        The dataset.
 
     Raises:
-        ValueError: for an unknown name.
-        train.errors.UserError: if the data cannot be used as they are.
+        ValueError: if the name is unknown.
+        train.errors.UserError: if the data cannot be used.
     """
     check_name(name)
     kind, _, argument = name.partition(":")

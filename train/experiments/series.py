@@ -61,7 +61,7 @@ def run_path(config: RunConfig) -> Path:
 
 
 def _affects_results(name: str, value: Any) -> bool:
-    """Whether runs that differ in an option are different runs."""
+    """Returns whether runs that differ in an option are different runs."""
     if name == "parallel":  # It changes dropout masks, or at most the last bits.
         return parallel.folds_in_device(value)
     return name == "epochs" or name not in _FREE

@@ -1,1 +1,1 @@
-"""What is done with a trained network: load it, evaluate it, predict with it."""
+"""Loading, evaluation and predictions of trained networks."""

@@ -123,7 +123,7 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedMode
         The network, its variables and its preprocessing.
 
     Raises:
-        train.errors.UserError: if the folder is no run's or holds no intact checkpoint.
+        train.errors.UserError: if it is not a run folder or has no intact checkpoint.
 
     Example:
         >>> run = train.load_run("runs/digits")  # doctest: +SKIP
@@ -159,7 +159,7 @@ class RestoredRun:
     model: nn.Module
     state: TrainState
     step: int
-    warnings: tuple[str, ...]  # What is wrong with other checkpoints.
+    warnings: tuple[str, ...]  # Errors of other checkpoints.
 
 
 def restore(folder: RunFolder, checkpoint: Checkpoint) -> RestoredRun:
@@ -209,6 +209,6 @@ def _restore(
 
 def _without_checkpoint(folder: RunFolder) -> UserError:
     return UserError(
-        f"{folder.checkpoints} holds no checkpoint yet. Go on with the run: "
+        f"{folder.checkpoints} has no checkpoint yet. Resume the run: "
         f"python -m train --resume {folder.path}"
     )

@@ -1,4 +1,4 @@
-"""A run's programs, put together from its options and its data."""
+"""Builds a run's network, optimizer and programs from its options and dataset."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ from train.training.streamed import StreamedEvaluator, StreamedTrainer
 
 
 class Experiment:
-    """Everything that can be computed in a run.
+    """The programs of a run.
 
     Args:
         config: the run's options.
@@ -81,7 +81,7 @@ class Experiment:
         if batch_size > num_samples:
             raise UserError(
                 f"--batch-size {batch_size} is larger than the {num_samples} training "
-                f"images of {self._dataset.name}. Give at most {num_samples}."
+                f"images of {self._dataset.name}. Use at most {num_samples}."
             )
 
     def check_devices(self) -> None:
@@ -118,13 +118,13 @@ class Experiment:
         )
 
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
-        """What the network sows within a capture."""
+        """Returns the shapes that the network sows within a capture."""
         with self._fitting():
             return sown_shapes(self.model, self._dataset.image_shape, capture)
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
-        """Tells the user where the network cannot take the images."""
+        """Turns errors of the network into user errors that name the dataset."""
         try:
             yield
         except models.NetworkError as error:
@@ -134,7 +134,7 @@ class Experiment:
 
     @functools.cached_property
     def _trainer(self) -> InMemoryTrainer | StreamedTrainer:
-        """Made when it is needed: a state can be restored without the images."""
+        """The trainer, created on demand, since restoring a state needs no images."""
         config = self._config
         step_fn = functools.partial(
             train_step,
@@ -161,7 +161,7 @@ class Experiment:
         return create_evaluator(self._config, self._dataset, self._devices)
 
     def start(self) -> LoopState:
-        """The run before its first step.
+        """Returns the state before the first step.
 
         Raises:
             UserError: if the network cannot take the images.
@@ -176,7 +176,7 @@ class Experiment:
         return self._devices.replicate(self._loop_state(state))
 
     def abstract_start(self) -> LoopState:
-        """The shapes and dtypes of `start`, on the first device; computes nothing.
+        """Returns the shapes and dtypes of `start` for the first device.
 
         Raises:
             UserError: as `start`.
@@ -195,7 +195,7 @@ class Experiment:
         return LoopState(state, epoch.zero_metric_sums(self._optimizer.extra_metrics))
 
     def count_finite(self, loop_state: LoopState) -> LoopState:
-        """Lets the steps from here on count how many of their epoch left all finite."""
+        """Adds the count of finite steps to the metric sums."""
         done = int(loop_state.state.step) % self.steps_per_epoch
         count = self._devices.replicate(jnp.asarray(done, jnp.int32))
         return loop_state._replace(
@@ -203,12 +203,12 @@ class Experiment:
         )
 
     def chunk_lengths(self) -> list[int]:
-        """The chunks of an epoch, in steps."""
+        """Returns the lengths of an epoch's chunks in steps."""
         most = self._config.chunk_steps or self._trainer.default_chunk_steps
         return epoch.chunk_lengths(self.steps_per_epoch, most)
 
     def describe_environment(self) -> dict[str, Any]:
-        """Describes where the run trains, for its record; JSON."""
+        """Describes where the run is trained, for its record."""
         return provenance.describe(
             max(self.chunk_lengths()), self._devices.name, self._devices.devices
         )
@@ -216,39 +216,39 @@ class Experiment:
     def train_chunk(
         self, loop_state: LoopState, step: int, num_steps: int
     ) -> LoopState:
-        """Goes on for some steps of an epoch.
+        """Runs training steps within the current epoch.
 
         Args:
-            loop_state: where the run stands. Its state is donated, its sums are not.
-            step: that of its state, known without waiting for the device.
-            num_steps: how many; they must not pass the end of the epoch.
+            loop_state: the current state and sums. The state is donated.
+            step: step of the state, passed so as not to wait for the device.
+            num_steps: number of steps, which must not exceed the rest of the epoch.
 
         Returns:
-            Where the run stands then.
+            The new state and sums.
 
         Raises:
-            ValueError: if they pass the end of the epoch.
+            ValueError: if the steps exceed the rest of the epoch.
         """
-        # Past its end the order of an epoch is read clamped, without an error.
+        # Beyond its end, the order of an epoch would be read clamped, without an error.
         if step % self.steps_per_epoch + num_steps > self.steps_per_epoch:
             raise ValueError(
                 f"{num_steps} steps from step {step} pass the end of an epoch of "
-                f"{self.steps_per_epoch} steps. Give at most "
+                f"{self.steps_per_epoch} steps. Use at most "
                 f"{self.steps_per_epoch - step % self.steps_per_epoch}."
             )
         return self._trainer.train_chunk(loop_state, step, num_steps)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
-        """Loss and accuracies on the test images."""
+        """Returns loss and accuracies on the test images."""
         return self._evaluator.evaluate(state)
 
     def close(self) -> None:
-        """Ends what feeds the training; it starts again when it is needed."""
+        """Ends the data workers, which restart on demand."""
         if "_trainer" in vars(self):
             self._trainer.close()
 
     def multipliers(self, state: TrainState) -> MultiplierSummary | None:
-        """What INSGD makes of the learning rate; None for other optimizers."""
+        """Summarizes INSGD's multipliers; None for other optimizers."""
         if self._multipliers_program is None:
             return None
         params = flax.traverse_util.flatten_dict(state.params, sep="/")
@@ -259,7 +259,7 @@ class Experiment:
         )
 
     def diagnostics(self, state: TrainState) -> dict[str, dict[str, float]]:
-        """What the optimizer tells of each weight, for the log of an epoch."""
+        """Returns the optimizer's diagnostics by name and weight."""
         if self._diagnostics_program is None:
             return {}
         found = jax.device_get(self._diagnostics_program(state.opt_state))
@@ -269,9 +269,9 @@ class Experiment:
         }
 
     def powers(self, state: TrainState) -> dict[str, float]:
-        """INSGD's estimates P by weight, the mean if its stacked layers have several.
+        """Returns INSGD's input powers P by weight, averaged over stacked layers.
 
-        Only where `multipliers` is not None.
+        Valid only if `multipliers` is not None.
         """
         powers = jax.device_get(insgd_optax.input_powers(state.opt_state))
         return {name: float(np.mean(power)) for name, power in powers.items()}
@@ -280,7 +280,7 @@ class Experiment:
 def create_evaluator(
     config: RunConfig, dataset: Dataset, devices: parallel.Devices
 ) -> InMemoryEvaluator | StreamedEvaluator:
-    """What evaluates a state on a data set's test images."""
+    """Creates the evaluator for a dataset's test images."""
     if isinstance(dataset, ImageDataset):
         return InMemoryEvaluator(dataset, devices)
     assert isinstance(dataset, StreamedDataset)

@@ -14,7 +14,7 @@ _EVALUATION_BATCH = 1000
 
 
 class InMemoryTrainer:
-    """Training on a data set that fits on a device.
+    """Training on a dataset that fits in device memory.
 
     Args:
         dataset: the dataset, which is copied to the devices.

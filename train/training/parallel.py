@@ -224,7 +224,7 @@ def create(name: str) -> Devices:
 
 
 def folds_in_device(name: str | None) -> bool:
-    """Whether random keys differ between devices: dropout then depends on them.
+    """Returns whether random keys, and thereby dropout masks, differ between devices.
 
     `train_step` folds the device's index into the key of a program on a mapped axis,
     but not into the key of a program that sees the global batch.

@@ -48,7 +48,9 @@ def create(
             learning_rate, restart_epochs * steps_per_epoch
         )
     else:
-        raise ValueError(f"unknown schedule {name!r}: give one of {', '.join(NAMES)}")
+        raise ValueError(
+            f"unknown schedule {name!r}: expected one of {', '.join(NAMES)}"
+        )
     if not warmup_steps:
         return schedule
     warmup = optax.linear_schedule(

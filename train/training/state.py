@@ -36,7 +36,7 @@ class LoopState(NamedTuple):
 
     @classmethod
     def from_checkpoint(cls, tree: dict[str, Any]) -> "LoopState":
-        """The inverse of `to_checkpoint`."""
+        """Inverts `to_checkpoint`."""
         return cls(tree["state"], tree["totals"])
 
 
@@ -69,7 +69,7 @@ def create_state(
 def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...]
 ) -> TrainState:
-    """The shapes and dtypes of `create_state`, of which nothing is computed."""
+    """Returns the shapes and dtypes of `create_state` without computing it."""
     return jax.eval_shape(_initializer(model, tx, image_shape), jax.random.key(0))
 
 

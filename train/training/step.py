@@ -37,7 +37,7 @@ def train_step(
         extra_metrics: the optimizer's, likewise.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
         axis_name: the mapped axis of the devices that share the batch. Batch
-            normalization sees the whole batch only if the model has it too.
+            normalization sees the global batch only if the model has it, too.
 
     Returns:
         The next state, equal on all devices, and the metrics: the batch's mean "loss",
@@ -80,7 +80,7 @@ def train_step(
         state.params,
         input_norms=sown,
         input_covariances=sown,
-        # Of smoothed labels the least loss is not 0, which a Polyak step aims at.
+        # With smoothed labels, the minimum is not 0, the target of a Polyak step.
         value=metrics["loss"] - least_loss(logits.shape[-1], label_smoothing),
     )
     metrics |= {name: metric(opt_state) for name, metric in extra_metrics.items()}
@@ -105,7 +105,7 @@ def cross_entropy(
 
 
 def least_loss(num_classes: int, label_smoothing: float) -> float:
-    """The cross entropy of the best prediction: the entropy of the targets."""
+    """Returns the minimum of the cross entropy, which is the entropy of the targets."""
     if not label_smoothing:
         return 0.0
     others = label_smoothing / num_classes

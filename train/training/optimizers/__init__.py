@@ -125,7 +125,7 @@ def _entry(name: str) -> _Entry:
     except ValueError:
         prefix, p = "", math.nan
     if prefix != _INSGD_PREFIX or not p >= 1:
-        raise ValueError(f"unknown optimizer {name!r}: give one of {CHOICES}")
+        raise ValueError(f"unknown optimizer {name!r}: expected one of {CHOICES}")
     return _Entry(
         rules.insgd(p),
         _INSGD_LEARNING_RATE,
