@@ -12,7 +12,6 @@ from PIL import Image
 from train.data import decode
 from train.data import folder as folder_dataset
 from train.data.augment import Augmentation
-from train.data.tfds import folder as tfds_folder
 from train.errors import UserError
 
 
@@ -52,7 +51,7 @@ def test_gray_palette_and_transparent_images_become_rgb(image_folder, cache):
 
 def test_the_second_time_arrays_come_from_the_cache(image_folder, cache, monkeypatch):
     first = folder_dataset.load(str(image_folder), cache)
-    monkeypatch.delattr(tfds_folder, "prepare")
+    monkeypatch.delattr(decode, "rgb")
     second = folder_dataset.load(str(image_folder), cache)
     np.testing.assert_array_equal(second.train.images, first.train.images)
     np.testing.assert_array_equal(second.test.labels, first.test.labels)
@@ -132,16 +131,33 @@ def test_a_damaged_cache_is_made_anew(image_folder, cache):
     np.testing.assert_array_equal(second.train.images, first.train.images)
 
 
-def test_the_cache_holds_a_tensorflow_datasets_data_set(image_folder, cache):
-    import tensorflow_datasets as tfds
+def test_images_are_in_the_order_of_tensorflow_datasets(image_folder, cache):
+    from tensorflow_datasets.core import hashing
 
-    folder_dataset.load(str(image_folder), cache)
+    dataset = folder_dataset.load(str(image_folder), cache)
+    for split, (images, _) in (("train", dataset.train), ("test", dataset.test)):
+        hasher = hashing.Hasher(split)
+        paths = [
+            f"{split}/{p.parent.name}/{p.name}"
+            for p in image_folder.glob(f"{split}/*/*")
+        ]
+        expected = [
+            np.asarray(Image.open(image_folder / path))
+            for path in sorted(paths, key=hasher.hash_key)
+        ]
+        np.testing.assert_array_equal(images, expected)
 
-    (data_dir,) = cache.glob("*/tensorflow_datasets/folder_images/1.0.0")
-    source = tfds.builder_from_directory(data_dir).as_data_source("train")
-    image = np.asarray(Image.open(image_folder / source[0]["filename"].decode()))
-    assert len(source) == 6
-    np.testing.assert_array_equal(source[0]["image"], image)
+
+def test_the_fingerprint_covers_pixels_and_order(image_folder, tmp_path, monkeypatch):
+    first = folder_dataset.load(str(image_folder), tmp_path / "first").describe()
+    with monkeypatch.context() as patch:
+        rgb = decode.rgb
+        patch.setattr(decode, "rgb", lambda encoded: rgb(encoded) ^ np.uint8(1))
+        pixels = folder_dataset.load(str(image_folder), tmp_path / "pixels").describe()
+    monkeypatch.setattr(folder_dataset, "_shuffled", lambda split, files: sorted(files))
+    order = folder_dataset.load(str(image_folder), tmp_path / "order").describe()
+    assert len({each["fingerprint"] for each in (first, pixels, order)}) == 3
+    assert first["files"] == pixels["files"] == order["files"]
 
 
 def message(image_folder, cache, **options):

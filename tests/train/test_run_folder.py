@@ -190,6 +190,20 @@ def test_replaced_images_are_noticed_if_a_fingerprint_was_recorded(tmp_path, cap
     assert "without a fingerprint of the data" in capsys.readouterr().err
 
 
+def test_a_folders_files_are_compared_if_its_pixels_were_not_recorded(tmp_path):
+    now = DATA | {"fingerprint": "pixels", "files": "files"}
+    old = run_folder.create(
+        RunConfig(runs_dir=tmp_path), DATA | {"fingerprint": "files"}
+    )
+    old.check_dataset(now)
+    with pytest.raises(UserError, match="have changed"):
+        old.check_dataset(now | {"files": "others"})
+    new = run_folder.create(RunConfig(runs_dir=tmp_path), now)
+    new.check_dataset(now)
+    with pytest.raises(UserError, match="have changed"):
+        new.check_dataset(now | {"fingerprint": "others"})
+
+
 NOW = {
     "commit": "b",
     "devices": ["cpu", "cpu"],

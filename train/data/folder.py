@@ -1,9 +1,8 @@
 """Loads a folder of images, decoding them once into a cache."""
 
 import hashlib
-import shutil
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
     folder = image_folder.scan(path)
     identity = hashlib.sha256(str(folder.root).encode()).hexdigest()[:8]
     cache = cache_dir / f"{folder.root.name}-{identity}"
-    arrays, record = array_cache.read(cache, folder.fingerprint) or _build(
+    arrays, record = array_cache.read(cache, folder.fingerprint) or _decode(
         folder, cache
     )
     _check_corrupt(record["corrupt"], folder, skip_corrupt)
@@ -54,52 +53,26 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
             CIFAR10.preprocessing.std,
             Augmentation(padding=side // 8, flip=True),
         ),
-        fingerprint=record["contents"],
+        files_fingerprint=record["contents"],
     )
 
 
-def _build(
+def _decode(
     folder: ImageFolder, cache: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Decodes the images and writes the cache."""
-    # Imported only when the images are not cached.
-    from train.data.tfds import folder as tfds_folder
-
-    cache.mkdir(parents=True, exist_ok=True)
-    # Built in a temporary folder, so that concurrent or interrupted builds do no harm.
-    with tempfile.TemporaryDirectory(dir=cache, prefix="partial-") as partial:
-        arrays, corrupt, contents = _decode(
-            folder, tfds_folder.prepare(folder, Path(partial))
-        )
-        record = {
-            "fingerprint": folder.fingerprint,
-            "contents": contents,
-            "corrupt": corrupt,
-        }
-        array_cache.write(cache, arrays, record)
-        records = cache / "tensorflow_datasets"
-        shutil.rmtree(records, ignore_errors=True)
-        shutil.copytree(partial, records, dirs_exist_ok=True)
-    return arrays, record
-
-
-def _decode(
-    folder: ImageFolder, sources: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], list[str], str]:
-    """Returns the arrays by name, the corrupt files, and a hash of all files."""
+    """Decodes the images and writes the cache; returns the arrays and its record."""
     arrays: dict[str, np.ndarray] = {}
     corrupt: list[str] = []
     hashes: dict[str, str] = {}  # By relative path, which includes the class.
     first: tuple[str, tuple[int, ...]] | None = None
     for split in SPLITS:
         images, labels = [], []
-        for example in progress_bars.bar(
-            sources[split], f"Decoding {split} images", leave=False
-        ):
-            name = example["filename"].decode()
-            hashes[name] = hashlib.sha256(example["image"]).hexdigest()
+        files = _shuffled(split, folder.files[split])
+        for name in progress_bars.bar(files, f"Decoding {split} images", leave=False):
+            encoded = (folder.root / name).read_bytes()
+            hashes[name] = hashlib.sha256(encoded).hexdigest()
             try:
-                image = decode.rgb(example["image"])
+                image = decode.rgb(encoded)
             except decode.UNDECODABLE:
                 corrupt.append(name)
                 continue
@@ -111,16 +84,32 @@ def _decode(
                     f"{_size(image.shape)}. Resize all images to one size."
                 )
             images.append(image)
-            labels.append(example["label"])
+            labels.append(folder.class_names.index(name.split("/")[1]))
         if not images:
             raise UserError(
-                f"None of the {len(sources[split])} images below "
-                f"{folder.root / split} can be decoded. Are they images?"
+                f"None of the {len(files)} images below {folder.root / split} can be "
+                "decoded. Are they images?"
             )
         arrays[f"{split}_images"] = np.stack(images)
         arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
-    contents = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
-    return arrays, sorted(corrupt), contents
+    record = {
+        "fingerprint": folder.fingerprint,
+        "contents": hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest(),
+        "corrupt": sorted(corrupt),
+    }
+    array_cache.write(cache, arrays, record)
+    return arrays, record
+
+
+def _shuffled(split: str, files: Sequence[str]) -> list[str]:
+    """Orders files by a hash, as the builders of tensorflow-datasets do.
+
+    Runs of earlier versions, which read folders through such a builder, resume on the
+    same order.
+    """
+    return sorted(
+        files, key=lambda name: hashlib.md5(f"{split}{name}".encode()).digest()
+    )
 
 
 def _check_corrupt(corrupt: list[str], folder: ImageFolder, skip_corrupt: bool) -> None:

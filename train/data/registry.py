@@ -38,8 +38,10 @@ class Dataset:
     test: Any
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    # Hash of the images, their labels and, except for folders, their order.
+    # Hash of the images, their labels and their order.
     fingerprint: str = dataclasses.field(default="", kw_only=True)
+    # Hash of the encoded files of a folder. Earlier versions recorded it as fingerprint.
+    files_fingerprint: str = dataclasses.field(default="", kw_only=True)
 
     @property
     def num_train(self) -> int:
@@ -58,6 +60,7 @@ class Dataset:
 
     def describe(self) -> dict[str, object]:
         """Returns the dataset's identity, for a run's record."""
+        files = {"files": self.files_fingerprint} if self.files_fingerprint else {}
         return {
             "name": self.name,
             "train_images": self.num_train,
@@ -65,6 +68,7 @@ class Dataset:
             "image_shape": list(self.image_shape),
             "class_names": list(self.class_names),
             "fingerprint": self.fingerprint,
+            **files,
         }
 
     def describe_preprocessing(self) -> dict[str, object]:

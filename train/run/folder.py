@@ -139,6 +139,10 @@ class RunFolder:
         The fingerprint is not compared if an earlier version did not record it.
         """
         recorded = self.record["dataset"]
+        if "files" in description and "files" not in recorded and self.has_fingerprint:
+            # Earlier versions recorded only the hash of a folder's files.
+            description = description | {"fingerprint": description["files"]}
+            del description["files"]
         for name, value in description.items():
             if name == "fingerprint" and not self.has_fingerprint:
                 continue

@@ -24,6 +24,7 @@ _PARTS: dict[str, dict[str, Any]] = {
         "image_shape": list[int],
         "class_names": list[str],
         "fingerprint": str,
+        "files": str,
     },
     "preprocessing": {"mean": list[float], "std": list[float]},
     "environment": _ENVIRONMENT,
