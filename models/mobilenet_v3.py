@@ -125,14 +125,16 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """MobileNetV3; created by `mobilenet_v3_large` and `mobilenet_v3_small`.
+    """MobileNetV3; `mobilenet_v3_large` and `mobilenet_v3_small` bind its table.
+
+    Both have torchvision's numbers of parameters.
 
     Args:
-        blocks: the rows of the network's table.
+        blocks: the rows of the network's table; fewer give a shallower network.
         hidden: width of the hidden layer of the classifier.
         num_classes: number of logits.
-        stem: "imagenet", or "cifar", where the stem and the first block of stride 2
-            have stride 1 instead.
+        stem: "imagenet" for images of at least 32x32; or "cifar" for at least 8x8,
+            where the stem and the first block of stride 2 have stride 1 instead.
         width_mult: multiplies every width except the number of logits.
         dropout: dropout rate before the last layer; needs the rng "dropout" when
             `train` is true.
@@ -159,6 +161,14 @@ class MobileNetV3(nn.Module):
     biases in the gates and the hidden layer. It selects its CIFAR form by the size of
     the image; that form is the one here. Their optimizer fails on its grouped
     convolutions.
+
+    Example:
+        >>> model = mobilenet_v3_large(num_classes=1000)
+        >>> variables = jax.eval_shape(
+        ...     lambda key, x: model.init(key, x, train=False),
+        ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
+        5483032
     """
 
     blocks: Sequence[Block]
@@ -218,89 +228,5 @@ class MobileNetV3(nn.Module):
         return 1, blocks
 
 
-def mobilenet_v3_large(
-    num_classes: int = 10,
-    *,
-    blocks: Sequence[Block] = LARGE,
-    stem: str = "imagenet",
-    width_mult: float = 1.0,
-    dropout: float = 0.2,
-    dtype: layers.Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> MobileNetV3:
-    """MobileNetV3-Large, with torchvision's parameters.
-
-    Args:
-        num_classes: number of logits.
-        blocks: the rows of the network's table; fewer give a shallower network.
-        stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
-        width_mult: multiplies every width except the number of logits.
-        dropout: dropout rate before the last layer.
-        dtype: compute dtype; parameters and statistics are float32.
-        axis_name: mapped axis over which to average batch statistics.
-
-    Returns:
-        A `MobileNetV3`; its docstring has the initialization and the sources.
-
-    Example:
-        >>> model = mobilenet_v3_large(num_classes=1000)
-        >>> variables = jax.eval_shape(
-        ...     lambda key, x: model.init(key, x, train=False),
-        ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-        5483032
-    """
-    return MobileNetV3(
-        blocks=blocks,
-        hidden=1280,
-        num_classes=num_classes,
-        stem=stem,
-        width_mult=width_mult,
-        dropout=dropout,
-        dtype=dtype,
-        axis_name=axis_name,
-    )
-
-
-def mobilenet_v3_small(
-    num_classes: int = 10,
-    *,
-    blocks: Sequence[Block] = SMALL,
-    stem: str = "imagenet",
-    width_mult: float = 1.0,
-    dropout: float = 0.2,
-    dtype: layers.Dtype = jnp.float32,
-    axis_name: str | None = None,
-) -> MobileNetV3:
-    """MobileNetV3-Small, with torchvision's parameters.
-
-    Args:
-        num_classes: number of logits.
-        blocks: the rows of the network's table; fewer give a shallower network.
-        stem: "imagenet" for images of at least 32x32, "cifar" for at least 8x8.
-        width_mult: multiplies every width except the number of logits.
-        dropout: dropout rate before the last layer.
-        dtype: compute dtype; parameters and statistics are float32.
-        axis_name: mapped axis over which to average batch statistics.
-
-    Returns:
-        A `MobileNetV3`; its docstring has the initialization and the sources.
-
-    Example:
-        >>> model = mobilenet_v3_small(num_classes=1000)
-        >>> variables = jax.eval_shape(
-        ...     lambda key, x: model.init(key, x, train=False),
-        ...     jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-        >>> sum(w.size for w in jax.tree.leaves(variables["params"]))
-        2542856
-    """
-    return MobileNetV3(
-        blocks=blocks,
-        hidden=1024,
-        num_classes=num_classes,
-        stem=stem,
-        width_mult=width_mult,
-        dropout=dropout,
-        dtype=dtype,
-        axis_name=axis_name,
-    )
+mobilenet_v3_large = functools.partial(MobileNetV3, blocks=LARGE, hidden=1280)
+mobilenet_v3_small = functools.partial(MobileNetV3, blocks=SMALL, hidden=1024)

@@ -139,9 +139,9 @@ def _lookup(name: str) -> _Network:
 
 
 def _options(build: Callable[..., nn.Module]) -> list[str]:
-    """Lists the arguments of `build` except num_classes, `parent` and `name`."""
-    parameters = inspect.signature(build).parameters
-    return [p for p in parameters if p not in ("num_classes", "parent", "name")]
+    """Lists the options of a network: arguments of `build` that users may set."""
+    hidden = ("num_classes", "hidden", "parent", "name")
+    return [p for p in inspect.signature(build).parameters if p not in hidden]
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
