@@ -62,6 +62,15 @@ def read(
         return None
 
 
+def file_state(status: os.stat_result) -> tuple[int, ...]:
+    """Returns a state that changes when a file is written, replaced or renamed.
+
+    Size and modification time do not suffice, because copying and unpacking preserve
+    them. Programs cannot set the change time, and a moved file keeps its inode.
+    """
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

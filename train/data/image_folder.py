@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train.data import file_state
+from train.data.cache import file_state
 from train.errors import UserError
 
 SPLITS = ("train", "test")
@@ -132,7 +132,7 @@ def _images(folder: os.DirEntry[str], digest: Any) -> list[str]:
         ]
     found.sort(key=lambda entry: entry.name)
     for entry in found:
-        identity = (folder.path, entry.name, *file_state.of(entry.stat()))
+        identity = (folder.path, entry.name, *file_state(entry.stat()))
         digest.update(repr(identity).encode())
     return [entry.name for entry in found]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from train import progress as progress_bars
 from train.data import cache as array_cache
-from train.data import decode, file_state
+from train.data import decode
 from train.data.cifar import Cifar
 from train.data.registry import ImageDataset, Split
 from train.data.tfds import reader
@@ -31,7 +31,7 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
     """
     folder = _find(cifar)
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    states = [(path.name, *file_state.of(path.stat())) for path in files]
+    states = [(path.name, *array_cache.file_state(path.stat())) for path in files]
     fingerprint = hashlib.sha256(repr(states).encode()).hexdigest()
     cache = cache_dir / cifar.name
     found = array_cache.read(cache, fingerprint)

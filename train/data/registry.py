@@ -46,12 +46,12 @@ class Dataset:
     @property
     def num_train(self) -> int:
         """Number of training images."""
-        raise NotImplementedError
+        return _num_images(self.train)
 
     @property
     def num_test(self) -> int:
         """Number of test images."""
-        raise NotImplementedError
+        return _num_images(self.test)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -79,6 +79,12 @@ class Dataset:
         }
 
 
+def _num_images(split: Any) -> int:
+    if isinstance(split, int):  # Of a `RecordedDataset`.
+        return split
+    return len(split.labels if isinstance(split, Split) else split)
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordedDataset(Dataset):
     """The description of a dataset in a run's record, without images.
@@ -92,14 +98,6 @@ class RecordedDataset(Dataset):
     train: int
     test: int
     shape: tuple[int, ...] = dataclasses.field(kw_only=True)
-
-    @property
-    def num_train(self) -> int:
-        return self.train
-
-    @property
-    def num_test(self) -> int:
-        return self.test
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -125,14 +123,6 @@ class ImageDataset(Dataset):
             object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     @property
-    def num_train(self) -> int:
-        return len(self.train.labels)
-
-    @property
-    def num_test(self) -> int:
-        return len(self.test.labels)
-
-    @property
     def image_shape(self) -> tuple[int, ...]:
         return self.train.images.shape[1:]
 
@@ -148,14 +138,6 @@ class StreamedDataset(Dataset):
     train: Records
     test: Records
     crops: Crops
-
-    @property
-    def num_train(self) -> int:
-        return len(self.train)
-
-    @property
-    def num_test(self) -> int:
-        return len(self.test)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
