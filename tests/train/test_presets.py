@@ -3,6 +3,7 @@
 import pytest
 
 import models
+from train.config import RunConfig
 from train.experiments.paper import presets
 from train.training import optimizers
 
@@ -127,7 +128,7 @@ def test_networks_have_the_options(number):
     table = presets.TABLES[number]
     for row in table.rows:
         # The data that have no loader are not those of a run.
-        run = presets.config(table, row, 0, "digits", 1)
+        run = RunConfig(dataset="digits", **presets.options(table, row, 1))
         models.create(run.model, **run.network_options)
 
 

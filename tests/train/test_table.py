@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from train import cli
+from train.config import RunConfig
 from train.experiments import results, series
 from train.experiments.paper import presets
 from train.run.experiment import Experiment
@@ -169,9 +170,11 @@ def test_accuracies_are_of_the_best_epoch_and_of_the_last():
 
 def test_the_same_options_are_the_same_run_wherever_it_is_computed(tmp_path):
     row = presets.TABLES[3].rows[0]
-    three = presets.config(presets.TABLES[3], row, 0, "cifar10", 200, parallel="jit")
+    options = presets.options(presets.TABLES[3], row)
+    three = RunConfig(dataset="cifar10", parallel="jit", **options)
     row = presets.TABLES[4].rows[0]
-    four = presets.config(presets.TABLES[4], row, 0, "cifar10", 200, parallel="pmap")
+    options = presets.options(presets.TABLES[4], row)
+    four = RunConfig(dataset="cifar10", parallel="mesh", **options)
     assert series.run_path(three) == series.run_path(four)
     for change in ({"seed": 1}, {"epochs": 100}, {"momentum": 0.8}):
         other = dataclasses.replace(three, **change)

@@ -10,25 +10,6 @@ from train.experiments import results, series
 from train.training import optimizers
 
 
-@dataclasses.dataclass(frozen=True)
-class Control:
-    """A control row of an INSGD row.
-
-    Attributes:
-        name: what differs from the INSGD row.
-        change: maps an INSGD run to the options that differ for the same seed; None if
-            they depend on results that the run does not have.
-    """
-
-    name: str
-    change: Callable[[RunConfig], dict[str, Any] | None]
-
-    def config(self, insgd: RunConfig) -> RunConfig | None:
-        """Returns the control of one INSGD run."""
-        change = self.change(insgd)
-        return None if change is None else dataclasses.replace(insgd, **change)
-
-
 def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
     rows = series.finished_metrics(insgd)
     if rows is None:
@@ -46,11 +27,13 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
     }
 
 
-CONTROLS = (
-    Control("SGD at INSGD's effective rate", _sgd_at_effective_rate),
-    Control("scope layer", lambda insgd: {"scope": "layer"}),
-    Control("normalizer log1p", lambda insgd: {"normalizer": "log1p"}),
-)
+# The options that a control changes of an INSGD run of the same seed, by name of the
+# control; None if they depend on results that the run does not have.
+CONTROLS: dict[str, Callable[[RunConfig], dict[str, Any] | None]] = {
+    "SGD at INSGD's effective rate": _sgd_at_effective_rate,
+    "scope layer": lambda insgd: {"scope": "layer"},
+    "normalizer log1p": lambda insgd: {"normalizer": "log1p"},
+}
 
 
 def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | None]]:
@@ -67,14 +50,18 @@ def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | 
     if not (known and optimizers.is_insgd(known[0].optimizer)):
         return {}
     rows = {
-        control.name: [run and control.config(run) for run in row]
-        for control in CONTROLS
+        name: [run and _changed(run, change(run)) for run in row]
+        for name, change in CONTROLS.items()
     }
     return {name: runs for name, runs in rows.items() if runs != list(row)}
+
+
+def _changed(run: RunConfig, options: dict[str, Any] | None) -> RunConfig | None:
+    return None if options is None else dataclasses.replace(run, **options)
 
 
 def names(optimizer: str) -> list[str]:
     """Returns the names of an optimizer's controls."""
     if not optimizers.is_insgd(optimizer):
         return []
-    return [control.name for control in CONTROLS]
+    return list(CONTROLS)

@@ -12,19 +12,9 @@ Choices where the paper is silent:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from train.config import RunConfig
-
-
-class PaperAccuracy(NamedTuple):
-    """An accuracy printed in the paper, in percent."""
-
-    mean: float
-    std: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.std:.2f}"
+from train.experiments.mean_std import MeanStd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +23,13 @@ class PaperRow:
 
     Attributes:
         options: options of `RunConfig` that are specific to this row.
-        top1: top-1 accuracy in the paper.
+        top1: top-1 accuracy in the paper, in percent.
         top5: top-5 accuracy in the paper, if printed.
     """
 
     options: Mapping[str, Any]
-    top1: PaperAccuracy | None = None
-    top5: PaperAccuracy | None = None
+    top1: MeanStd | None = None
+    top5: MeanStd | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +92,8 @@ def _row(
 ) -> PaperRow:
     return PaperRow(
         {"optimizer": optimizer, "learning_rate": learning_rate, **options},
-        PaperAccuracy(*top1),
-        top5 and PaperAccuracy(*top5),
+        MeanStd(*top1),
+        top5 and MeanStd(*top5),
     )
 
 
@@ -263,19 +253,3 @@ def options(table: Table, row: PaperRow, epochs: int | None = None) -> dict[str,
         del chosen["milestones"], chosen["milestone_factor"]
         chosen["schedule"] = "constant"
     return chosen
-
-
-def config(
-    table: Table, row: PaperRow, seed: int, dataset: str, epochs: int, **other: Any
-) -> RunConfig:
-    """One run of a row.
-
-    Args:
-        table: the table.
-        row: one of its rows, or one like them.
-        seed: the run's.
-        dataset: the data, the table's or others.
-        epochs: how many, the table's or fewer.
-        **other: options that say where and how, such as `runs_dir`.
-    """
-    return RunConfig(dataset=dataset, seed=seed, **options(table, row, epochs), **other)

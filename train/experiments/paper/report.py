@@ -10,7 +10,7 @@ from train import markdown
 from train.config import RunConfig
 from train.experiments import results, series
 from train.experiments.paper import controls, presets
-from train.experiments.paper.presets import PaperAccuracy, Table
+from train.experiments.paper.presets import PaperRow, Table
 from train.run.metrics import EpochMetrics
 
 
@@ -21,14 +21,12 @@ class TableRow:
     Attributes:
         configs: the runs, one per seed; None for a run not known yet.
         control: what differs from the paper's row above; empty for that row.
-        top1: top-1 accuracy in the paper.
-        top5: top-5 accuracy in the paper.
+        paper: the paper's row; None for a control.
     """
 
     configs: tuple[RunConfig | None, ...]
     control: str = ""
-    top1: PaperAccuracy | None = None
-    top5: PaperAccuracy | None = None
+    paper: PaperRow | None = None
 
     @property
     def known(self) -> list[RunConfig]:
@@ -74,12 +72,15 @@ class TableRow:
             *("" if sample is None else _text(getattr(sample, n)) for n in columns),
             _mean(self.learning_rates),
             _mean(self.effective_rates),
-            str(self.top1 or ""),
+            str((self.paper and self.paper.top1) or ""),
             str(found.best) if found else "not run",
             str(found.last) if found else "not run",
         ]
         if top5:
-            cells += [str(self.top5 or ""), str(found.top5) if found else ""]
+            cells += [
+                str((self.paper and self.paper.top5) or ""),
+                str(found.top5) if found else "",
+            ]
         return [*cells, f"{len(self.finished)}/{len(self.configs)}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -89,8 +90,11 @@ class TableRow:
             "control": self.control,
             "learning_rates": self.learning_rates,
             "effective_rates": self.effective_rates,
-            "paper_top1": self.top1 and self.top1._asdict(),
-            "paper_top5": self.top5 and self.top5._asdict(),
+            **{
+                f"paper_{name}": (printed := getattr(self.paper, name, None))
+                and printed._asdict()
+                for name in ("top1", "top5")
+            },
             "measured": self.accuracies and self.accuracies.to_json(),
             "runs": [series.run_path(config).name for config in self.finished],
         }

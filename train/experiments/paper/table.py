@@ -88,12 +88,10 @@ def table(config: TableConfig) -> int:
     rows = [
         TableRow(
             tuple(
-                presets.config(
-                    chosen,
-                    row,
-                    seed,
-                    dataset,
-                    epochs,
+                RunConfig(
+                    dataset=dataset,
+                    seed=seed,
+                    **presets.options(chosen, row, epochs),
                     parallel=config.parallel,
                     runs_dir=config.runs_dir,
                     cache_dir=config.cache_dir,
@@ -102,8 +100,7 @@ def table(config: TableConfig) -> int:
                 )
                 for seed in range(seeds)
             ),
-            top1=row.top1,
-            top5=row.top5,
+            paper=row,
         )
         for row in chosen.rows
     ]
