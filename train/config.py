@@ -12,17 +12,16 @@ import models
 from train import model_options
 from train.data import registry
 from train.provenance import num_cores
-from train.training import optimizers, parallel, schedules
+from train.training import optimizers, parallel
 from train.training.distributed import Launch
 from train.training.optimizers import OptimizerConfig
+from train.training.schedules import ScheduleConfig
 
 if TYPE_CHECKING:  # The choices are known only at run time.
     ModelName: TypeAlias = str
-    ScheduleName: TypeAlias = str
     ParallelName: TypeAlias = str
 else:
     ModelName = tyro.extras.literal_type_from_choices(models.names())
-    ScheduleName = tyro.extras.literal_type_from_choices(schedules.NAMES)
     ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
 
 # Options that `--resume` may change; the others identify the run.
@@ -79,7 +78,7 @@ class NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig(OptimizerConfig, NetworkConfig):
+class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     """All options except optimizer, learning rate and seed."""
 
     config: Path | None = None
@@ -90,16 +89,6 @@ class TrainingConfig(OptimizerConfig, NetworkConfig):
     """Label smoothing of the training loss, in [0, 1)."""
     batch_size: int = 128
     """Images per step, summed over all devices."""
-    schedule: ScheduleName = "constant"
-    """Learning rate schedule: constant, step decay, or cosine with warm restarts."""
-    milestones: tuple[int, ...] = (79, 119, 159)
-    """Epochs after which --schedule steps lowers the learning rate."""
-    milestone_factor: float = 0.2
-    """Factor on the learning rate at each milestone of --schedule steps."""
-    restart_epochs: int = 100
-    """Epochs between the warm restarts of --schedule cosine."""
-    warmup_epochs: int = 0
-    """Epochs of linear warm-up before the schedule."""
 
     parallel: ParallelName = "auto"
     """Device strategy: jit uses the first device; auto is mesh if there are several."""

@@ -52,13 +52,7 @@ class Experiment:
         self.steps_per_epoch = dataset.num_train // config.batch_size
         self._check_steps()
         self.schedule = schedules.create(
-            config.schedule,
-            config.initial_learning_rate,
-            self.steps_per_epoch,
-            milestones=config.milestones,
-            milestone_factor=config.milestone_factor,
-            restart_epochs=config.restart_epochs,
-            warmup_epochs=config.warmup_epochs,
+            config, config.initial_learning_rate, self.steps_per_epoch
         )
         self.model = self._create_model()
         self._optimizer = optimizers.create(

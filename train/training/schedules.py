@@ -1,55 +1,54 @@
 """Learning rate schedules."""
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import optax
 
-NAMES = ("constant", "steps", "cosine")
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Options of the learning rate schedule."""
+
+    schedule: Literal["constant", "steps", "cosine"] = "constant"
+    """Learning rate schedule: constant, step decay, or cosine with warm restarts."""
+    milestones: tuple[int, ...] = (79, 119, 159)
+    """Epochs after which --schedule steps lowers the learning rate."""
+    milestone_factor: float = 0.2
+    """Factor on the learning rate at each milestone of --schedule steps."""
+    restart_epochs: int = 100
+    """Epochs between the warm restarts of --schedule cosine."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up before the schedule."""
 
 
 def create(
-    name: str,
-    learning_rate: float,
-    steps_per_epoch: int,
-    *,
-    milestones: tuple[int, ...],
-    milestone_factor: float,
-    restart_epochs: int,
-    warmup_epochs: int,
+    config: ScheduleConfig, learning_rate: float, steps_per_epoch: int
 ) -> optax.Schedule:
     """Creates a learning rate schedule.
 
     Args:
-        name: "constant"; "steps", which multiplies the learning rate by
-            `milestone_factor` at each milestone; or "cosine", which decays it to 0 and
-            restarts.
+        config: options of the schedule. Milestones count from the start of the run. The
+            warm-up starts from a positive learning rate.
         learning_rate: the learning rate after the warm-up.
         steps_per_epoch: optimizer steps per epoch.
-        milestones: for "steps", the epochs of the run after which the rate drops.
-        milestone_factor: for "steps", the factor at each milestone.
-        restart_epochs: for "cosine", the period of the warm restarts.
-        warmup_epochs: epochs of linear warm-up before the schedule, from a positive
-            learning rate.
 
     Returns:
         A function from the step to the learning rate.
     """
-    warmup_steps = warmup_epochs * steps_per_epoch
-    if name == "constant":
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    if config.schedule == "constant":
         schedule = optax.constant_schedule(learning_rate)
-    elif name == "steps":
-        # Milestones count from the start of the run and include the warm-up.
-        drops = [epochs * steps_per_epoch - warmup_steps for epochs in milestones]
+    elif config.schedule == "steps":
+        drops = [epoch * steps_per_epoch - warmup_steps for epoch in config.milestones]
         schedule = optax.piecewise_constant_schedule(
-            learning_rate, dict.fromkeys(drops, milestone_factor)
-        )
-    elif name == "cosine":
-        schedule = _cosine_with_restarts(
-            learning_rate, restart_epochs * steps_per_epoch
+            learning_rate, dict.fromkeys(drops, config.milestone_factor)
         )
     else:
-        raise ValueError(
-            f"unknown schedule {name!r}: expected one of {', '.join(NAMES)}"
+        schedule = _cosine_with_restarts(
+            learning_rate, config.restart_epochs * steps_per_epoch
         )
     if not warmup_steps:
         return schedule
