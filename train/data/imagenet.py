@@ -7,7 +7,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image
 
@@ -39,6 +39,8 @@ ARCHIVES = {
 
 
 CROPS = Crops(side=224, shorter_side=256)
+# The largest published image has 15 MB; a header may claim anything.
+_MOST_IMAGE_BYTES = 1 << 27
 
 
 class Example(NamedTuple):
@@ -144,12 +146,18 @@ def examples(
         UserError: if the archive is damaged.
     """
     found = 0
+    classes = set(validation_labels)
     try:
         for member, image, encoded in _images(archive, split):
             if split == "train":  # One inner archive per class.
                 label = Path(member).stem
+                if label not in classes:
+                    raise ValueError(f"{member} is of no class of {NAME}")
             else:  # ILSVRC2012_val_00000001.JPEG is the first.
-                label = validation_labels[int(Path(image).stem.rpartition("_")[2]) - 1]
+                number = int(Path(image).stem.rpartition("_")[2])
+                if not 1 <= number <= len(validation_labels):
+                    raise ValueError(f"{image} is of no published number")
+                label = validation_labels[number - 1]
             yield _example(image, encoded, label)
             found += 1
     except (tarfile.TarError, *decode.UNDECODABLE) as error:
@@ -167,17 +175,30 @@ def examples(
 def _images(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:
     """Yields each image with its name and that of the member of the archive."""
     with tarfile.open(archive, "r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is None:  # A folder.
-                continue
+        for member, file in _files(tar):
             if split != "train":
-                yield member.name, member.name, file.read()
+                yield member.name, member.name, _read(member, file)
                 continue
             with tarfile.open(fileobj=file, mode="r:") as images:
-                for image in images:
-                    if (content := images.extractfile(image)) is not None:
-                        yield member.name, image.name, content.read()
+                for image, content in _files(images):
+                    yield member.name, image.name, _read(image, content)
+
+
+def _files(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """An archive's members but for its folders. Links are not followed."""
+    for member in tar:
+        if member.isdir():
+            continue
+        file = tar.extractfile(member) if member.isreg() else None
+        if file is None:
+            raise tarfile.ReadError(f"{member.name} is no regular file")
+        yield member, file
+
+
+def _read(member: tarfile.TarInfo, file: IO[bytes]) -> bytes:
+    if member.size > _MOST_IMAGE_BYTES:
+        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes")
+    return file.read()
 
 
 def _example(file_name: str, encoded: bytes, label: str) -> Example:
