@@ -138,7 +138,7 @@ def test_released_code_captures_its_own_norms():
         params, optimizer.tx.init(params), params, input_norms=sown["intermediates"]
     )
     assert np.all(np.isfinite(updates["kernel"]))
-    assert optimizer.multipliers is None
+    assert optimizer.diagnostics is None
 
 
 MOMENTA = {"momentum": 0.5, "dampening": 0.25, "nesterov": True, "weight_decay": 0.01}
@@ -196,7 +196,8 @@ def test_multipliers_are_found_behind_clipping(x64):
     optimizer = optimizers.create("insgd-l2", 0.1, OptimizerConfig(clip_norm=0.5))
     state = optimizer.tx.init(PARAMS)
     _, state = optimizer.tx.update(PARAMS, state, PARAMS, input_norms=NORMS)
-    assert optimizer.multipliers(state)["Dense_0/kernel"] == pytest.approx(0.25)
+    multipliers = optimizer.diagnostics(state)["multipliers"]
+    assert multipliers["Dense_0/kernel"] == pytest.approx(0.25)
 
 
 def test_the_input_of_a_convolution_is_chosen():

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import insgd_optax
 import models
 from train import provenance
 from train.config import MOST_STEPS, RunConfig, option
@@ -20,7 +19,7 @@ from train.errors import UserError
 from train.training import optimizers, parallel, schedules
 from train.training import programs as epoch
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
-from train.training.multipliers import MultiplierSummary, summarize
+from train.training.multipliers import summarize
 from train.training.optimizers.covariance import sown_shapes
 from train.training.state import LoopState, TrainState, abstract_state, create_state
 from train.training.step import train_step
@@ -62,9 +61,6 @@ class Experiment:
             sown_shapes=self._sown_shapes,
         )
         self._init_rng, self._run_rng = jax.random.split(jax.random.key(config.seed))
-        self._multipliers_program = self._optimizer.multipliers and jax.jit(
-            self._optimizer.multipliers
-        )
         self._diagnostics_program = self._optimizer.diagnostics and jax.jit(
             self._optimizer.diagnostics
         )
@@ -241,34 +237,21 @@ class Experiment:
         if "_trainer" in vars(self):
             self._trainer.close()
 
-    def multipliers(self, state: TrainState) -> MultiplierSummary | None:
-        """Summarizes INSGD's multipliers; None for other optimizers."""
-        if self._multipliers_program is None:
-            return None
-        params = flax.traverse_util.flatten_dict(state.params, sep="/")
-        return summarize(
-            jax.device_get(self._multipliers_program(state.opt_state)),
-            sizes={name: weight.size for name, weight in params.items()},
-            eps=self._config.eps,
-        )
-
-    def diagnostics(self, state: TrainState) -> dict[str, dict[str, float]]:
-        """Returns the optimizer's diagnostics by name and weight."""
+    def diagnostics(self, state: TrainState) -> dict[str, Any]:
+        """Returns the optimizer's diagnostics, for the metrics of an epoch."""
         if self._diagnostics_program is None:
             return {}
         found = jax.device_get(self._diagnostics_program(state.opt_state))
-        return {
-            name: {weight: float(value) for weight, value in values.items()}
+        row: dict[str, Any] = {
+            # Stacked layers may have one value each.
+            name: {weight: float(np.mean(value)) for weight, value in values.items()}
             for name, values in found.items()
         }
-
-    def powers(self, state: TrainState) -> dict[str, float]:
-        """Returns INSGD's input powers P by weight, averaged over stacked layers.
-
-        Valid only if `multipliers` is not None.
-        """
-        powers = jax.device_get(insgd_optax.input_powers(state.opt_state))
-        return {name: float(np.mean(power)) for name, power in powers.items()}
+        if "multipliers" in found:
+            params = flax.traverse_util.flatten_dict(state.params, sep="/")
+            sizes = {name: weight.size for name, weight in params.items()}
+            row |= summarize(found["multipliers"], sizes, self._config.eps)
+        return row
 
 
 def create_evaluator(

@@ -131,14 +131,4 @@ def _row(experiment: Experiment, loop_state: LoopState, step: int) -> EpochMetri
         for name, total in metric_sums.items()
     }
     row |= {f"test_{name}": float(value) for name, value in test.items()}
-    multipliers = experiment.multipliers(state)
-    if multipliers is not None:
-        row |= {
-            "weights_at_floor": len(multipliers.at_floor),
-            "at_floor": list(multipliers.at_floor),
-            "mean_multiplier": multipliers.mean,
-            "multipliers": multipliers.by_weight,
-            "powers": experiment.powers(state),
-        }
-    row |= experiment.diagnostics(state)
-    return row
+    return row | experiment.diagnostics(state)

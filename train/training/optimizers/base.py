@@ -68,17 +68,14 @@ class Optimizer(NamedTuple):
         tx: the transformation, which accepts `input_norms`, `input_covariances` and
             `value`.
         capture: the capture of statistics of the layers' inputs, or None.
-        multipliers: maps the optimizer state to the learning rate multiplier of each
-            weight, or None.
         extra_metrics: scalar functions of the optimizer state by name, which are
             averaged over the steps of an epoch.
-        diagnostics: maps the optimizer state to numbers by name and weight, for the
-            metrics of an epoch, or None.
+        diagnostics: maps the optimizer state to arrays by name and weight, whose means
+            are metrics of an epoch, or None. INSGD's are "multipliers" and "powers".
     """
 
     tx: optax.GradientTransformationExtraArgs
     capture: Capture | None = None
-    multipliers: Callable[[Any], dict[str, jax.Array]] | None = None
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 

@@ -186,11 +186,18 @@ def insgd(p: float) -> Make:
                 conv_input=config.conv_input,
                 norm_layers=config.scope == "layer",
             ),
-            multipliers=insgd_optax.learning_rate_multipliers,
+            diagnostics=_insgd_diagnostics,
             extra_metrics=_polyak_metrics(config),
         )
 
     return make
+
+
+def _insgd_diagnostics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
+    return {
+        "multipliers": insgd_optax.learning_rate_multipliers(opt_state),
+        "powers": insgd_optax.input_powers(opt_state),
+    }
 
 
 def _polyak_metrics(config: OptimizerConfig) -> dict[str, ExtraMetric]:
