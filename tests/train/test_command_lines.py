@@ -41,7 +41,11 @@ HELP = [
     ("table 6 --dry-run --seeds 1", 0, "cifar10, 1 seed."),
     ("table 6 --dry-run --controls", 0, "+ SGD at INSGD's effective rate"),
     ("table 6 --dry-run --dataset folder:/nowhere", 0, "folder:/nowhere, 7 seeds"),
-    ("table 6 --dry-run --dataset digits", 0, "Other data than the paper's"),
+    (
+        "table 6 --dry-run --dataset digits",
+        0,
+        "Trained on digits instead of the paper's",
+    ),
     ("table 6 --dry-run --epochs 100000000", 2, "--epochs must be at"),
 ]
 PARSER = [
@@ -101,7 +105,7 @@ PARSER = [
 ]
 NUMBERS = [
     ("--learning-rate -1", 2, "--learning-rate must be at least 0"),
-    ("--learning-rate nan", 2, "--learning-rate must be at most"),
+    ("--learning-rate nan", 2, "--learning-rate must be at least 0"),
     ("--learning-rate inf", 2, "--learning-rate must be at most"),
     ("--learning-rate 1e300", 2, "--learning-rate must be at most"),
     ("--momentum 1", 2, "--momentum must be below 1"),
@@ -134,7 +138,7 @@ NUMBERS = [
     (
         "--optimizer lms-newton --covariance-every 9999999999",
         2,
-        "of at most 2147483647",
+        "must be at most 2147483647",
     ),
     ("--epochs 0", 2, "--epochs must be at least 1"),
     ("--epochs -1", 2, "--epochs must be at least 1"),
@@ -195,8 +199,16 @@ NETWORKS = [
     ("--model resnet20 --model-options depth=3", 2, "has no option 'depth'"),
     ("--model resnet20 --model-options wdith=3", 2, "did you mean 'width'"),
     ("--model resnet20 --model-options width=8 width=9", 2, "once, got width twice"),
-    ("--model resnet20 --model-options dtype=float32", 2, "dtype is no option here"),
-    ("--model resnet20 --model-options axis_name=x", 2, "axis_name is no option here"),
+    (
+        "--model resnet20 --model-options dtype=float32",
+        2,
+        "dtype is not an option here",
+    ),
+    (
+        "--model resnet20 --model-options axis_name=x",
+        2,
+        "axis_name is not an option here",
+    ),
     ("--model resnet20 --model-options num_classes=3", 2, "no option 'num_classes'"),
     ("--model resnet20 --model-options parent=3", 2, "no option 'parent'"),
     ("--no-batch-norm --model-options batch_norm=True", 2, "the same option"),
@@ -242,7 +254,7 @@ BENCHMARK = [
     ("benchmark --models resnet20:stage_sizes=3", 2, "has no stage_sizes=3"),
     ("benchmark --models resnet20:stage_sizes=1x", 2, "has no stage_sizes='1x'"),
     ("benchmark --models resnet20:width", 2, "must be NAME=VALUE"),
-    ("benchmark --models resnet20:dtype=float32", 2, "dtype is no option here"),
+    ("benchmark --models resnet20:dtype=float32", 2, "dtype is not an option here"),
     ("benchmark --models vit:depth=-1", 2, "has no depth=-1"),
     ("benchmark --models vit:nonsense=1", 2, "has no option 'nonsense'"),
     ("benchmark --models vit@0", 2, "expected a batch size after @"),
@@ -307,10 +319,22 @@ WITHOUT_EFFECT = [
     ("compare --optimizers adam --momentum 0.5", 2, "no effect on adam"),
     ("compare --restart-epochs 3", 2, "--restart-epochs has no effect"),
     ("compare --polyak-factor 0.3", 2, "--polyak-factor applies only to SGD"),
-    ("compare --optimizers sgd adam --polyak-factor 0.3", 2, "not of adam"),
-    ("sweep --optimizers sgd adam --polyak-factor 0.3", 2, "not of adam"),
-    ("robustness --polyak-factor 0.3", 2, "not of adam"),
-    ("robustness --optimizers sgd lars --polyak-factor 1", 2, "not of lars"),
+    (
+        "compare --optimizers sgd adam --polyak-factor 0.3",
+        2,
+        "no effect with --optimizer adam",
+    ),
+    (
+        "sweep --optimizers sgd adam --polyak-factor 0.3",
+        2,
+        "no effect with --optimizer adam",
+    ),
+    ("robustness --polyak-factor 0.3", 2, "no effect with --optimizer adam"),
+    (
+        "robustness --optimizers sgd lars --polyak-factor 1",
+        2,
+        "no effect with --optimizer lars",
+    ),
 ]
 SERIES = [
     ("compare --optimizers", 2, "--optimizers"),

@@ -112,7 +112,10 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
     [
         (("--decades", "0"), "--decades must be greater than 0"),
         (("--gap", "nan"), "--gap must be greater than 0"),
-        (("--optimizers", "adam+polyak"), "of INSGD and SGD polyak or polyak0.5"),
+        (
+            ("--optimizers", "adam+polyak"),
+            "SGD, INSGD and lms-newton accept polyak or polyak0.5",
+        ),
         (("--optimizers", "sgd+polyakx"), "'sgd+polyakx' is not a valid optimizer"),
     ],
 )

@@ -47,11 +47,11 @@ def test_rows_stand_beside_the_papers_and_are_not_run_again(
     for part in (
         "79.24 ± 0.39",
         "79.30 ± 0.38",
-        "as the paper picks it",
+        "selected as in the paper",
         "Trained for 2 epochs instead of the paper's 200",
         "x0.2 after epochs 1",
         "2 seeds instead of the paper's 7",
-        "Other data than the paper's cifar10: digits",
+        "Trained on digits instead of the paper's cifar10",
     ):
         assert part in text
     sgd, insgd = values["rows"]
