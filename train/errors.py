@@ -29,6 +29,13 @@ def report_errors(execute: Callable[[], int]) -> int:
         )
         return 2
     except RuntimeError as error:
+        if "home directory" in str(error):  # From `Path.expanduser`.
+            print(
+                "Error: a path begins with ~ and the name of a user who does not "
+                "exist. Pass another path.",
+                file=sys.stderr,
+            )
+            return 2
         # JAX's type; not imported here, since that takes seconds.
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise

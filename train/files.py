@@ -4,6 +4,7 @@ Writing never follows a symbolic link, and reading never blocks on a file that i
 regular.
 """
 
+import errno
 import os
 import secrets
 import stat
@@ -15,6 +16,8 @@ from train.errors import UserError
 # Size limit; records and metrics are far smaller.
 _MOST_BYTES = 1 << 30
 _PREFIX = ".partial-"
+# Of `os.link`, on file systems without hard links.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def read(path: Path) -> bytes:
@@ -25,8 +28,9 @@ def read(path: Path) -> bytes:
         UserError: if it is not a regular file, or far too large.
     """
     # A plain `open` would block on a pipe.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path} is not a regular file. Move it away.")
         if status.st_size > _MOST_BYTES:
@@ -34,7 +38,10 @@ def read(path: Path) -> bytes:
                 f"{path} has {status.st_size:,} bytes, more than any run writes. "
                 "Move it away."
             )
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -58,13 +65,18 @@ def create(path: Path, content: bytes) -> None:
     """
     partial = _write_partial(path, content)
     try:
-        os.link(partial, path, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:
-        # Without hard links, O_EXCL decides between two creators.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        os.replace(partial, path)
+        try:
+            os.link(partial, path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            # O_EXCL then decides between two creators.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            try:
+                os.replace(partial, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
     finally:
         partial.unlink(missing_ok=True)
 

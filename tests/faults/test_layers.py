@@ -19,6 +19,7 @@ st = hypothesis.strategies
 
 CASES = 1000
 LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Layer(NamedTuple):
@@ -173,6 +174,12 @@ def mean_power(vectors, p):
     return 0.0 if total < 1e-37 else total / len(norms)
 
 
+def next_power(power, norm, decay):
+    """P is 0 until the first norm above 0, and never again."""
+    average = decay * power + (1 - decay) * norm
+    return max(average, SMALLEST) if power > 0 else norm
+
+
 def divisor(power, normalizer, eps):
     if power == 0:
         return 1.0
@@ -211,9 +218,7 @@ def test_p_is_finite_and_numpys(cases, report):
             x = batch.array(shape, dtype)
             norm = mean_power(layer.vectors(np.asarray(x, np.float64)), p)
             if np.isfinite(norm):
-                expected = (
-                    decay * expected + (1 - decay) * norm if expected > 0 else norm
-                )
+                expected = next_power(expected, norm, decay)
             updates, state = update(normalizer)(
                 state, sown(name, shape, dtype, p)(x), decay, eps
             )

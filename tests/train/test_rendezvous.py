@@ -43,7 +43,7 @@ def test_all_that_come_are_connected():
     ("second", "words"),
     [
         ({"num_processes": 3}, "Process 1 has --num-processes 3, process 0 has 2"),
-        ({"versions": {"jax": "2"}}, "Process 1 has other versions than process 0"),
+        ({"versions": {"jax": "2"}}, "Process 1 has different versions from process 0"),
     ],
 )
 def test_those_that_do_not_fit_together_both_say_so(second, words):
@@ -86,9 +86,11 @@ def refused(address, process_id, capsys):
 
 
 @pytest.mark.parametrize("process_id", [0, 1])
-def test_a_host_that_cannot_be_found(process_id, capsys):
-    said = refused("no-such-host.invalid:1234", process_id, capsys)
-    assert "--coordinator no-such-host.invalid:1234: the host cannot be found" in said
+# DNS has no names of that length.
+@pytest.mark.parametrize("host", ["no-such-host.invalid", f"{'a' * 70}.invalid"])
+def test_a_host_that_cannot_be_found(host, process_id, capsys):
+    said = refused(f"{host}:1234", process_id, capsys)
+    assert f"--coordinator {host}:1234: the host cannot be found" in said
 
 
 def test_a_port_that_is_taken(capsys):

@@ -158,6 +158,25 @@ def test_without_hard_links_a_record_is_still_created_once(tmp_path, monkeypatch
         files.create(folder.path / "record.json", b"")
 
 
+def test_a_record_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr("train.files.os.link", fail)
+    with pytest.raises(OSError, match="quota"):
+        files.create(tmp_path / "record.json", b"{}")
+    monkeypatch.setattr("train.files._NO_HARD_LINKS", {122})
+    monkeypatch.setattr("train.files.os.replace", fail)
+    with pytest.raises(OSError, match="quota"):
+        files.create(tmp_path / "record.json", b"{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is not a regular file"):
+        files.read(tmp_path)
+
+
 def test_what_a_killed_command_left_is_no_content(tmp_path):
     (tmp_path / ".partial-0123").write_text("{")
     assert run_folder.create(RunConfig(run_dir=tmp_path), DATA).path == tmp_path

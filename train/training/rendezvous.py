@@ -167,7 +167,8 @@ def _greet(
     file = connection.makefile("rb")
     said = _read(file)
     connection.settimeout(None)
-    if said is None or not isinstance(said.get("process"), int):
+    # A bool is an int.
+    if said is None or type(said.get("process")) is not int:
         file.close()
         connection.close()
         return None, {}
@@ -252,9 +253,11 @@ def _read(file: IO[bytes]) -> dict[str, Any] | None:
 def _resolve(address: str) -> None:
     try:
         socket.getaddrinfo(*_split(address))
-    except OSError as error:
+    # A name with a label too long for DNS is a UnicodeError.
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--coordinator {address}: the host cannot be found ({error.strerror}). "
+            f"--coordinator {address}: the host cannot be found ({reason}). "
             "Pass the name or address of the machine of process 0."
         ) from error
 
