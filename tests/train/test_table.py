@@ -73,6 +73,16 @@ def test_rows_stand_beside_the_papers_and_are_not_run_again(
     assert written(tmp_path / "runs") == (values, text)
 
 
+def test_some_rows_alone(table, tmp_path, capsys):
+    assert table("--seeds", "1", "--rows", "2") == 0
+    values, _ = written(tmp_path / "runs")
+    assert [row["optimizer"] for row in values["rows"]] == ["insgd-l2"]
+    with pytest.raises(SystemExit):
+        table("--rows", "3")
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "--rows of table 6 are from 1 to 2, got (3,)" in said
+
+
 def test_stopped_it_goes_on_to_the_same_table(table, tmp_path, capsys, monkeypatch):
     table("--seeds", "1", runs="whole")
     expected, _ = written(tmp_path / "whole")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -196,13 +197,9 @@ def measure(
         for name, made in {"sgd": "sgd", key: optimizer}.items()
     }
     sgd, other = steppers["sgd"], steppers[key]
-    period = 1
-    if optimizers.uses_covariance(optimizer):
-        period = optimizers.OptimizerConfig.covariance_every
-    if Stepper.steps_per_call() % period == 0:
-        period = 1  # A call consists of whole periods.
+    period = calls_in_a_period(optimizer)
     state_bytes = {
-        name: _num_bytes(stepper.state.opt_state) for name, stepper in steppers.items()
+        name: num_bytes(stepper.state.opt_state) for name, stepper in steppers.items()
     }
     scaled_weights = _scaled_weights(other.state.opt_state)
     flops = sgd.flops()
@@ -216,10 +213,6 @@ def measure(
     seconds = {name: sgd.per_step(one.seconds) / period for name, one in times.items()}
     processor = {name: one.processor_seconds for name, one in times.items()}
     on_cpu = jax.default_backend() == "cpu"
-    peak = device_peaks.peak_flops(jax.devices()[0].device_kind, workload.dtype)
-    utilization = None
-    if peak is not None and flops is not None:
-        utilization = flops / float(np.median(seconds[key])) / peak
     return StepCost(
         workload,
         key,
@@ -234,10 +227,35 @@ def measure(
         else None,
         memory={name: stepper.memory() for name, stepper in steppers.items()},
         flops=flops,
-        utilization=utilization,
+        utilization=utilization(flops, seconds[key], workload.dtype),
         state_bytes=state_bytes,
         scaled_weights=scaled_weights,
     )
+
+
+def calls_in_a_period(optimizer: str) -> int:
+    """Calls of a stepper that hold whole periods of what its optimizer does at times."""
+    period = 1
+    if optimizers.uses_covariance(optimizer):
+        period = optimizers.OptimizerConfig.covariance_every
+    return period // math.gcd(period, Stepper.steps_per_call())
+
+
+def utilization(flops: float | None, seconds: np.ndarray, dtype: str) -> float | None:
+    """The share of what the device could have computed in a step's median time.
+
+    Args:
+        flops: of the step; None if not known.
+        seconds: of the step, in each round.
+        dtype: of the network's computations.
+
+    Returns:
+        The share; None if the operations, or the device's peak, are not known.
+    """
+    peak = device_peaks.peak_flops(jax.devices()[0].device_kind, dtype)
+    if peak is None or flops is None:
+        return None
+    return flops / float(np.median(seconds)) / peak
 
 
 def _scaled_weights(opt_state: Any) -> int:
@@ -248,5 +266,6 @@ def _scaled_weights(opt_state: Any) -> int:
     return counts
 
 
-def _num_bytes(tree: Any) -> int:
+def num_bytes(tree: Any) -> int:
+    """Of all arrays of a tree together."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -39,6 +39,8 @@ class TableConfig:
         None
     )
     """Dataset. Default: the paper's."""
+    rows: tuple[int, ...] = ()
+    """Rows of the paper's table to run, counted from 1. Default: all."""
     controls: bool = False
     """Add controls to INSGD: SGD at its effective rate, scope layer, and log1p."""
     dry_run: bool = False
@@ -59,6 +61,11 @@ class TableConfig:
     def __post_init__(self) -> None:
         if self.dataset is not None:
             registry.check_name(self.dataset)
+        last = len(presets.TABLES[self.number].rows)
+        if not all(1 <= row <= last for row in self.rows):
+            raise ValueError(
+                f"--rows of table {self.number} are from 1 to {last}, got {self.rows}"
+            )
         check_numbers(
             self,
             seeds=(1, MOST_SEEDS),
@@ -70,6 +77,10 @@ class TableConfig:
 def table(config: TableConfig) -> int:
     """Prints the presets, or runs what is missing and writes and prints the table."""
     chosen = presets.TABLES[config.number]
+    numbers = sorted(set(config.rows))
+    if numbers:
+        some = tuple(chosen.rows[number - 1] for number in numbers)
+        chosen = dataclasses.replace(chosen, rows=some)
     epochs = config.epochs or chosen.epochs
     seeds = config.seeds or chosen.seeds
     dataset = registry.absolute(config.dataset or chosen.dataset)
@@ -118,6 +129,9 @@ def table(config: TableConfig) -> int:
     settings: tuple[Any, ...] = (dataset, epochs, seeds, config.controls)
     if parallel.folds_in_device(config.parallel):
         settings += (config.parallel,)
+    # A whole table keeps the name it had before rows could be chosen.
+    if numbers:
+        settings += (numbers,)
     name = f"table{config.number}-{epochs}epochs-{series.digest(settings)}"
     folder = config.runs_dir.expanduser().absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
