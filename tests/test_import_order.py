@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("insgd_optax", "models", "train")
+PACKAGES = ("insgd_optax", "models", "train", "benchmarks")
 # What each package, and each room of the application, may import beside itself.
 MAY_IMPORT = {
     "insgd_optax": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "train/experiments": {"train/run", "train/training", "train/data"},
     "train/benchmark": {"train/training"},
 }
+MAY_IMPORT["benchmarks"] = {"train", *MAY_IMPORT}
 # Files outside the rooms that use some; rooms use the first, the last uses all.
 ABOVE = {
     "train/config.py": {"train/data", "train/training"},
@@ -108,7 +109,7 @@ def test_what_all_use_imports_nothing_above_it():
         assert not names & ABOVE.keys(), path
 
 
-@pytest.mark.parametrize("package", ["models", "train"])
+@pytest.mark.parametrize("package", ["models", "train", "benchmarks"])
 def test_folders_stay_small(package):
     for folder in {path.parent for path in sources(package)}:
         assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder

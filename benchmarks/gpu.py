@@ -1,0 +1,140 @@
+"""`python -m benchmarks gpu`: everything a GPU is wanted for, in pieces."""
+
+import dataclasses
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks import images, pieces, plan, settings
+from benchmarks.pieces import MORE, Piece
+from benchmarks.results import Results
+from benchmarks.settings import Settings
+from train import markdown
+from train.data import registry
+from train.errors import UserError
+from train.interrupt import StopRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuConfig:
+    """Measure on an accelerator; the same command again goes on where it stopped."""
+
+    out: Path
+    """Folder of the results; made if it is not there."""
+    minutes: float = 45
+    """Minutes after which to stop."""
+    piece_minutes: float = 9
+    """Most minutes of a piece; each is a process of its own."""
+    only: Annotated[str, tyro.conf.arg(metavar="PART,...")] = "a,b,c,d,e,f"
+    """Parts to run, such as b,c."""
+    data: Path | None = None
+    """Folder of images, train/CLASS/ and test/CLASS/, for parts c to f."""
+    miniature: bool = False
+    """All of it in minutes on a CPU, at tiny sizes and on images made for it."""
+    dry_run: bool = False
+    """Print the plan with estimated times, and run nothing."""
+    device_kind: str | None = None
+    """Device of a dry run, such as "NVIDIA H100". Default: the one here."""
+    retry_failed: bool = False
+    """Run failed tasks again."""
+    commit: str | None = None
+    """Commit to record where the checkout has no .git."""
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "piece_minutes"):
+            value = getattr(self, name)
+            if not 0 < value < 1e6:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be above 0, got {value}"
+                )
+        unknown = set(self.parts) - set(plan.PARTS)
+        if unknown or not self.parts:
+            raise ValueError(
+                f"--only takes parts from {','.join(plan.PARTS)}, such as b,c, got "
+                f"{self.only!r}"
+            )
+
+    @property
+    def parts(self) -> str:
+        """The letters of the parts."""
+        return "".join(self.only.replace(",", "").split())
+
+
+def gpu(config: GpuConfig) -> int:
+    """Runs what is missing, or prints the plan.
+
+    Returns:
+        0 if nothing is left; `MORE` if there is; or 128 plus the number of the
+        signal that stopped it.
+
+    Raises:
+        UserError: if a worker cannot start, or the folder was begun otherwise.
+    """
+    out = config.out.expanduser().absolute()
+    if config.dry_run:
+        dry_run(config, out)
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    dataset = None
+    if config.miniature:
+        dataset = f"folder:{images.make(out / 'images')}"
+    elif config.data is not None:
+        if not config.data.expanduser().is_dir():
+            raise UserError(f"--data {config.data} is no folder")
+        dataset = registry.absolute(f"folder:{config.data}")
+    held = settings.keep(out, Settings(config.miniature, dataset))
+    store = Results(out)
+    if config.retry_failed:
+        store.forget_failures()
+    end = time.monotonic() + 60 * config.minutes
+    with StopRequest("Stopping; what is finished is saved.") as stop:
+        while True:
+            seconds = min(60 * config.piece_minutes, end - time.monotonic())
+            if seconds <= 0:
+                print("Time is over. The same command again goes on.")
+                return MORE
+            piece = Piece(
+                str(out),
+                held.miniature,
+                held.dataset,
+                config.parts,
+                seconds,
+                shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+                config.commit,
+            )
+            status = pieces.run(piece, stop)
+            if stop.signal is not None:
+                print(f"Stopped by {stop.signal.name}. The same command goes on.")
+                return 128 + stop.signal
+            if status == 0:
+                print(f"All is done. Tables: python -m benchmarks report --out {out}")
+                return 0
+
+
+def dry_run(config: GpuConfig, out: Path) -> None:
+    """Prints the tasks, with what they are estimated to take."""
+    # JAX is asked only here: a GPU's memory is the workers'.
+    import jax
+
+    from benchmarks import estimates
+
+    store = Results(out)
+    kind = config.device_kind or jax.devices()[0].device_kind
+    estimate = estimates.Estimates(kind, store.all())
+    rows, total = [], 0.0
+    for task in plan.tasks(Settings(config.miniature, None), out, config.parts):
+        record = store.read(task.name)
+        seconds = estimate.seconds(task)
+        total += 0 if store.is_done(task.name) else seconds
+        cells = (_minutes(seconds), _minutes(total), record["status"] if record else "")
+        rows.append((task.name, task.title, *cells))
+    header = ("Task", "What", "Minutes", "In all, to do", "Status")
+    print(f"{markdown.table(header, rows)}\n\nOn {kind}. {estimates.MODEL}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}"

@@ -1,0 +1,1 @@
+"""The parts (a) to (f): what is measured, and how."""

@@ -1,0 +1,155 @@
+"""(c), (e) and (f): runs on images, by the application's own commands.
+
+Each run is saved after every epoch and found again by its options, so all of this goes
+on where it was stopped.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.settings import Settings
+from benchmarks.task import Result, Skipped, Stopped
+from train.config import RunConfig
+from train.errors import UserError
+from train.experiments import results, series
+from train.experiments.paper import presets
+from train.experiments.paper.table import TableConfig, table
+from train.experiments.rates.robustness import RobustnessConfig, robustness
+from train.run import metrics
+from train.run.folder import RunFolder
+
+# (c) with rates as in Table 3, and LMS-Newton's own.
+RESNET20 = {"sgd": 0.1, "insgd-l2": 0.1, "lms-newton": 0.03}
+
+
+def dataset(settings: Settings) -> str:
+    """The data set of all runs.
+
+    Raises:
+        Skipped: if none was given.
+    """
+    if settings.dataset is None:
+        raise Skipped("needs images: give --data")
+    return settings.dataset
+
+
+def resnet20_options(settings: Settings) -> dict[str, Any]:
+    """Options of the runs of (c), and of PyTorch's beside them: as in Table 3."""
+    paper = presets.TABLES[3]
+    options = presets.options(paper, paper.rows[0], settings.sizes.epochs)
+    return options | {
+        "model_options": settings.sizes.resnet20,
+        "dtype": settings.sizes.dtype,
+    }
+
+
+def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
+    """(c) Trains ResNet-20 to the end; its time and accuracy.
+
+    Raises:
+        Stopped: if a signal came; called again, it goes on.
+    """
+    config = RunConfig(
+        **resnet20_options(settings)
+        | {"optimizer": optimizer, "learning_rate": RESNET20[optimizer]},
+        dataset=dataset(settings),
+        **_folders(out),
+    )
+    status = series.complete([config])
+    rows = series.finished_metrics(config)
+    if rows is None:
+        path = RunFolder(series.run_path(config), {}).metrics
+        done = len(metrics.read(path)) if path.exists() else 0
+        if not status:
+            raise UserError(f"{path.parent} has ended without all its metrics")
+        raise Stopped({"epochs": done, "of": config.epochs})
+    return summarize(rows) | {
+        "optimizer": optimizer,
+        "learning_rate": config.initial_learning_rate,
+        "batch_size": config.batch_size,
+        "dtype": config.dtype,
+        "accuracies": results.accuracies([rows]).to_json(),
+        "run": series.run_path(config).name,
+    }
+
+
+def summarize(rows: list[dict[str, Any]]) -> Result:
+    """Times and accuracies of a run's epochs, for PyTorch's as for ours.
+
+    An epoch's time has training and testing, not saving; the first has compilation.
+    """
+    seconds = [row["seconds"] for row in rows]
+    median = statistics.median(seconds)
+    return {
+        "epochs": len(rows),
+        "train_and_test_seconds": sum(seconds),
+        "first_epoch_seconds": seconds[0],
+        "median_epoch_seconds": median,
+        "seconds_at_median": median * len(rows),
+        "last_top1": rows[-1]["test_top1"],
+        "best_top1": max(row["test_top1"] for row in rows),
+        "test_top1": [row["test_top1"] for row in rows],
+        "seconds": seconds,
+    }
+
+
+def paper_table(
+    settings: Settings, out: Path, number: int, rows: tuple[int, ...], seeds: int
+) -> Result:
+    """(e) A table of the paper, or rows of it, with controls.
+
+    Raises:
+        Stopped: if a signal came; called again, it goes on.
+    """
+    config = TableConfig(
+        number,  # type: ignore[arg-type]
+        rows=rows,
+        seeds=seeds,
+        epochs=settings.sizes.epochs,
+        dataset=dataset(settings),
+        controls=True,
+        **_folders(out),
+    )
+    status = table(config)
+    pattern = f"table{number}-{settings.sizes.epochs}epochs-*/table.json"
+    return _report(max(out.glob(f"runs/{pattern}"), key=_written), status)
+
+
+def learning_rates(settings: Settings, out: Path) -> Result:
+    """(f) The range of usable learning rates of each optimizer on ResNet-20.
+
+    Raises:
+        Stopped: if a signal came; called again, it goes on.
+    """
+    config = RobustnessConfig(
+        **settings.sizes.rates,
+        model="resnet20",
+        model_options=settings.sizes.resnet20,
+        dtype=settings.sizes.dtype,  # type: ignore[arg-type]
+        dataset=dataset(settings),
+        **_folders(out),
+    )
+    status = robustness(config)
+    folder = series.report_folder("robustness", config)
+    return _report(folder / "robustness.json", status)
+
+
+def _folders(out: Path) -> dict[str, Any]:
+    return {"runs_dir": out / "runs", "cache_dir": out / "cache"}
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _report(path: Path, status: int) -> Result:
+    """A report as it was just written; that of a stopped command is not whole."""
+    found = {"markdown": "", "values": None}
+    if path.exists():
+        text = path.with_suffix(".md").read_text()
+        found = {"markdown": text, "values": json.loads(path.read_text())}
+    if status:
+        raise Stopped(found)
+    return found

@@ -1,0 +1,96 @@
+"""Steps of PyTorch's SGD beside ours, in interleaved rounds on one batch."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from benchmarks.parts.pytorch import network, step
+from benchmarks.parts.pytorch.step import Step
+from benchmarks.task import Result
+from train.benchmark import timing
+from train.benchmark.measure import Stepper
+from train.benchmark.workload import Workload
+
+_OURS = ("sgd", "insgd-l2")
+
+
+def measure(
+    workload: Workload, image_size: int, rounds: int, modes: Sequence[str | None]
+) -> Result:
+    """Times a step of each.
+
+    Args:
+        workload: a ResNet-20.
+        image_size: side of an image.
+        rounds: how often each is timed.
+        modes: of torch.compile, see `Step`; those that fail are told and left out.
+
+    Returns:
+        What JSON holds: "steps" by name, and "errors".
+    """
+    step.as_fast_as_jax()
+    steppers = {f"JAX {name}": Stepper(workload, image_size, name) for name in _OURS}
+    stepper = next(iter(steppers.values()))
+    calls = stepper.steps_per_call()
+    programs = {name: one.run_from(one.state) for name, one in steppers.items()}
+    images, labels = map(np.asarray, stepper.batch)
+    errors, theirs = [], []
+    for mode in modes:
+        try:
+            program = _program(workload, images, labels, mode, calls)
+        # Of many types; there may be no C++ compiler.
+        except Exception as error:  # noqa: BLE001
+            errors.append(step.warn(mode, error))
+            continue
+        theirs.append(f"PyTorch SGD, {mode or 'eager'}")
+        programs[theirs[-1]] = program
+    rng = np.random.default_rng(0)
+    times = timing.interleave(programs, rounds, rng)
+    seconds = {name: one.seconds / calls for name, one in times.items()}
+    fastest = min((seconds[name] for name in theirs), key=np.median, default=None)
+    return {
+        "network": workload.network,
+        "batch_size": workload.batch_size,
+        "dtype": workload.dtype,
+        "image_size": image_size,
+        "rounds": rounds,
+        "versions": step.versions(),
+        "steps": {
+            name: {
+                "seconds": float(np.median(one)),
+                "quartiles": np.percentile(one, [25, 75]).tolist(),
+                "images_per_second": workload.batch_size / float(np.median(one)),
+                "over_pytorch": None
+                if fastest is None
+                else dataclasses.asdict(timing.compare(one, fastest, rng)),
+            }
+            for name, one in seconds.items()
+        },
+        "errors": errors,
+    }
+
+
+def _program(
+    workload: Workload,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mode: str | None,
+    calls: int,
+) -> Callable[[int], None]:
+    """Takes `calls` steps each time it is told to, and waits."""
+    device = step.device()
+    model = network.resnet20(**dict(workload.options))
+    model = model.to(device, memory_format=torch.channels_last).train()
+    take = Step(model, mode, workload.dtype, learning_rate=1e-4)
+    x = torch.tensor(images, device=device).permute(0, 3, 1, 2)
+    y = torch.tensor(labels, device=device, dtype=torch.long)
+
+    def run(times: int) -> None:
+        for _ in range(times * calls):
+            take(x, y)
+        step.synchronize()
+
+    run(1)  # Compiles.
+    return run

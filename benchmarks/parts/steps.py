@@ -1,0 +1,97 @@
+"""(b) The time and memory of a step of several optimizers, in interleaved rounds."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.task import Result
+from train.benchmark import measure, timing
+from train.benchmark.measure import Stepper
+from train.benchmark.workload import Workload
+
+# SGD is what the others are compared with.
+OPTIMIZERS = ("sgd", "insgd-l2", "lms-newton", "adamw", "muon")
+# A second copy of SGD: what the method calls a difference where there is none.
+CONTROL = "sgd again"
+
+
+def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
+    """Times a step of each of `OPTIMIZERS`, round by round, in one process.
+
+    What fails, for lack of memory or otherwise, is told and left out.
+
+    Args:
+        workload: the network and the batch.
+        image_size: side of an image.
+        rounds: how often each is timed.
+
+    Returns:
+        What JSON holds: "optimizers" by name, and "errors" by name.
+    """
+    errors: dict[str, str] = {}
+    steppers: dict[str, Stepper] = {}
+    programs = {}
+    # All take whole periods of whatever has the longest.
+    period = max(map(measure.calls_in_a_period, OPTIMIZERS))
+    for name in OPTIMIZERS:
+        try:
+            stepper = Stepper(workload, image_size, name)
+            run = stepper.run_from(jax.tree.map(jnp.copy, stepper.state), period)
+            run(1)
+        # Of many types; above all, out of memory.
+        except Exception as error:  # noqa: BLE001
+            errors[name] = f"{type(error).__name__}: {error}"[:1000]
+            continue
+        steppers[name], programs[name] = stepper, run
+    if "sgd" in steppers:
+        programs[CONTROL] = steppers["sgd"].run_from(steppers["sgd"].state, period)
+    if not programs:
+        raise RuntimeError(f"no optimizer could take a step: {errors}")
+    rng = np.random.default_rng(0)
+    times = timing.interleave(programs, rounds, rng)
+    flops = next(iter(steppers.values())).flops()
+    seconds = {
+        name: one.seconds / (period * Stepper.steps_per_call())
+        for name, one in times.items()
+    }
+    optimizers = {
+        name: _time(workload, one, seconds.get("sgd"), flops, rng)
+        for name, one in seconds.items()
+    }
+    for name, stepper in steppers.items():
+        optimizers[name] |= {
+            "memory": dataclasses.asdict(stepper.memory()),
+            "state_bytes": measure.num_bytes(stepper.state.opt_state),
+        }
+    return {
+        "network": workload.network,
+        "batch_size": workload.batch_size,
+        "dtype": workload.dtype,
+        "image_size": image_size,
+        "rounds": rounds,
+        "flops": flops,
+        "optimizers": optimizers,
+        "errors": errors,
+    }
+
+
+def _time(
+    workload: Workload,
+    seconds: np.ndarray,
+    sgd: np.ndarray | None,
+    flops: float | None,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    median = float(np.median(seconds))
+    over = None if sgd is None else timing.compare(seconds, sgd, rng)
+    return {
+        "seconds": median,
+        "quartiles": np.percentile(seconds, [25, 75]).tolist(),
+        "images_per_second": workload.batch_size / median,
+        "over_sgd": over and dataclasses.asdict(over),
+        # The model's operations, which are SGD's, not what an optimizer adds.
+        "utilization": measure.utilization(flops, seconds, workload.dtype),
+    }

@@ -1,0 +1,200 @@
+"""All tasks, the most valuable first."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.parts import beside_pytorch, experiments, smoke, steps, trace
+from benchmarks.parts.smoke import Case
+from benchmarks.settings import Settings
+from benchmarks.task import Result, Run, Task, Work
+from train.benchmark import workload as workloads
+from train.config import RunConfig
+from train.experiments.paper import controls, presets
+
+# At least so many steps are in a call of a program, and in a round.
+_ROUND_STEPS = 20
+_WARM_UP_ROUNDS = 3
+
+PARTS = {
+    "a": "Smoke test of strategies, networks and optimizers",
+    "b": "Step time, memory and FLOP utilization",
+    "c": "ResNet-20 to the end",
+    "d": "PyTorch's SGD beside ours",
+    "e": "Tables 6 and 7 of the paper, with controls",
+    "f": "Usable learning rates on ResNet-20",
+}
+
+
+def tasks(settings: Settings, out: Path, parts: str = "") -> list[Task]:
+    """The tasks of a folder of results, in their order.
+
+    Args:
+        settings: of the folder.
+        out: the folder, absolute.
+        parts: letters of those wanted; empty for all.
+    """
+    makers = (_smoke, _profiles, _steps, _resnet20, _pytorch, _tables, _rates)
+    found = [task for make in makers for task in make(settings, out)]
+    return [task for task in found if task.part in (parts or "abcdef")]
+
+
+def _smoke(settings: Settings, out: Path) -> list[Task]:
+    chunk_steps = settings.sizes.chunk_steps
+    return [
+        Task(
+            f"a-{case.name.replace('+', '-')}",
+            f"Smoke test: {_words(case)}",
+            _alone(functools.partial(smoke.check, case, chunk_steps)),
+            Work(programs=1),
+        )
+        for case in smoke.cases(settings.sizes)
+    ]
+
+
+def _profiles(settings: Settings, out: Path) -> list[Task]:
+    sizes = settings.sizes
+    (workload,) = workloads.parse(sizes.strategy_network, (), sizes.dtype)
+    side = min(side for _, side in sizes.networks)
+    found = []
+    for optimizer in sizes.profiled:
+        case = Case(f"profile-{optimizer}", workload, side, optimizer, "jit")
+        run = functools.partial(trace.profile, case, sizes.chunk_steps)
+        title = f"Profile of a chunk: {_words(case)}"
+        found.append(Task(f"a-{case.name}", title, _alone(run), Work(programs=1)))
+    return found
+
+
+def _words(case: Case) -> str:
+    network, batch = case.workload.network, case.workload.batch_size
+    parts = (network, f"batch {batch}", case.workload.dtype, case.optimizer)
+    return ", ".join([*parts, case.strategy])
+
+
+def _steps(settings: Settings, out: Path) -> list[Task]:
+    found = []
+    for text, side, dtype, rounds in settings.sizes.steps:
+        (workload,) = workloads.parse(text, (), dtype)
+        name = f"b-{workload.model}-{dtype}-batch{workload.batch_size}"
+        run = functools.partial(steps.measure_all, workload, side, rounds)
+        programs = len(steps.OPTIMIZERS)  # The control is SGD's.
+        num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * (programs + 1)
+        work = Work(programs, num_steps, 0, workload, side, steps.OPTIMIZERS)
+        title = f"Step of {workload.network}, batch {workload.batch_size}, {dtype}"
+        found.append(Task(name, f"{title}, {side}x{side}", _alone(run), work))
+    return found
+
+
+def _resnet20(settings: Settings, out: Path) -> list[Task]:
+    epochs = settings.sizes.epochs
+    return [
+        Task(
+            f"c-resnet20-{optimizer}",
+            f"ResNet-20, {optimizer}, {epochs} epochs, {settings.sizes.dtype}",
+            _alone(
+                functools.partial(experiments.train_resnet20, settings, out, optimizer)
+            ),
+            _runs(settings, 1, epochs, "resnet20", (optimizer,), settings.sizes.dtype),
+            goes_on=True,
+        )
+        for optimizer in experiments.RESNET20
+    ]
+
+
+def _pytorch(settings: Settings, out: Path) -> list[Task]:
+    sizes = settings.sizes
+    first, side, _, rounds = sizes.steps[0]
+    batch = first.partition("@")[2]
+    network = ":".join(
+        ["resnet20", *([",".join(sizes.resnet20)] * bool(sizes.resnet20))]
+    )
+    (workload,) = workloads.parse(f"{network}@{batch}", (), sizes.dtype)
+    steps_run = functools.partial(beside_pytorch.measure_steps, workload, side, rounds)
+    training_run = functools.partial(beside_pytorch.train_resnet20, settings, out)
+    num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * 4
+    return [
+        Task(
+            "d-pytorch-steps",
+            f"Step of PyTorch's SGD and ours, {network}, {sizes.dtype}",
+            _alone(steps_run),
+            Work(4, num_steps, 0, workload, side),
+        ),
+        Task(
+            "d-pytorch-resnet20",
+            f"ResNet-20, PyTorch's SGD, {sizes.epochs} epochs, {sizes.dtype}",
+            training_run,
+            _runs(settings, 1, sizes.epochs, "resnet20", ("sgd",), sizes.dtype),
+            goes_on=True,
+        ),
+    ]
+
+
+def _tables(settings: Settings, out: Path) -> list[Task]:
+    sizes = settings.sizes
+    found, done = [], 0
+    for seeds in sizes.table_seeds:
+        for number, rows in ((6, sizes.table6_rows), (7, sizes.table7_rows)):
+            chosen = presets.TABLES[number].rows
+            chosen = tuple(chosen[row - 1] for row in rows) if rows else chosen
+            names = [str(row.options["optimizer"]) for row in chosen]
+            num_rows = len(chosen) + sum(len(controls.names(name)) for name in names)
+            run = functools.partial(
+                experiments.paper_table, settings, out, number, rows, seeds
+            )
+            some = f", rows {' '.join(map(str, rows))}" if rows else ""
+            title = (
+                f"Table {number}{some}, with controls, {seeds} seed{'s' * (seeds > 1)}"
+            )
+            work = _runs(
+                settings,
+                num_rows * (seeds - done),
+                sizes.epochs,
+                "custom_cnn",
+                ("insgd-l2",),
+                "float32",
+            )
+            name = f"e-table{number}-{seeds}seed{'s' * (seeds > 1)}"
+            found.append(Task(name, title, _alone(run), work, goes_on=True))
+        done = seeds
+    return found
+
+
+def _rates(settings: Settings, out: Path) -> list[Task]:
+    rates = settings.sizes.rates
+    # The grid, and at each end of the usable rates another one.
+    per_optimizer = rates.get("decades", 5) * rates["per_decade"] + 2
+    num_runs = per_optimizer * len(rates["optimizers"])
+    run = functools.partial(experiments.learning_rates, settings, out)
+    work = _runs(
+        settings,
+        num_runs,
+        rates["epochs"],
+        "resnet20",
+        ("insgd-l2",),
+        settings.sizes.dtype,
+    )
+    title = f"Learning rates of {len(rates['optimizers'])} optimizers on ResNet-20"
+    return [Task("f-learning-rates", title, _alone(run), work, goes_on=True)]
+
+
+def _runs(
+    settings: Settings,
+    runs: int,
+    epochs: int,
+    model: str,
+    optimizers: tuple[str, ...],
+    dtype: str,
+) -> Work:
+    """Runs of batches of 128 images."""
+    batch = RunConfig.batch_size
+    options = settings.sizes.resnet20 if model == "resnet20" else ()
+    text = f"{model}:{','.join(options)}" if options else model
+    (workload,) = workloads.parse(f"{text}@{batch}", (), dtype)
+    steps = runs * epochs * (settings.sizes.num_train // batch)
+    side = 8 if settings.miniature else 32
+    return Work(runs, steps, runs * epochs, workload, side, optimizers)
+
+
+def _alone(run: Callable[[], Result]) -> Run:
+    """A task that does not ask whether to stop."""
+    return lambda stopped: run()

@@ -1,0 +1,98 @@
+"""A folder of results: a file of JSON for each task, whole or not there."""
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.task import Task
+from train import files, strict_json
+
+# What became of a task. Failures are results; the other two are tried again.
+FINISHED, FAILED, SKIPPED, STOPPED = "finished", "failed", "skipped", "stopped"
+_FOLDER = "results"
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results in a folder.
+
+    Attributes:
+        folder: whose subfolder has them.
+    """
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """The file of a task."""
+        return self.folder / _FOLDER / f"{name}.json"
+
+    def read(self, name: str) -> Record | None:
+        """The record of a task; None if it has none yet."""
+        try:
+            return json.loads(files.read(self.path(name)))
+        except FileNotFoundError:
+            return None
+
+    def is_done(self, name: str) -> bool:
+        """Whether nothing is left to do."""
+        record = self.read(name)
+        return record is not None and record["status"] in (FINISHED, FAILED)
+
+    def write(
+        self,
+        task: Task,
+        status: str,
+        *,
+        seconds: float,
+        environment: dict[str, Any],
+        result: dict[str, Any] | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Writes the record of a task at once.
+
+        Args:
+            task: what was done.
+            status: what became of it.
+            seconds: that it took now; those it took before it was stopped are added.
+            environment: device, versions, commit, command and settings.
+            result: what was measured.
+            reason: why it was not, or not wholly.
+        """
+        before = self.read(task.name)
+        if before is not None and before["status"] == STOPPED:
+            seconds += before["seconds"]
+        record = {
+            "name": task.name,
+            "part": task.part,
+            "title": task.title,
+            "status": status,
+            "reason": reason,
+            "result": result,
+            "seconds": round(seconds, 3),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "environment": environment,
+        }
+        path = self.path(task.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, strict_json.encode(record))
+
+    def all(self) -> list[Record]:
+        """All records, by name."""
+        paths = sorted((self.folder / _FOLDER).glob("*.json"))
+        records = [self.read(path.stem) for path in paths]
+        return [record for record in records if record is not None]
+
+    def times(self) -> dict[str, int]:
+        """When each record was written, by name, in nanoseconds."""
+        paths = (self.folder / _FOLDER).glob("*.json")
+        return {path.stem: path.stat().st_mtime_ns for path in paths}
+
+    def forget_failures(self) -> None:
+        """Lets failed tasks be tried again."""
+        for record in self.all():
+            if record["status"] == FAILED:
+                self.path(record["name"]).unlink()

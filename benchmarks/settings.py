@@ -1,0 +1,185 @@
+"""What is measured, at full size for a GPU and in miniature for a CPU."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from train import files
+from train.errors import UserError
+
+_FILE = "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large each part is.
+
+    Networks are texts as `train.benchmark.workload.parse` reads them.
+    """
+
+    # (a) The network of every optimizer; that of every strategy, and its optimizers;
+    # every network, with the side of its images; and which optimizers are profiled.
+    optimizer_network: str
+    strategy_network: str
+    strategy_optimizers: tuple[str, ...]
+    networks: tuple[tuple[str, int], ...]
+    profiled: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    every_combination: bool  # See `smoke.cases`.
+    chunk_steps: int
+    # (b) Networks, sides of images, dtypes and rounds; the first is the batch of (d).
+    steps: tuple[tuple[str, int, str, int], ...]
+    # (c) to (f)
+    resnet20: tuple[str, ...]  # Options.
+    dtype: str
+    epochs: int
+    table6_rows: tuple[int, ...]  # None of them: all.
+    table7_rows: tuple[int, ...]
+    table_seeds: tuple[int, ...]  # One after another; later ones go on from earlier.
+    rates: dict[str, Any]  # Options of `robustness`.
+    num_train: int  # Training images, for the estimates.
+
+
+FULL = Sizes(
+    optimizer_network="custom_cnn@128",
+    strategy_network="resnet20@128",
+    strategy_optimizers=("insgd-l2", "lms-newton"),
+    networks=(
+        ("custom_cnn@128", 32),
+        ("resnet20@128", 32),
+        ("wrn18@128", 32),
+        ("vit@128", 32),
+        ("mobilenet_v3_large:stem=cifar@128", 32),
+        ("mobilenet_v3_small:stem=cifar@128", 32),
+        ("resnet50@64", 224),
+    ),
+    profiled=("sgd", "insgd-l2", "lms-newton"),
+    dtypes=("bfloat16", "float32"),
+    every_combination=True,
+    chunk_steps=10,
+    steps=(
+        ("resnet20@128", 32, "bfloat16", 30),
+        ("resnet50@256", 224, "bfloat16", 10),
+        ("vit@256", 32, "bfloat16", 30),
+        ("resnet20@128", 32, "float32", 30),
+        ("resnet20@512", 32, "bfloat16", 30),
+    ),
+    resnet20=(),
+    dtype="bfloat16",
+    epochs=200,
+    table6_rows=(),
+    table7_rows=(1, 2, 3),
+    table_seeds=(1, 3, 7),
+    rates={
+        "epochs": 10,
+        "per_decade": 1,
+        "gap": 0.5,
+        "optimizers": (
+            "sgd",
+            "sgd+polyak@1",
+            "insgd-l2",
+            "insgd-l2+polyak@1",
+            "insgd-l2+layer+log1p",
+            "insgd-l2+layer+log1p+polyak@1",
+            "lms-newton",
+            "adamw",
+            "adam",
+            "lars",
+            "momo",
+            "prodigy",
+            "dadapt-adamw",
+        ),
+    },
+    num_train=50_000,
+)
+
+_TINY_RESNET = "stage_sizes=1x1,width=4"
+_TINY_VIT = "width=16,depth=1,heads=2,mlp_width=16"
+MINIATURE = Sizes(
+    optimizer_network="custom_cnn@4",
+    strategy_network=f"resnet20:{_TINY_RESNET}@4",
+    strategy_optimizers=("insgd-l2",),
+    # Without MobileNetV3, which takes a minute to compile at any width.
+    networks=(
+        ("custom_cnn@4", 8),
+        (f"resnet20:{_TINY_RESNET}@4", 8),
+        (f"wrn18:{_TINY_RESNET}@4", 8),
+        (f"vit:{_TINY_VIT}@4", 8),
+        (f"resnet50:{_TINY_RESNET}@4", 32),
+    ),
+    profiled=("insgd-l2",),
+    dtypes=("bfloat16", "float32"),
+    every_combination=False,
+    chunk_steps=1,
+    steps=(("custom_cnn@4", 8, "bfloat16", 2),),
+    resnet20=("stage_sizes=1x1", "width=4"),
+    dtype="bfloat16",
+    epochs=2,
+    table6_rows=(3,),
+    table7_rows=(1,),
+    table_seeds=(1,),
+    rates={
+        "epochs": 1,
+        "decades": 1,
+        "per_decade": 1,
+        "optimizers": ("sgd", "insgd-l2+polyak"),
+    },
+    num_train=128,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a folder of results is about, the same in every call that goes on.
+
+    Attributes:
+        miniature: whether the sizes are `MINIATURE`'s.
+        dataset: for (c) to (f), as `python -m train --dataset` takes it; None without.
+    """
+
+    miniature: bool
+    dataset: str | None
+
+    @property
+    def sizes(self) -> Sizes:
+        """How large each part is."""
+        return MINIATURE if self.miniature else FULL
+
+
+def keep(folder: Path, settings: Settings) -> Settings:
+    """Writes the settings of a folder of results, or compares them with those there.
+
+    Args:
+        folder: of the results.
+        settings: those of this call. Without a data set, the recorded one holds.
+
+    Returns:
+        The settings that hold.
+
+    Raises:
+        UserError: if the folder was begun with others.
+    """
+    recorded = load(folder)
+    if recorded is not None:
+        if settings.dataset is None or recorded.dataset is None:
+            dataset = settings.dataset or recorded.dataset
+            settings = dataclasses.replace(settings, dataset=dataset)
+            recorded = dataclasses.replace(recorded, dataset=dataset)
+        if recorded != settings:
+            raise UserError(
+                f"{folder} was begun with {recorded}, now it is {settings}. Give the "
+                "same options, or another --out."
+            )
+    content = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
+    files.write(folder / _FILE, content.encode())
+    return settings
+
+
+def load(folder: Path) -> Settings | None:
+    """The settings of a folder of results; None if it has none."""
+    try:
+        values = json.loads(files.read(folder / _FILE))
+    except FileNotFoundError:
+        return None
+    return Settings(**values)

@@ -1,0 +1,140 @@
+"""One piece: `python -m benchmarks.worker JSON`, started by `python -m benchmarks gpu`.
+
+Does tasks until they are done or SIGTERM comes. A process of its own, so that a task
+that brings down its process leaves the others unharmed.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend
+
+from benchmarks import plan, results
+from benchmarks.estimates import Estimates
+from benchmarks.pieces import MORE, SIGNAL_SECONDS, Piece, current
+from benchmarks.results import Results
+from benchmarks.settings import Settings
+from benchmarks.task import Failed, Skipped, Stopped, Task
+from train import files, provenance
+from train.interrupt import StopRequest
+from train.run.lock import RunInProgress, RunLock
+
+_SIGNALS_TO_ORPHAN = 15
+# An earlier worker whose command was killed ends within this time.
+_LOCK_SECONDS = 60.0
+
+
+def work(piece: Piece) -> int:
+    """Does tasks, in order; returns 0 if nothing is left, or `MORE`."""
+    began = time.monotonic()
+    out = piece.folder
+    settings = piece.settings
+    if settings.miniature:
+        # As `pieces` does with XLA's flags.
+        jax.config.update("jax_disable_most_optimizations", True)
+    store = Results(out)
+    environment = _environment(piece, settings)
+    estimates = Estimates(jax.devices()[0].device_kind, store.all())
+    too_long = False
+    fresh = True
+    message = "Stopping after this task, or within it if it saves what it has done."
+    with StopRequest(message) as stop, RunLock() as lock:
+        _take(lock, out)
+        for task in plan.tasks(settings, out, piece.parts):
+            if store.is_done(task.name):
+                continue
+            if stop:
+                return MORE
+            left = piece.working_seconds - (time.monotonic() - began)
+            # What cannot be stopped is begun only if it may end in time, or if no
+            # piece would leave it more.
+            if not (task.goes_on or fresh or estimates.seconds(task) < left):
+                too_long = True
+                continue
+            now = {"name": task.name, "fresh": fresh, "environment": environment}
+            files.write(current(out), json.dumps(now).encode())
+            if not _attempt(task, store, environment, stop):
+                return MORE
+            fresh = False
+            jax.clear_caches()
+    return MORE if too_long else 0
+
+
+def _take(lock: RunLock, out: Path) -> None:
+    """Takes the folder, when an earlier worker has let it go."""
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            lock.take(out)
+            return
+        except RunInProgress:
+            if time.monotonic() > end:
+                raise
+        time.sleep(1)
+
+
+def _attempt(
+    task: Task, store: Results, environment: dict[str, Any], stop: StopRequest
+) -> bool:
+    """Does a task and writes what became of it; returns False if it was stopped."""
+    began = time.perf_counter()
+    print(f"== {task.name}: {task.title}", flush=True)
+    result, reason, status = None, None, results.FINISHED
+    try:
+        result = task.run(lambda: bool(stop))
+    except Stopped as error:
+        status, reason, result = results.STOPPED, str(error), error.result
+    except Skipped as error:
+        status, reason = results.SKIPPED, str(error)
+    except Failed as error:
+        status, reason, result = results.FAILED, str(error), error.result
+    # A result too: whatever it is, the others go on.
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
+        status, reason = results.FAILED, f"{type(error).__name__}: {error}"[:2000]
+    store.write(
+        task,
+        status,
+        seconds=time.perf_counter() - began,
+        environment=environment,
+        result=result,
+        reason=reason,
+    )
+    return status != results.STOPPED
+
+
+def _environment(piece: Piece, settings: Settings) -> dict[str, Any]:
+    about = provenance.describe()
+    return about | {
+        "command": piece.command,
+        "commit": about["commit"] or piece.commit,
+        "platform": jax.extend.backend.get_backend().platform_version,
+        "cpu_cores": os.cpu_count(),
+        "settings": dataclasses.asdict(settings),
+        "sizes": dataclasses.asdict(settings.sizes),
+    }
+
+
+def _end_with_parent() -> None:
+    """Ends this process soon after the one that started it, however that ended."""
+    os.read(0, 1)  # Nothing comes: it returns when the other end is closed.
+    for _ in range(_SIGNALS_TO_ORPHAN):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SIGNAL_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    # Told again while it ends, having stopped, it is to end as it would have.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(work(Piece(**json.loads(sys.argv[1]))))

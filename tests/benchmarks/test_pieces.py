@@ -1,0 +1,171 @@
+"""Workers, and who starts them: whatever happens to a task is a result."""
+
+import json
+import sys
+import time
+
+import pytest
+
+from benchmarks import pieces, plan, results, worker
+from benchmarks.pieces import MORE, Piece
+from benchmarks.results import Results
+from benchmarks.task import Failed, Skipped, Stopped, Task, Work
+from train.errors import UserError
+
+SHORT, LONG = Work(programs=0), Work(programs=100)
+
+
+@pytest.fixture
+def piece(tmp_path):
+    return Piece(str(tmp_path), True, None, "abc", 60.0, "command", "commit")
+
+
+def task(name, run=lambda stopped: {"value": 1}, work=SHORT, goes_on=False):
+    return Task(name, f"Task {name}", run, work, goes_on)
+
+
+def raising(error):
+    def run(stopped):
+        raise error
+
+    return run
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Plans tasks instead of the usual ones."""
+
+    def replace(*tasks):
+        monkeypatch.setattr(plan, "tasks", lambda *_: list(tasks))
+
+    return replace
+
+
+def statuses(piece):
+    return {r["name"]: r["status"] for r in Results(piece.folder).all()}
+
+
+def test_a_worker_records_whatever_becomes_of_its_tasks(piece, planned):
+    planned(
+        task("a-good", lambda stopped: {"loss": float("nan"), "pair": (1, 2)}),
+        task("a-wrong", raising(Failed("wrong", {"seen": 2}))),
+        task("a-broken", raising(RuntimeError("out of memory"))),
+        task("a-absent", raising(Skipped("needs PyTorch"))),
+    )
+
+    assert worker.work(piece) == 0
+
+    store = Results(piece.folder)
+    assert statuses(piece) == {
+        "a-good": "finished",
+        "a-wrong": "failed",
+        "a-broken": "failed",
+        "a-absent": "skipped",
+    }
+    good = store.read("a-good")
+    assert good["result"] == {"loss": None, "pair": [1, 2]}
+    assert store.read("a-wrong")["result"] == {"seen": 2}
+    assert "RuntimeError: out of memory" in store.read("a-broken")["reason"]
+    environment = good["environment"]
+    assert environment["command"] == "command"
+    assert environment["commit"]
+    assert environment["devices"]
+    assert environment["versions"]["jax"]
+    assert environment["settings"] == {"miniature": True, "dataset": None}
+    # What is done is not done again; what was not possible is tried again.
+    planned(task("a-good", raising(AssertionError)), task("a-absent"))
+    assert worker.work(piece) == 0
+    assert statuses(piece)["a-absent"] == "finished"
+    assert store.read("a-good") == good
+
+
+def test_a_task_that_is_stopped_goes_on_in_the_next_piece(piece, planned):
+    planned(task("c-runs", raising(Stopped({"epochs": 3})), goes_on=True))
+    assert worker.work(piece) == MORE
+    store = Results(piece.folder)
+    record = store.read("c-runs") | {"seconds": 100.0}
+    store.path("c-runs").write_text(json.dumps(record))
+    assert record["status"] == "stopped"
+    assert not store.is_done("c-runs")
+
+    planned(task("c-runs", goes_on=True))
+    assert worker.work(piece) == 0
+    assert store.read("c-runs")["status"] == "finished"
+    assert store.read("c-runs")["seconds"] >= 100
+
+
+def test_what_cannot_stop_is_begun_only_if_it_may_end_in_time(piece, planned):
+    tasks = [task("a-long", work=LONG), task("a-short"), task("b-long", work=LONG)]
+    planned(*tasks, task("c-runs", work=LONG, goes_on=True))
+    # The first has a whole piece; more than that nobody can give.
+    assert worker.work(piece) == MORE
+    assert statuses(piece).keys() == {"a-long", "a-short", "c-runs"}
+    assert worker.work(piece) == 0
+    assert statuses(piece)["b-long"] == "finished"
+
+
+WORKER = """
+import json, os, pathlib, signal, sys, time
+piece = json.loads(sys.argv[1])
+def begin(fresh):
+    now = {{"name": "a-task", "fresh": fresh, "environment": {{}}}}
+    (pathlib.Path(piece["out"]) / "current.json").write_text(json.dumps(now))
+print("last words", flush=True)
+{body}
+"""
+
+
+@pytest.fixture
+def run_worker(piece, planned, monkeypatch, tmp_path):
+    """Runs a piece of two seconds with another worker."""
+    import dataclasses
+
+    def run(body, goes_on=False):
+        planned(task("a-task", goes_on=goes_on))
+        script = tmp_path / "script.py"
+        script.write_text(WORKER.format(body=body))
+        monkeypatch.setattr(pieces, "_WORKER", (sys.executable, str(script)))
+        short = dataclasses.replace(piece, seconds=2.0)
+        return pieces.run(short, stop=False)
+
+    return run
+
+
+def test_a_task_that_ends_its_process_has_failed(run_worker, piece, capsys):
+    assert run_worker("begin(True); os.abort()") == MORE
+    record = Results(piece.folder).read("a-task")
+    assert record["status"] == results.FAILED
+    assert "ended its process: -6. last words" in record["reason"]
+    assert "a-task: failed" in capsys.readouterr().out
+
+
+SLEEPER = "signal.signal(signal.SIGTERM, signal.SIG_IGN); begin({}); time.sleep(30)"
+
+
+@pytest.mark.parametrize(
+    ("fresh", "goes_on", "failed"),
+    [(True, False, True), (False, False, False), (True, True, False)],
+)
+def test_a_task_that_does_not_end_is_ended(run_worker, piece, fresh, goes_on, failed):
+    began = time.monotonic()
+    assert run_worker(SLEEPER.format(fresh), goes_on) == MORE
+    assert time.monotonic() - began < 15
+    record = Results(piece.folder).read("a-task")
+    if failed:
+        assert "took longer than a piece" in record["reason"]
+    else:
+        assert record is None
+
+
+@pytest.mark.parametrize(
+    "handler", ["lambda *_: os._exit(10)", "signal.SIG_DFL"], ids=["stops", "dies"]
+)
+def test_a_worker_is_told_to_stop_in_time(run_worker, piece, handler):
+    body = f"begin(True); signal.signal(signal.SIGTERM, {handler}); time.sleep(30)"
+    assert run_worker(body) == MORE
+    assert not Results(piece.folder).all()
+
+
+def test_a_worker_that_cannot_begin_is_an_error(run_worker):
+    with pytest.raises(UserError, match="ended before its first task:\nlast words"):
+        run_worker("sys.exit(1)")
