@@ -18,7 +18,7 @@ _UNROLL, _UNROLL_ABOVE_TAPS = 4, 64
 
 
 class FilterResult(NamedTuple):
-    """What an adaptive filter returns, over the T samples of the signal."""
+    """The result of an adaptive filter over the T samples of a signal."""
 
     weights: jax.Array  # (T, num_taps), or (1, num_taps): row t is *after* sample t
     outputs: jax.Array  # (T,), the filter's output at t, with the weights *before* t
@@ -32,7 +32,7 @@ def check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
             f" several at once, jax.vmap the filter over {name}"
         )
     if isinstance(value, jax.core.Tracer):
-        return  # inside jit or vmap: the value is not known
+        return  # inside jit or vmap: the value is not concrete
     in_range = not np.iscomplexobj(value) and (value > 0 or allow_zero and value == 0)
     if not (in_range and np.isfinite(value)):
         kind = "a finite number >= 0" if allow_zero else "a positive finite number"
@@ -83,7 +83,7 @@ def check_signals(
 
 
 class Sample(NamedTuple):
-    """What an update sees of one sample."""
+    """The inputs of an update that belong to one sample."""
 
     t: jax.Array  # (), its number, from 0
     x: jax.Array  # (num_taps,), the window, newest entry first

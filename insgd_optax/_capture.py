@@ -12,6 +12,7 @@ from insgd_optax._capture_stack import (
     Calls,
     Capture,
     Take,
+    active_capture,
     active_captures,
     opened,
     task_settings,
@@ -90,7 +91,7 @@ def capture_input_norms(
         active. Other threads and other asyncio tasks are unaffected.
 
     Raises:
-        ValueError: if `p` is less than 1, or an option is not known.
+        ValueError: if `p` is less than 1, or an option is unknown.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -109,7 +110,7 @@ def capture_input_norms(
     check_p(p)
     table = input_norm_fns(LINEN, conv_input, norm_layers, layers)
     key = (p, conv_input, norm_layers, layers_key(layers))
-    with listening(Capture("linen", NAME, takes(table, p), p=p, key=key)):
+    with listening(Capture("linen", NAME, takes(table, p), settings=p, key=key)):
         yield
 
 
@@ -235,8 +236,8 @@ def sow_input_norm(
     Source: Eq. 26 and 29.
     """
     if p is None:
-        around = [each.p for each in active_captures("linen") if each.name == NAME]
-        p = around[0] if around and around[0] is not None else 2
+        around = active_capture("linen", NAME)
+        p = 2 if around is None else around.settings
     check_p(p)
     if module.is_mutable_collection(COLLECTION):
         module.sow(COLLECTION, entry_name(NAME, weight), input_norm(x, p, axis=axis))
@@ -248,7 +249,7 @@ def input_norm_shapes(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """What a model sows under the surrounding capture, without computing anything.
+    """Shapes and dtypes that a model sows in the open capture; computes nothing.
 
     Feeds `input_norms_like`, which makes layers stacked by `nn.scan` or `nn.vmap` keep
     one P each instead of sharing their mean.

@@ -26,14 +26,13 @@ class Capture:
     name: str  # what is sown; the innermost capture of each name is active
     layers: Mapping[type, Take]
     _: dataclasses.KW_ONLY
-    p: float | None = None  # for `sow_input_norm`
-    settings: Any = None  # for `sow_input_covariance`
+    settings: Any = None  # for `sow_input_norm` and `sow_input_covariance`
     # Hashable settings, compared by value: a trace is reused under an equal key. The
     # default equals no other key, so that a `take` may hold tracers.
     key: Hashable = dataclasses.field(default_factory=object)
 
     def take(self, layer: Any) -> Take | None:
-        """What this layer's class sows; None for a class that sows nothing."""
+        """The function for this layer's class; None if the class sows nothing."""
         for kind in type(layer).__mro__:
             if kind in self.layers:
                 return self.layers[kind]
@@ -101,6 +100,11 @@ def active_captures(library: str) -> list[Capture]:
     return [capture for (own, _), capture in _active().items() if own == library]
 
 
+def active_capture(library: str, name: str) -> Capture | None:
+    """The capture that a layer of this library sows this name for, if any."""
+    return _active().get((library, name))
+
+
 def _key() -> Hashable:
     active = _active()
     return tuple((kind, active[kind].key) for kind in sorted(active)) or None
@@ -135,7 +139,7 @@ class Calls(threading.local):
         self.started: weakref.WeakSet[Any] = weakref.WeakSet()  # root scopes
 
     def is_intercepted(self, context: Any) -> bool:
-        """Whether this very call is already being handled."""
+        """Whether this call is already being handled."""
         return bool(self._intercepted) and self._intercepted[-1] is context
 
     @contextlib.contextmanager

@@ -149,7 +149,7 @@ def _copied(tree: Any) -> Any:
 
 
 def _appended(earlier: Any, later: Any) -> Any:
-    """What both calls sowed, by name; tuples in the order of the calls."""
+    """Merges the values of two calls by name; tuples in the order of the calls."""
     if isinstance(earlier, Mapping) and isinstance(later, Mapping):
         both = {n: _appended(earlier[n], later[n]) for n in earlier if n in later}
         return {**earlier, **later, **both}

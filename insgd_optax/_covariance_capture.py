@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from insgd_optax._capture import listening, shapes_of_sown
-from insgd_optax._capture_stack import Capture, Take, active_captures
+from insgd_optax._capture_stack import Capture, Take, active_capture
 from insgd_optax._covariance import MAX_DIM, InputCovariance
 from insgd_optax._layer_covariances import (
     FORMS,
@@ -229,9 +229,9 @@ def sow_input_covariance(
         Array([[ 9., 12.],
                [12., 16.]], dtype=float32)
     """
-    around = [each for each in active_captures("linen") if each.name == COVARIANCE_NAME]
-    if around and module.is_mutable_collection(COLLECTION):
-        settings, when = around[0].settings
+    around = active_capture("linen", COVARIANCE_NAME)
+    if around is not None and module.is_mutable_collection(COLLECTION):
+        settings, when = around.settings
         value = measured(along(x, axis, settings), when)
         module.sow(COLLECTION, entry_name(COVARIANCE_NAME, weight), value)
 
@@ -239,7 +239,7 @@ def sow_input_covariance(
 def input_covariance_shapes(
     model: nn.Module, rngs: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """What a model sows under the surrounding capture, without computing anything.
+    """Shapes and dtypes that a model sows in the open capture; computes nothing.
 
     Feeds `input_covariances_like`, which tells the optimizer how each kernel meets its
     input, where its shape alone does not.

@@ -18,11 +18,6 @@ from insgd_optax._paths import flatten, is_masked, path_string, states_of
 from insgd_optax._whitening import condition_number
 
 
-def power_states(opt_state: optax.OptState) -> list[ScaleByInputPowerState]:
-    """Every `ScaleByInputPowerState` in any nesting of optimizer states."""
-    return states_of(opt_state, ScaleByInputPowerState)
-
-
 def input_powers(opt_state: optax.OptState) -> dict[str, jax.Array]:
     """P of every scaled weight, for logging.
 
@@ -32,7 +27,7 @@ def input_powers(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
     Returns:
         P by path, such as "Conv_0/kernel": a scalar, or an array where stacked layers
-        keep one P each; 0 where none is known yet. Units of |x|^p.
+        keep one P each; 0 before the first norm above 0. Units of |x|^p.
 
     Raises:
         ValueError: if no `scale_by_input_power` is in the state, or two of them scale
@@ -69,8 +64,8 @@ def learning_rate_multipliers(
         eps: likewise, another eps; of "log" where `normalizer` is None.
 
     Returns:
-        The multiplier by path, such as "Conv_0/kernel": shaped like P; 1 where no P is
-        known yet.
+        The multiplier by path, such as "Conv_0/kernel": shaped like P; 1 where P
+        is 0.
 
     Raises:
         ValueError: as `input_powers`, or for a normalizer or eps out of range.
@@ -96,7 +91,7 @@ def learning_rate_multipliers(
 
 def _by_weight(opt_state: optax.OptState, field: str) -> dict[str, jax.Array]:
     """A field of every `ScaleByInputPowerState`, by the weight's path."""
-    states = power_states(opt_state)
+    states = states_of(opt_state, ScaleByInputPowerState)
     if not states:
         raise ValueError(
             f"the state ({type(opt_state).__name__}) holds no ScaleByInputPowerState:"

@@ -279,7 +279,7 @@ def divisor_function(
     """Returns P -> f(P), with f = 1 where P is 0, that is, before the first norm.
 
     Raises:
-        ValueError: if the normalizer is not known or eps is not positive.
+        ValueError: if the normalizer is unknown or eps is not positive.
     """
     if is_number(eps) and not eps > 0:
         raise ValueError(f"eps={eps} must be greater than 0")

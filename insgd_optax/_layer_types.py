@@ -88,7 +88,7 @@ def feature_map(
 def conv_windows(
     layer: nn.Conv | nn.ConvLocal, spatial: Sequence[int]
 ) -> list[field.Window]:
-    """How a convolution moves over a map with these spatial sizes."""
+    """The windows of a convolution over a map with these spatial sizes."""
     kernel_size = sizes(layer.kernel_size)
     rank = len(kernel_size)
     return field.conv_windows(
@@ -104,7 +104,7 @@ def conv_windows(
 def conv_transpose_windows(
     layer: nn.ConvTranspose, spatial: Sequence[int]
 ) -> list[field.Window]:
-    """Likewise, of a transposed convolution."""
+    """The windows of a transposed convolution."""
     kernel_size = sizes(layer.kernel_size)
     rank = len(kernel_size)
     return field.conv_transpose_windows(

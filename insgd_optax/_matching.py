@@ -46,7 +46,7 @@ def entry_name(name: str, weight: str | None) -> str:
 
 
 def is_entry(key: Any, name: str) -> bool:
-    """Whether a key of a sown tree is that of a statistic, of a named weight or not."""
+    """Whether a key of a sown tree belongs to a statistic, with or without a weight."""
     return isinstance(key, str) and (key == name or key.startswith(f"{name}."))
 
 
@@ -81,7 +81,7 @@ def by_layer(input_norms: Any, name: str = NAME) -> Sown:
 
 
 def find(sown: Sown, weight: Path) -> list[Any] | None:
-    """What the layer of a weight sowed, for this weight or for all, or None."""
+    """The values that a weight's layer sowed for it or for all its weights, or None."""
     key = _key(sown, weight)
     return None if key is None else sown[key]
 
@@ -106,7 +106,7 @@ def _key(sown: Sown, weight: Path) -> Path | None:
 
 
 def _names_weight(key: Path, weight: Path) -> bool:
-    """Whether what was sown under a key names this weight."""
+    """Whether the statistic of a key names this weight."""
     return key[-1:] == (f".{weight[-1]}",)
 
 
@@ -248,7 +248,7 @@ def _cut(statistic: Shape, weight: Shape) -> Shape:
 def align(
     call: jax.Array | jax.ShapeDtypeStruct, weight: Shape, kernel: Shape
 ) -> tuple[tuple[int, ...], Shape, Shape]:
-    """How one sown statistic becomes the power of one weight.
+    """Computes how one sown statistic becomes the power of one weight.
 
     Args:
         call: what one call of the layer sowed.

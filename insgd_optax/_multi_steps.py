@@ -20,10 +20,9 @@ from insgd_optax._covariance_state import (
     form_of_state,
     total,
 )
-from insgd_optax._diagnostics import power_states
 from insgd_optax._input_covariance import NO_COVARIANCES
 from insgd_optax._input_covariance import naming as naming_covariance
-from insgd_optax._input_power import NO_NORMS
+from insgd_optax._input_power import NO_NORMS, ScaleByInputPowerState
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._paths import (
     FlatWeights,
@@ -32,7 +31,7 @@ from insgd_optax._paths import (
     is_masked,
     states_of,
 )
-from insgd_optax._polyak import checked_value, polyak_states
+from insgd_optax._polyak import ClipByPolyakState, checked_value
 
 
 class MultiSteps:
@@ -109,7 +108,7 @@ class MultiSteps:
             return self._steps([]).init((params, *[jnp.zeros([])] * 3))
         flat = flatten(params)
         inner = jax.eval_shape(self._opt.init, params)
-        loss = jnp.zeros([]) if polyak_states(inner) else None
+        loss = jnp.zeros([]) if states_of(inner, ClipByPolyakState) else None
         accumulators = (_accumulators(inner), loss, _covariance_accumulators(inner))
         return self._steps(flat.weights).init((params, *accumulators))
 
@@ -125,7 +124,7 @@ class MultiSteps:
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.MultiStepsState]:
         """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
-        bounded = bool(polyak_states(state.inner_opt_state))
+        bounded = bool(states_of(state.inner_opt_state, ClipByPolyakState))
         loss = checked_value(value) if bounded else None
         powers = _powers(state.inner_opt_state)
         if powers and input_norms is None:
@@ -171,11 +170,12 @@ class MultiSteps:
             (params, *nothing),
             **extra_args,
         )
-        # optax multiplies by 0, and 0 * nan is nan.
+        # optax multiplies by 0, and 0 * nan is nan. Norms and covariances are finite.
         has_ended = state.mini_step == 0
-        sums = jax.tree.map(lambda x: jnp.where(has_ended, 0, x), state.acc_grads)
+        grads, norms, loss, covariances = state.acc_grads
+        grads, loss = jax.tree.map(lambda x: jnp.where(has_ended, 0, x), (grads, loss))
         updates = jax.tree.map(lambda x: jnp.where(has_ended, x, 0), updates)
-        return updates, state._replace(acc_grads=sums)
+        return updates, state._replace(acc_grads=(grads, norms, loss, covariances))
 
     def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
         """Whether the last `update` took a step of the inner optimizer."""
@@ -221,7 +221,7 @@ class MultiSteps:
 def _powers(inner_state: Any) -> dict[Path, Any]:
     """Each scaled weight's P; of several the one with the most axes."""
     powers: dict[Path, Any] = {}
-    for power_state in power_states(inner_state):
+    for power_state in states_of(inner_state, ScaleByInputPowerState):
         flat = flatten(power_state.power)
         for path, power in zip(flat.paths, flat.weights, strict=True):
             known = powers.get(path)

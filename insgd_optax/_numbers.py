@@ -15,7 +15,7 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def check_fraction(*, below_one: bool = True, **options: Any) -> None:
-    """Raises unless each option is in [0, 1), else in [0, 1], or not known yet."""
+    """Raises if a concrete option is outside [0, 1), or [0, 1] without `below_one`."""
     for name, value in options.items():
         if is_number(value) and not (0 <= value < 1 or value == 1 and not below_one):
             end = ")" if below_one else "]"
@@ -31,7 +31,7 @@ def check_whole_number(name: str, value: Any, *, least: int, hint: str = "") -> 
 
 
 def check_not_negative(**options: Any) -> None:
-    """Raises unless each option is at least 0, a schedule or not known yet."""
+    """Raises if an option is negative, or neither a number nor a schedule."""
     for name, value in options.items():
         if value is None or isinstance(value, str):
             raise TypeError(f"{name}={value!r} must be a number or a schedule")

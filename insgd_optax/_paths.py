@@ -76,7 +76,7 @@ def replace(tree: Any, weights: Sequence[Any]) -> Any:
 
 
 def is_masked(node: Any) -> bool:
-    """Whether `node` is optax's mark for "no weight here"."""
+    """Whether `node` is optax's placeholder for a masked weight."""
     return isinstance(node, optax.MaskedNode)
 
 

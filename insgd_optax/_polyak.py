@@ -326,7 +326,7 @@ def polyak_scale(opt_state: optax.OptState) -> jax.Array:
         >>> print(polyak_scale(state))
         0.25
     """
-    states = polyak_states(opt_state)
+    states = states_of(opt_state, ClipByPolyakState)
     if len(states) != 1:
         raise ValueError(
             f"the state ({type(opt_state).__name__}) holds {len(states)}"
@@ -334,8 +334,3 @@ def polyak_scale(opt_state: optax.OptState) -> jax.Array:
             " with polyak_factor"
         )
     return states[0].scale
-
-
-def polyak_states(opt_state: optax.OptState) -> list[ClipByPolyakState]:
-    """Every `ClipByPolyakState` in any nesting of optimizer states."""
-    return states_of(opt_state, ClipByPolyakState)

@@ -17,7 +17,7 @@ Padding = str | Sequence[tuple[int, int]]
 
 
 class Window(NamedTuple):
-    """How a convolution moves along one spatial axis."""
+    """The window of a convolution along one spatial axis."""
 
     size: int  # input entries
     kernel: int
@@ -39,7 +39,7 @@ class Window(NamedTuple):
         return max((span - reach) // self.stride + 1, 0)
 
     def counts(self) -> np.ndarray:
-        """How many (output position, kernel tap) pairs read each input entry."""
+        """The number of pairs of output position and tap that read each entry."""
         source = np.arange(self.size)
         before = self.pad[0]
         if self.mode != "constant":

@@ -223,7 +223,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         function.
 
     Raises:
-        ValueError: if `p` is less than 1 or infinite, or `tokens` is not known.
+        ValueError: if `p` is less than 1 or infinite, or `tokens` is unknown.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -259,9 +259,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         nn.Conv: _conv,
         nn.ConvTranspose: _conv_transpose,
     }
-    with listening(
-        Capture("linen", RELEASED_NAME, takes(table, p), p=p, key=(p, tokens))
-    ):
+    with listening(Capture("linen", RELEASED_NAME, takes(table, p), key=(p, tokens))):
         yield
 
 

@@ -117,7 +117,7 @@ def capture_input_norms(
         Nothing; see `insgd_optax.capture_input_norms`.
 
     Raises:
-        ValueError: if `p` is less than 1, or an option is not known.
+        ValueError: if `p` is less than 1, or an option is unknown.
         TypeError: if `layers` contains anything but subclasses of `nnx.Module`.
 
     Example:
@@ -137,7 +137,7 @@ def capture_input_norms(
     check_p(p)
     table = takes(input_norm_fns(NNX, conv_input, norm_layers, layers), p)
     key = (p, conv_input, norm_layers, layers_key(layers))
-    with listening(Capture("nnx", NAME, table, p=p, key=key)):
+    with listening(Capture("nnx", NAME, table, settings=p, key=key)):
         yield
 
 
@@ -250,7 +250,7 @@ def _stacked_over_time(original: Call, rnn: nnx.RNN, *args: Any, **kwargs: Any) 
 
 
 def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
-    """What a model sows under the surrounding capture, without computing anything.
+    """Shapes and dtypes that a model sows in the open capture; computes nothing.
 
     Feeds `input_norms_like`, which makes layers stacked by `nnx.vmap` or `nnx.scan`
     keep one P each instead of sharing their mean.

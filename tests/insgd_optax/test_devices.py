@@ -11,14 +11,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from insgd_optax import (
+    ClipByPolyakState,
+    ScaleByInputPowerState,
     capture_input_covariances,
     capture_input_norms,
     input_powers,
     insgd,
     lms_newton,
 )
-from insgd_optax._diagnostics import power_states
-from insgd_optax._polyak import polyak_states
+from insgd_optax._paths import states_of
 
 STEPS = 5
 
@@ -111,9 +112,9 @@ def test_eight_devices_are_one(parallel, tx, x64):
     expected, expected_state = on_one_device(tx, params, tx.init(params), x)
     actual, state = parallel(tx, params, tx.init(params), x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-10), actual, expected)
-    if power_states(state):
+    if states_of(state, ScaleByInputPowerState):
         powers, expected_powers = input_powers(state), input_powers(expected_state)
         for name, power in powers.items():
             np.testing.assert_allclose(power, expected_powers[name], rtol=1e-12)
-    for bound in polyak_states(state):
+    for bound in states_of(state, ClipByPolyakState):
         assert 0 < bound.scale < 1

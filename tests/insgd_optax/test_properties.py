@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from insgd_optax import (
     MultiSteps,
+    ScaleByInputPowerState,
     clip_by_polyak,
     input_powers,
     insgd,
@@ -29,7 +30,7 @@ from insgd_optax import (
     scale_by_lsalr,
 )
 from insgd_optax._covariance import InputCovariance
-from insgd_optax._diagnostics import power_states
+from insgd_optax._paths import states_of
 
 
 class Row(NamedTuple):
@@ -186,7 +187,7 @@ each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
 def powers_of(state):
-    return input_powers(state) if power_states(state) else {}
+    return input_powers(state) if states_of(state, ScaleByInputPowerState) else {}
 
 
 def make_params(dtype=jnp.float32):
