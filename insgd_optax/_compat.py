@@ -4,12 +4,15 @@ Each has a test in tests/insgd_optax/test_compat.py, which names it when it move
 """
 
 import functools
+import sys
 import threading
+import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 from flax.core import lift
 from flax.core.scope import Scope, in_filter
 from flax.linen import recurrent
@@ -24,6 +27,16 @@ _lock = threading.Lock()
 def is_placeholder(params: Any) -> bool:
     """Whether `optax.tree.map_params` asks which parts of a state mirror params."""
     return type(params).__name__ == "_ParamsPlaceholder"
+
+
+def is_within_optax_multi_steps() -> bool:
+    """Whether the `init` of an `optax.MultiSteps` called what calls this."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is optax.MultiSteps.init.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def trace_context() -> Any:

@@ -26,6 +26,7 @@ from insgd_optax._covariance_state import (
     total,
 )
 from insgd_optax._input_power import nothing_in_scope
+from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._matching import ShapeMismatchError
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import (
@@ -205,6 +206,7 @@ def scale_by_input_covariance(
     )
 
     def init_fn(params: optax.Params) -> ScaleByInputCovarianceState:
+        warn_of_optax_multi_steps("input covariances")
         # Two arrays, not one twice: each may be donated once.
         count, failures = (jnp.zeros([], jnp.int32) for _ in range(2))
         if is_placeholder(params):

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from insgd_optax._compat import is_placeholder
+from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._matching import by_layer, check_not_shared, matches
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, is_number
@@ -145,6 +146,7 @@ def scale_by_input_power(
     like = None if input_norms_like is None else by_layer(input_norms_like)
 
     def init_fn(params: optax.Params) -> ScaleByInputPowerState:
+        warn_of_optax_multi_steps("input norms")
         count = jnp.zeros([], jnp.int32)
         if is_placeholder(params):
             # P does not mirror them: it is replicated where a weight is sharded.

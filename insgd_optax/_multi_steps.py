@@ -23,6 +23,7 @@ from insgd_optax._covariance_state import (
 from insgd_optax._input_covariance import NO_COVARIANCES
 from insgd_optax._input_covariance import naming as naming_covariance
 from insgd_optax._input_power import NO_NORMS, ScaleByInputPowerState
+from insgd_optax._last_norms import accumulated
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._paths import (
     FlatWeights,
@@ -189,7 +190,8 @@ class MultiSteps:
         """`optax.MultiSteps` that also accumulates norms, loss and covariances."""
 
         def init(params: Any) -> Any:
-            return self._opt.init(params[0])
+            with accumulated():
+                return self._opt.init(params[0])
 
         def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
             grads, norms, loss, covariances = updates

@@ -30,6 +30,23 @@ def pass_of(params, x, when=True):
     return grads, sown
 
 
+@pytest.mark.parametrize(
+    ("make", "statistics"), [(insgd, "input norms"), (lms_newton, "input covariances")]
+)
+def test_optax_s_own_is_warned_of_and_this_one_is_not(make, statistics):
+    params = MODEL.init(jax.random.key(1), X)["params"]
+    tx = optax.chain(optax.clip_by_global_norm(1.0), make(0.1))
+    words = f"the {statistics} of the last one alone: use insgd_optax.MultiSteps"
+    with pytest.warns(UserWarning, match=words):
+        jax.eval_shape(optax.MultiSteps(tx, 2).init, params)
+    wrapped = optax.MultiSteps(tx, 2).gradient_transformation()
+    with pytest.warns(UserWarning, match=words):
+        jax.eval_shape(jax.jit(wrapped.init), params)
+    jax.eval_shape(MultiSteps(tx, 2).init, params)
+    jax.eval_shape(jax.jit(MultiSteps(tx, 2).init), params)
+    jax.eval_shape(optax.MultiSteps(optax.sgd(0.1), 2).init, params)
+
+
 @pytest.mark.parametrize("k", [2, lambda step: 2])
 def test_covariances_of_two_micro_batches_are_those_of_one_batch(k):
     params = MODEL.init(jax.random.key(1), X)["params"]
