@@ -185,6 +185,19 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
             )
 
     @property
+    def data_name(self) -> str:
+        """A short name of the data: of a folder, that folder's."""
+        kind, _, path = self.dataset.partition(":")
+        return Path(path).name or kind
+
+    @property
+    def title(self) -> str:
+        """What is trained on which data, for pictures."""
+        network = " ".join([self.model, *self.model_options])
+        without = "" if self.batch_norm else " without batch normalization"
+        return f"{network}{without} on {self.data_name}"
+
+    @property
     def network_options(self) -> dict[str, Any]:
         """Keyword arguments of the network."""
         # Only if given, since not every network has batch normalization.
@@ -254,8 +267,7 @@ class RunConfig(TrainingConfig):
     @property
     def readable_name(self) -> str:
         """A descriptive name for the run folder."""
-        kind, _, path = self.dataset.partition(":")
-        parts = [Path(path).name or kind, self.model, self.optimizer]
+        parts = [self.data_name, self.model, self.optimizer]
         parts.append(f"lr{self.initial_learning_rate:g}")
         for field in ("batch_norm", "scope", "normalizer", "schedule", "dtype"):
             value = getattr(self, field)

@@ -1,5 +1,6 @@
 """Pictures of runs: whatever is drawn fits, which matplotlib would warn of."""
 
+import numpy as np
 import pytest
 
 from train.run import plots
@@ -19,6 +20,56 @@ def test_any_number_of_weights_fits_beside_the_panel(num_weights, tmp_path):
     ]
     plots.plot_multipliers(rows, tmp_path / "multipliers.png")
     assert (tmp_path / "multipliers.png").stat().st_size > 0
+
+
+def drawn_by(monkeypatch):
+    figures, make = [], plots.create_figure
+    monkeypatch.setattr(
+        plots,
+        "create_figure",
+        lambda *given, **o: figures.append(make(*given, **o)) or figures[-1],
+    )
+    return figures
+
+
+def test_a_deep_network_is_a_map_in_the_order_of_its_blocks(tmp_path, monkeypatch):
+    figures = drawn_by(monkeypatch)
+    names = [f"block_{i}/Conv_0/kernel" for i in (1, 10, 11, 12, 2, 3, 4, 5, 6, 7, 8)]
+    rows = [
+        {
+            "epoch": epoch,
+            "powers": {name: 2.0 for name in names},
+            "multipliers": {name: 0.1 * (i + epoch) for i, name in enumerate(names)},
+            "mean_multiplier": 0.2 * epoch,
+        }
+        for epoch in (1, 2)
+    ]
+    rows[1]["multipliers"][names[0]] = float("nan")
+    plots.plot_multipliers(rows, tmp_path / "multipliers.png", "insgd-l2, a on b")
+    ((figure, (power, multiplier)),) = figures
+    labels = [label.get_text() for label in power.get_yticklabels()]
+    assert labels == [f"block_{i}/Conv_0/kernel" for i in (*range(1, 9), 10, 11, 12)]
+    values = multiplier.get_images()[0].get_array()
+    expected = [0.1 * (names.index(name) + 1) for name in labels]
+    np.testing.assert_allclose(values[:, 0], expected)
+    assert "insgd-l2, a on b" in figure.get_suptitle()
+    assert "0.4 after epoch 2" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 6, 12])
+def test_a_legend_covers_no_line(number, tmp_path, monkeypatch):
+    figures = drawn_by(monkeypatch)
+    rows = [{"epoch": epoch, "test_top1": 0.2 * epoch} for epoch in (1, 2)]
+    runs = {f"insgd-l{n + 1}+layer+log1p": [rows] for n in range(number)}
+    plots.plot_test_error(runs, tmp_path / "p.png", title="a on b")
+    ((figure, (axes,)),) = figures
+    assert axes.get_title() == "a on b"
+    (legend,) = [*figure.legends, *filter(None, [axes.get_legend()])]
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    width = figure.get_window_extent().x1
+    # But for what the line of its frame is rounded by.
+    assert legend.get_window_extent().x0 > -2
+    assert legend.get_window_extent().x1 < width + 4
 
 
 def test_a_link_in_the_place_of_a_picture_is_not_followed(tmp_path):

@@ -82,7 +82,9 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
 
     (folder,) = tmp_path.glob("robustness-*")
     with Image.open(folder / "robustness.png") as image:
-        assert image.size == (1800, 600)
+        assert image.size == (1800, 585)
+    assert (folder / "ratios.png").exists()
+    assert "Usable: at most 1 point below" in (folder / "robustness.md").read_text()
     found = json.loads((folder / "robustness.json").read_text())
     for name, center in (("sgd", 0.1), ("insgd-l2+polyak@1", 1.0)):
         rates = [point["learning_rate"] for point in found["points"][name]]
@@ -134,10 +136,40 @@ def test_bars_end_at_the_ratio(tmp_path, monkeypatch):
         lambda *args, **kw: drawn.append(make(*args, **kw)) or drawn[0],
     )
     found = {"wide": points({1: 60, 10: 60, 100: 10}), "one": points({1: 60, 10: 20})}
-    plots.plot_robustness(found, 1.0, tmp_path / "plot.png")
-    (_, (_, bars)), *_ = drawn
+    plots.plot_ratios(found, 1.0, tmp_path / "plot.png", "cnn on digits")
+    ((_, (bars,)),) = drawn
     ends = [bar.get_x() + bar.get_width() for bar in bars.patches]
     assert ends == pytest.approx([10, 1])
+    # A ratio of 1 has a bar too, and no words are cut off.
+    assert all(bar.get_window_extent().width > 20 for bar in bars.patches)
+    right = bars.get_window_extent().x1
+    assert all(text.get_window_extent().x1 < right for text in bars.texts)
+    assert bars.get_title() == "cnn on digits"
+    assert bars.get_xlabel().endswith("within 1 point of the best accuracy")
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 11])
+def test_each_optimizer_has_a_panel_that_shows_all_of_its_curve(
+    number, tmp_path, monkeypatch
+):
+    drawn, make = [], plots.create_figure
+    monkeypatch.setattr(
+        plots,
+        "create_figure",
+        lambda *args, **kw: drawn.append(make(*args, **kw)) or drawn[0],
+    )
+    found = {f"o{n}": points({1: 0.5, 10: 100, 100: 9}) for n in range(number)}
+    plots.plot_robustness(found, 1.0, tmp_path / "plot.png", "cnn on digits")
+    ((figure, _),) = drawn
+    assert [axes.get_title() for axes in figure.axes] == list(found)
+    assert figure.get_suptitle() == "cnn on digits"
+    for column in range(min(number, 4)):
+        # The lowest panel of a column tells the learning rates.
+        lowest = figure.axes[column::4][-1]
+        assert any(label.get_visible() for label in lowest.get_xticklabels())
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low <= 0.5 and high >= 100
 
 
 def test_a_single_point_is_drawn(tmp_path):

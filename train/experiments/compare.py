@@ -79,7 +79,8 @@ def compare(config: CompareConfig) -> int:
             [each for runs in configs.values() for each in runs if each]
         ),
     }
-    plots.plot_test_error(finished, folder / "test_error.png", control_of)
+    title = f"{config.title}, {series.seeds(config.seeds)}"
+    plots.plot_test_error(finished, folder / "test_error.png", control_of, title)
     text = f"{table}\n\n{note}\n"
     report_files.write(folder, "compare", text, values, "test_error.png")
     return status

@@ -7,18 +7,23 @@ from typing import Any
 
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from train.experiments.rates.points import Point, open_ends, spanned_range
 from train.run.plots import create_figure, save
 
 # Distinguishable without color.
 _MARKERS = "osD^v<>ph*PX"
-# Range of the accuracy axis below the best, in percentage points.
-_DEPTH = 25
+_COLUMNS = 4
+_COLOR = "tab:blue"
+# Where the bars of ratios begin: a ratio of 1 has one, too.
+_BARS_START = 0.5
 
 
-def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
-    """Plots accuracy against the nominal and the effective learning rate.
+def plot_sweep(
+    points: Mapping[str, Sequence[Point]], path: Path, title: str = ""
+) -> None:
+    """Draws accuracy against the learning rate given, and against the one taken.
 
     Two curves that differ on the left and coincide on the right are of optimizers that
     differ only by a factor on the learning rate.
@@ -26,81 +31,132 @@ def plot_sweep(points: Mapping[str, Sequence[Point]], path: Path) -> None:
     Args:
         points: points by name in the legend.
         path: the PNG to write.
+        title: the network and the data.
     """
-    figure, (given, taken) = create_figure(9, panels=2)
+    columns = min(len(points), 3)
+    lines = -(-len(points) // columns)
+    figure, (given, taken) = create_figure(9, panels=2, height=4 + 0.25 * (lines - 1))
+    colors = _colors(points)
     for number, (name, found) in enumerate(points.items()):
         for axes, rate in ((given, "learning_rate"), (taken, "effective_rate")):
-            _plot_accuracy(axes, found, rate, number, label=name, markersize=5)
+            _plot_accuracy(
+                axes, found, rate, number, label=name, markersize=5, color=colors[name]
+            )
     given.set_xlabel("Learning rate")
     given.set_ylabel("Test accuracy after the last epoch (%)")
     taken.set_xlabel("Learning rate x mean multiplier")
     for axes in (given, taken):
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
-    given.legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    _legend_below(figure, given, columns)
     save(figure, path)
 
 
 def plot_robustness(
-    points: Mapping[str, Sequence[Point]], margin: float, path: Path
+    points: Mapping[str, Sequence[Point]], margin: float, path: Path, title: str = ""
 ) -> None:
     """Plots accuracy against the learning rate, and the range of usable rates.
 
+    Each optimizer has a panel, where the others are gray behind it.
+
     Args:
-        points: points by name in the legend.
-        margin: usable accuracy below an optimizer's best, in percentage points.
+        points: by the title of the panel.
+        margin: how far below an optimizer's best accuracy is usable, in points.
         path: the PNG to write.
+        title: the network and the data.
     """
-    figure, (curves, bars) = create_figure(12, panels=2, sharey=False)
+    columns = min(len(points), _COLUMNS)
+    lines = -(-len(points) // columns)
+    figure, panels = create_figure(12, columns, lines=lines, height=2 + 1.9 * lines)
     spans = {name: spanned_range(found, margin) for name, found in points.items()}
-    best = max(span.best.accuracy.mean for span in spans.values())
-    colors = color_sequences["tab10" if len(points) <= 10 else "tab20"]
+    for axes, (name, found) in zip(panels, points.items(), strict=False):
+        for other in points.values():
+            _plot_accuracy(axes, other, "learning_rate", None, color="0.85", lw=0.8)
+        style = {"color": _COLOR, "markersize": 4, "lw": 1.4}
+        _plot_accuracy(axes, found, "learning_rate", 0, **style)
+        low, high = spans[name].low, spans[name].high
+        axes.axvspan(low.learning_rate, high.learning_rate, color=_COLOR, alpha=0.15)
+        axes.set_title(name, fontsize="small")
+        axes.set_xscale("log")
+        axes.set_ylim(0, 102)
+    for number in range(len(points), len(panels)):
+        panels[number].remove()
+        panels[number - columns].tick_params(labelbottom=True)
+    figure.suptitle(title, fontsize="medium")
+    figure.supxlabel("Learning rate; shaded: usable", fontsize="medium")
+    figure.supylabel("Test accuracy after the last epoch (%)", fontsize="medium")
+    save(figure, path)
+
+
+def plot_ratios(
+    points: Mapping[str, Sequence[Point]], margin: float, path: Path, title: str = ""
+) -> None:
+    """Draws each optimizer's ratio of its highest to its lowest usable learning rate.
+
+    Args:
+        points: by the name beside the bar.
+        margin: how far below an optimizer's best accuracy is usable, in points.
+        path: the PNG to write.
+        title: the network and the data.
+    """
+    figure, (bars,) = create_figure(8, panels=1, height=1.4 + 0.28 * len(points))
+    widest = 1.0
     for number, (name, found) in enumerate(points.items()):
-        color, span = colors[number % len(colors)], spans[name]
-        _plot_accuracy(
-            curves,
-            found,
-            "learning_rate",
-            number,
-            label=name,
-            markersize=4,
-            lw=1.2,
-            color=color,
-        )
-        bars.barh(name, span.factor - 1, left=1, color=color)
+        span = spanned_range(found, margin)
+        widest = max(widest, span.factor)
+        bars.barh(name, span.factor - _BARS_START, left=_BARS_START, color=_COLOR)
         at_least = "at least " * any(open_ends(found, span))
         ratio = f"{span.factor:.3g}" if span.factor < 100 else f"{span.factor:,.0f}"
         text = f" {at_least}{ratio}, best {span.best.accuracy.mean:.1f} %"
         bars.text(span.factor, number, text, va="center", fontsize="small")
-    curves.set_xscale("log")
-    # Accuracies far below the best do not matter.
-    curves.set_ylim(max(0, best - _DEPTH), best + 2)
-    curves.set_xlabel("Learning rate")
-    curves.set_ylabel("Test accuracy after the last epoch (%)")
-    figure.legend(
-        *curves.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        fontsize="small",
-    )
     bars.set_xscale("log")
-    bars.set_xlim(1, 1000 * max(span.factor for span in spans.values()))
+    # The words behind the longest bar need a third of the panel.
+    end = _BARS_START * (widest / _BARS_START) ** 1.6
+    bars.set_xlim(_BARS_START, max(end, 30 * _BARS_START))
     bars.set_axisbelow(True)
     bars.invert_yaxis()
-    bars.set_xlabel(f"Highest / lowest rate no more than {margin:g} % below the best")
+    unit = "point" if margin == 1 else "points"
+    bars.set_xlabel(
+        f"Highest / lowest learning rate within {margin:g} {unit} of the best accuracy"
+    )
+    bars.set_title(title, fontsize="medium")
     save(figure, path)
 
 
+def _colors(points: Mapping[str, Any]) -> dict[str, Any]:
+    """A color of its own for each name, as long as there are enough."""
+    colors = color_sequences["tab10" if len(points) <= 10 else "tab20"]
+    return {name: colors[n % len(colors)] for n, name in enumerate(points)}
+
+
+def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize="small",
+    )
+
+
 def _plot_accuracy(
-    axes: Axes, points: Sequence[Point], rate: str, number: int, **style: Any
+    axes: Axes, points: Sequence[Point], rate: str, number: int | None, **style: Any
 ) -> None:
-    """Plots one optimizer's accuracy with its standard deviation over seeds."""
+    """Draws one optimizer's accuracy over a kind of rate, with the spread over seeds.
+
+    Without a number it is a line without marks, behind others.
+    """
     # The effective rate of a run that diverged may not be finite.
     points = [point for point in points if math.isfinite(getattr(point, rate))]
     points = sorted(points, key=lambda point: getattr(point, rate))
+    rates = [getattr(point, rate) for point in points]
+    means = [point.accuracy.mean for point in points]
+    if number is None:
+        axes.plot(rates, means, zorder=1, **style)
+        return
     axes.errorbar(
-        [getattr(point, rate) for point in points],
-        [point.accuracy.mean for point in points],
+        rates,
+        means,
         yerr=[point.accuracy.std or 0 for point in points],
         marker=_MARKERS[number % len(_MARKERS)],
         capsize=2,

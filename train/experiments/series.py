@@ -266,6 +266,11 @@ def _keep_compiled(folder: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def seeds(number: int) -> str:
+    """A number of seeds, in words."""
+    return f"{number} seed{'s' * (number > 1)}"
+
+
 def report_folder(command: str, config: TrainingConfig) -> Path:
     """Creates the report folder of a command with these options."""
     options = {
@@ -274,8 +279,7 @@ def report_folder(command: str, config: TrainingConfig) -> Path:
         if (value := getattr(config, field.name)) != field.default
         and _affects_results(field.name, value)
     }
-    data = Path(config.dataset.partition(":")[2]).name or config.dataset
-    name = f"{command}-{data}-{config.model}-{config.epochs}epochs-{digest(options)}"
+    name = f"{command}-{config.data_name}-{config.model}-{config.epochs}epochs-{digest(options)}"
     folder = config.runs_dir.expanduser().absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

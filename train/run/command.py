@@ -186,9 +186,11 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
             )
         last_good = checkpoints.latest_step
         if is_first:
-            plots.plot_test_error({config.optimizer: [rows]}, folder.plot)
+            title = f"{config.title}, seed {config.seed}"
+            plots.plot_test_error({config.optimizer: [rows]}, folder.plot, title=title)
             if rows and "multipliers" in rows[-1]:
-                plots.plot_multipliers(rows, folder.multipliers_plot)
+                title = f"{config.optimizer}, {title}"
+                plots.plot_multipliers(rows, folder.multipliers_plot, title)
     if diverged is not None:
         kept = f"Its latest checkpoint is that of step {last_good}" if last_good else ""
         print(

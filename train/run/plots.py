@@ -1,6 +1,7 @@
 """Plots of one or several runs."""
 
 import io
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 # Not pyplot, which looks for a display and keeps every figure.
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -18,16 +20,22 @@ from train import files
 from train.run.metrics import EpochMetrics
 
 _STYLES = ("-", "--", ":", "-.")
-# More names do not fit next to a panel.
-_MOST_NAMES = 22
-# More names hide the lines of a panel.
-_MOST_INSIDE = 5
+# Of more weights than this the lines cannot be told apart: a map shows them.
+_MOST_LINES = 10
+# Names that can be read, one below the other, in a map of this many inches at most.
+_MOST_NAMES = 90
+_MAP_INCHES = 13.0
+# And more lines than this have their names beside the panel, not below it.
+_MOST_BELOW = 5
+# That fit below a panel, a line of them.
+_LEGEND_CHARACTERS = 70
 
 
 def plot_test_error(
     runs: Mapping[str, Sequence[Sequence[EpochMetrics]]],
     path: Path,
     control_of: Mapping[str, str] = types.MappingProxyType({}),
+    title: str = "",
 ) -> None:
     """Plots test error over epochs, one line per optimizer, as in Figure 3.
 
@@ -35,10 +43,11 @@ def plot_test_error(
         runs: rows of `metrics.jsonl` of each seed, by name in the legend. With several
             seeds, the line is the mean and the band is one standard deviation.
         path: the PNG to write.
-        control_of: maps names of controls, drawn dashed, to the names of the lines
-            whose color they get.
+        control_of: names of lines that are drawn broken, in the color of the line
+            whose name stands beside.
+        title: the network and the data.
     """
-    beside = len(runs) > _MOST_INSIDE
+    beside = len(runs) > _MOST_BELOW
     figure, (axes,) = create_figure(10 if beside else 6, panels=1)
     drawn: dict[str, list[Line2D]] = {}
     for name, seeds in runs.items():
@@ -63,6 +72,7 @@ def plot_test_error(
             axes.fill_between(
                 epochs, mean - std, mean + std, color=line.get_color(), alpha=0.2
             )
+    axes.set_title(title, fontsize="medium")
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Test error (%)")
     axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
@@ -70,43 +80,98 @@ def plot_test_error(
     if beside:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     else:
-        axes.legend()
+        longest = max(map(len, runs))
+        columns = max(1, min(len(runs), _LEGEND_CHARACTERS // (longest + 8)))
+        figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
     save(figure, path)
 
 
-def plot_multipliers(rows: Sequence[EpochMetrics], path: Path) -> None:
-    """Plots INSGD's input powers P and learning rate multipliers by weight.
+def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") -> None:
+    """Draws INSGD's estimates P of each weight's input, and its multipliers of the rate.
 
-    If there are many weights, the legend has only those with the smallest and the
-    largest final multipliers.
+    A few weights are lines; of a deep network a map shows every weight, in the order of
+    the names, over epochs.
 
     Args:
         rows: rows of `metrics.jsonl` of a run of INSGD.
         path: the PNG to write.
+        title: the network, the data and the optimizer.
     """
-    figure, (power, multiplier) = create_figure(11, panels=2, sharey=False)
-    epochs = [row["epoch"] for row in rows]
-    last = rows[-1]["multipliers"]
-    by_size = sorted(last, key=lambda name: last[name])
-    named = set(by_size if len(by_size) <= _MOST_NAMES else by_size[:5] + by_size[-5:])
-    for axes, values, label in (
-        (power, "powers", "Power P of the input"),
-        (multiplier, "multipliers", "Multiplier of the learning rate"),
+    names = sorted(rows[0]["multipliers"], key=_natural)
+    few = len(names) <= _MOST_LINES
+    height = 4 if few else min(1.5 + 0.15 * len(names), _MAP_INCHES)
+    figure, panels = create_figure(11, panels=2, sharey=not few, height=height)
+    labels = "Power P of the input", "Multiplier of the learning rate"
+    for axes, values, label in zip(
+        panels, ("powers", "multipliers"), labels, strict=True
     ):
-        for number, name in enumerate(rows[0][values]):
-            style = _STYLES[number // 10 % len(_STYLES)]
-            line = [row[values][name] for row in rows]
-            # The legend skips labels that start with an underscore.
-            label_of_line = name if name in named else f"_{name}"
-            axes.plot(epochs, line, style, marker=".", label=label_of_line)
-        axes.set_yscale("log")
+        if few:
+            _draw_lines(axes, rows, names, values)
+            axes.set_ylabel(label)
+        else:
+            _draw_map(axes, rows, names, values)
+            axes.set_title(label, fontsize="medium")
         axes.set_xlabel("Epoch")
-        axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    mean = [row["mean_multiplier"] for row in rows]
-    multiplier.plot(epochs, mean, "k", lw=2.5, marker=".", label="mean")
-    multiplier.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
+    first, last = (row["mean_multiplier"] for row in (rows[0], rows[-1]))
+    figure.suptitle(
+        f"{title}\nMean multiplier {first:.3g} after epoch {rows[0]['epoch']}, {last:.3g} "
+        f"after epoch {rows[-1]['epoch']}".strip(),
+        fontsize="medium",
+    )
+    if few:
+        mean = [row["mean_multiplier"] for row in rows]
+        epochs = [row["epoch"] for row in rows]
+        panels[1].plot(epochs, mean, "k", lw=2.5, marker=".", label="mean")
+        panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     save(figure, path)
+
+
+def _draw_lines(
+    axes: Axes, rows: Sequence[EpochMetrics], names: Sequence[str], values: str
+) -> None:
+    epochs = [row["epoch"] for row in rows]
+    for number, name in enumerate(names):
+        line = [row[values][name] for row in rows]
+        style = _STYLES[number // 10 % len(_STYLES)]
+        axes.plot(epochs, line, style, marker=".", label=name)
+    axes.set_yscale("log")
+
+
+def _draw_map(
+    axes: Axes, rows: Sequence[EpochMetrics], names: Sequence[str], values: str
+) -> None:
+    """Draws a weight a line, an epoch a column, and the value as a color."""
+    table = np.array([[row[values][name] for row in rows] for name in names])
+    # What is not finite, or 0, has no logarithm and stays white.
+    table = np.where(np.isfinite(table) & (table > 0), table, np.nan)
+    known = table[np.isfinite(table)]
+    low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
+    first, last = rows[0]["epoch"], rows[-1]["epoch"]
+    image = axes.imshow(
+        table,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+        norm=LogNorm(low, high if high > low else 1.01 * low),
+        extent=(first - 0.5, last + 0.5, len(names) - 0.5, -0.5),
+    )
+    step = -(-len(names) // _MOST_NAMES)
+    axes.set_yticks(range(0, len(names), step), names[::step], fontsize="x-small")
+    axes.grid(False)
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes, pad=0.01)
+
+
+def _natural(name: str) -> tuple[list[tuple[bool, str | int]], ...]:
+    """A key by which block_2 comes before block_10."""
+    return tuple(
+        [
+            (text.isdecimal(), int(text) if text.isdecimal() else text)
+            for text in re.split(r"(\d+)", part)
+        ]
+        for part in name.split("/")
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -117,12 +182,19 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def create_figure(
-    width: float, panels: int, sharey: bool = True
+    width: float,
+    panels: int,
+    sharey: bool = True,
+    *,
+    lines: int = 1,
+    height: float = 4,
 ) -> tuple[Figure, Sequence[Axes]]:
-    """Creates a figure of this width in inches, with panels side by side."""
-    figure = Figure(figsize=(width, 4), layout="constrained")
+    """Makes a figure of panels, in inches; of several lines of them, with equal scales."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    row = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
-    for axes in row:
-        axes.grid(alpha=0.3)
-    return figure, row
+    axes = figure.subplots(
+        lines, panels, sharey=sharey, sharex=lines > 1, squeeze=False
+    ).ravel()
+    for each in axes:
+        each.grid(alpha=0.3)
+    return figure, list(axes)

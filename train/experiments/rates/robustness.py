@@ -134,8 +134,11 @@ def _report(
         },
         **results.provenance(_all(configs)),
     }
-    plots.plot_robustness(points, config.margin, folder / "robustness.png")
-    report_files.write(folder, "robustness", text, values, "robustness.png")
+    title = f"{config.title}, {config.epochs} epochs, {series.seeds(config.seeds)}"
+    plots.plot_robustness(points, config.margin, folder / "robustness.png", title)
+    plots.plot_ratios(points, config.margin, folder / "ratios.png", title)
+    pictures = "robustness.png", "ratios.png"
+    report_files.write(folder, "robustness", text, values, *pictures)
 
 
 def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
@@ -158,11 +161,12 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
                 str(sum(point.seeds for point in found)),
             ]
         )
+    unit = "point" if config.margin == 1 else "points"
     header = ["Optimizer", "Best", "Usable rates", "Ratio", "Usable between", "Runs"]
     note = (
-        f"Usable: at most {config.margin:g} % below the optimizer's own best, top-1 on "
+        f"Usable: at most {config.margin:g} {unit} below the optimizer's own best, top-1 on "
         "the test images after the last epoch in percent, mean ± standard deviation "
-        f"over {config.seeds} seeds. Usable between: how many of the rates tried from "
+        f"over {series.seeds(config.seeds)}. Usable between: how many of the rates tried from "
         "the lowest to the highest usable one are usable."
     )
     return f"{markdown.table(header, rows)}\n\n{note}"

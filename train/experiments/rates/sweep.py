@@ -73,7 +73,8 @@ def sweep(config: SweepConfig) -> int:
         "points": {name: [p.to_json() for p in each] for name, each in points.items()},
         **results.provenance([each for runs in configs.values() for each in runs]),
     }
-    plots.plot_sweep(points, folder / "sweep.png")
+    title = f"{config.title}, {config.epochs} epochs, {series.seeds(config.seeds)}"
+    plots.plot_sweep(points, folder / "sweep.png", title)
     report_files.write(folder, "sweep", text, values, "sweep.png")
     return status
 
