@@ -85,6 +85,11 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     """YAML file of options, such as epochs: 5; those on the command line win."""
     epochs: int = 20
     """Number of training epochs."""
+    validation_fraction: float = 0.0
+    """Fraction of the training images set aside to pick the best epoch on. Default:
+    none, and the best epoch is picked on the test images."""
+    ema_decay: float | None = None
+    """Decay of a moving average of the weights, such as 0.999, which is evaluated."""
     label_smoothing: float = 0.0
     """Label smoothing of the training loss, in [0, 1)."""
     batch_size: int = 128
@@ -115,6 +120,8 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
             damping=(0, FLOAT32_MAX),
             dampening=(0, 1),
             label_smoothing=(0, FLOAT32_MAX),
+            validation_fraction=(0, FLOAT32_MAX),
+            ema_decay=(0, FLOAT32_MAX),
             clip_norm=(0, FLOAT32_MAX),
             eps=(0, FLOAT32_MAX),
             power_decay=(0, FLOAT32_MAX),
@@ -132,9 +139,9 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
         )
         for name in (
             *("momentum", "power_decay", "covariance_decay"),
-            "label_smoothing",
+            *("label_smoothing", "validation_fraction", "ema_decay"),
         ):
-            if not getattr(self, name) < 1:
+            if not (getattr(self, name) or 0) < 1:
                 raise ValueError(
                     f"{option(name)} must be below 1, got {getattr(self, name)}"
                 )

@@ -70,7 +70,7 @@ def compare(config: CompareConfig) -> int:
     )
     note = (
         "Top-1 on the test images in percent, mean ± standard deviation over seeds; the "
-        "best epoch is selected on these same images."
+        f"best epoch is selected on {_picked_on(config)}."
     )
     folder = series.report_folder("compare", config)
     values = {
@@ -84,6 +84,12 @@ def compare(config: CompareConfig) -> int:
     text = f"{table}\n\n{note}\n"
     report_files.write(folder, "compare", text, values, "test_error.png")
     return status
+
+
+def _picked_on(config: CompareConfig) -> str:
+    if not config.validation_fraction:
+        return "these same images"
+    return f"{config.validation_fraction:g} of the training images, set aside for it"
 
 
 def _with_controls(

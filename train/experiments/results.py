@@ -9,13 +9,15 @@ from train.experiments import series
 from train.experiments.mean_std import MeanStd, mean_std
 from train.experiments.rates.points import Point
 from train.run import folder as run_folder
+from train.run import metrics
 from train.run.metrics import EpochMetrics
 
 
 class Accuracies(NamedTuple):
     """Test accuracies in percent, over seeds.
 
-    `best` is the top-1 accuracy of the epoch in which it is highest, as in the paper, and
+    `best` is the top-1 accuracy of the epoch with the highest validation accuracy, or
+    without validation images, as in the paper, of the epoch in which it is highest.
     `top5` is that of the same epoch. `last` is the top-1 accuracy of the last epoch.
     """
 
@@ -32,7 +34,7 @@ class Accuracies(NamedTuple):
 
 def accuracies(runs: Sequence[Sequence[EpochMetrics]]) -> Accuracies:
     """Computes the accuracies of at least one finished run."""
-    best = [max(rows, key=lambda row: row["test_top1"]) for rows in runs]
+    best = [metrics.best(rows) for rows in runs]
     return Accuracies(
         len(runs),
         best=mean_std([100 * row["test_top1"] for row in best]),

@@ -21,7 +21,8 @@ class EvalConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run folder."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best is selected by accuracy on the same test images."""
+    """Checkpoint; the best is selected by accuracy on the validation images if the run
+    has any, or else on the same test images."""
 
 
 def evaluate(config: EvalConfig) -> int:
@@ -37,8 +38,9 @@ def evaluate(config: EvalConfig) -> int:
     devices = parallel.create(run_config.parallel)
     evaluator = create_evaluator(run_config, dataset, devices)
     scores = jax.device_get(evaluator.evaluate(devices.replicate(run.state)))
+    averaged = "" if run_config.ema_decay is None else ", averaged weights"
     print(
-        f"{config.checkpoint} checkpoint, step {run.step}, on "
+        f"{config.checkpoint} checkpoint, step {run.step}{averaged}, on "
         f"{dataset.num_test} test images: loss {scores['loss']:.4f}, "
         f"top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %"
     )

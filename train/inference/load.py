@@ -136,9 +136,7 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedMode
     for message in run.warnings:
         warnings.warn(message, stacklevel=2)
     state, dataset = run.state, run.dataset
-    variables = {"params": state.params}
-    if state.batch_stats:
-        variables["batch_stats"] = state.batch_stats
+    variables = {name: tree for name, tree in state.variables.items() if tree}
     return TrainedModel(
         model=run.model,
         variables=variables,

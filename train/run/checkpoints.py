@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the latest two and the best by test accuracy, all verified."""
+"""Checkpoints of a run: the latest two and the best by accuracy, all verified."""
 
 import contextlib
 import json
@@ -94,8 +94,9 @@ class Checkpoints:
         Args:
             step: number of optimizer steps.
             tree: the state.
-            test_top1: its test accuracy. None within an epoch; such a checkpoint is
-                never the best.
+            test_top1: accuracy that selects the best checkpoint, on the validation
+                images if the run has any. None within an epoch; such a checkpoint is
+                never the best. The name is part of the file format.
             rows: metrics up to this step, as JSON can hold them.
 
         Raises:

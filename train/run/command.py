@@ -109,8 +109,8 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         folder.record_preprocessing(dataset)
         folder.record_environment(environment)
     print(
-        f"{config.model} on {dataset.name} ({dataset.num_train} training, "
-        f"{dataset.num_test} test images) with {config.optimizer}, learning "
+        f"{config.model} on {dataset.name} ({_numbers(experiment)}) with "
+        f"{config.optimizer}, learning "
         f"rate {config.initial_learning_rate:g}. Run folder: {_short(folder.path)}"
     )
     warning = warn.of_schedule(config)
@@ -142,7 +142,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         checkpoints.save(
             row["step"],
             loop_state.to_checkpoint(),
-            row["test_top1"],
+            metrics.score(row),
             metrics.to_json(rows),
         )
         # Processes must agree to stop at the same step.
@@ -213,6 +213,12 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     return 0 if stop.signal is None else 128 + stop.signal
 
 
+def _numbers(experiment: Experiment) -> str:
+    """The number of images of each split, in words."""
+    numbers = [f"{number} {name}" for name, number in experiment.num_images.items()]
+    return f"{', '.join(numbers)} images"
+
+
 def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:
     """Moves damaged later checkpoints away and warns of them."""
     moved = checkpoints.set_aside(restored.damaged)
@@ -248,6 +254,10 @@ def _epoch_line(row: EpochMetrics, num_epochs: int) -> str:
         f"test loss {row['test_loss']:.4f}",
         f"test top-1 {100 * row['test_top1']:.2f} %",
     ]
+    if "val_top1" in row:
+        parts.insert(-2, f"validation top-1 {100 * row['val_top1']:.2f} %")
+    if "raw_test_top1" in row:
+        parts.append(f"not averaged {100 * row['raw_test_top1']:.2f} %")
     if "weights_at_floor" in row:
         parts.append(
             f"weights at the floor {row['weights_at_floor']}/{len(row['multipliers'])}"
@@ -267,11 +277,13 @@ def _closing_line(rows: list[EpochMetrics], folder: RunFolder) -> str:
     if not rows:
         return f"{folder.metrics.name} was lost; run eval to evaluate again. {files}"
     last = rows[-1]
-    best = max(rows, key=lambda row: row["test_top1"])
+    best = metrics.best(rows)
+    averaged = " of the averaged weights" if "raw_test_top1" in last else ""
+    images = "validation" if "val_top1" in best else "test"
     return (
-        f"Test accuracy {100 * last['test_top1']:.2f} % after epoch {last['epoch']} "
-        f"(best: {100 * best['test_top1']:.2f} % after epoch {best['epoch']}, "
-        f"selected on the test images). {files}"
+        f"Test accuracy{averaged} {100 * last['test_top1']:.2f} % after epoch "
+        f"{last['epoch']} (best: {100 * best['test_top1']:.2f} % after epoch "
+        f"{best['epoch']}, selected on the {images} images). {files}"
     )
 
 

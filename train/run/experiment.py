@@ -14,6 +14,7 @@ import numpy as np
 import models
 from train import provenance
 from train.config import MOST_STEPS, RunConfig, option
+from train.data import validation
 from train.data.registry import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
 from train.training import optimizers, parallel, schedules
@@ -21,7 +22,13 @@ from train.training import programs as epoch
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
 from train.training.multipliers import summarize
 from train.training.optimizers.covariance import sown_shapes
-from train.training.state import LoopState, TrainState, abstract_state, create_state
+from train.training.state import (
+    LoopState,
+    TrainState,
+    abstract_state,
+    create_state,
+    with_average,
+)
 from train.training.step import train_step
 from train.training.streamed import StreamedEvaluator, StreamedTrainer
 
@@ -45,6 +52,11 @@ class Experiment:
 
     def __init__(self, config: RunConfig, dataset: Dataset):
         self._config = config
+        self._validation: Dataset | None = None
+        if config.validation_fraction:
+            dataset, self._validation = validation.split(
+                dataset, config.validation_fraction, config.seed
+            )
         self._dataset = dataset
         self._devices = parallel.create(config.parallel)
         self._check_batch()
@@ -131,6 +143,7 @@ class Experiment:
             capture=self._optimizer.capture,
             extra_metrics=self._optimizer.extra_metrics,
             label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
             axis_name=self._devices.axis_name,
         )
         batching = epoch.Batching(config.batch_size, self.steps_per_epoch)
@@ -150,6 +163,22 @@ class Experiment:
     def _evaluator(self) -> InMemoryEvaluator | StreamedEvaluator:
         return create_evaluator(self._config, self._dataset, self._devices)
 
+    @functools.cached_property
+    def _validator(self) -> InMemoryEvaluator | StreamedEvaluator | None:
+        if self._validation is None:
+            return None
+        return create_evaluator(self._config, self._validation, self._devices)
+
+    @property
+    def num_images(self) -> dict[str, int]:
+        """How many images each split has."""
+        aside = self._validation
+        return {
+            "training": self._dataset.num_train,
+            **({} if aside is None else {"validation": aside.num_test}),
+            "test": self._dataset.num_test,
+        }
+
     def start(self) -> LoopState:
         """Returns the state before the first step.
 
@@ -163,6 +192,8 @@ class Experiment:
                 self._init_rng,
                 self._dataset.image_shape,
             )
+            if self._config.ema_decay is not None:
+                state = jax.jit(with_average)(state)
         return self._devices.replicate(self._loop_state(state))
 
     def abstract_start(self) -> LoopState:
@@ -175,6 +206,8 @@ class Experiment:
             state = abstract_state(
                 self.model, self._optimizer.tx, self._dataset.image_shape
             )
+        if self._config.ema_decay is not None:
+            state = jax.eval_shape(with_average, state)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
@@ -229,8 +262,12 @@ class Experiment:
         return self._trainer.train_chunk(loop_state, step, num_steps)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
-        """Returns loss and accuracies on the test images."""
+        """Returns loss and accuracies on the test images, of the average if there is one."""
         return self._evaluator.evaluate(state)
+
+    def validate(self, state: TrainState) -> dict[str, jax.Array]:
+        """Returns the same on the validation images; empty if there are none."""
+        return {} if self._validator is None else self._validator.evaluate(state)
 
     def close(self) -> None:
         """Ends the data workers, which restart on demand."""

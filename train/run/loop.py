@@ -14,7 +14,7 @@ from train.run.experiment import Experiment
 from train.run.metrics import EpochMetrics
 from train.training import distributed
 from train.training.programs import FINITE_STEPS
-from train.training.state import LoopState
+from train.training.state import AveragedTrainState, LoopState, without_average
 
 
 def fit(
@@ -120,7 +120,10 @@ def _row(experiment: Experiment, loop_state: LoopState, step: int) -> EpochMetri
     """Collects the metrics of an epoch as Python numbers by name."""
     state, metric_sums = _without_count(loop_state)
     steps_per_epoch = experiment.steps_per_epoch
-    metric_sums, test = jax.device_get((metric_sums, experiment.evaluate(state)))
+    scores = {"test": experiment.evaluate(state), "val": experiment.validate(state)}
+    if isinstance(state, AveragedTrainState):
+        scores["raw_test"] = experiment.evaluate(without_average(state))
+    metric_sums, scores = jax.device_get((metric_sums, scores))
     row: dict[str, Any] = {
         "epoch": step // steps_per_epoch,
         "step": step,
@@ -130,5 +133,9 @@ def _row(experiment: Experiment, loop_state: LoopState, step: int) -> EpochMetri
         f"train_{name}": float(total) / steps_per_epoch
         for name, total in metric_sums.items()
     }
-    row |= {f"test_{name}": float(value) for name, value in test.items()}
+    row |= {
+        f"{split}_{name}": float(value)
+        for split, of_split in scores.items()
+        for name, value in of_split.items()
+    }
     return row | experiment.diagnostics(state)

@@ -30,6 +30,16 @@ _OF_INSGD = {
 _MOST_SHOWN = 5
 
 
+def score(row: EpochMetrics) -> float:
+    """The accuracy that the best epoch is picked by: on validation images if any."""
+    return row["val_top1"] if "val_top1" in row else row["test_top1"]
+
+
+def best(rows: Sequence[EpochMetrics]) -> EpochMetrics:
+    """The epoch with the highest score; of equal ones the first."""
+    return max(rows, key=score)
+
+
 class MetricsWriter:
     """Appends rows to `metrics.jsonl`, flushing each.
 
@@ -176,6 +186,7 @@ def _is_row(row: EpochMetrics) -> bool:
     # bool is a subclass of int.
     whole = all(type(row.get(name)) is int for name in ("epoch", "step"))
     numbers = all(_is_number(row.get(name)) for name in _NUMBERS)
+    numbers = numbers and _is_number(row.get("val_top1", 0))
     if not (whole and numbers and row["epoch"] >= 1 and row["step"] >= 1):
         return False
     if "multipliers" not in row:

@@ -99,9 +99,7 @@ def _scores(
     state: TrainState, inputs: jax.Array, labels: jax.Array, valid: jax.Array
 ) -> dict[str, jax.Array]:
     """Sums the scores of the valid samples of a batch."""
-    logits = state.apply_fn(
-        {"params": state.params, "batch_stats": state.batch_stats}, inputs, train=False
-    )
+    logits = state.apply_fn(state.variables, inputs, train=False)
     _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     hits = top5 == labels[:, None]
     scores = {

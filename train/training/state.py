@@ -16,6 +16,50 @@ class TrainState(insgd_optax.TrainState):
 
     batch_stats: Any
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is evaluated with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class AveragedTrainState(TrainState):
+    """With a moving average of the parameters and of the running statistics."""
+
+    average: Any  # Like `TrainState.variables`.
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The average."""
+        return self.average
+
+    def updated(self, decay: float) -> "AveragedTrainState":
+        """Moves the average after a step.
+
+        Within the first steps it forgets the initial parameters sooner: the decay after
+        step t is at most (1 + t) / (10 + t), as in TensorFlow.
+        """
+        step = jnp.asarray(self.step, jnp.float32)
+        share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+        average = jax.tree.map(
+            lambda mean, new: (mean + share * (new - mean)).astype(mean.dtype),
+            self.average,
+            super().variables,
+        )
+        return self.replace(average=average)
+
+
+def with_average(state: TrainState) -> AveragedTrainState:
+    """Starts the average of a state's weights."""
+    fields = {field: getattr(state, field) for field in state.__dataclass_fields__}
+    # Arrays of its own: those of the state are donated.
+    return AveragedTrainState(**fields, average=jax.tree.map(jnp.copy, state.variables))
+
+
+def without_average(state: TrainState) -> TrainState:
+    """The state whose own weights are evaluated."""
+    names = TrainState.__dataclass_fields__
+    return TrainState(**{name: getattr(state, name) for name in names})
+
 
 class LoopState(NamedTuple):
     """Training state and the metric sums of the current epoch.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from train.training.optimizers import Capture, ExtraMetric
-from train.training.state import TrainState
+from train.training.state import AveragedTrainState, TrainState
 
 Metrics = dict[str, jax.Array]
 
@@ -24,6 +24,7 @@ def train_step(
     capture: Capture | None = None,
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({}),
     label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Trains on one batch; a pure function for jit, pmap and shard_map.
@@ -36,6 +37,7 @@ def train_step(
         capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
         extra_metrics: the optimizer's, likewise.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
+        ema_decay: decay of the moving average in an `AveragedTrainState`.
         axis_name: the mapped axis of the devices that share the batch. Batch
             normalization sees the global batch only if the model has it, too.
 
@@ -90,6 +92,9 @@ def train_step(
         opt_state=opt_state,
         batch_stats=batch_stats,
     )
+    if isinstance(state, AveragedTrainState):
+        assert ema_decay is not None
+        state = state.updated(ema_decay)
     return state, metrics
 
 
