@@ -44,6 +44,15 @@ FREE_ON_RESUME = {
 # Options of a process, which are not part of the record.
 NOT_STORED = {"config", "launch"}
 
+# Options that the name of a run folder always has, has in other words, or has not.
+_UNNAMED = (
+    FREE_ON_RESUME
+    | NOT_STORED
+    | {"dataset", "model", "model_options", "batch_norm", "dtype", "optimizer"}
+    | {"learning_rate", "scope", "normalizer", "schedule", "polyak_factor"}
+    | {"batch_size", "seed"}
+)
+
 # Larger numbers overflow in float32.
 FLOAT32_MAX = 3.4e38
 # The step counter is an int32.
@@ -87,7 +96,7 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     """Number of training epochs."""
     validation_fraction: float = 0.0
     """Fraction of the training images set aside to pick the best epoch on. Default:
-    none, and the best epoch is picked on the test images."""
+    none, and the best epoch is selected on the test images."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, such as 0.999, which is evaluated."""
     label_smoothing: float = 0.0
@@ -105,6 +114,8 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     """Cache of decoded images. Default: insgd_optax in $XDG_CACHE_HOME or ~/.cache."""
     skip_corrupt_images: bool = False
     """Skip images that cannot be decoded, and list them."""
+    tensorboard: bool = False
+    """Also write metrics for TensorBoard."""
     data_workers: int | None = None
     """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
@@ -241,8 +252,6 @@ class RunConfig(TrainingConfig):
     """Run folder to resume from its latest checkpoint, with its own options."""
     on_divergence: Literal["stop", "continue"] = "stop"
     """If the loss or a parameter is not finite: stop, or continue to the last epoch."""
-    tensorboard: bool = False
-    """Also write metrics for TensorBoard."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=Launch
     )
@@ -273,7 +282,22 @@ class RunConfig(TrainingConfig):
 
     @property
     def readable_name(self) -> str:
-        """A descriptive name for the run folder."""
+        """A descriptive name for the run folder, with the options that differ."""
+        return self._name(
+            {
+                f.name: f.default
+                for f in dataclasses.fields(self)
+                if f.name not in _UNNAMED
+            }
+        )
+
+    @property
+    def former_name(self) -> str:
+        """The name that earlier versions gave the run folder."""
+        return self._name({})
+
+    def _name(self, named: Mapping[str, Any]) -> str:
+        """A name with those options whose values differ from the ones given."""
         parts = [self.data_name, self.model, self.optimizer]
         parts.append(f"lr{self.initial_learning_rate:g}")
         for field in ("batch_norm", "scope", "normalizer", "schedule", "dtype"):
@@ -283,6 +307,15 @@ class RunConfig(TrainingConfig):
         if self.polyak_factor is not None:
             parts.append(f"polyak{self.polyak_factor:g}")
         parts += [text.replace("=", "-") for text in self.model_options]
+        for field, default in named.items():
+            if (value := getattr(self, field)) == default:
+                continue
+            values = value if isinstance(value, tuple) else (value,)
+            shown = "-".join(
+                f"{v:g}" if isinstance(v, float) else str(v) for v in values
+            )
+            text = field.replace("_", "-")
+            parts.append(text if value is True else f"{text}{shown}")
         if self.batch_size != RunConfig.batch_size:
             parts.append(f"batch{self.batch_size}")
         return "-".join([*parts, f"seed{self.seed}"])

@@ -57,7 +57,7 @@ def run_pictures():
 def blank_pictures(request, monkeypatch):
     """Runs write empty pictures: to draw them takes as long as the rest of a run."""
 
-    def write_blank(_, path):
+    def write_blank(_, path, title):
         path.write_bytes(b"")
 
     if "run_pictures" not in request.fixturenames:

@@ -70,6 +70,23 @@ def test_names_say_what_is_unusual():
     assert bounded == "digits-custom_cnn-insgd-l2-lr1-polyak0.3-seed0"
 
 
+def test_names_tell_every_option_that_differs():
+    name = RunConfig(
+        momentum=0.5,
+        nesterov=True,
+        warmup_epochs=2,
+        schedule="steps",
+        milestones=(3, 4),
+        ema_decay=0.999,
+        epochs=7,
+        chunk_steps=3,
+    ).readable_name
+    assert name == (
+        "digits-custom_cnn-insgd-l2-lr0.1-steps-momentum0.5-nesterov-milestones3-4-"
+        "warmup-epochs2-ema-decay0.999-chunk-steps3-seed0"
+    )
+
+
 def test_json_keeps_the_options():
     config = RunConfig(
         model="vit",

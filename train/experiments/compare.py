@@ -75,6 +75,7 @@ def compare(config: CompareConfig) -> int:
     folder = series.report_folder("compare", config)
     values = {
         "optimizers": {name: each.to_json() for name, each in found.items()},
+        "settings": results.settings(config),
         **results.provenance(
             [each for runs in configs.values() for each in runs if each]
         ),

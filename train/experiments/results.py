@@ -1,10 +1,12 @@
 """Statistics over finished runs."""
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.config import RunConfig
+from train.config import NOT_STORED, RunConfig
 from train.experiments import series
 from train.experiments.mean_std import MeanStd, mean_std
 from train.experiments.rates.points import Point
@@ -69,16 +71,40 @@ def sweep_point(configs: Sequence[RunConfig]) -> Point | None:
     )
 
 
-def provenance(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
-    """Returns the commits and devices that finished runs were trained with."""
+def provenance(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
+    """Returns what finished runs were trained with, and where they are.
+
+    Args:
+        configs: the runs, of which some may not be finished.
+
+    Returns:
+        Their "commits", "devices", "versions" of libraries and "run_folders".
+    """
+    paths = [
+        series.run_path(config) for config in configs if series.finished_metrics(config)
+    ]
     environments = [
         environment
-        for config in configs
-        if series.finished_metrics(config)
-        for environment in run_folder.load(series.run_path(config)).environments
+        for path in paths
+        for environment in run_folder.load(path).environments
     ]
+    versions: list[Any] = []
+    for each in environments:
+        if "versions" in each and each["versions"] not in versions:
+            versions.append(each["versions"])
     devices = {device for each in environments for device in each.get("devices", [])}
     return {
         "commits": sorted({str(each.get("commit")) for each in environments}),
         "devices": sorted(devices),
+        "versions": versions,
+        "run_folders": [path.name for path in paths],
+    }
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Returns the options of a command, as JSON can hold them."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in NOT_STORED
     }

@@ -57,8 +57,12 @@ def run_path(config: RunConfig) -> Path:
         # Defaults are left out, so that adding an option later keeps existing names.
         if value != default[name] and _affects_results(name, value)
     }
-    name = f"{config.readable_name}-{config.epochs}epochs-{digest(identity)}"
-    return config.runs_dir.expanduser().absolute() / name
+    end = f"-{config.epochs}epochs-{digest(identity)}"
+    runs_dir = config.runs_dir.expanduser().absolute()
+    named = runs_dir / f"{config.readable_name}{end}"
+    former = runs_dir / f"{config.former_name}{end}"
+    # Earlier versions named fewer options.
+    return former if former.exists() and not named.exists() else named
 
 
 def _affects_results(name: str, value: Any) -> bool:
@@ -207,12 +211,16 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
     _keep_compiled(missing[0].load_options.cache_dir / "compiled")
     waiting = False
     numbers = {run_path(config): n for n, config in enumerate(missing, start=1)}
+    started, done = time.monotonic(), 0
     while missing:
         held = []
         for config in missing:
-            title = f"Run {numbers[run_path(config)]} of {len(numbers)} to do:"
+            title = f"Run {numbers[run_path(config)]} of {len(numbers)} to do"
+            if done:
+                seconds = (time.monotonic() - started) / done * (len(numbers) - done)
+                title += f", about {duration(seconds)} left"
             try:
-                status = _finish(config, title)
+                status = _finish(config, f"{title}:")
             except RunInProgress as error:
                 held.append((config, error))
                 continue
@@ -227,6 +235,7 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
             # A run leaves some 5 MB of programs and arrays in cycles, which Python
             # would collect only after many runs.
             gc.collect()
+            done += 1
         if len(held) == len(missing):
             if not waiting:
                 reasons = "\n".join(f"- {error}" for _, error in held)
@@ -264,6 +273,15 @@ def _keep_compiled(folder: Path) -> None:
     # JAX adds its options dynamically.
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as 2 h 5 min."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{round(seconds)} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def seeds(number: int) -> str:

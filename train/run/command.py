@@ -57,6 +57,10 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
 
 
 def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
+    # What follows takes a while, most of all to compile.
+    print(
+        f"Loading {config.data_name}, compiling {config.model} for {config.optimizer}."
+    )
     if config.resume is not None:
         folder = run_folder.load(config.resume)
         # Take the lock before device memory, which its current holder may need.

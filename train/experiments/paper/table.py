@@ -15,7 +15,7 @@ from train.config import (
     check_numbers,
 )
 from train.data import registry
-from train.experiments import report_files, series
+from train.experiments import report_files, results, series
 from train.experiments.paper import controls, presets
 from train.experiments.paper import report as table_report
 from train.experiments.paper.report import TableRow
@@ -55,6 +55,8 @@ class TableConfig:
     """Cache of decoded images. Default: insgd_optax in $XDG_CACHE_HOME or ~/.cache."""
     skip_corrupt_images: bool = False
     """Skip images that cannot be decoded, and list them."""
+    tensorboard: bool = False
+    """Also write metrics for TensorBoard."""
     data_workers: int | None = None
     """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
@@ -108,6 +110,7 @@ def table(config: TableConfig) -> int:
                     cache_dir=config.cache_dir,
                     skip_corrupt_images=config.skip_corrupt_images,
                     data_workers=config.data_workers,
+                    tensorboard=config.tensorboard,
                 )
                 for seed in range(seeds)
             ),
@@ -126,6 +129,7 @@ def table(config: TableConfig) -> int:
         rows,
         table_report.notes(chosen, seeds, epochs, dataset),
     )
+    values["settings"] = results.settings(config)
     settings: tuple[Any, ...] = (dataset, epochs, seeds, config.controls)
     if parallel.folds_in_device(config.parallel):
         settings += (config.parallel,)

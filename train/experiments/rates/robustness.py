@@ -132,6 +132,7 @@ def _report(
             name: [point.to_json() for point in sorted(found)]
             for name, found in points.items()
         },
+        "settings": results.settings(config),
         **results.provenance(_all(configs)),
     }
     title = f"{config.title}, {config.epochs} epochs, {series.seeds(config.seeds)}"

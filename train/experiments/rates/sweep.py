@@ -71,6 +71,7 @@ def sweep(config: SweepConfig) -> int:
     folder = series.report_folder("sweep", config)
     values = {
         "points": {name: [p.to_json() for p in each] for name, each in points.items()},
+        "settings": results.settings(config),
         **results.provenance([each for runs in configs.values() for each in runs]),
     }
     title = f"{config.title}, {config.epochs} epochs, {series.seeds(config.seeds)}"

@@ -1,0 +1,61 @@
+"""What a series says of its runs: where they are, how long they take, with what."""
+
+import json
+
+import pytest
+
+from train import cli
+from train.config import RunConfig
+from train.experiments import series
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (3.4, "3 s"),
+        (59, "1 min"),
+        (300, "5 min"),
+        (3600, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_a_duration_in_words(seconds, words):
+    assert series.duration(seconds) == words
+
+
+def test_a_run_in_a_folder_of_its_former_name_is_found(tmp_path):
+    config = RunConfig(momentum=0.5, runs_dir=tmp_path)
+    path = series.run_path(config)
+    assert "-momentum0.5-" in path.name
+    former = path.with_name(path.name.replace("-momentum0.5", ""))
+    former.mkdir()
+    assert series.run_path(config) == former
+    path.mkdir()
+    assert series.run_path(config) == path
+    plain = RunConfig(runs_dir=tmp_path)
+    assert plain.former_name == plain.readable_name
+
+
+def test_a_series_tells_what_is_left_and_its_report_all_settings(
+    tiny_setting, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    options = "--batch-size 16 --epochs 1 --parallel jit --seeds 2 --tensorboard"
+    command = ["compare", "--optimizers", "sgd", "--momentum", "0.5"]
+    assert cli.main([*command, *options.split()]) == 0
+    out = capsys.readouterr().out
+    assert "Run 1 of 2 to do:\n" in out
+    assert "Run 2 of 2 to do, about " in out
+    assert "Loading digits, compiling custom_cnn for sgd." in out
+    (path,) = (tmp_path / "runs").glob("compare-*/compare.json")
+    report = json.loads(path.read_text())
+    assert report["settings"]["momentum"] == 0.5
+    assert report["settings"]["optimizers"] == ["sgd"]
+    assert report["settings"]["runs_dir"] == "runs"
+    assert "config" not in report["settings"]
+    (versions,) = report["versions"]
+    assert {"jax", "flax", "optax"} <= versions.keys()
+    assert len(report["run_folders"]) == 2
+    for name in report["run_folders"]:
+        assert "momentum0.5" in name
+        assert list((tmp_path / "runs" / name / "tensorboard").iterdir())
