@@ -288,7 +288,7 @@ def test_an_optimizer_of_ones_own(monkeypatch):
         )
 
     optimizers.register("mine", make, learning_rate=0.3, options=["momentum"])
-    assert not optimizers.uses_covariance("mine")
+    assert not optimizers.has_option("mine", "damping")
     assert optimizers.has_option("mine", "momentum")
     with pytest.raises(ValueError, match=r"unknown options \['warmth'\]"):
         optimizers.register("other", make, learning_rate=0.3, options=["warmth"])

@@ -7,28 +7,28 @@ import os
 import numpy as np
 import pytest
 
-from train.experiments import plots, report_files
-from train.experiments.mean_std import MeanStd
+from train.experiments import plots, reports
 from train.experiments.rates.points import Point
+from train.experiments.reports import MeanStd
 
 
 def test_a_diverged_run_is_null_in_json(tmp_path):
     values = {"effective_rates": [0.1, math.nan, math.inf], "std": None}
-    report_files.write(tmp_path, "sweep", "text", values)
+    reports.write(tmp_path, "sweep", "text", values)
     text = (tmp_path / "sweep.json").read_text()
     found = json.loads(text, parse_constant=pytest.fail)
     assert found == {"effective_rates": [0.1, None, None], "std": None}
 
 
 def test_a_report_that_cannot_be_replaced_is_left_whole(tmp_path, monkeypatch):
-    report_files.write(tmp_path, "table", "old", {"seeds": 1})
+    reports.write(tmp_path, "table", "old", {"seeds": 1})
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        report_files.write(tmp_path, "table", "new", {"seeds": 2})
+        reports.write(tmp_path, "table", "new", {"seeds": 2})
     assert (tmp_path / "table.md").read_text() == "old"
     assert json.loads((tmp_path / "table.json").read_text()) == {"seeds": 1}
 

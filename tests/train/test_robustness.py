@@ -8,9 +8,9 @@ from PIL import Image
 
 from train import cli
 from train.experiments import plots, series
-from train.experiments.mean_std import MeanStd
 from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import Point, spanned_range
+from train.experiments.reports import MeanStd
 
 
 def points(accuracies):

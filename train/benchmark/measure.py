@@ -236,7 +236,7 @@ def measure(
 def calls_in_a_period(optimizer: str) -> int:
     """Calls of a stepper that hold whole periods of what its optimizer does at times."""
     period = 1
-    if optimizers.uses_covariance(optimizer):
+    if optimizers.has_option(optimizer, "covariance_every"):
         period = optimizers.OptimizerConfig.covariance_every
     return period // math.gcd(period, Stepper.steps_per_call())
 

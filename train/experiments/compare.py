@@ -6,9 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from train import markdown
 from train.config import RunConfig, TrainingConfig
-from train.experiments import report_files, results, series, variants
+from train.experiments import reports, results, series, variants
 from train.experiments.paper import controls
 from train.experiments.workers import Processes
 from train.run import plots
@@ -55,7 +54,7 @@ def compare(config: CompareConfig) -> int:
         return status
 
     found = {name: results.accuracies(runs) for name, runs in finished.items()}
-    table = markdown.table(
+    table = reports.table(
         ("Optimizer", "Learning rate", "Last epoch", "Best epoch", "Seeds"),
         [
             (
@@ -83,7 +82,7 @@ def compare(config: CompareConfig) -> int:
     title = f"{config.title}, {series.seeds(config.seeds)}"
     plots.plot_test_error(finished, folder / "test_error.png", control_of, title)
     text = f"{table}\n\n{note}\n"
-    report_files.write(folder, "compare", text, values, "test_error.png")
+    reports.write(folder, "compare", text, values, "test_error.png")
     return status
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from train.config import NOT_STORED, RunConfig
 from train.experiments import series
-from train.experiments.mean_std import MeanStd, mean_std
 from train.experiments.rates.points import Point
+from train.experiments.reports import MeanStd, mean_std
 from train.run import folder as run_folder
 from train.run import metrics
 from train.run.metrics import EpochMetrics

@@ -15,8 +15,6 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "log": {"normalizer": "log"},
     "log1p": {"normalizer": "log1p"},
     "power": {"normalizer": "power"},
-}
-_COVARIANCE_CHANGES: dict[str, dict[str, Any]] = {
     "kron": {"conv_covariance": "kronecker"},
 }
 _POLYAK = re.compile(r"polyak(\d+\.?\d*|\.\d+)?")
@@ -70,16 +68,15 @@ def parse(text: str) -> Variant:
     optimizers.check_name(name)
     changes: dict[str, Any] = {}
     for part in parts:
-        if (bound := _POLYAK.fullmatch(part)) and optimizers.can_be_bounded(name):
-            changes["polyak_factor"] = float(bound[1] or _POLYAK_FACTOR)
-        elif part in _CHANGES and optimizers.is_insgd(name):
-            changes |= _CHANGES[part]
-        elif part in _COVARIANCE_CHANGES and optimizers.uses_covariance(name):
-            changes |= _COVARIANCE_CHANGES[part]
+        change = _CHANGES.get(part, {})
+        if bound := _POLYAK.fullmatch(part):
+            change = {"polyak_factor": float(bound[1] or _POLYAK_FACTOR)}
+        if change and all(optimizers.has_option(name, option) for option in change):
+            changes |= change
         else:
             raise ValueError(
                 f"{text!r} is not a valid optimizer. Expected {FORM}. "
-                f"INSGD accepts {', '.join(_CHANGES)}; "
+                "INSGD accepts layer, kernel, log, log1p and power; "
                 f"{optimizers.OPTIONS['polyak_factor']} accept polyak or polyak0.5; "
                 f"{optimizers.OPTIONS['damping']} accept kron"
             )

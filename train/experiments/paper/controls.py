@@ -47,7 +47,7 @@ def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | 
         finished. A control equal to the row itself is left out.
     """
     known = [run for run in row if run is not None]
-    if not (known and optimizers.is_insgd(known[0].optimizer)):
+    if not (known and optimizers.has_option(known[0].optimizer, "normalizer")):
         return {}
     rows = {
         name: [run and _changed(run, change(run)) for run in row]
@@ -62,6 +62,6 @@ def _changed(run: RunConfig, options: dict[str, Any] | None) -> RunConfig | None
 
 def names(optimizer: str) -> list[str]:
     """Returns the names of an optimizer's controls."""
-    if not optimizers.is_insgd(optimizer):
+    if not optimizers.has_option(optimizer, "normalizer"):
         return []
     return list(CONTROLS)

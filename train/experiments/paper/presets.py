@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from train.experiments.mean_std import MeanStd
+from train.experiments.reports import MeanStd
 
 
 @dataclasses.dataclass(frozen=True)

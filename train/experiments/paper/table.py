@@ -15,7 +15,7 @@ from train.config import (
     check_numbers,
 )
 from train.data import registry
-from train.experiments import report_files, results, series
+from train.experiments import reports, results, series
 from train.experiments.paper import controls, presets
 from train.experiments.paper import report as table_report
 from train.experiments.paper.report import TableRow
@@ -139,7 +139,7 @@ def table(config: TableConfig) -> int:
     name = f"table{config.number}-{epochs}epochs-{series.digest(settings)}"
     folder = config.runs_dir.expanduser().absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
-    report_files.write(folder, "table", text, values)
+    reports.write(folder, "table", text, values)
     return status
 
 

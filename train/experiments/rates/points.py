@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from train.experiments.mean_std import MeanStd
+from train.experiments.reports import MeanStd
 
 # Usable accuracy below an optimizer's best, in percentage points.
 MARGIN = 5.0

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from train import markdown
 from train.config import FLOAT32_MAX, RunConfig, TrainingConfig, option
-from train.experiments import plots, report_files, results, series, variants
+from train.experiments import plots, reports, results, series, variants
 from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import (
     Point,
@@ -139,7 +138,7 @@ def _report(
     plots.plot_robustness(points, config.margin, folder / "robustness.png", title)
     plots.plot_ratios(points, config.margin, folder / "ratios.png", title)
     pictures = "robustness.png", "ratios.png"
-    report_files.write(folder, "robustness", text, values, *pictures)
+    reports.write(folder, "robustness", text, values, *pictures)
 
 
 def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
@@ -170,7 +169,7 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
         f"over {series.seeds(config.seeds)}. Usable between: how many of the rates tried from "
         "the lowest to the highest usable one are usable."
     )
-    return f"{markdown.table(header, rows)}\n\n{note}"
+    return f"{reports.table(header, rows)}\n\n{note}"
 
 
 def _accuracies(points: dict[str, list[Point]]) -> str:
@@ -183,4 +182,4 @@ def _accuracies(points: dict[str, list[Point]]) -> str:
         )
         for text, found in points.items()
     ]
-    return markdown.table(("Optimizer", "Accuracy @ learning rate"), rows)
+    return reports.table(("Optimizer", "Accuracy @ learning rate"), rows)

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from train import markdown
 from train.config import FLOAT32_MAX, TrainingConfig
-from train.experiments import plots, report_files, results, series, variants
+from train.experiments import plots, reports, results, series, variants
 from train.experiments.rates.points import MARGIN, Point, usable_range
 from train.experiments.workers import Processes
 
@@ -76,7 +75,7 @@ def sweep(config: SweepConfig) -> int:
     }
     title = f"{config.title}, {config.epochs} epochs, {series.seeds(config.seeds)}"
     plots.plot_sweep(points, folder / "sweep.png", title)
-    report_files.write(folder, "sweep", text, values, "sweep.png")
+    reports.write(folder, "sweep", text, values, "sweep.png")
     return status
 
 
@@ -95,7 +94,7 @@ def _table(config: SweepConfig, points: dict[str, list[Point]]) -> str:
         "deviation over seeds, @ learning rate x mean multiplier (1 except for INSGD "
         "and with a Polyak cap)."
     )
-    return f"{markdown.table(('Learning rate', *points), rows)}\n\n{note}"
+    return f"{reports.table(('Learning rate', *points), rows)}\n\n{note}"
 
 
 def _ranges(points: dict[str, list[Point]]) -> str:
@@ -120,4 +119,4 @@ def _ranges(points: dict[str, list[Point]]) -> str:
         "A shifted range means a rescaled learning rate; a larger factor means a wider "
         "range."
     )
-    return f"{markdown.table(header, rows)}\n\n{note}"
+    return f"{reports.table(header, rows)}\n\n{note}"

@@ -39,14 +39,11 @@ __all__ = [
     "ExtraMetric",
     "Optimizer",
     "OptimizerConfig",
-    "can_be_bounded",
     "check_name",
     "create",
     "default_learning_rate",
     "has_option",
-    "is_insgd",
     "register",
-    "uses_covariance",
 ]
 
 # Options of some optimizers only, and the optimizers that take them, for messages.
@@ -160,21 +157,6 @@ def register(
 def check_name(name: str) -> None:
     """Raises a ValueError with the valid names unless `name` is one."""
     _entry(name)
-
-
-def is_insgd(name: str) -> bool:
-    """Returns whether an optimizer is the paper's rule, with scope and normalizer."""
-    return name not in _OPTIMIZERS
-
-
-def uses_covariance(name: str) -> bool:
-    """Returns whether an optimizer uses the covariance of the layers' inputs."""
-    return "damping" in _entry(name).options
-
-
-def can_be_bounded(name: str) -> bool:
-    """Returns whether an optimizer takes `polyak_factor`."""
-    return has_option(name, "polyak_factor")
 
 
 def has_option(name: str, option: str) -> bool:
