@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from train import cli
-from train.data import cifar, prepared, registry
+from train.data import cifar, registry
 from train.data.tfds import reader
 from train.errors import UserError
 
@@ -82,7 +82,7 @@ def test_prepared_from_the_archive_it_loads_the_images(
         assert pairs == {(im.tobytes(), int(label)) for im, label in wanted}
     assert "tensorflow" not in sys.modules
     # Again from the cache, without the records.
-    monkeypatch.setattr(prepared, "_decode", None)
+    monkeypatch.setattr(cifar, "_decode", None)
     again = registry.load(name, options)
     np.testing.assert_array_equal(again.train.images, loaded.train.images)
 
@@ -105,7 +105,7 @@ def test_another_archive_is_refused(data_dir):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half of it")
     with pytest.raises(UserError, match="is not https.*SHA-256.*Remove it"):
-        prepared.archive(cifar.CIFAR10)
+        cifar.find_archive(cifar.CIFAR10)
 
 
 def test_a_download_cut_short_is_not_kept(data_dir, tmp_path, monkeypatch):
@@ -115,17 +115,17 @@ def test_a_download_cut_short_is_not_kept(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar.Cifar, "url", source.as_uri())
     source.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is incomplete or is not the published file"):
-        prepared.archive(cifar.ALL["cifar10"])
+        cifar.find_archive(cifar.ALL["cifar10"])
     assert not any((data_dir / "downloads").iterdir())
     source.write_bytes(whole)
-    assert prepared.archive(cifar.ALL["cifar10"]).read_bytes() == whole
+    assert cifar.find_archive(cifar.ALL["cifar10"]).read_bytes() == whole
 
 
 def test_a_failed_download_says_where_to_put_the_file(data_dir, tmp_path, monkeypatch):
     missing = (tmp_path / "missing.tar.gz").as_uri()
     monkeypatch.setattr(cifar.Cifar, "url", missing)
     with pytest.raises(UserError, match=f"put the file in {data_dir / 'downloads'}"):
-        prepared.archive(cifar.CIFAR10)
+        cifar.find_archive(cifar.CIFAR10)
     assert not any((data_dir / "downloads").iterdir())
 
 
@@ -133,7 +133,7 @@ def test_a_download_is_kept(data_dir, tmp_path, monkeypatch):
     write_archive("cifar10", tmp_path / "elsewhere", monkeypatch)
     (source,) = (tmp_path / "elsewhere/downloads").iterdir()
     monkeypatch.setattr(cifar.Cifar, "url", source.as_uri())
-    path = prepared.archive(cifar.ALL["cifar10"])
+    path = cifar.find_archive(cifar.ALL["cifar10"])
     assert path.read_bytes() == source.read_bytes()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

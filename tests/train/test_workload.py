@@ -33,7 +33,7 @@ def test_networks_with_options_and_batch_sizes(text, expected):
     ("text", "words"),
     [
         ("resnet21", "is not a network: expected one of custom_cnn, resnet20"),
-        ("vit@many", "after @ comes a batch size, got 'many'"),
+        ("vit@many", "expected a batch size after @, got 'many'"),
         ("vit:width", "must be NAME=VALUE, such as stem=cifar, got 'width'"),
         ("vit:widht=4", "did you mean 'width'"),
     ],

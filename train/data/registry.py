@@ -167,10 +167,10 @@ def _folder(argument: str, options: LoadOptions) -> ImageDataset:
 
 
 def _cifar(name: str, argument: str, options: LoadOptions) -> ImageDataset:
-    from train.data import cifar, prepared
+    from train.data import cifar
 
     del argument
-    return prepared.load(cifar.ALL[name], options.cache_dir)
+    return cifar.load(cifar.ALL[name], options.cache_dir)
 
 
 def _imagenet(argument: str, options: LoadOptions) -> StreamedDataset:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import tyro
 
-from train.data import cifar, imagenet, prepared
+from train.data import cifar, imagenet
 from train.data.tfds.data_dir import data_dir
 
 
@@ -14,7 +14,7 @@ def _cifar(name: str) -> None:
     from train.data.tfds import cifar as tfds_cifar  # Slow to import.
 
     chosen = cifar.ALL[name]
-    tfds_cifar.prepare(chosen, prepared.archive(chosen), data_dir())
+    tfds_cifar.prepare(chosen, cifar.find_archive(chosen), data_dir())
 
 
 def _imagenet(name: str) -> None:
