@@ -344,7 +344,7 @@ def test_a_variant_changes_what_it_names():
     ("arguments", "message"),
     [
         (["--optimizers", "sdg"], "unknown optimizer 'sdg'"),
-        (["--optimizers", "sgd+layer"], "After + go, of INSGD, layer"),
+        (["--optimizers", "sgd+layer"], "INSGD accepts layer, kernel"),
         (
             ["--optimizers", "insgd-l2+l"],
             "'insgd-l2+l' is not a valid optimizer. Expected NAME",

@@ -96,7 +96,7 @@ def test_a_line_torn_after_the_checkpoint_is_named_and_run_again(run, capsys):
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
     assert train("--resume", str(run)) == 0
-    assert "line 3 is damaged. Training goes on from step 6" in capsys.readouterr().err
+    assert "line 3 is damaged. Training resumes from step 6" in capsys.readouterr().err
     assert without_times(run) == expected
 
 
