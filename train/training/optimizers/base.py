@@ -25,8 +25,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD, LARS, LSALR, Momo, lms-newton and INSGD, in [0, 1)."""
     dampening: float = 0.0
-    """Dampening of the momentum (SGD, INSGD, lms-newton); the momentum's value makes
-    INSGD Algorithm 1 as printed."""
+    """Dampening of the momentum (SGD, INSGD, lms-newton); Algorithm 1: the momentum."""
     nesterov: bool = False
     """Use Nesterov momentum (SGD, LARS, LSALR, INSGD, lms-newton)."""
     weight_decay: float = 5e-4
@@ -36,16 +35,16 @@ class OptimizerConfig:
     normalizer: Literal["log", "power", "log1p"] = "log"
     """INSGD's divisor: max(log P, eps), eps + P, or 1 + log(1 + P)."""
     eps: float = 0.01
-    """Floor of INSGD's log P, or what --normalizer power adds to P; above 0."""
+    """INSGD's lower bound of log P, or term added to P by --normalizer power; above 0."""
     power_decay: float = 0.9
     """Decay (beta) of INSGD's running input power P, in [0, 1)."""
     conv_input: Literal["feature_map", "patch"] = "feature_map"
     """Input of a convolution for INSGD: its feature map, or the mean patch."""
 
     clip_norm: float | None = None
-    """Maximum global norm of the gradient; larger gradients are scaled down to it."""
+    """Clip the gradient to this global norm. Default: no clipping."""
     polyak_factor: float | None = None
-    """Cap SGD, INSGD, lms-newton at this multiple of Polyak's step. Default: no cap."""
+    """Cap the learning rate at this multiple of the Polyak step size. Default: no cap."""
 
     damping: float = 1.0
     """Damping of the input covariance, relative to its mean eigenvalue."""
@@ -58,7 +57,7 @@ class OptimizerConfig:
     covariance_max_dim: int = 768
     """Maximum rows of an input covariance matrix."""
     conv_covariance: Literal["patch", "kronecker"] = "patch"
-    """Covariance of a convolution's input: full, or taps (x) channels."""
+    """Convolution covariance: full patch, or Kronecker product of taps and channels."""
 
 
 class Optimizer(NamedTuple):
