@@ -30,7 +30,7 @@ def step_seconds(folders):
 
 
 def accuracies(runs_folder):
-    """Test accuracy in %, of shape (seeds, epochs), and steps, by optimizer and rate."""
+    """Test accuracy in %, shape (seeds, epochs), and steps, by optimizer and rate."""
     curves, steps = collections.defaultdict(list), {}
     for path in sorted(pathlib.Path(runs_folder).glob("*/record.json")):
         config = json.loads(path.read_text())["config"]

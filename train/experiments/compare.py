@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from train import markdown
 from train.config import RunConfig, TrainingConfig
 from train.experiments import reports, results, series, variants
 from train.experiments.paper import controls
@@ -54,7 +55,7 @@ def compare(config: CompareConfig) -> int:
         return status
 
     found = {name: results.accuracies(runs) for name, runs in finished.items()}
-    table = reports.table(
+    table = markdown.table(
         ("Optimizer", "Learning rate", "Last epoch", "Best epoch", "Seeds"),
         [
             (

@@ -1,7 +1,7 @@
-"""Reports: Markdown tables, means over seeds, and the files of a report."""
+"""Statistics over seeds, and the files of a report."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,18 +22,6 @@ def mean_std(values: Sequence[float]) -> MeanStd:
     """Computes the mean and standard deviation of at least one value."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return MeanStd(statistics.fmean(values), std)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Formats a Markdown table with aligned columns."""
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
 
 
 def write(folder: Path, name: str, text: str, values: Any, *pictures: str) -> None:

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from train import markdown
 from train.config import RunConfig
-from train.experiments import reports, results, series
+from train.experiments import results, series
 from train.experiments.paper import controls, presets
 from train.experiments.paper.presets import PaperRow, Table
 from train.run.metrics import EpochMetrics
@@ -141,7 +142,7 @@ def dry_run(
     return "\n\n".join(
         [
             f"{_title(number, table)} {dataset}, {seeds} seed{'s' * (seeds > 1)}.",
-            reports.table(header, rows),
+            markdown.table(header, rows),
             *notes(table, seeds, epochs, dataset)[1:],
         ]
     )
@@ -175,7 +176,7 @@ def report(
     text = "\n\n".join(
         [
             _title(number, table),
-            reports.table(
+            markdown.table(
                 header,
                 [row.cells(table.columns, top5) for row in rows],
             ),

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from train import markdown
 from train.config import FLOAT32_MAX, RunConfig, TrainingConfig, option
 from train.experiments import plots, reports, results, series, variants
 from train.experiments.rates import search as rate_search
@@ -169,7 +170,7 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
         f"over {series.seeds(config.seeds)}. Usable between: how many of the rates tried from "
         "the lowest to the highest usable one are usable."
     )
-    return f"{reports.table(header, rows)}\n\n{note}"
+    return f"{markdown.table(header, rows)}\n\n{note}"
 
 
 def _accuracies(points: dict[str, list[Point]]) -> str:
@@ -182,4 +183,4 @@ def _accuracies(points: dict[str, list[Point]]) -> str:
         )
         for text, found in points.items()
     ]
-    return reports.table(("Optimizer", "Accuracy @ learning rate"), rows)
+    return markdown.table(("Optimizer", "Accuracy @ learning rate"), rows)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from train import markdown
 from train.config import FLOAT32_MAX, TrainingConfig
 from train.experiments import plots, reports, results, series, variants
 from train.experiments.rates.points import MARGIN, Point, usable_range
@@ -94,7 +95,7 @@ def _table(config: SweepConfig, points: dict[str, list[Point]]) -> str:
         "deviation over seeds, @ learning rate x mean multiplier (1 except for INSGD "
         "and with a Polyak cap)."
     )
-    return f"{reports.table(('Learning rate', *points), rows)}\n\n{note}"
+    return f"{markdown.table(('Learning rate', *points), rows)}\n\n{note}"
 
 
 def _ranges(points: dict[str, list[Point]]) -> str:
@@ -119,4 +120,4 @@ def _ranges(points: dict[str, list[Point]]) -> str:
         "A shifted range means a rescaled learning rate; a larger factor means a wider "
         "range."
     )
-    return f"{reports.table(header, rows)}\n\n{note}"
+    return f"{markdown.table(header, rows)}\n\n{note}"
