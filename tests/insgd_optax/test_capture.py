@@ -22,11 +22,16 @@ def normal(*shape):
     return jax.random.normal(jax.random.key(1), shape)
 
 
-def sow(model, *args, p=2, mutable=("intermediates",), **kwargs):
+def sow(model, x, *args, p=2, mutable=("intermediates",), **kwargs):
     """The parameters of a model, and its intermediates under a capture."""
-    variables = model.init(jax.random.key(0), *args)
+    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, *args))(x)
+
+    @jax.jit
+    def apply(variables, x):
+        return model.apply(variables, x, *args, mutable=list(mutable))
+
     with capture_input_norms(p, **kwargs):
-        _, sown = model.apply(variables, *args, mutable=list(mutable))
+        _, sown = apply(variables, x)
     return variables["params"], sown.get("intermediates", {})
 
 
@@ -60,7 +65,7 @@ def test_every_token_is_a_sample():
 def test_dense_by_keyword():
     x = normal(4, 5)
     layer = nn.Dense(3)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     with capture_input_norms():
         _, sown = layer.apply(variables, inputs=x, mutable=["intermediates"])
     assert_norm(sown["intermediates"]["input_norm"], power(x), (1, 1))
@@ -300,7 +305,7 @@ def test_a_model_applied_within_a_layer_is_not_that_layer():
 def test_the_inner_context_wins():
     x = normal(2, 4)
     layer = nn.Dense(3)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     with capture_input_norms(1):
         with capture_input_norms(2):
             _, inner = layer.apply(variables, x, mutable=["intermediates"])
@@ -314,7 +319,7 @@ def test_the_inner_context_wins():
 def test_the_context_closes_after_an_error():
     x = normal(2, 4)
     layer = nn.Dense(3)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     with pytest.raises(Exception, match="shape"), capture_input_norms():
         layer.apply(variables, normal(2, 5), mutable=["intermediates"])
     with capture_input_norms():
@@ -325,7 +330,7 @@ def test_the_context_closes_after_an_error():
 def test_threads_do_not_see_each_other_s_contexts():
     x = normal(2, 4)
     layer = nn.Dense(3)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     seen = []
 
     def other():
@@ -352,7 +357,7 @@ def test_other_methods_are_left_alone():
 
     x = normal(2, 4)
     model = Tied()
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     with capture_input_norms():
         _, sown = model.apply(
             variables, x, method="norm_of_kernel", mutable=["intermediates"]
@@ -395,7 +400,7 @@ def test_a_hand_written_layer_follows_the_capture_around_it():
     assert_norm(sown["input_norm"], power(x, 1), ())
     _, sown = sow(HandWritten(p=3), x, p=1)
     assert_norm(sown["input_norm"], power(x, 3), ())
-    variables = HandWritten().init(jax.random.key(0), x)
+    variables = jax.jit(HandWritten().init)(jax.random.key(0), x)
     _, sown = HandWritten().apply(variables, x, mutable=["intermediates"])
     assert_norm(sown["intermediates"]["input_norm"], power(x, 2), ())
 
@@ -462,7 +467,7 @@ def test_loss_and_gradients_are_those_without_capture():
             return nn.Einsum((4, 3), "btd,do->bto")(x)
 
     x = normal(4, 6, 6, 3)
-    variables = Net().init(jax.random.key(0), x)
+    variables = jax.jit(Net().init)(jax.random.key(0), x)
 
     def loss_fn(params, p):
         rest = {**variables, "params": params}
@@ -497,7 +502,7 @@ def test_one_line_of_optax_becomes_insgd():
     model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(1)])
     x = 3 * normal(16, 4)
     y = jnp.sum(x, axis=1, keepdims=True)
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     tx = insgd(0.05)
     opt_state = tx.init(params)
 
