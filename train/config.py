@@ -44,7 +44,7 @@ FREE_ON_RESUME = {
 # Options of a process, which are not part of the record.
 NOT_STORED = {"config", "launch"}
 
-# Options that the name of a run folder always has, has in other words, or has not.
+# Options that names of run folders always have, reword, or leave out.
 _UNNAMED = (
     FREE_ON_RESUME
     | NOT_STORED
@@ -95,8 +95,7 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     epochs: int = 20
     """Number of training epochs."""
     validation_fraction: float = 0.0
-    """Fraction of the training images set aside to pick the best epoch on. Default:
-    none, and the best epoch is selected on the test images."""
+    """Fraction of training images to select the best epoch on. Default: test images."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, such as 0.999, which is evaluated."""
     label_smoothing: float = 0.0
@@ -204,13 +203,13 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
 
     @property
     def data_name(self) -> str:
-        """A short name of the data: of a folder, that folder's."""
+        """A short name of the dataset; for a folder, that of the folder."""
         kind, _, path = self.dataset.partition(":")
         return Path(path).name or kind
 
     @property
     def title(self) -> str:
-        """What is trained on which data, for pictures."""
+        """Network and dataset, for titles of plots."""
         network = " ".join([self.model, *self.model_options])
         without = "" if self.batch_norm else " without batch normalization"
         return f"{network}{without} on {self.data_name}"
@@ -293,11 +292,11 @@ class RunConfig(TrainingConfig):
 
     @property
     def former_name(self) -> str:
-        """The name that earlier versions gave the run folder."""
+        """The name of the run folder in earlier versions."""
         return self._name({})
 
     def _name(self, named: Mapping[str, Any]) -> str:
-        """A name with those options whose values differ from the ones given."""
+        """Builds a name from the options that differ from the given ones."""
         parts = [self.data_name, self.model, self.optimizer]
         parts.append(f"lr{self.initial_learning_rate:g}")
         for field in ("batch_norm", "scope", "normalizer", "schedule", "dtype"):

@@ -234,7 +234,7 @@ def measure(
 
 
 def calls_in_a_period(optimizer: str) -> int:
-    """Calls of a stepper that hold whole periods of what its optimizer does at times."""
+    """Returns the number of calls that make up whole periods of an optimizer."""
     period = 1
     if optimizers.has_option(optimizer, "covariance_every"):
         period = optimizers.OptimizerConfig.covariance_every
@@ -242,7 +242,7 @@ def calls_in_a_period(optimizer: str) -> int:
 
 
 def utilization(flops: float | None, seconds: np.ndarray, dtype: str) -> float | None:
-    """The share of what the device could have computed in a step's median time.
+    """Returns the FLOP utilization at a step's median time.
 
     Args:
         flops: of the step; None if not known.
@@ -267,5 +267,5 @@ def _scaled_weights(opt_state: Any) -> int:
 
 
 def num_bytes(tree: Any) -> int:
-    """Of all arrays of a tree together."""
+    """Returns the size of a tree's arrays in bytes."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -185,7 +185,7 @@ def _images(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """An archive's members but for its folders. Links are not followed."""
+    """Yields an archive's members except folders, without following links."""
     for member in tar:
         if member.isdir():
             continue

@@ -1,4 +1,4 @@
-"""A part of the training images set aside, to choose the best epoch by."""
+"""Splits validation images off the training images, to select the best epoch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from train.data.registry import Dataset, ImageDataset, RecordedDataset, Split
 from train.data.tfds.records import Record, Records
 from train.errors import UserError
 
-# What a random number is drawn for, beside the run's seed: see `loader`.
+# Purpose of a random generator, in addition to the run's seed, see `loader`.
 _VALIDATION = 2
 
 
 class Subset(Records):
-    """Some of the records of a split.
+    """A subset of the records of a split.
 
     Args:
         records: all of them.
@@ -27,12 +27,12 @@ class Subset(Records):
         self._indices = indices
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """The records at some places of the subset."""
+        """Reads the records with these indices of the subset."""
         return self._records.read(self._indices[np.asarray(indices)].tolist())
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Sets training images aside.
+    """Splits validation images off the training images.
 
     Each class has its share of them, unless the images are read while they are needed:
     their labels are then not known.
@@ -78,7 +78,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 
 
 def choose(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """Chooses samples such that each class has its share, to one sample.
+    """Draws a stratified subset of samples.
 
     Args:
         labels: of all samples.

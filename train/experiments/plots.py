@@ -16,7 +16,7 @@ from train.run.plots import create_figure, save
 _MARKERS = "osD^v<>ph*PX"
 _COLUMNS = 4
 _COLOR = "tab:blue"
-# Where the bars of ratios begin: a ratio of 1 has one, too.
+# Start of the bars of ratios, below 1, so that a ratio of 1 is visible.
 _BARS_START = 0.5
 
 
@@ -92,7 +92,7 @@ def plot_robustness(
 def plot_ratios(
     points: Mapping[str, Sequence[Point]], margin: float, path: Path, title: str = ""
 ) -> None:
-    """Draws each optimizer's ratio of its highest to its lowest usable learning rate.
+    """Plots each optimizer's ratio of the highest to the lowest usable learning rate.
 
     Args:
         points: by the name beside the bar.
@@ -125,7 +125,7 @@ def plot_ratios(
 
 
 def _colors(points: Mapping[str, Any]) -> dict[str, Any]:
-    """A color of its own for each name, as long as there are enough."""
+    """Assigns colors to names, distinct while there are enough."""
     colors = color_sequences["tab10" if len(points) <= 10 else "tab20"]
     return {name: colors[n % len(colors)] for n, name in enumerate(points)}
 
@@ -142,7 +142,7 @@ def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
 def _plot_accuracy(
     axes: Axes, points: Sequence[Point], rate: str, number: int | None, **style: Any
 ) -> None:
-    """Draws one optimizer's accuracy over a kind of rate, with the spread over seeds.
+    """Plots one optimizer's accuracy with its standard deviation over seeds.
 
     Without a number it is a line without marks, behind others.
     """

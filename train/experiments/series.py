@@ -276,7 +276,7 @@ def _keep_compiled(folder: Path) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, such as 2 h 5 min."""
+    """Formats a duration, such as 2 h 5 min."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{round(seconds)} s"
@@ -285,7 +285,7 @@ def duration(seconds: float) -> str:
 
 
 def seeds(number: int) -> str:
-    """A number of seeds, in words."""
+    """Formats a number of seeds."""
     return f"{number} seed{'s' * (number > 1)}"
 
 

@@ -57,7 +57,7 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
 
 
 def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
-    # What follows takes a while, most of all to compile.
+    # The next steps take a while, mostly to compile.
     print(
         f"Loading {config.data_name}, compiling {config.model} for {config.optimizer}."
     )
@@ -218,7 +218,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
 
 
 def _numbers(experiment: Experiment) -> str:
-    """The number of images of each split, in words."""
+    """Formats the number of images of each split."""
     numbers = [f"{number} {name}" for name, number in experiment.num_images.items()]
     return f"{', '.join(numbers)} images"
 

@@ -171,7 +171,7 @@ class Experiment:
 
     @property
     def num_images(self) -> dict[str, int]:
-        """How many images each split has."""
+        """Returns the number of images of each split."""
         aside = self._validation
         return {
             "training": self._dataset.num_train,

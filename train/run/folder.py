@@ -89,7 +89,7 @@ class RunFolder:
         files.write(self.path / RECORD, strict_json.encode(self.record))
 
     def recorded_dataset(self) -> RecordedDataset:
-        """The data of the run, without its images.
+        """Returns the description of the run's dataset.
 
         Raises:
             UserError: if the record, of an earlier version, does not say how images

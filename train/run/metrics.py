@@ -31,12 +31,12 @@ _MOST_SHOWN = 5
 
 
 def score(row: EpochMetrics) -> float:
-    """The accuracy that the best epoch is picked by: on validation images if any."""
+    """Returns the accuracy that selects the best epoch: on validation images, if any."""
     return row["val_top1"] if "val_top1" in row else row["test_top1"]
 
 
 def best(rows: Sequence[EpochMetrics]) -> EpochMetrics:
-    """The epoch with the highest score; of equal ones the first."""
+    """Returns the first epoch with the highest score."""
     return max(rows, key=score)
 
 

@@ -87,7 +87,7 @@ def plot_test_error(
 
 
 def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") -> None:
-    """Draws INSGD's estimates P of each weight's input, and its multipliers of the rate.
+    """Plots INSGD's input powers P and learning rate multipliers by weight.
 
     A few weights are lines; of a deep network a map shows every weight, in the order of
     the names, over epochs.
@@ -141,9 +141,9 @@ def _draw_lines(
 def _draw_map(
     axes: Axes, rows: Sequence[EpochMetrics], names: Sequence[str], values: str
 ) -> None:
-    """Draws a weight a line, an epoch a column, and the value as a color."""
+    """Draws a map with a row per weight, a column per epoch, and values as colors."""
     table = np.array([[row[values][name] for row in rows] for name in names])
-    # What is not finite, or 0, has no logarithm and stays white.
+    # Values without a finite logarithm stay white.
     table = np.where(np.isfinite(table) & (table > 0), table, np.nan)
     known = table[np.isfinite(table)]
     low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
@@ -164,7 +164,7 @@ def _draw_map(
 
 
 def _natural(name: str) -> tuple[list[tuple[bool, str | int]], ...]:
-    """A key by which block_2 comes before block_10."""
+    """Returns a sort key that puts block_2 before block_10."""
     return tuple(
         [
             (text.isdecimal(), int(text) if text.isdecimal() else text)
@@ -189,7 +189,7 @@ def create_figure(
     lines: int = 1,
     height: float = 4,
 ) -> tuple[Figure, Sequence[Axes]]:
-    """Makes a figure of panels, in inches; of several lines of them, with equal scales."""
+    """Creates a figure of panels, in inches; several rows share their scales."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(

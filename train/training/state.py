@@ -18,7 +18,7 @@ class TrainState(insgd_optax.TrainState):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the network is evaluated with."""
+        """Variables with which the network is evaluated."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -56,7 +56,7 @@ def with_average(state: TrainState) -> AveragedTrainState:
 
 
 def without_average(state: TrainState) -> TrainState:
-    """The state whose own weights are evaluated."""
+    """Returns the state without its average, so that its own weights are evaluated."""
     names = TrainState.__dataclass_fields__
     return TrainState(**{name: getattr(state, name) for name in names})
 

@@ -49,7 +49,7 @@ def sgd(
 def lms_newton(
     learning_rate: LearningRate, config: OptimizerConfig, shapes: SownShapes | None
 ) -> Optimizer:
-    """The library's LMS-Newton."""
+    """Makes the library's LMS-Newton."""
     tx = insgd_optax.lms_newton(
         learning_rate,
         covariance_decay=config.covariance_decay,
@@ -94,14 +94,14 @@ def redirected(rule: Callable[..., Any]) -> Make:
 
 
 def rescaled(scale_by: Callable[[], optax.GradientTransformation]) -> Make:
-    """A PyTorch rule that rescales the gradient and its l2 term."""
+    """Makes a PyTorch rule that rescales the gradient and its l2 term."""
     return lambda learning_rate, config, _: _coupled(
         scale_by(), learning_rate, config.weight_decay
     )
 
 
 def with_momentum(rule: Callable[..., optax.GradientTransformation]) -> Make:
-    """A rule that takes `momentum`, `nesterov` and `weight_decay`."""
+    """Makes a rule that takes `momentum`, `nesterov` and `weight_decay`."""
     return lambda learning_rate, config, _: _plain(
         rule(
             learning_rate,
@@ -113,7 +113,7 @@ def with_momentum(rule: Callable[..., optax.GradientTransformation]) -> Make:
 
 
 def decoupled(rule: Callable[..., optax.GradientTransformation]) -> Make:
-    """A rule that takes `weight_decay`."""
+    """Makes a rule that takes `weight_decay`."""
     return lambda learning_rate, config, _: _plain(
         rule(learning_rate, weight_decay=config.weight_decay)
     )
@@ -150,7 +150,7 @@ def _matrices(params: Any) -> Any:
 def insgd_as_released(
     learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
 ) -> Optimizer:
-    """The arithmetic of the authors' released code."""
+    """Makes the rule of the authors' released code."""
     return Optimizer(
         tx=insgd_optax.insgd_as_released(
             learning_rate,
@@ -163,7 +163,7 @@ def insgd_as_released(
 
 
 def insgd(p: float) -> Make:
-    """The paper's rule with the p-norm of the inputs."""
+    """Makes the paper's rule with the p-norm of the inputs."""
 
     def make(
         learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
