@@ -63,3 +63,10 @@ def copy(finished_run, tmp_path):
         return target
 
     return make
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """Where tensorflow-datasets keeps its data; not there yet."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"

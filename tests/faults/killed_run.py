@@ -8,24 +8,12 @@ import signal
 import sys
 import threading
 
-import jax
-
-import models
-from tests.train.stripes import stripes
-from tests.train.tiny_cnn import TinyCNN
-from train import cli
-from train.data import digits
+from tests.faults import tiny_command
 from train.run.metrics import MetricsWriter
 
 
 def main(seconds, *options):
     """Runs until it is killed."""
-    # As in tests/conftest.py and in the fixture `tiny_runs`.
-    jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_disable_most_optimizations", True)
-    digits.load = stripes
-    models.create = lambda name, **settings: TinyCNN(**settings)
     write, started = MetricsWriter.write, []
 
     def write_and_start_the_clock(self, row):
@@ -39,7 +27,7 @@ def main(seconds, *options):
             started.append(kill)
 
     MetricsWriter.write = write_and_start_the_clock
-    return cli.main(list(options))
+    return tiny_command.main(*options)
 
 
 if __name__ == "__main__":

@@ -409,6 +409,7 @@ PLACES = [
     ("--run-dir {file} --batch-size 16 --parallel jit", 2, "already exists"),
     ("--runs-dir {file} --batch-size 16 --parallel jit", 2, "cannot be created"),
     ("--dataset folder:/nowhere", 2, "/nowhere does not exist"),
+    ("--dataset folder:~nobody-by-this-name", 2, "a user who does not exist"),
     ("--dataset folder:{empty}", 2, "has no folder train/"),
     ("--dataset folder:{file}", 2, "does not exist"),
     ("--dataset folder:{images} --cache-dir {file}", 2, "{file}"),

@@ -54,10 +54,13 @@ def read(
         record = json.loads((folder / _RECORD).read_text())
         if record["fingerprint"] != fingerprint:
             return None
-        if record["sha256"] != _checksum(folder / _ARRAYS):
-            return None
-        with np.load(folder / _ARRAYS) as arrays:
-            return dict(arrays), record
+        # Opened once: another process may replace it between two.
+        with (folder / _ARRAYS).open("rb") as file:
+            if record["sha256"] != hashlib.file_digest(file, "sha256").hexdigest():
+                return None
+            file.seek(0)
+            with np.load(file) as arrays:
+                return dict(arrays), record
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

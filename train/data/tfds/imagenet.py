@@ -63,7 +63,12 @@ def prepare(archives: dict[str, Path], data_dir: Path) -> Path:
             homepage="https://image-net.org/",
             description="ILSVRC 2012, as published.",
         )
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            # Another command may have prepared it in the meantime.
+            if not folder.exists():
+                raise
     return folder
 
 
