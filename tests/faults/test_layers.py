@@ -206,7 +206,8 @@ def test_p_is_finite_and_numpys(cases, report):
         p=st.sampled_from([1, 2, 3, np.inf]),
         given=st.lists(batches, min_size=1, max_size=4),
         normalizer=st.sampled_from(["log", "power", "log1p"]),
-        decay=st.floats(0, 0.99),
+        # XLA takes subnormal numbers for 0.
+        decay=st.floats(0, 0.984375, width=32, allow_subnormal=False),
         eps=st.floats(1e-3, 1),
     )
     def check(name, which_shape, dtype, p, given, normalizer, decay, eps):
@@ -226,7 +227,10 @@ def test_p_is_finite_and_numpys(cases, report):
             assert np.isfinite(power)
             np.testing.assert_allclose(power, expected, rtol=1e-4)
             scale = 1 / divisor(power, normalizer, eps)
-            np.testing.assert_allclose(np.ravel(updates), scale, rtol=1e-3)
+            # A subnormal number is 0 to XLA.
+            np.testing.assert_allclose(
+                np.ravel(updates), scale, rtol=1e-3, atol=SMALLEST
+            )
         counts[name] += 1
 
     check()
