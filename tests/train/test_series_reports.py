@@ -45,7 +45,7 @@ def test_a_series_tells_what_is_left_and_its_report_all_settings(
     assert cli.main([*command, *options.split()]) == 0
     out = capsys.readouterr().out
     assert "Run 1 of 2 to do:\n" in out
-    assert "Run 2 of 2 to do, about " in out
+    assert "Run 2 of 2 to do: about " in out
     assert "Loading digits, compiling custom_cnn for sgd." in out
     (path,) = (tmp_path / "runs").glob("compare-*/compare.json")
     report = json.loads(path.read_text())

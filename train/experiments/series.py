@@ -215,12 +215,12 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
     while missing:
         held = []
         for config in missing:
-            title = f"Run {numbers[run_path(config)]} of {len(numbers)} to do"
+            title = f"Run {numbers[run_path(config)]} of {len(numbers)} to do:"
             if done:
                 seconds = (time.monotonic() - started) / done * (len(numbers) - done)
-                title += f", about {duration(seconds)} left"
+                title += f" about {duration(seconds)} left"
             try:
-                status = _finish(config, f"{title}:")
+                status = _finish(config, title)
             except RunInProgress as error:
                 held.append((config, error))
                 continue
