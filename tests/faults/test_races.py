@@ -1,4 +1,4 @@
-"""Commands that meet: two writers of one cache, and of one data set."""
+"""Commands that meet: two writers of one cache, two of one data set, of one series."""
 
 import collections
 import threading
@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.train import tiny_imagenet
+from tests.train import processes, tiny_imagenet
 from train.data import cache as array_cache
 from train.data import imagenet
 
 ROUNDS = 200
+# Each trains both runs of a series, or finds them trained.
+SERIES = ["compare", "--optimizers", "sgd", "--seeds", "2", "--epochs", "1"]
+SERIES += ["--batch-size", "16", "--parallel", "jit"]
 
 
 def at_once(*calls):
@@ -71,3 +74,17 @@ def test_a_data_set_that_is_prepared_twice_at_once_is_there_once(
     assert [path.name for path in (data_dir / imagenet.NAME).iterdir()] == ["5.1.0"]
     assert imagenet.load().num_train == 27
     report("2 commands prepared a data set at once")
+
+
+@pytest.mark.slow
+def test_two_commands_share_a_series(tmp_path, report):
+    runs = tmp_path / "runs"
+    command = ["tests.faults.tiny_command", *SERIES, "--runs-dir", str(runs)]
+    statuses, said = processes.finish([command, command], tmp_path, timeout=400)
+    assert statuses == [0, 0], said
+    trained = [text.count("Test accuracy") for text in said]
+    assert sum(trained) == 2
+    tables = [[line for line in text.splitlines() if line[:1] == "|"] for text in said]
+    assert tables[0] == tables[1] != []
+    assert "Traceback" not in "".join(said)
+    report(f"2 commands trained {trained[0]} and {trained[1]} of 2 runs")
