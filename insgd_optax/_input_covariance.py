@@ -46,25 +46,7 @@ from insgd_optax._paths import (
     scope_predicate,
 )
 
-NO_COVARIANCES = (
-    "input_covariances is missing: call tx.update(grads, opt_state, params,"
-    " input_covariances=sown), where sown is what model.apply(...,"
-    " mutable=['intermediates']) returns inside"
-    " `with insgd_optax.capture_input_covariances():`. For flax's TrainState, which"
-    " does not hand them on, take insgd_optax.TrainState; optax.lookahead and"
-    " optax.flatten drop them too"
-)
-_CAUSES = """Likely causes:
-  - the model was applied outside `with insgd_optax.capture_input_covariances():`
-  - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
-  - an NNX model was called outside insgd_optax.nnx's capture_input_covariances, or not
-    through nnx.capture(model, nnx.Intermediate)
-  - nn.scan or nn.vmap stacks the parameters along another axis than 0
-  - the layer is an NNX module inside nnx.bridge.ToLinen, or inside nn.WeightNorm,
-    nn.SpectralNorm or nn.while_loop, which let nothing be sown
-  - the layer's type is your own: name it in capture_input_covariances(layers=...) or
-    call insgd_optax.sow_input_covariance(self, x) in it
-  - the layer was not used in this pass: scale_by_input_covariance(missing="keep")"""
+_CAUSES = _matching.likely_causes(_matching.COVARIANCE_NAME)
 _LIKE = (
     "tell the optimizer what the model sows: inside the capture, shapes ="
     " insgd_optax.input_covariance_shapes(model, rngs, x), then give it"
@@ -256,7 +238,7 @@ def scale_by_input_covariance(
     ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
         del params, extra_args
         if input_covariances is None:
-            raise ValueError(NO_COVARIANCES)
+            raise ValueError(_matching.missing_argument(_matching.COVARIANCE_NAME))
         sown = covariances_by_layer(input_covariances)
         flat = flatten(updates)
         grads = dict(zip(flat.paths, flat.weights, strict=True))

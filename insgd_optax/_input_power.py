@@ -10,7 +10,14 @@ from jax.typing import ArrayLike
 
 from insgd_optax._compat import is_placeholder
 from insgd_optax._last_norms import warn_of_optax_multi_steps
-from insgd_optax._matching import by_layer, check_not_shared, matches
+from insgd_optax._matching import (
+    NAME,
+    by_layer,
+    check_not_shared,
+    likely_causes,
+    matches,
+    missing_argument,
+)
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import check_fraction, is_number
 from insgd_optax._paths import (
@@ -39,33 +46,16 @@ class ScaleByInputPowerState(NamedTuple):
     multiplier: Any
 
 
-NO_NORMS = (
-    "input_norms is missing: call tx.update(grads, opt_state, params,"
-    " input_norms=sown), where sown is what"
-    " model.apply(..., mutable=['intermediates']) returns as its second value inside"
-    " `with insgd_optax.capture_input_norms():`. flax's TrainState does not forward"
-    " them: use insgd_optax.TrainState; optax.lookahead and optax.flatten drop them too"
-)
-_CAUSES = """Likely causes:
-  - the model was applied outside `with insgd_optax.capture_input_norms():`
-  - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
-  - an NNX model was called outside insgd_optax.nnx's capture_input_norms, or not
-    through nnx.capture(model, nnx.Intermediate)
-  - nn.scan or nn.vmap stacks the parameters along an axis other than 0 and lacks
-    "intermediates" in its variable_axes
-  - the layer is an NNX module inside nnx.bridge.ToLinen, which discards sown values
-  - the layer is inside nn.WeightNorm, nn.SpectralNorm or nn.while_loop, which discard
-    sown values, or inside nn.cond or nn.switch with `variables` that leave
-    "intermediates" out
-  - the layer's type is your own: name it in capture_input_norms(layers=...) or call
-    insgd_optax.sow_input_norm(self, x) in it
+_CAUSES = likely_causes(
+    NAME,
+    """
   - scope="layer" also scales the scale and bias of normalization layers: capture with
     norm_layers=True
   - scope="layer" also scales a bias or scale that a module keeps outside any layer:
     leave it out, scope=lambda path: path[-1] in ("kernel", "bias", "scale") and
     path[:-1] != ("path", "of", "the", "module")
-  - the norms are those of capture_released_norms, which only insgd_as_released uses
-  - the layer was not used in this pass: scale_by_input_power(missing="keep")"""
+  - the norms are those of capture_released_norms, which only insgd_as_released uses""",
+)
 
 
 def scale_by_input_power(
@@ -186,7 +176,7 @@ def scale_by_input_power(
     ) -> tuple[optax.Updates, ScaleByInputPowerState]:
         del params, extra_args
         if input_norms is None:
-            raise ValueError(NO_NORMS)
+            raise ValueError(missing_argument(NAME))
         sown = by_layer(input_norms)
         flat = flatten(updates)
         found = matches(sown, flat)

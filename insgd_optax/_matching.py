@@ -138,6 +138,35 @@ def check_not_shared(sown: Sown, weights: Iterable[Path], name: str = NAME) -> N
         )
 
 
+def missing_argument(name: str) -> str:
+    """The error message for an `update` without the statistics of this name."""
+    return (
+        f"{name}s is missing: call tx.update(grads, opt_state, params, {name}s=sown),"
+        " where sown is the second value that"
+        " model.apply(..., mutable=['intermediates']) returns inside"
+        f" `with insgd_optax.capture_{name}s():`. flax's TrainState does not forward"
+        " it: use insgd_optax.TrainState; optax.lookahead and optax.flatten drop it too"
+    )
+
+
+def likely_causes(name: str, more: str = "") -> str:
+    """Why a scaled weight may lack a statistic; `more` holds causes of this name."""
+    return f"""Likely causes:
+  - the model was applied outside `with insgd_optax.capture_{name}s():`
+  - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
+  - an NNX model was called outside insgd_optax.nnx's capture_{name}s, or not
+    through nnx.capture(model, nnx.Intermediate)
+  - nn.scan or nn.vmap stacks the parameters along an axis other than 0 and lacks
+    "intermediates" in its variable_axes
+  - the layer is an NNX module inside nnx.bridge.ToLinen, which discards sown values
+  - the layer is inside nn.WeightNorm, nn.SpectralNorm or nn.while_loop, which discard
+    sown values, or inside nn.cond or nn.switch with `variables` that leave
+    "intermediates" out
+  - the layer's type is your own: name it in capture_{name}s(layers=...) or call
+    insgd_optax.sow_{name}(self, x) in it{more}
+  - the layer was not used in this pass: missing="keep" leaves its state as it is"""
+
+
 class Match(NamedTuple):
     """The statistics that scale one weight."""
 

@@ -20,9 +20,8 @@ from insgd_optax._covariance_state import (
     form_of_state,
     total,
 )
-from insgd_optax._input_covariance import NO_COVARIANCES
 from insgd_optax._input_covariance import naming as naming_covariance
-from insgd_optax._input_power import NO_NORMS, ScaleByInputPowerState
+from insgd_optax._input_power import ScaleByInputPowerState
 from insgd_optax._last_norms import accumulated
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._paths import (
@@ -129,10 +128,10 @@ class MultiSteps:
         loss = checked_value(value) if bounded else None
         powers = _powers(state.inner_opt_state)
         if powers and input_norms is None:
-            raise ValueError(NO_NORMS)
+            raise ValueError(_matching.missing_argument(_matching.NAME))
         layers = _layer_covariances(state.inner_opt_state)
         if layers and input_covariances is None:
-            raise ValueError(NO_COVARIANCES)
+            raise ValueError(_matching.missing_argument(_matching.COVARIANCE_NAME))
         sown = _matching.by_layer(input_norms)
         flat = flatten(updates)
         norms = _micro_norms(flat, powers, sown)
