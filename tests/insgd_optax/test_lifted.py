@@ -221,7 +221,7 @@ def test_parameters_stacked_along_another_axis_need_an_axis_of_their_own():
             {"params": params}, X, mutable=["intermediates"]
         )
     tx = insgd(0.1)
-    with pytest.raises(ValueError, match="along another axis than 0"):
+    with pytest.raises(ValueError, match="along an axis other than 0"):
         tx.update(grads, tx.init(params), params, input_norms=sown)
 
 
