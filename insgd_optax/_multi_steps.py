@@ -197,7 +197,7 @@ class MultiSteps:
             if norms:
                 extra["input_norms"] = _means(norms)
             if covariances:
-                extra["input_covariances"] = _accumulated(covariances, is_last)
+                extra["input_covariances"] = _mean_covariances(covariances, is_last)
             if loss is not None:
                 extra["value"] = loss
             grads, state = self._opt.update(grads, state, params[0], **extra)
@@ -302,7 +302,7 @@ def _micro_covariances(
     return traverse_util.unflatten_dict(parts)
 
 
-def _accumulated(covariances: Any, is_last: Any) -> Any:
+def _mean_covariances(covariances: Any, is_last: Any) -> Any:
     """The whole batch's covariances, as a tree that a model could have sown.
 
     Averaging both sums and counts leaves their ratio unchanged. optax runs the inner
