@@ -116,8 +116,9 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedMode
 
     Args:
         path: the run folder.
-        checkpoint: "latest", or "best" by accuracy on the test images, which flatters
-            that accuracy.
+        checkpoint: "latest", or "best" by accuracy on the validation images; on the
+            test images, whose accuracy this flatters, if the run has no validation
+            images.
 
     Returns:
         The network, its variables and its preprocessing.
