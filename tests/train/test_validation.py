@@ -15,6 +15,7 @@ from train.errors import UserError
 from train.inference.load import restore
 from train.run import folder as run_folder
 from train.run import metrics
+from train.run.command import _best_epoch
 from train.training.state import AveragedTrainState, with_average, without_average
 
 from .results import without_times
@@ -79,9 +80,13 @@ def test_no_side_is_left_empty(small_dataset, fraction):
 def test_the_best_epoch_is_picked_on_validation_images_if_there_are():
     rows = [{"test_top1": 0.5, "val_top1": 0.9}, {"test_top1": 0.8, "val_top1": 0.7}]
     assert metrics.best(rows) is rows[0]
+    assert metrics.selected_on(rows[0]) == "validation"
+    rows[0]["epoch"] = 3
+    assert _best_epoch(rows) == "\nBest epoch 3, selected on the validation images"
     for row in rows:
         del row["val_top1"]
     assert metrics.best(rows) is rows[1]
+    assert metrics.selected_on(rows[0]) == "test"
 
 
 def test_a_run_tells_what_its_best_epoch_was_picked_on(

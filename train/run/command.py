@@ -191,7 +191,11 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         last_good = checkpoints.latest_step
         if is_first:
             title = f"{config.title}, seed {config.seed}"
-            plots.plot_test_error({config.optimizer: [rows]}, folder.plot, title=title)
+            plots.plot_test_error(
+                {config.optimizer: [rows]},
+                folder.plot,
+                title=f"{title}{_best_epoch(rows)}",
+            )
             if rows and "multipliers" in rows[-1]:
                 title = f"{config.optimizer}, {title}"
                 plots.plot_multipliers(rows, folder.multipliers_plot, title)
@@ -221,6 +225,14 @@ def _numbers(experiment: Experiment) -> str:
     """Formats the number of images of each split."""
     numbers = [f"{number} {name}" for name, number in experiment.num_images.items()]
     return f"{', '.join(numbers)} images"
+
+
+def _best_epoch(rows: list[EpochMetrics]) -> str:
+    """The second line of the title of a run's picture, which has its best epoch."""
+    if not rows:
+        return ""
+    best = metrics.best(rows)
+    return f"\nBest epoch {best['epoch']}, selected on the {metrics.selected_on(best)} images"
 
 
 def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:
@@ -283,7 +295,7 @@ def _closing_line(rows: list[EpochMetrics], folder: RunFolder) -> str:
     last = rows[-1]
     best = metrics.best(rows)
     averaged = " of the averaged weights" if "raw_test_top1" in last else ""
-    images = "validation" if "val_top1" in best else "test"
+    images = metrics.selected_on(best)
     return (
         f"Test accuracy{averaged} {100 * last['test_top1']:.2f} % after epoch "
         f"{last['epoch']} (best: {100 * best['test_top1']:.2f} % after epoch "

@@ -40,6 +40,11 @@ def best(rows: Sequence[EpochMetrics]) -> EpochMetrics:
     return max(rows, key=score)
 
 
+def selected_on(row: EpochMetrics) -> str:
+    """Names the split that the best epoch of a run is selected on."""
+    return "validation" if "val_top1" in row else "test"
+
+
 class MetricsWriter:
     """Appends rows to `metrics.jsonl`, flushing each.
 
