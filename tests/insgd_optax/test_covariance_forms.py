@@ -65,7 +65,7 @@ def test_attention_wider_than_max_dim_trains():
             return jnp.mean(y**2), sown
 
         grads, sown = jax.grad(loss_fn, has_aux=True)(params)
-        return tx.update(grads, tx.init(params), input_covariances=sown)
+        return jax.jit(tx.update)(grads, tx.init(params), input_covariances=sown)
 
     updates, _ = step(params)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
@@ -98,7 +98,9 @@ def test_blocks_of_one_vector_are_damped_by_its_whole_trace(
         with capture_input_covariances(max_dim=max_dim):
             _, sown = model.apply({"params": grads}, x, mutable=["intermediates"])
         tx = scale_by_input_covariance(max_dim=max_dim, eps=0.0, preserve_norm=False)
-        return tx.update(grads, tx.init(grads), input_covariances=sown)[0]["kernel"]
+        return jax.jit(tx.update)(grads, tx.init(grads), input_covariances=sown)[0][
+            "kernel"
+        ]
 
     rows = x.reshape(50, -1)
     d = rows.shape[1]
@@ -123,7 +125,9 @@ def test_the_initial_covariance_is_the_same_in_every_form(x64, max_dim):
     def update(x):
         with capture_input_covariances(max_dim=max_dim):
             _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
-        return tx.update(params, tx.init(params), input_covariances=sown)[0]["kernel"]
+        return jax.jit(tx.update)(params, tx.init(params), input_covariances=sown)[0][
+            "kernel"
+        ]
 
     np.testing.assert_allclose(update(jnp.asarray(white)), 2, rtol=1e-12)
 

@@ -150,7 +150,7 @@ def test_heavy_damping_is_sgd(x64):
     g = {"kernel": jnp.asarray(rng.normal(size=(5, 3)))}
     tx = scale_by_input_covariance(damping=1e12)
     sown = sown_of(rng.normal(size=(7, 5)))
-    updates, _ = tx.update(g, tx.init(g), input_covariances=sown)
+    updates, _ = jax.jit(tx.update)(g, tx.init(g), input_covariances=sown)
     np.testing.assert_allclose(updates["kernel"], g["kernel"], rtol=1e-10)
 
 
@@ -160,7 +160,7 @@ def test_white_input_is_the_power_normalizer(x64):
     g = {"kernel": jnp.arange(8.0).reshape(d, 2)}
     rows = np.sqrt(a * d) * np.eye(d)
     tx = scale_by_input_covariance(0.0, eps=eps / d, **PLAIN)
-    updates, _ = tx.update(g, tx.init(g), input_covariances=sown_of(rows))
+    updates, _ = jax.jit(tx.update)(g, tx.init(g), input_covariances=sown_of(rows))
     power = scale_by_input_power(0.0, normalizer="power", eps=eps)
     norms = {"input_norm": jnp.asarray(np.mean(np.sum(rows**2, axis=1)))}
     wanted, _ = power.update(g, power.init(g), input_norms=norms)
@@ -239,7 +239,7 @@ def test_kronecker_form_against_the_reference(x64, captured):
     tx = scale_by_input_covariance(0.9, damping=0.2, eps=1e-3, **shape)
     g = rng.normal(size=(2, 2, 3, 2))
     grads = {"kernel": jnp.asarray(g), "bias": jnp.ones(2)}
-    updates, state = tx.update(grads, tx.init(params), input_covariances=sown)
+    updates, state = jax.jit(tx.update)(grads, tx.init(params), input_covariances=sown)
     wanted = reference.update(g.reshape(12, 2), patches).reshape(g.shape)
     np.testing.assert_allclose(updates["kernel"], wanted, rtol=1e-10)
     np.testing.assert_array_equal(updates["bias"], 1)
@@ -317,11 +317,12 @@ def test_tiny_and_huge_gradients_keep_their_norm(size):
     tx = scale_by_input_covariance()
     g = {"kernel": size * jnp.arange(1.0, 7.0).reshape(3, 2)}
     sown = sown_of(np.random.default_rng(0).normal(size=(9, 3)), dtype=jnp.float32)
-    updates, _ = tx.update(g, tx.init(g), input_covariances=sown)
+    update = jax.jit(tx.update)
+    updates, _ = update(g, tx.init(g), input_covariances=sown)
     norm = np.linalg.norm(np.asarray(updates["kernel"], np.float64))
     np.testing.assert_allclose(norm, size * np.sqrt(91), rtol=1e-5)
     zero = jax.tree.map(jnp.zeros_like, g)
-    updates, _ = tx.update(zero, tx.init(g), input_covariances=sown)
+    updates, _ = update(zero, tx.init(g), input_covariances=sown)
     np.testing.assert_array_equal(updates["kernel"], 0)
 
 
@@ -350,7 +351,7 @@ def test_uses_of_a_layer_and_micro_batches_add_up():
     halves = jax.tree.map(lambda a, b: (a + b) / 2, sown(x[:3]), sown(x[3:]))
     plain = {"Dense_0": sown_of(rows, dtype=jnp.float32)}
     results = [
-        tx.update(params, tx.init(params), input_covariances=each)[0]
+        jax.jit(tx.update)(params, tx.init(params), input_covariances=each)[0]
         for each in (sown(x), halves, plain)
     ]
     for other in results[1:]:
@@ -404,7 +405,7 @@ def test_stacked_layers_keep_a_covariance_each():
             like = input_covariance_shapes(model, jax.random.key(0), x)
         tx = lms_newton(0.1, input_covariances_like=like)
         grads, sown = jax.grad(loss_fn, has_aux=True)(params)
-        return tx.update(grads, tx.init(params), input_covariances=sown)[0]
+        return jax.jit(tx.update)(grads, tx.init(params), input_covariances=sown)[0]
 
     stacked, separate = step(scanned, params), step(written, apart)
     for i in range(3):
@@ -423,7 +424,7 @@ def test_recurrent_cells_add_up_over_time(cell):
     with capture_input_covariances():
         _, sown = jit_apply(model)({"params": params}, x, mutable=("intermediates",))
     tx = scale_by_input_covariance(0.0)
-    _, state = tx.update(params, tx.init(params), input_covariances=sown)
+    _, state = jax.jit(tx.update)(params, tx.init(params), input_covariances=sown)
     rows = np.asarray(x).reshape(-1, 3)
     layers = state.layers["cell"]
     of_input = [layer["kernel"].factors[0] for layer in layers.values()]

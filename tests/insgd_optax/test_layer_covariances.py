@@ -124,7 +124,9 @@ def test_inverse_is_that_of_the_jacobian(x64, name):
         with capture_input_covariances(max_rows=None):
             _, sown = layer.apply({"params": params}, x, mutable=["intermediates"])
         grads = jax.tree.unflatten(treedef, [g])
-        updates, state = tx.update(grads, tx.init(params), input_covariances=sown)
+        updates, state = jax.jit(tx.update)(
+            grads, tx.init(params), input_covariances=sown
+        )
         is_leaf = lambda node: hasattr(node, "factors")
         (covariance,) = jax.tree.leaves(sown, is_leaf=is_leaf)
         (update,) = jax.tree.leaves(updates)
