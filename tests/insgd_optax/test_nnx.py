@@ -18,10 +18,13 @@ from tests.insgd_optax.nnx_models import CNN, MLP, Block, array, captured, rngs
 
 
 def captured_linen(model, x, p=2, **options):
-    with insgd_optax.capture_input_norms(p, **options):
+    @jax.jit
+    def sow(x):
         variables = model.init(jax.random.key(0), x)
-        _, sown = model.apply(variables, x, mutable=["intermediates"])
-    return sown["intermediates"]
+        return model.apply(variables, x, mutable=["intermediates"])[1]
+
+    with insgd_optax.capture_input_norms(p, **options):
+        return sow(x)["intermediates"]
 
 
 CONV = {"strides": (2, 1), "padding": [(1, 2), (0, 1)], "kernel_dilation": (1, 2)}
