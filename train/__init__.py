@@ -1,17 +1,29 @@
 """The application, `python -m train`, and what scripts of one's own use of it.
 
-`load_run` gives the trained network of a run folder.
+`load_run` gives the trained network of a run folder. A data set of one's own is an
+`ImageDataset`, of two `Split` and a `Preprocessing`, maybe with an `Augmentation`; an
+optimizer that needs norms of the layers' inputs is an `Optimizer`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from train.data.augment import Augmentation as Augmentation
+    from train.data.registry import ImageDataset as ImageDataset
+    from train.data.registry import Preprocessing as Preprocessing
+    from train.data.registry import Split as Split
     from train.inference.load import TrainedModel as TrainedModel
     from train.inference.load import load_run as load_run
+    from train.training.optimizers.base import Optimizer as Optimizer
 
 _PUBLIC = {
     "load_run": "train.inference.load",
     "TrainedModel": "train.inference.load",
+    "ImageDataset": "train.data.registry",
+    "Split": "train.data.registry",
+    "Preprocessing": "train.data.registry",
+    "Augmentation": "train.data.augment",
+    "Optimizer": "train.training.optimizers.base",
 }
 
 

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 
 import models
-from train import model_options
+from train import own_code
 from train.data import registry
 from train.provenance import num_cores
-from train.training import optimizers, parallel
+from train.training import networks, optimizers, parallel
 from train.training.distributed import Launch
 from train.training.optimizers import OptimizerConfig
 from train.training.schedules import ScheduleConfig
 
 if TYPE_CHECKING:  # The choices are known only at run time.
-    ModelName: TypeAlias = str
     ParallelName: TypeAlias = str
 else:
-    ModelName = tyro.extras.literal_type_from_choices(models.names())
     ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
 
 # Options that `--resume` may change; the others identify the run.
@@ -76,8 +74,8 @@ class NetworkConfig:
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS/, test/CLASS/."""
-    model: ModelName = "custom_cnn"
-    """Network to train."""
+    model: Annotated[str, tyro.conf.arg(metavar=networks.CHOICES)] = "custom_cnn"
+    """Network to train, or one of your own (docs/own_code.md)."""
     batch_norm: bool = True
     """Use batch normalization, in networks that have it."""
     model_options: tuple[str, ...] = ()
@@ -120,6 +118,7 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
 
     def __post_init__(self) -> None:
         registry.check_name(self.dataset)
+        networks.check_name(self.model)
         # The record must name the same folder when read from elsewhere.
         object.__setattr__(self, "dataset", registry.absolute(self.dataset))
         check_numbers(
@@ -189,7 +188,7 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
         if not self.batch_norm:
             _check_options("--no-batch-norm", self.model, {"batch_norm": False})
         try:
-            options = model_options.parse_all(self.model_options)
+            options = networks.parse_options(self.model_options)
         except ValueError as error:
             raise ValueError(f"--model-options {error}") from error
         _check_options(
@@ -204,8 +203,7 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     @property
     def data_name(self) -> str:
         """A short name of the dataset; for a folder, that of the folder."""
-        kind, _, path = self.dataset.partition(":")
-        return Path(path).name or kind
+        return registry.short_name(self.dataset)
 
     @property
     def title(self) -> str:
@@ -219,7 +217,7 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
         """Keyword arguments of the network."""
         # Only if given, since not every network has batch normalization.
         options = {} if self.batch_norm else {"batch_norm": False}
-        return options | model_options.parse_all(self.model_options)
+        return options | networks.parse_options(self.model_options)
 
     @property
     def num_data_workers(self) -> int:
@@ -268,6 +266,11 @@ class RunConfig(TrainingConfig):
                     f"{option(name)} applies only to {owners}; it has no effect with "
                     f"--optimizer {self.optimizer}. Remove it"
                 )
+        if self.learning_rate is None and not self._default_learning_rate:
+            raise ValueError(
+                f"{self.optimizer} has no default learning rate: give --learning-rate, "
+                "or @RATE after its name in a list"
+            )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:
             raise ValueError("--run-dir is for a new run: remove it, or --resume")
@@ -277,7 +280,16 @@ class RunConfig(TrainingConfig):
         """The learning rate. Default: the optimizer's."""
         if self.learning_rate is not None:
             return self.learning_rate
+        assert self._default_learning_rate is not None  # Checked at the start.
+        return self._default_learning_rate
+
+    @property
+    def _default_learning_rate(self) -> float | None:
         return optimizers.default_learning_rate(self.optimizer)
+
+    def own_code(self) -> dict[str, str]:
+        """Checksums of the files with the user's own code, by MODULE:NAME."""
+        return own_code.sources(self.dataset, self.model, self.optimizer)
 
     @property
     def readable_name(self) -> str:
@@ -297,7 +309,11 @@ class RunConfig(TrainingConfig):
 
     def _name(self, named: Mapping[str, Any]) -> str:
         """Builds a name from the options that differ from the given ones."""
-        parts = [self.data_name, self.model, self.optimizer]
+        parts = [
+            self.data_name,
+            own_code.short(self.model),
+            own_code.short(self.optimizer),
+        ]
         parts.append(f"lr{self.initial_learning_rate:g}")
         for field in ("batch_norm", "scope", "normalizer", "schedule", "dtype"):
             value = getattr(self, field)
@@ -415,6 +431,6 @@ def check_numbers(config: Any, **ranges: tuple[float, float]) -> None:
 
 def _check_options(given: str, model: str, options: dict[str, Any]) -> None:
     try:
-        model_options.check(model, options)
+        networks.check(model, options)
     except models.NetworkError as error:
         raise ValueError(f"{given}: {error}") from error

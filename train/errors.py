@@ -2,11 +2,21 @@
 
 import signal
 import sys
+import traceback
+import types
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
     """An error shown without a traceback; names the cause, the place and a remedy."""
+
+
+class OwnCodeError(Exception):
+    """A network, data set or optimizer of the user's own raised an exception.
+
+    Shown below the traceback of that exception, its cause.
+    """
 
 
 def report_errors(execute: Callable[[], int]) -> int:
@@ -19,6 +29,12 @@ def report_errors(execute: Callable[[], int]) -> int:
         return execute()
     # An OSError already names the path.
     except (UserError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except OwnCodeError as error:
+        if error.__cause__ is not None:
+            trace = _from_own_code(error.__cause__.__traceback__)
+            traceback.print_exception(error.__cause__.with_traceback(trace))
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except MemoryError as error:
@@ -49,3 +65,15 @@ def report_errors(execute: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _from_own_code(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """A traceback without its first calls, of this package and of `import`."""
+    first = trace
+    while first is not None:
+        file = Path(first.tb_frame.f_code.co_filename)
+        imports = "importlib" in file.parts or file.name.startswith("<frozen")
+        if not imports and not file.is_relative_to(Path(__file__).parent):
+            return first
+        first = first.tb_next
+    return trace

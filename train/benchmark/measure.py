@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import insgd_optax
-import models
 from train.benchmark import device_peaks, timing
 from train.benchmark.workload import Workload
-from train.training import optimizers
+from train.training import networks, optimizers
 from train.training import programs as epoch
 from train.training.optimizers.covariance import sown_shapes
 from train.training.state import TrainState, create_state
@@ -90,10 +89,13 @@ class Stepper:
         optimizer_name: str,
         polyak_factor: float | None = None,
     ):
-        model = models.create(
-            workload.model, dtype=jnp.dtype(workload.dtype), **dict(workload.options)
+        model = networks.create(
+            workload.model,
+            dtype=jnp.dtype(workload.dtype),
+            options=dict(workload.options),
         )
         shape = (image_size, image_size, 3)
+        networks.check_logits(workload.model, model, shape, num_classes=10)
         optimizer = optimizers.create(
             optimizer_name,
             # Small, so that no network diverges and all numbers stay ordinary.

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import models
-from train import model_options
+from train import own_code
+from train.training import networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +58,18 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
     network, at, batch = text.partition("@")
     model, _, listed = network.partition(":")
     if model not in models.names():
-        raise ValueError(
-            f"{text!r} is not a network: expected one of {', '.join(models.names())}, "
-            "as in vit:width=128,depth=4@32"
-        )
+        # A network of one's own has a colon in its name.
+        name, _, listed = listed.partition(":")
+        model = f"{model}:{name}"
+        if not own_code.is_reference(model):
+            raise ValueError(
+                f"{text!r} is not a network: expected one of "
+                f"{', '.join(models.names())}, or {own_code.FORM}, as in "
+                "vit:width=128,depth=4@32"
+            )
     try:
-        options = model_options.parse_all(part for part in listed.split(",") if part)
-        model_options.check(model, options)
+        options = networks.parse_options(part for part in listed.split(",") if part)
+        networks.check(model, options)
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
     if at and not (batch.isdecimal() and int(batch)):
@@ -73,7 +79,11 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
 
 
 def _deepened(workload: Workload, depth: int) -> Workload:
-    stages = getattr(models.create(workload.model), "stage_sizes", None)
+    # One of the user's own is asked for `depth`.
+    own = own_code.is_reference(workload.model)
+    stages = (
+        None if own else getattr(models.create(workload.model), "stage_sizes", None)
+    )
     if stages is not None:
         return workload.replace_option("stage_sizes", (depth,) * len(stages))
     return workload.replace_option("depth", depth)
@@ -109,7 +119,7 @@ def along(axis: str, workload: Workload, values: Sequence[int]) -> list[Workload
     workloads = [change(workload, value) for value in values or default]
     try:
         for grown in workloads:
-            models.check_options(grown.model, dict(grown.options))
+            networks.check(grown.model, dict(grown.options))
     except models.NetworkError as error:
         raise ValueError(f"--axis {axis}: {error}") from error
     return workloads

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from train import own_code
 from train.data.augment import Augmentation
 from train.data.crops import Crops
 from train.data.tfds.records import Records
@@ -20,6 +21,30 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]  # Mean of each channel, for pixels in [0, 1].
     std: tuple[float, ...]
     augmentation: Augmentation = Augmentation()  # In training only.
+
+    @classmethod
+    def of(
+        cls, images: np.ndarray, augmentation: Augmentation | None = None
+    ) -> "Preprocessing":
+        """Mean and standard deviation of the channels of training images.
+
+        Args:
+            images: uint8 of shape (samples, height, width, channels).
+            augmentation: how they are varied in training; None for not at all.
+        """
+        # Of each value as many as there are: exact, and without a copy in float64.
+        counts = [
+            np.bincount(images[..., channel].ravel(), minlength=256)
+            for channel in range(images.shape[-1])
+        ]
+        levels = np.arange(256) / 255
+        means = [float(np.average(levels, weights=each)) for each in counts]
+        variances = [
+            np.average((levels - mean) ** 2, weights=each)
+            for each, mean in zip(counts, means, strict=True)
+        ]
+        stds = tuple(map(float, np.sqrt(variances)))
+        return cls(tuple(means), stds, augmentation or Augmentation())
 
 
 class Split(NamedTuple):
@@ -193,9 +218,12 @@ _DATASETS = {
     "folder": _Entry(_folder, "PATH"),
 }
 
-NAMES = tuple(
-    f"{name}:{entry.argument}" if entry.argument else name
-    for name, entry in _DATASETS.items()
+NAMES = (
+    *(
+        f"{name}:{entry.argument}" if entry.argument else name
+        for name, entry in _DATASETS.items()
+    ),
+    own_code.FORM,
 )
 
 
@@ -203,6 +231,8 @@ def check_name(name: str) -> None:
     """Raises a ValueError with the valid names unless `name` is one."""
     kind, colon, argument = name.partition(":")
     entry = _DATASETS.get(kind)
+    if entry is None and own_code.is_reference(name):
+        return
     if entry is None or bool(entry.argument) != bool(colon and argument):
         raise ValueError(
             f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}"
@@ -212,16 +242,24 @@ def check_name(name: str) -> None:
 def absolute(name: str) -> str:
     """Returns the name with its path made absolute."""
     kind, colon, argument = name.partition(":")
-    if not colon:
+    if not colon or kind not in _DATASETS:
         return name
     return f"{kind}:{Path(argument).expanduser().absolute()}"
+
+
+def short_name(name: str) -> str:
+    """A name for files, without a path."""
+    kind, _, argument = name.partition(":")
+    if kind not in _DATASETS and own_code.is_reference(name):
+        return f"{kind.rpartition('.')[2]}-{argument}"
+    return Path(argument).name or kind
 
 
 def load(name: str, options: LoadOptions) -> Dataset:
     """Loads a dataset.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or MODULE:NAME for a function of the user.
         options: options for loading.
 
     Returns:
@@ -230,7 +268,12 @@ def load(name: str, options: LoadOptions) -> Dataset:
     Raises:
         ValueError: if the name is unknown.
         train.errors.UserError: if the data cannot be used.
+        train.errors.OwnCodeError: if the function of the user raises an exception.
     """
     check_name(name)
     kind, _, argument = name.partition(":")
+    if kind not in _DATASETS:
+        from train.data import own
+
+        return own.load(name)
     return _DATASETS[kind].load(argument, options)

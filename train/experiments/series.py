@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from train import own_code
 from train.config import FREE_ON_RESUME, RunConfig, TrainingConfig, option
 from train.data import registry
 from train.errors import UserError
@@ -29,7 +30,7 @@ from train.run.command import run
 from train.run.folder import RunFolder
 from train.run.lock import RunInProgress, RunLock
 from train.run.metrics import EpochMetrics
-from train.training import parallel
+from train.training import optimizers, parallel
 
 _POLL_SECONDS = 2.0
 _REMEDY = "Move the folder away to rerun it, or use another --runs-dir."
@@ -45,12 +46,13 @@ def digest(value: Any) -> str:
 
 def run_path(config: RunConfig) -> Path:
     """Returns the folder of the run with these options."""
-    default = RunConfig(optimizer=config.optimizer).to_json()
+    default = RunConfig().to_json() | {
+        "optimizer": config.optimizer,
+        "learning_rate": optimizers.default_learning_rate(config.optimizer),
+    }
     options = config.to_json()
-    kind, colon, path = config.dataset.partition(":")
-    if colon:
-        # A relative path names other images elsewhere.
-        options["dataset"] = f"{kind}:{Path(path).expanduser().absolute()}"
+    # A relative path names other images elsewhere.
+    options["dataset"] = registry.absolute(config.dataset)
     identity = {
         name: value
         for name, value in options.items()
@@ -134,6 +136,11 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
         raise UserError(
             f"The run {path} was started with other options: "
             f"{'; '.join(differences)}. {_REMEDY}"
+        )
+    if changed := folder.changed_code():
+        raise UserError(
+            f"The run {path} was made with other code: {' and '.join(changed)} changed "
+            f"since. {_REMEDY}"
         )
     return folder
 
@@ -297,7 +304,8 @@ def report_folder(command: str, config: TrainingConfig) -> Path:
         if (value := getattr(config, field.name)) != field.default
         and _affects_results(field.name, value)
     }
-    name = f"{command}-{config.data_name}-{config.model}-{config.epochs}epochs-{digest(options)}"
+    name = f"{command}-{config.data_name}-{own_code.short(config.model)}"
+    name += f"-{config.epochs}epochs-{digest(options)}"
     folder = config.runs_dir.expanduser().absolute() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

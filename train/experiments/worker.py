@@ -23,8 +23,10 @@ def main() -> int:
     path = Path(sys.argv.pop(1))
     watch = threading.Thread(target=stop_with_parent, args=(0,), daemon=True)
     watch.start()
-    configs = [RunConfig.from_json(values) for values in json.loads(path.read_text())]
-    return report_errors(lambda: series.complete(configs))
+    listed = json.loads(path.read_text())
+    return report_errors(
+        lambda: series.complete([RunConfig.from_json(values) for values in listed])
+    )
 
 
 def stop_with_parent(pipe: int) -> None:

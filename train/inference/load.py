@@ -20,6 +20,7 @@ from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints, Restored
 from train.run.experiment import Experiment
 from train.run.folder import RunFolder
+from train.training.networks import train_option
 from train.training.state import LoopState, TrainState
 
 Checkpoint = Literal["latest", "best"]
@@ -100,7 +101,7 @@ class TrainedModel:
     def _probabilities(self) -> Any:
         def probabilities(variables: Any, images: jax.Array) -> jax.Array:
             logits: Any = self.model.apply(
-                variables, self.preprocess(images), train=False
+                variables, self.preprocess(images), **train_option(self.model, False)
             )
             return jax.nn.softmax(logits.astype(jnp.float32))
 
@@ -158,7 +159,7 @@ class RestoredRun:
     model: nn.Module
     state: TrainState
     step: int
-    warnings: tuple[str, ...]  # Errors of other checkpoints.
+    warnings: tuple[str, ...]  # Of other checkpoints, and of the user's own code.
 
 
 def restore(folder: RunFolder, checkpoint: Checkpoint) -> RestoredRun:
@@ -174,8 +175,7 @@ def restore(folder: RunFolder, checkpoint: Checkpoint) -> RestoredRun:
         f"{message} Step {restored.step} is used instead."
         for message in restored.damaged.values()
     ]
-    if restored.warning is not None:
-        found.append(restored.warning)
+    found += [each for each in (restored.warning, folder.code_warning) if each]
     return RestoredRun(
         config=config,
         dataset=dataset,

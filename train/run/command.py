@@ -69,6 +69,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     distributed.check_equal(
         config.shared_options()
         | {f"data {k}": v for k, v in dataset.describe().items()}
+        | {f"the code of {k}": v for k, v in config.own_code().items()}
     )
     experiment = Experiment(config, dataset)
     experiment.check_devices()

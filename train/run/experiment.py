@@ -17,7 +17,7 @@ from train.config import MOST_STEPS, RunConfig, option
 from train.data import validation
 from train.data.registry import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
-from train.training import optimizers, parallel, schedules
+from train.training import networks, optimizers, parallel, schedules
 from train.training import programs as epoch
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
 from train.training.multipliers import summarize
@@ -111,13 +111,16 @@ class Experiment:
                 )
 
     def _create_model(self) -> nn.Module:
-        return models.create(
-            self._config.model,
-            num_classes=len(self._dataset.class_names),
+        name, num_classes = self._config.model, len(self._dataset.class_names)
+        model = networks.create(
+            name,
+            num_classes,
             dtype=jnp.dtype(self._config.dtype),
             axis_name=self._devices.axis_name,
-            **self._config.network_options,
+            options=self._config.network_options,
         )
+        networks.check_logits(name, model, self._dataset.image_shape, num_classes)
+        return model
 
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
         """Returns the shapes that the network sows within a capture."""

@@ -25,7 +25,8 @@ class RunFolder:
     Attributes:
         path: absolute path of the folder.
         record: contents of its record: "config", "dataset" and "preprocessing" (see
-            `Dataset.describe` and `Dataset.describe_preprocessing`), and "environment".
+            `Dataset.describe` and `Dataset.describe_preprocessing`), "own_code" (see
+            `RunConfig.own_code`) and "environment".
     """
 
     def __init__(self, path: Path, record: dict[str, Any]):
@@ -158,6 +159,28 @@ class RunFolder:
                     "start a new run."
                 )
 
+    def changed_code(self) -> list[str]:
+        """Returns the user's functions, MODULE:NAME, whose file has changed.
+
+        Records of earlier versions do not have them.
+        """
+        recorded = self.record.get("own_code", {})
+        return [
+            name
+            for name, checksum in self.config.own_code().items()
+            if recorded.get(name) not in (None, checksum)
+        ]
+
+    @property
+    def code_warning(self) -> str | None:
+        """A warning if the user's own code has changed since the run was started."""
+        if not (changed := self.changed_code()):
+            return None
+        return (
+            f"the code of {' and '.join(changed)} was changed since the run {self.path} "
+            "was started."
+        )
+
     @property
     def environments(self) -> list[dict[str, Any]]:
         """The environments, see `provenance.describe`, in which the run was trained."""
@@ -167,6 +190,8 @@ class RunFolder:
 
     def record_environment(self, environment: dict[str, Any]) -> None:
         """Records the environment of a resumed run; warns if it changes the results."""
+        if self.code_warning is not None:
+            print(f"Warning: {self.code_warning}", file=sys.stderr)
         last = self.environments[-1] if self.environments else {}
         changes = provenance.changes(last, environment)
         if changes:
@@ -219,6 +244,7 @@ def create(
         "config": config.to_json(),
         "dataset": dataset,
         **({} if preprocessing is None else {"preprocessing": preprocessing}),
+        **({"own_code": own} if (own := config.own_code()) else {}),
         "environment": environment or provenance.describe(),
     }
     try:

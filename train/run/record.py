@@ -27,10 +27,11 @@ _PARTS: dict[str, dict[str, Any]] = {
         "files": str,
     },
     "preprocessing": {"mean": list[float], "std": list[float]},
+    "own_code": {},
     "environment": _ENVIRONMENT,
 }
 # Earlier versions did not write these.
-_OPTIONAL_PARTS = {"preprocessing", "environment"}
+_OPTIONAL_PARTS = {"preprocessing", "own_code", "environment"}
 
 
 def parse(content: bytes) -> dict[str, Any]:

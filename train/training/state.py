@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import insgd_optax
+from train.training.networks import train_option
 
 
 class TrainState(insgd_optax.TrainState):
@@ -110,6 +111,18 @@ def create_state(
     )(rng)
 
 
+def _apply_fn(model: nn.Module) -> Callable[..., Any]:
+    """`model.apply`, which always takes `train`."""
+    if train_option(model, False):
+        return model.apply
+
+    def apply(variables: Any, *args: Any, train: bool, **kwargs: Any) -> Any:
+        del train  # It does the same in training and evaluation.
+        return model.apply(variables, *args, **kwargs)
+
+    return apply
+
+
 def abstract_state(
     model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...]
 ) -> TrainState:
@@ -121,12 +134,14 @@ def _initializer(
     model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...]
 ) -> Callable[[jax.Array], TrainState]:
     def init(rng: jax.Array) -> TrainState:
-        variables = model.init(rng, jnp.zeros((1, *image_shape)), train=False)
+        variables = model.init(
+            rng, jnp.zeros((1, *image_shape)), **train_option(model, False)
+        )
         params = variables["params"]
         return TrainState(
             # A Python int would cause a second compilation.
             step=jnp.zeros((), jnp.int32),
-            apply_fn=model.apply,
+            apply_fn=_apply_fn(model),
             params=params,
             tx=tx,
             opt_state=tx.init(params),

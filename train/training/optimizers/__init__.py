@@ -20,7 +20,8 @@ from typing import NamedTuple
 import optax
 
 import insgd_optax
-from train.training.optimizers import rules, torch_rules
+from train import own_code
+from train.training.optimizers import own, rules, torch_rules
 from train.training.optimizers.base import (
     Capture,
     ExtraMetric,
@@ -77,7 +78,7 @@ _INSGD = frozenset({"scope", "normalizer", "eps", "power_decay", "conv_input"})
 
 class _Entry(NamedTuple):
     make: Make
-    learning_rate: float
+    learning_rate: float | None  # None if there is no default.
     options: frozenset[str] = frozenset()  # The entries of `OPTIONS` it takes.
 
 
@@ -111,12 +112,18 @@ _INSGD_PREFIX = "insgd-l"
 _INSGD_LEARNING_RATE = 0.1
 
 NAMES = (*_OPTIMIZERS, "insgd-l1", "insgd-l2", "insgd-linf")
-CHOICES = f"{'|'.join(NAMES)}, or insgd-lP with any P from 1"
+CHOICES = f"{'|'.join(NAMES)}, insgd-lP with any P from 1, or {own_code.FORM}"
 
 
 def _entry(name: str) -> _Entry:
     if name in _OPTIMIZERS:
         return _OPTIMIZERS[name]
+    if own_code.is_reference(name):
+        return _Entry(
+            own.maker(name),
+            own.default_learning_rate(name),
+            own.options(name) & frozenset(OPTIONS),
+        )
     try:
         prefix, p = name[: len(_INSGD_PREFIX)], float(name[len(_INSGD_PREFIX) :])
     except ValueError:
@@ -164,8 +171,11 @@ def has_option(name: str, option: str) -> bool:
     return option in _entry(name).options
 
 
-def default_learning_rate(name: str) -> float:
-    """Returns the default learning rate of an optimizer."""
+def default_learning_rate(name: str) -> float | None:
+    """Returns the default learning rate of an optimizer.
+
+    None for an optimizer of the user that has no default.
+    """
     return _entry(name).learning_rate
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import insgd_optax
+from train.training.networks import train_option
 from train.training.optimizers.base import OptimizerConfig, SownShapes
 
 
@@ -41,7 +42,10 @@ def sown_shapes(
     """Returns the shapes a network sows for images of (height, width, channels)."""
     with within:
         return insgd_optax.input_covariance_shapes(
-            model, jax.random.key(0), jnp.zeros((1, *image_shape)), train=False
+            model,
+            jax.random.key(0),
+            jnp.zeros((1, *image_shape)),
+            **train_option(model, False),
         )
 
 

@@ -1,0 +1,103 @@
+"""Networks, data sets and optimizers of a user's own, good and bad."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+
+import insgd_optax
+import train
+
+from .stripes import stripes as load
+
+
+class Linear(nn.Module):
+    """Without `train`, as flax's first example."""
+
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(self.width)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(3)(x)
+
+
+class Stateful(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        self.variable("memory", "calls", lambda: jnp.zeros(()))
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+class Wrong(nn.Module):
+    """Not a logit for each class."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(7)(x.reshape(x.shape[0], -1))
+
+
+class Raising(nn.Module):
+    def __call__(self, x, train):
+        raise LookupError("a bug in the network")
+
+
+def needs_width(width, num_classes):
+    return Linear(width)
+
+
+def no_module(num_classes):
+    return "a network"
+
+
+def raising(*arguments):
+    raise LookupError("a bug of mine")
+
+
+def one_class():
+    return dataclasses.replace(load(), class_names=("a",))
+
+
+def two_classes():
+    return dataclasses.replace(load(), class_names=("a", "b"))
+
+
+def float_images():
+    images, labels = load().train
+    return dataclasses.replace(load(), train=train.Split(images / 255, labels))
+
+
+def float_labels():
+    images, labels = load().test
+    return dataclasses.replace(load(), test=train.Split(images, labels / 1))
+
+
+def other_shapes():
+    images, labels = load().test
+    return dataclasses.replace(load(), test=train.Split(images[:, 1:], labels))
+
+
+def no_std():
+    return dataclasses.replace(load(), preprocessing=train.Preprocessing((0.3,), ()))
+
+
+def make(learning_rate, momentum, eps=1e-8):
+    assert eps == 1e-8  # That of INSGD is not its own.
+    return optax.sgd(learning_rate, momentum)
+
+
+def insgd_l1(learning_rate=0.05):
+    return train.Optimizer(
+        tx=insgd_optax.insgd(learning_rate),
+        capture=lambda step: insgd_optax.capture_input_norms(p=1),
+    )
+
+
+def no_rate():
+    return optax.sgd(0.1)
+
+
+CONSTANT = 3

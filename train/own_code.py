@@ -1,0 +1,143 @@
+"""Networks, data sets and optimizers of the user's own, named MODULE:NAME."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train.errors import OwnCodeError, UserError
+
+FORM = "MODULE:NAME"
+_REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name has the form MODULE:NAME, such as my_project.networks:Net."""
+    return _REFERENCE.fullmatch(name) is not None
+
+
+def short(name: str) -> str:
+    """What stands after the colon, for names of files; other names as they are."""
+    return name.partition(":")[2] if is_reference(name) else name
+
+
+def load(reference: str) -> Callable[..., Any]:
+    """Imports what a reference names.
+
+    Args:
+        reference: MODULE:NAME. The module is found as by `import`: in the current
+            folder, or in PYTHONPATH.
+
+    Returns:
+        The function or class.
+
+    Raises:
+        UserError: if there is no such module, or nothing of that name in it.
+        OwnCodeError: if importing the module fails.
+    """
+    module_name, _, name = reference.partition(":")
+    module = _import(reference, module_name)
+    if not hasattr(module, name):
+        known = [
+            each
+            for each, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module_name
+        ]
+        listed = f" It defines {', '.join(known)}." if known else ""
+        raise UserError(
+            f"{reference}: the module {module_name} ({_file(module)}) has no "
+            f"{name!r}.{listed}"
+        )
+    found = getattr(module, name)
+    if not callable(found):
+        raise UserError(
+            f"{reference} must be a function or a class, but is {_kind(found)}."
+        )
+    return found
+
+
+def _import(reference: str, name: str) -> Any:
+    try:
+        with running(f"Importing {name}, for {reference},"):
+            return importlib.import_module(name)
+    except OwnCodeError as error:
+        missing = getattr(error.__cause__, "name", None)
+        absent = isinstance(error.__cause__, ModuleNotFoundError) and missing
+        if not absent or not f"{name}.".startswith(f"{missing}."):
+            raise
+        raise UserError(
+            f"{reference}: there is no module {missing!r} in the current folder, "
+            f"{Path.cwd()}, nor elsewhere where Python looks. Start in the folder that "
+            "holds it, or add that folder to PYTHONPATH."
+        ) from error
+
+
+@contextlib.contextmanager
+def running(what: str) -> Iterator[None]:
+    """Within this context, an exception is one of the user's own code.
+
+    Args:
+        what: begins the sentence that says so: "... failed".
+
+    Raises:
+        OwnCodeError: whose cause is the exception.
+    """
+    try:
+        yield
+    except (UserError, OwnCodeError):
+        raise
+    except Exception as error:
+        raise OwnCodeError(f"{what} failed: see the traceback above.") from error
+
+
+def parameters(reference: str) -> dict[str, inspect.Parameter]:
+    """The arguments of what a reference names.
+
+    Raises:
+        UserError: if Python cannot tell them, beside what `load` raises.
+    """
+    try:
+        return dict(inspect.signature(load(reference)).parameters)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{reference}: its arguments cannot be told ({error}). Wrap it in a "
+            "function of your own."
+        ) from error
+
+
+def takes(given: Mapping[str, inspect.Parameter], name: str) -> bool:
+    """Whether a function with these parameters takes an argument by its name."""
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return name in given and given[name].kind in kinds
+
+
+def sources(*names: str) -> dict[str, str]:
+    """Checksums of the files with the user's own code, by reference.
+
+    Args:
+        *names: references, and other names, which are left out.
+    """
+    return {name: _checksum(name) for name in names if is_reference(name)}
+
+
+@functools.cache
+def _checksum(reference: str) -> str:
+    """SHA-256 of the file in which something is defined; what it imports is not in it."""
+    defined_in = getattr(load(reference), "__module__", reference.partition(":")[0])
+    path = _file(sys.modules.get(defined_in))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+
+
+def _file(module: Any) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return None if file is None else Path(file)
+
+
+def _kind(value: Any) -> str:
+    return f"of type {type(value).__name__}"
