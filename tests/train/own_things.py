@@ -84,6 +84,42 @@ def no_std():
     return dataclasses.replace(load(), preprocessing=train.Preprocessing((0.3,), ()))
 
 
+def two_labels():
+    def halved(split):
+        return train.Split(split.images, split.labels % 2)
+
+    return dataclasses.replace(
+        load(),
+        train=halved(load().train),
+        test=halved(load().test),
+        class_names=("a", "b"),
+    )
+
+
+def renamed():
+    return dataclasses.replace(load(), class_names=("a", "c", "b"))
+
+
+def larger_images():
+    def grown(split):
+        return train.Split(split.images.repeat(2, 1), split.labels)
+
+    return dataclasses.replace(
+        load(), train=grown(load().train), test=grown(load().test)
+    )
+
+
+def otherwise_normalized():
+    """The same test images in reverse order, under another name."""
+    images, labels = load().test
+    return dataclasses.replace(
+        load(),
+        name="reversed",
+        test=train.Split(images[::-1], labels[::-1]),
+        preprocessing=train.Preprocessing((0.9,), (3.0,)),
+    )
+
+
 def make(learning_rate, momentum, eps=1e-8):
     assert eps == 1e-8  # That of INSGD is not its own.
     return optax.sgd(learning_rate, momentum)

@@ -64,6 +64,7 @@ def test_scores_are_means_over_all_samples(
             preprocessing=Preprocessing((0.4,), (0.2,), Augmentation(2, True)),
             axis_name=devices.axis_name,
             local_shard=devices.local_shard,
+            num_classes=num_classes,
         )
     )
 
@@ -73,3 +74,6 @@ def test_scores_are_means_over_all_samples(
     kernel = np.asarray(state.params["Dense_0"]["kernel"], np.float64)
     for name, expected in scores(inputs @ kernel, labels).items():
         assert float(got[name]) == pytest.approx(expected, rel=1e-5), name
+    confusion = np.zeros((num_classes, num_classes), int)
+    np.add.at(confusion, (labels, (inputs @ kernel).argmax(-1)), 1)
+    np.testing.assert_array_equal(got["confusion"], confusion)

@@ -15,7 +15,8 @@ from train.data import decode, imagenet, registry
 from train.data import loader as batches
 from train.data.crops import Crops
 from train.experiments.paper import presets
-from train.run.experiment import Experiment
+from train.run.experiment import Experiment, create_evaluator
+from train.training import parallel
 
 from . import processes, tiny_imagenet
 from .results import final_state, without_times
@@ -134,6 +135,12 @@ def test_scores_are_means_over_all_test_images(prepared, monkeypatch, way, batch
     state = experiment.start().state
 
     got = experiment.evaluate(state)
+    if way == "shard_map":
+        devices = parallel.create(way)
+        counted = create_evaluator(config, prepared, devices, confusion=True)
+        got = counted.evaluate(state)
+        assert got["confusion"].sum() == 13
+        assert np.trace(got["confusion"]) == round(13 * float(got["top1"]))
 
     records = prepared.test.read(range(13))
     pixels = np.stack([prepared.crops.test(decode.image(one.image)) for one in records])

@@ -295,12 +295,22 @@ class Experiment:
 
 
 def create_evaluator(
-    config: RunConfig, dataset: Dataset, devices: parallel.Devices
+    config: RunConfig,
+    dataset: Dataset,
+    devices: parallel.Devices,
+    confusion: bool = False,
 ) -> InMemoryEvaluator | StreamedEvaluator:
-    """Creates the evaluator for a dataset's test images."""
+    """Creates the evaluator for a dataset's test images.
+
+    Args:
+        config: options of the run, for batch size and workers of streamed data.
+        dataset: the dataset.
+        devices: where the program runs.
+        confusion: also count confusions of classes.
+    """
     if isinstance(dataset, ImageDataset):
-        return InMemoryEvaluator(dataset, devices)
+        return InMemoryEvaluator(dataset, devices, confusion)
     assert isinstance(dataset, StreamedDataset)
     return StreamedEvaluator(
-        dataset, devices, config.batch_size, config.num_data_workers
+        dataset, devices, config.batch_size, config.num_data_workers, confusion
     )

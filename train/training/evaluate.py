@@ -11,6 +11,8 @@ from train.data.registry import Preprocessing
 from train.training.state import TrainState
 from train.training.step import cross_entropy
 
+_CONFUSION = "confusion"
+
 
 def evaluate(
     state: TrainState,
@@ -21,6 +23,7 @@ def evaluate(
     preprocessing: Preprocessing,
     axis_name: str | None = None,
     local_shard: Callable[[Any], Any] = lambda tree: tree,
+    num_classes: int | None = None,
 ) -> dict[str, jax.Array]:
     """Evaluates every sample once, in a single program.
 
@@ -32,10 +35,12 @@ def evaluate(
         preprocessing: parameters of the normalization.
         axis_name: mapped axis of the devices, if any.
         local_shard: takes a device's shard of a batch, see `train.training.parallel`.
+        num_classes: number of classes, to also count confusions.
 
     Returns:
         Means over the samples: "loss", "top1" and "top5" accuracy (top-N for N < 5
-        classes).
+        classes). With `num_classes`, also "confusion", int32 of shape (num_classes,
+        num_classes): the number of samples by label (row) and predicted label (column).
     """
     num_samples = labels.shape[0]
     num_batches = -(-num_samples // batch_size)
@@ -50,18 +55,29 @@ def evaluate(
         inputs = augment.normalize(
             images[indices], preprocessing.mean, preprocessing.std
         )
-        scores = _scores(state, inputs, labels[indices], valid)
+        scores = _scores(state, inputs, labels[indices], valid, sums)
         return jax.tree.map(jnp.add, sums, scores), None
 
-    sums, _ = jax.lax.scan(body, zero_sums(), jnp.arange(num_batches))
+    sums, _ = jax.lax.scan(body, zero_sums(num_classes), jnp.arange(num_batches))
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
-    return {name: total / num_samples for name, total in sums.items()}
+    return means(sums, num_samples)
 
 
-def zero_sums() -> dict[str, jax.Array]:
-    """Returns initial sums for `add_batch`."""
-    return {name: jnp.zeros(()) for name in ("loss", "top1", "top5")}
+def means(sums: dict[str, jax.Array], num_samples: int) -> dict[str, jax.Array]:
+    """Returns the result of `evaluate` from the sums over all samples."""
+    return {
+        name: total if name == _CONFUSION else total / num_samples
+        for name, total in sums.items()
+    }
+
+
+def zero_sums(num_classes: int | None = None) -> dict[str, jax.Array]:
+    """Returns initial sums for `add_batch`, with `num_classes` also of confusions."""
+    sums = {name: jnp.zeros(()) for name in ("loss", "top1", "top5")}
+    if num_classes is not None:
+        sums[_CONFUSION] = jnp.zeros((num_classes, num_classes), jnp.int32)
+    return sums
 
 
 def add_batch(
@@ -89,16 +105,20 @@ def add_batch(
         Sums over the samples, with the names of `evaluate`'s means.
     """
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
-    scores = _scores(state, inputs, labels, valid)
+    scores = _scores(state, inputs, labels, valid, sums)
     if axis_name is not None:
         scores = jax.lax.psum(scores, axis_name)
     return jax.tree.map(jnp.add, sums, scores)
 
 
 def _scores(
-    state: TrainState, inputs: jax.Array, labels: jax.Array, valid: jax.Array
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+    like: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    """Sums the scores of the valid samples of a batch."""
+    """Sums the scores of the valid samples of a batch; names and shapes as in `like`."""
     logits = state.apply_fn(state.variables, inputs, train=False)
     _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     hits = top5 == labels[:, None]
@@ -107,4 +127,9 @@ def _scores(
         "top1": hits[:, 0],
         "top5": hits.any(-1),
     }
-    return {name: jnp.sum(jnp.where(valid, score, 0)) for name, score in scores.items()}
+    sums = {name: jnp.sum(jnp.where(valid, score, 0)) for name, score in scores.items()}
+    if _CONFUSION in like:
+        counted = valid.astype(jnp.int32)
+        none = jnp.zeros_like(like[_CONFUSION])
+        sums[_CONFUSION] = none.at[labels, top5[:, 0]].add(counted)
+    return sums

@@ -87,9 +87,10 @@ class InMemoryEvaluator:
     Args:
         dataset: the data; its test images are put on the devices.
         devices: where the program runs.
+        confusion: count confusions of classes too.
     """
 
-    def __init__(self, dataset: ImageDataset, devices: Devices):
+    def __init__(self, dataset: ImageDataset, devices: Devices, confusion: bool):
         self._test = devices.replicate(tuple(dataset.test))
         program = functools.partial(
             evaluate,
@@ -97,6 +98,7 @@ class InMemoryEvaluator:
             preprocessing=dataset.preprocessing,
             axis_name=devices.axis_name,
             local_shard=devices.local_shard,
+            num_classes=len(dataset.class_names) if confusion else None,
         )
         self._program = devices.compile(program)
 

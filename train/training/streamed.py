@@ -106,6 +106,7 @@ class StreamedEvaluator:
         devices: where the program runs.
         batch_size: images per call, over all devices.
         num_workers: number of worker processes; 0 reads and decodes in this process.
+        confusion: also count confusions of classes.
     """
 
     def __init__(
@@ -114,7 +115,9 @@ class StreamedEvaluator:
         devices: Devices,
         batch_size: int,
         num_workers: int,
+        confusion: bool,
     ):
+        self._num_classes = len(dataset.class_names) if confusion else None
         self._dataset = dataset
         self._devices = devices
         self._batch_size = batch_size
@@ -138,7 +141,7 @@ class StreamedEvaluator:
             batch_size,
             self._devices.rows(batch_size),
         )
-        sums = self._devices.replicate(evaluate.zero_sums())
+        sums = self._devices.replicate(evaluate.zero_sums(self._num_classes))
         stream = batches.stream(
             load, 0, -(-num_samples // batch_size), self._num_workers
         )
@@ -152,4 +155,4 @@ class StreamedEvaluator:
                 jax.block_until_ready(before)
         finally:
             stream.close()
-        return {name: total / num_samples for name, total in sums.items()}
+        return evaluate.means(sums, num_samples)
