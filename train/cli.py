@@ -20,6 +20,7 @@ from train.experiments.paper.table import TableConfig, table
 from train.experiments.rates.robustness import RobustnessConfig, robustness
 from train.experiments.rates.sweep import SweepConfig, sweep
 from train.inference.eval import EvalConfig, evaluate
+from train.inference.predict import PredictConfig, predict
 from train.run import folder as run_folder
 from train.run.command import run
 
@@ -40,6 +41,7 @@ class _Command(NamedTuple):
 COMMANDS = {
     "run": _Command(RunConfig, run),
     "eval": _Command(EvalConfig, evaluate),
+    "predict": _Command(PredictConfig, predict),
     "benchmark": _Command(BenchmarkConfig, benchmark),
     "prepare": _Command(PrepareConfig, prepare),
     "table": _Command(TableConfig, table),

@@ -60,6 +60,7 @@ MOST_EPOCHS = 1_000_000
 MOST_SEED = 2**32 - 1
 MOST_SEEDS = 1000
 MOST_PROCESSES = 1024
+MOST_PIXELS = 4096
 
 # Options of a single schedule.
 _OF_SCHEDULE = {
@@ -74,6 +75,8 @@ class NetworkConfig:
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS/, test/CLASS/."""
+    image_size: int | None = None
+    """Resize images of folder:PATH to this shorter side and crop the middle square."""
     model: Annotated[str, tyro.conf.arg(metavar=networks.CHOICES)] = "custom_cnn"
     """Network to train, or one of your own (docs/own_code.md)."""
     batch_norm: bool = True
@@ -145,6 +148,7 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
             warmup_epochs=(0, MOST_EPOCHS),
             chunk_steps=(1, MOST_STEPS),
             data_workers=(0, MOST_PROCESSES),
+            image_size=(1, MOST_PIXELS),
         )
         for name in (
             *("momentum", "power_decay", "covariance_decay"),
@@ -161,6 +165,11 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
             # The bound needs the slope of the loss along the step, hence the gradient.
             raise ValueError(
                 "--clip-norm and --polyak-factor both bound the step: use one of them"
+            )
+        if self.image_size is not None and not registry.can_resize(self.dataset):
+            raise ValueError(
+                f"--image-size is of folder:PATH, not of {self.dataset}, whose images "
+                "have a size of their own: leave it out"
             )
         rising = sorted({0, *self.milestones})
         if rising != [0, *self.milestones] or len(rising) == 1:
@@ -229,7 +238,9 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
         """Options for loading the dataset."""
         user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache_dir = self.cache_dir or Path(user_cache) / "insgd_optax"
-        return registry.LoadOptions(cache_dir.expanduser(), self.skip_corrupt_images)
+        return registry.LoadOptions(
+            cache_dir.expanduser(), self.skip_corrupt_images, self.image_size
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,6 +330,8 @@ class RunConfig(TrainingConfig):
             value = getattr(self, field)
             if value != getattr(RunConfig, field):
                 parts.append("no-batch-norm" if field == "batch_norm" else str(value))
+        if self.image_size is not None:
+            parts.append(f"{self.image_size}px")
         if self.polyak_factor is not None:
             parts.append(f"polyak{self.polyak_factor:g}")
         parts += [text.replace("=", "-") for text in self.model_options]

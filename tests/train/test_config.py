@@ -103,3 +103,13 @@ def test_a_record_with_options_once_ignored_is_read_without_them():
     values = RunConfig(optimizer="sgd").to_json()
     read = RunConfig.from_json(values | {"scope": "layer", "milestones": [3]})
     assert read == RunConfig(optimizer="sgd", learning_rate=0.1)
+
+
+def test_sizes_are_of_folders():
+    assert RunConfig(dataset="folder:/a/pets", image_size=32).readable_name == (
+        "pets-custom_cnn-insgd-l2-lr0.1-32px-seed0"
+    )
+    with pytest.raises(ValueError, match="--image-size is of folder:PATH, not of dig"):
+        RunConfig(image_size=32)
+    with pytest.raises(ValueError, match="--image-size must be a number of at least 1"):
+        RunConfig(dataset="folder:/a/pets", image_size=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import decode
+from train.data import crops, decode
 from train.data import folder as folder_dataset
 from train.data.augment import Augmentation
 from train.errors import UserError
@@ -224,6 +224,27 @@ def test_images_of_different_sizes(image_folder, cache):
     assert str(odd) in said
     assert "40x30" in said
     assert "32x32" in said
+    assert "Use --image-size to resize and crop them all" in said
+    for size in (16, 16, 32):  # The second time from the cache.
+        resized = folder_dataset.load(str(image_folder), cache, image_size=size)
+        assert resized.image_shape == (size, size, 3)
+        assert resized.num_train == 7
+        expected = crops.middle(decode.image(odd.read_bytes()), (size, size))
+        assert any(np.array_equal(expected, image) for image in resized.train.images)
+
+
+def test_the_size_is_part_of_what_the_data_are(image_folder, cache, monkeypatch):
+    def load(size):
+        return folder_dataset.load(str(image_folder), cache, image_size=size)
+
+    whole, resized = load(None), load(16)
+    assert whole.fingerprint != resized.fingerprint != load(20).fingerprint
+    assert resized.preprocessing.augmentation.padding == 2  # An eighth of the side.
+    # Images of that size already stay as they are.
+    np.testing.assert_array_equal(load(32).train.images, whole.train.images)
+    monkeypatch.setattr(decode, "image", None)
+    for size in (None, 16, 20, 32):  # Each has a cache of its own.
+        load(size)
 
 
 def truncate(path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data.crops import Crops, draw_box
+from train.data.crops import Crops, draw_box, middle
 
 
 def picture(width, height):
@@ -131,3 +131,24 @@ def test_parts_are_spread_over_their_range():
     assert np.abs(aspect).max() < math.log(4 / 3) + 0.02
     assert aspect[small].mean() == pytest.approx(0, abs=0.01)
     assert aspect[small].std() == pytest.approx(math.log(16 / 9) / 12**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (40, 10), (60, 90), (16, 16)])
+def test_the_middle_covers_a_size_and_is_not_stretched(size):
+    pixels = picture(50, 40)
+    found = middle(Image.fromarray(pixels), size)
+    height, width = size
+    scale = max(height / 40, width / 50)
+    whole = resized(pixels, int(50 * scale), int(40 * scale))
+    top = round((whole.shape[0] - height) / 2)
+    left = round((whole.shape[1] - width) / 2)
+    expected = whole[top : top + height, left : left + width]
+    assert found.shape == (height, width, 3)
+    assert np.abs(found - expected).max() < 1
+
+
+def test_the_middle_of_an_image_of_that_size_is_itself():
+    pixels = picture(50, 40)
+    np.testing.assert_array_equal(middle(Image.fromarray(pixels), (40, 50)), pixels)
+    gray = middle(Image.fromarray(pixels).convert("L"), (20, 20))
+    assert gray.shape == (20, 20)

@@ -46,11 +46,34 @@ class Crops(NamedTuple):
         Returns:
             Pixels, of shape (side, side, 3), dtype uint8.
         """
-        scale = self.shorter_side, min(image.size)
-        width, height = (scale[0] * side // scale[1] for side in image.size)
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (round((side - self.side) / 2) for side in (width, height))
-        return np.asarray(resized.crop((left, top, left + self.side, top + self.side)))
+        return middle(image, (self.side, self.side), self.shorter_side)
+
+
+def middle(
+    image: Image.Image, size: tuple[int, int], shorter_side: int | None = None
+) -> np.ndarray:
+    """The middle of an image, resized to cover a size without being stretched.
+
+    Args:
+        image: of any size and mode.
+        size: (height, width) of what is cut out.
+        shorter_side: of the resized image; None for no more than covers the size.
+
+    Returns:
+        Pixels, of shape (height, width, ...), dtype uint8.
+    """
+    height, width = size
+    if shorter_side is not None:
+        to, of = shorter_side, min(image.size)
+    elif width * image.height >= height * image.width:
+        to, of = width, image.width
+    else:
+        to, of = height, image.height
+    resized = image.resize(
+        (image.width * to // of, image.height * to // of), Image.Resampling.BILINEAR
+    )
+    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+    return np.asarray(resized.crop((left, top, left + width, top + height)))
 
 
 def draw_box(

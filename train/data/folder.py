@@ -10,7 +10,7 @@ import numpy as np
 
 from train import progress as progress_bars
 from train.data import cache as array_cache
-from train.data import decode, image_folder
+from train.data import crops, decode, image_folder
 from train.data.augment import Augmentation
 from train.data.cifar import CIFAR10
 from train.data.image_folder import SPLITS, ImageFolder
@@ -18,8 +18,14 @@ from train.data.registry import ImageDataset, Preprocessing, Split
 from train.errors import UserError
 
 
-def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageDataset:
-    """Loads `train/<class>/*` and `test/<class>/*`, images of one size, as RGB.
+def load(
+    path: str,
+    cache_dir: Path,
+    *,
+    skip_corrupt: bool = False,
+    image_size: int | None = None,
+) -> ImageDataset:
+    """Loads `train/<class>/*` and `test/<class>/*` as RGB.
 
     Args:
         path: the folder.
@@ -27,6 +33,8 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
             The contents of the files are hashed while they are decoded; later loads
             check only each file's state, see `file_state`.
         skip_corrupt: skip images that cannot be decoded, and list them.
+        image_size: height and width in pixels. Images are resized to this shorter side
+            and their center is cropped. None requires images of one size.
 
     Returns:
         The dataset, augmented as in section 4.1: padded by an eighth of the image size
@@ -37,9 +45,11 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
     """
     folder = image_folder.scan(path)
     identity = hashlib.sha256(str(folder.root).encode()).hexdigest()[:8]
-    cache = cache_dir / f"{folder.root.name}-{identity}"
+    # Runs with different sizes must not overwrite each other's cache.
+    resized = "" if image_size is None else f"-{image_size}"
+    cache = cache_dir / f"{folder.root.name}-{identity}{resized}"
     arrays, record = array_cache.read(cache, folder.fingerprint) or _decode(
-        folder, cache
+        folder, cache, image_size
     )
     _check_corrupt(record["corrupt"], folder, skip_corrupt)
     side = min(arrays["train_images"].shape[1:3])
@@ -58,7 +68,7 @@ def load(path: str, cache_dir: Path, *, skip_corrupt: bool = False) -> ImageData
 
 
 def _decode(
-    folder: ImageFolder, cache: Path
+    folder: ImageFolder, cache: Path, image_size: int | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Decodes the images and writes the cache; returns the arrays and its record."""
     arrays: dict[str, np.ndarray] = {}
@@ -72,16 +82,22 @@ def _decode(
             encoded = (folder.root / name).read_bytes()
             hashes[name] = hashlib.sha256(encoded).hexdigest()
             try:
-                image = decode.rgb(encoded)
+                decoded = decode.image(encoded)
             except decode.UNDECODABLE:
                 corrupt.append(name)
                 continue
+            image = (
+                np.asarray(decoded)
+                if image_size is None
+                else crops.middle(decoded, (image_size, image_size))
+            )
             first = first or (name, image.shape)
             if image.shape != first[1]:
                 raise UserError(
                     f"Images differ in size: {folder.root / first[0]} is "
                     f"{_size(first[1])}, {folder.root / name} is "
-                    f"{_size(image.shape)}. Resize all images to one size."
+                    f"{_size(image.shape)}. Use --image-size to resize and crop them "
+                    "all."
                 )
             images.append(image)
             labels.append(folder.class_names.index(name.split("/")[1]))

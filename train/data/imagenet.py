@@ -87,7 +87,9 @@ def load() -> StreamedDataset:
         class_names=tuple((folder / "label.labels.txt").read_text().split()),
         # The paper gives none; these are from PyTorch's example, which it trains with.
         preprocessing=Preprocessing(
-            mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            shorter_side=CROPS.shorter_side,
         ),
         crops=CROPS,
         fingerprint=_fingerprint(folder),

@@ -79,7 +79,7 @@ def _problem(dataset: ImageDataset) -> str | None:
     train, test = dataset.train[0].shape[1:], dataset.test[0].shape[1:]
     if train != test:
         return f"the train images are of shape {train}, the test images of {test}"
-    mean, std, _ = dataset.preprocessing
+    mean, std, *_ = dataset.preprocessing
     if not (
         len(mean) == len(std) == train[-1]
         and np.isfinite([*mean, *std]).all()

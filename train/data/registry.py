@@ -21,6 +21,9 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]  # Mean of each channel, for pixels in [0, 1].
     std: tuple[float, ...]
     augmentation: Augmentation = Augmentation()  # In training only.
+    # Shorter side of a resized image before its center is cropped. Default: as short as
+    # covers the crop.
+    shorter_side: int | None = None
 
     @classmethod
     def of(
@@ -101,6 +104,7 @@ class Dataset:
         return {
             "mean": list(self.preprocessing.mean),
             "std": list(self.preprocessing.std),
+            "shorter_side": self.preprocessing.shorter_side,
         }
 
 
@@ -174,6 +178,7 @@ class LoadOptions(NamedTuple):
 
     cache_dir: Path
     skip_corrupt_images: bool
+    image_size: int | None = None  # To which images of a folder are brought.
 
 
 def _digits(argument: str, options: LoadOptions) -> ImageDataset:
@@ -187,7 +192,10 @@ def _folder(argument: str, options: LoadOptions) -> ImageDataset:
     from train.data import folder as folder_dataset
 
     return folder_dataset.load(
-        argument, options.cache_dir, skip_corrupt=options.skip_corrupt_images
+        argument,
+        options.cache_dir,
+        skip_corrupt=options.skip_corrupt_images,
+        image_size=options.image_size,
     )
 
 
@@ -245,6 +253,11 @@ def absolute(name: str) -> str:
     if not colon or kind not in _DATASETS:
         return name
     return f"{kind}:{Path(argument).expanduser().absolute()}"
+
+
+def can_resize(name: str) -> bool:
+    """Whether the images of a data set can be brought to `LoadOptions.image_size`."""
+    return name.partition(":")[0] == "folder"
 
 
 def short_name(name: str) -> str:

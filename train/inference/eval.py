@@ -48,10 +48,10 @@ class EvalConfig:
 def evaluate(config: EvalConfig) -> int:
     """Prints a checkpoint's test loss and accuracies, and what it confuses."""
     folder = run_folder.load(config.run_dir)
-    dataset = _load_data(folder, config)
     run = restore(folder, config.checkpoint)
     for message in run.warnings:
         print(f"Warning: {message}", file=sys.stderr)
+    dataset = _load_data(folder, config, run.dataset)
     if config.dataset is not None:
         _check_fits(dataset, run.dataset)
     # Other data have another mean, but the network was trained with this one.
@@ -73,14 +73,21 @@ def evaluate(config: EvalConfig) -> int:
     return 0
 
 
-def _load_data(folder: RunFolder, config: EvalConfig) -> Dataset:
+def _load_data(
+    folder: RunFolder, config: EvalConfig, trained_on: RecordedDataset
+) -> Dataset:
     """The data to evaluate on; the run's own must be unchanged."""
     run_config = folder.config
     options = run_config.load_options
     if config.skip_corrupt_images:
         options = options._replace(skip_corrupt_images=True)
     if config.dataset is not None:
-        return registry.load(config.dataset, options)
+        height, width, _ = trained_on.image_shape
+        fitting = height if height == width else None
+        resize = registry.can_resize(config.dataset)
+        return registry.load(
+            config.dataset, options._replace(image_size=fitting if resize else None)
+        )
     dataset = registry.load(run_config.dataset, options)
     folder.check_dataset(dataset.describe())
     folder.warn_without_fingerprint()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from train.config import RunConfig
-from train.data import augment
+from train.data import augment, crops, decode
 from train.data.registry import Preprocessing, RecordedDataset
 from train.errors import UserError
 from train.run import folder as run_folder
@@ -35,7 +35,8 @@ class TrainedModel:
         variables: its trained "params" and, with batch normalization, "batch_stats".
         class_names: by label, the order of the logits.
         image_shape: (height, width, channels) of its images.
-        preprocessing: mean and standard deviation of each channel, of pixels in [0, 1].
+        preprocessing: mean and standard deviation of each channel, of pixels in [0, 1],
+            and how encoded images are brought to `image_shape`.
         step: the optimizer step of the checkpoint.
         config: the options of the run.
     """
@@ -70,6 +71,37 @@ class TrainedModel:
         return augment.normalize(
             jnp.asarray(array), self.preprocessing.mean, self.preprocessing.std
         )
+
+    def decode(self, encoded: bytes) -> np.ndarray:
+        """Decodes an image file and brings it to the size of the network's images.
+
+        It is resized until it covers that size, or until its shorter side is
+        `preprocessing.shorter_side`, and its middle is cut out: as test images are, where
+        those of the run were resized. An image of the right size stays as it is.
+
+        Args:
+            encoded: the bytes of a file, of any format that Pillow reads.
+
+        Returns:
+            uint8, of shape `image_shape`: RGB, or gray if the network's images have one
+            channel.
+
+        Raises:
+            ValueError: if it is no image, or the network's images are of other channels.
+        """
+        height, width, channels = self.image_shape
+        if channels not in (1, 3):
+            raise ValueError(
+                f"images of {channels} channels cannot be read from files: give arrays to "
+                "`predict`"
+            )
+        try:
+            image = decode.image(encoded)
+        except decode.UNDECODABLE as error:
+            raise ValueError(f"not an image that can be decoded: {error}") from error
+        image = image.convert("L") if channels == 1 else image
+        pixels = crops.middle(image, (height, width), self.preprocessing.shorter_side)
+        return pixels.reshape(self.image_shape)
 
     def predict(self, images: npt.ArrayLike, batch_size: int = 256) -> np.ndarray:
         """Computes the probability of each class for each image.
@@ -134,12 +166,24 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedMode
     """
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint must be 'latest' or 'best', got {checkpoint!r}")
-    run = restore(run_folder.load(Path(path)), checkpoint)
-    for message in run.warnings:
+    model, found = restore_model(run_folder.load(Path(path)), checkpoint)
+    for message in found:
         warnings.warn(message, stacklevel=2)
+    return model
+
+
+def restore_model(
+    folder: RunFolder, checkpoint: Checkpoint
+) -> tuple[TrainedModel, tuple[str, ...]]:
+    """As `load_run`, with the warnings beside.
+
+    Raises:
+        UserError: as `restore`.
+    """
+    run = restore(folder, checkpoint)
     state, dataset = run.state, run.dataset
     variables = {name: tree for name, tree in state.variables.items() if tree}
-    return TrainedModel(
+    model = TrainedModel(
         model=run.model,
         variables=variables,
         class_names=dataset.class_names,
@@ -148,6 +192,7 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedMode
         step=run.step,
         config=run.config,
     )
+    return model, run.warnings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,11 @@ class RunFolder:
     def _preprocessing(self) -> Preprocessing:
         if "preprocessing" in self.record:
             recorded = self.record["preprocessing"]
-            return Preprocessing(tuple(recorded["mean"]), tuple(recorded["std"]))
+            return Preprocessing(
+                mean=tuple(recorded["mean"]),
+                std=tuple(recorded["std"]),
+                shorter_side=recorded.get("shorter_side"),
+            )
         config = self.config
         try:
             dataset = registry.load(config.dataset, config.load_options)

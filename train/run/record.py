@@ -26,7 +26,11 @@ _PARTS: dict[str, dict[str, Any]] = {
         "fingerprint": str,
         "files": str,
     },
-    "preprocessing": {"mean": list[float], "std": list[float]},
+    "preprocessing": {
+        "mean": list[float],
+        "std": list[float],
+        "shorter_side": int | None,
+    },
     "own_code": {},
     "environment": _ENVIRONMENT,
 }

@@ -1,0 +1,103 @@
+"""`python -m train predict`: classes of image files."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from train import cli
+
+pytestmark = pytest.mark.usefixtures("tiny_setting")
+
+
+@pytest.fixture
+def run_dir(tmp_path, capsys):
+    """The folder of a run of one epoch, of gray images of 8x8 pixels."""
+    path = tmp_path / "run"
+    options = ["--parallel", "jit", "--batch-size", "16", "--epochs", "1"]
+    assert cli.main([*options, "--run-dir", str(path)]) == 0
+    capsys.readouterr()
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, small_dataset):
+    """Five images: in gray, in color, too wide, and below another folder."""
+    root = tmp_path / "images"
+    (root / "more/.hidden").mkdir(parents=True)
+    images = [Image.fromarray(pixels[..., 0]) for pixels in small_dataset.test.images]
+    images[0].save(root / "0.png")
+    images[1].convert("RGB").save(root / "1.PNG")
+    wide = np.pad(small_dataset.test.images[2, ..., 0], ((0, 0), (2, 2)))
+    Image.fromarray(wide).save(root / "2.bmp")
+    images[3].save(root / "more/3.png")
+    images[4].save(root / "4.png")
+    images[4].save(root / "more/.hidden/4.png")
+    (root / "notes.txt").write_text("No image.")
+    return root
+
+
+def predict(capsys, *arguments):
+    """The status, what is written and what is said."""
+    status = cli.main(["predict", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def test_each_image_of_a_folder_gets_its_class(
+    run_dir, folder, small_dataset, tmp_path, capsys
+):
+    run = train.load_run(run_dir)
+    order = [0, 1, 2, 4, 3]  # The files of a folder come before its folders.
+    files = ["0.png", "1.PNG", "2.bmp", "4.png", "more/3.png"]
+    probabilities = run.predict(small_dataset.test.images)[order]
+
+    # Batches of two, of which the last is padded.
+    status, out, err = predict(capsys, run_dir, folder, "--batch-size", 2)
+    assert (status, "Warning" in err) == (0, False)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["file"] for row in rows] == [str(folder / name) for name in files]
+    for row, expected in zip(rows, probabilities, strict=True):
+        assert row["class"] == run.class_names[expected.argmax()]
+        assert float(row["probability"]) == pytest.approx(expected.max(), abs=1e-5)
+
+    output = tmp_path / "out.jsonl"
+    options = ["--format", "jsonl", "--top", "2", "--output", output]
+    status, out, err = predict(capsys, run_dir, folder / "0.png", *options)
+    assert (status, out, err) == (0, "", "")
+    (found,) = map(json.loads, output.read_text().splitlines())
+    best = np.argsort(-probabilities[0])[:2]
+    assert found["class"] == found["top"][0]["class"] == run.class_names[best[0]]
+    assert found["top"][1]["class"] == run.class_names[best[1]]
+    assert [each["probability"] for each in found["top"]] == pytest.approx(
+        probabilities[0, best], abs=1e-5
+    )
+    status, out, _ = predict(capsys, run_dir, folder / "0.png", "--top", "9")
+    assert out.splitlines()[0] == "file,rank,class,probability"
+    assert [line.split(",")[1] for line in out.splitlines()[1:]] == ["1", "2", "3"]
+
+
+def test_what_is_no_image_is_named(run_dir, folder, tmp_path, capsys):
+    broken = folder / "3.png"
+    broken.write_bytes((folder / "0.png").read_bytes()[:40])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, words in (
+        ([folder], f"{broken}: not an image that can be decoded: "),
+        ([folder / "notes.txt"], "notes.txt: not an image that can be decoded: "),
+        ([empty], f"{empty} holds no images. Image files end in .bmp, "),
+        ([tmp_path / "nowhere"], "nowhere does not exist. Give image files or"),
+    ):
+        status, _, err = predict(capsys, run_dir, *arguments)
+        assert status == 2
+        assert words in err
+        assert len(err.splitlines()) == 1
+    output = tmp_path / "out.csv"
+    options = ["--skip-corrupt-images", "--output", output]
+    status, _, err = predict(capsys, run_dir, folder, *options)
+    assert status == 0
+    assert err == f"Went on without 1 corrupt image: {broken}\n"
+    assert len(output.read_text().splitlines()) == 1 + 5

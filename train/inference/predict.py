@@ -1,0 +1,185 @@
+"""`python -m train predict`: classes of images in files, by a finished run's network."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from train import files
+from train import progress as progress_bars
+from train.data.image_folder import SUFFIXES
+from train.errors import UserError
+from train.inference.load import Checkpoint, TrainedModel, restore_model
+from train.run import folder as run_folder
+
+_DIGITS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Predict the classes of image files with the network of a run."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Run folder."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, and folders, whose images are found at any depth."""
+    checkpoint: Checkpoint = "latest"
+    """Checkpoint; the best is selected by accuracy on the run's test images."""
+    top: int = 1
+    """Number of classes to list for each image, the most probable first."""
+    format: Literal["csv", "jsonl"] = "csv"
+    """CSV with a header, or one line of JSON per image."""
+    output: Path | None = None
+    """File to write. Default: standard output."""
+    batch_size: int = 256
+    """Images per call of the network."""
+    skip_corrupt_images: bool = False
+    """Skip images that cannot be decoded, and list them."""
+
+    def __post_init__(self) -> None:
+        for name in ("top", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {value}"
+                )
+        if not self.images:
+            raise ValueError("give image files or folders after the run folder")
+
+
+def predict(config: PredictConfig) -> int:
+    """Writes one line for each image, or for each of its most probable classes."""
+    model, warnings = restore_model(run_folder.load(config.run_dir), config.checkpoint)
+    for message in warnings:
+        print(f"Warning: {message}", file=sys.stderr)
+    paths = _find(config.images)
+    if config.output is None:
+        _write(sys.stdout, model, paths, config)
+        return 0
+    text = io.StringIO()
+    _write(text, model, paths, config)
+    # At once: whoever reads it sees all predictions, or the file that was there.
+    files.write(config.output.expanduser().absolute(), text.getvalue().encode())
+    return 0
+
+
+def _find(given: Sequence[Path]) -> list[Path]:
+    """The image files, those of a folder in order.
+
+    Raises:
+        UserError: for a path that does not exist, or a folder without images.
+    """
+    found: list[Path] = []
+    for path in given:
+        path = path.expanduser()
+        if not path.exists():
+            raise UserError(f"{path} does not exist. Give image files or folders.")
+        if not path.is_dir():
+            found.append(path)  # Whatever its suffix: it was named.
+            continue
+        images = _walk(path)
+        if not images:
+            raise UserError(
+                f"{path} holds no images. Image files end in {', '.join(SUFFIXES)}."
+            )
+        found += images
+    return found
+
+
+def _walk(root: Path) -> list[Path]:
+    """The images below a folder, in order; hidden files and folders are left out."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    return found
+
+
+def _write(
+    file: Any, model: TrainedModel, paths: Sequence[Path], config: PredictConfig
+) -> None:
+    top = min(config.top, len(model.class_names))
+    write_rows = _write_csv if config.format == "csv" else _write_jsonl
+    rows = (
+        (path, _best(probabilities, model.class_names, top))
+        for path, probabilities in _predictions(model, paths, config)
+    )
+    write_rows(file, rows, top)
+
+
+def _predictions(
+    model: TrainedModel, paths: Sequence[Path], config: PredictConfig
+) -> Iterator[tuple[Path, np.ndarray]]:
+    corrupt: list[Path] = []
+    bar = progress_bars.bar(
+        total=len(paths), unit="image", disable=len(paths) <= config.batch_size
+    )
+    with bar:
+        for start in range(0, len(paths), config.batch_size):
+            batch = paths[start : start + config.batch_size]
+            read, images = [], []
+            for path in batch:
+                try:
+                    images.append(model.decode(path.read_bytes()))
+                except ValueError as error:
+                    if not config.skip_corrupt_images:
+                        raise UserError(
+                            f"{path}: {error}. Remove it, or go on without it: "
+                            "--skip-corrupt-images."
+                        ) from error
+                    corrupt.append(path)
+                else:
+                    read.append(path)
+            if read:
+                # All batches of one size: another would be compiled for again.
+                size = min(config.batch_size, len(paths))
+                images += images[-1:] * (size - len(images))
+                yield from zip(read, model.predict(np.stack(images), size))
+            bar.update(len(batch))
+    if corrupt:
+        print(
+            f"Went on without {len(corrupt)} corrupt image{'s' * (len(corrupt) > 1)}: "
+            f"{', '.join(map(str, corrupt))}",
+            file=sys.stderr,
+        )
+
+
+def _best(
+    probabilities: np.ndarray, names: Sequence[str], top: int
+) -> list[tuple[str, float]]:
+    """The most probable classes, with their probabilities."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [
+        (names[label], round(float(probabilities[label]), _DIGITS)) for label in order
+    ]
+
+
+_Rows = Iterable[tuple[Path, list[tuple[str, float]]]]
+
+
+def _write_csv(file: Any, rows: _Rows, top: int) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    rank = ["rank"] if top > 1 else []
+    writer.writerow(["file", *rank, "class", "probability"])
+    for path, best in rows:
+        for number, (name, probability) in enumerate(best, start=1):
+            ranked = [number] if top > 1 else []
+            writer.writerow([path, *ranked, name, probability])
+
+
+def _write_jsonl(file: Any, rows: _Rows, top: int) -> None:
+    for path, best in rows:
+        listed = [{"class": name, "probability": share} for name, share in best]
+        line = {"file": str(path), **listed[0]} | ({"top": listed} if top > 1 else {})
+        file.write(json.dumps(line) + "\n")
