@@ -168,8 +168,8 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
             )
         if self.image_size is not None and not registry.can_resize(self.dataset):
             raise ValueError(
-                f"--image-size is of folder:PATH, not of {self.dataset}, whose images "
-                "have a size of their own: leave it out"
+                "--image-size applies only to folder:PATH; it has no effect with "
+                f"--dataset {self.dataset}. Remove it"
             )
         rising = sorted({0, *self.milestones})
         if rising != [0, *self.milestones] or len(rising) == 1:

@@ -82,15 +82,14 @@ def _decode(
             encoded = (folder.root / name).read_bytes()
             hashes[name] = hashlib.sha256(encoded).hexdigest()
             try:
-                decoded = decode.image(encoded)
+                image = (
+                    decode.rgb(encoded)
+                    if image_size is None
+                    else crops.middle(decode.image(encoded), (image_size, image_size))
+                )
             except decode.UNDECODABLE:
                 corrupt.append(name)
                 continue
-            image = (
-                np.asarray(decoded)
-                if image_size is None
-                else crops.middle(decoded, (image_size, image_size))
-            )
             first = first or (name, image.shape)
             if image.shape != first[1]:
                 raise UserError(
