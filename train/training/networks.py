@@ -51,7 +51,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     """
     for option, reason in _SET_ELSEWHERE.items():
         if option in options:
-            raise models.OptionError(f"{option} is no option here: {reason}")
+            raise models.OptionError(f"{option} is not an option here: {reason}")
     if not own_code.is_reference(name):
         models.check_options(name, options)
         return
