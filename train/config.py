@@ -330,8 +330,6 @@ class RunConfig(TrainingConfig):
             value = getattr(self, field)
             if value != getattr(RunConfig, field):
                 parts.append("no-batch-norm" if field == "batch_norm" else str(value))
-        if self.image_size is not None:
-            parts.append(f"{self.image_size}px")
         if self.polyak_factor is not None:
             parts.append(f"polyak{self.polyak_factor:g}")
         parts += [text.replace("=", "-") for text in self.model_options]

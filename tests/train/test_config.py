@@ -107,11 +107,9 @@ def test_a_record_with_options_once_ignored_is_read_without_them():
 
 def test_sizes_are_of_folders():
     assert RunConfig(dataset="folder:/a/pets", image_size=32).readable_name == (
-        "pets-custom_cnn-insgd-l2-lr0.1-32px-seed0"
+        "pets-custom_cnn-insgd-l2-lr0.1-image-size32-seed0"
     )
-    with pytest.raises(
-        ValueError, match="--image-size applies only to folder:P"
-    ):
+    with pytest.raises(ValueError, match="--image-size applies only to folder:P"):
         RunConfig(image_size=32)
     with pytest.raises(ValueError, match="--image-size must be at least 1, got 0"):
         RunConfig(dataset="folder:/a/pets", image_size=0)

@@ -220,7 +220,7 @@ def test_an_optimizer_is_given_the_options_it_takes():
     np.testing.assert_array_equal(got, two_steps(optax.sgd(0.2, 0.8)))
     assert optimizers.default_learning_rate(f"{OWN}:insgd_l1") == 0.05
     assert optimizers.create(f"{OWN}:insgd_l1", 0.2, config).capture is not None
-    assert not optimizers.is_insgd(f"{OWN}:insgd_l1")
+    assert not optimizers.has_option(f"{OWN}:insgd_l1", "normalizer")
 
 
 def test_names():

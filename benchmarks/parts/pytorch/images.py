@@ -26,7 +26,7 @@ class Images:
         self._labels = torch.tensor(train.labels, device=device, dtype=torch.long)
         self._test = torch.tensor(test.images, device=device)
         self._test_labels = torch.tensor(test.labels, device=device, dtype=torch.long)
-        mean, std, self._augmentation = dataset.preprocessing
+        mean, std, self._augmentation, *_ = dataset.preprocessing
         self._mean = 255 * torch.tensor(mean, device=device)
         self._std = 255 * torch.tensor(std, device=device)
         self._batch_size = batch_size
