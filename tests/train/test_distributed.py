@@ -148,8 +148,8 @@ def test_one_process_needs_nothing():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"coordinator": "a:1"}, "give --num-processes and --process-id too"),
-        ({"num_processes": 2, "process_id": 0}, "give --coordinator too"),
+        ({"coordinator": "a:1"}, "add --num-processes and --process-id"),
+        ({"num_processes": 2, "process_id": 0}, "add --coordinator"),
         ({"coordinator": "a"}, "must be HOST:PORT, such as node1:1234, got 'a'"),
         ({"coordinator": "a:0"}, "must be HOST:PORT"),
         ({"process_id": 2}, "--process-id must be from 0 to 1"),
@@ -168,4 +168,4 @@ def test_the_command_line_names_the_option(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--coordinator", "a:1"])
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "give --num-processes and --process-id too" in said
+    assert "add --num-processes and --process-id" in said
