@@ -149,7 +149,7 @@ def test_a_module_named_like_the_sown_value():
             return nn.Dense(2)(nn.Dense(3, name="input_norm")(x))
 
     x = jnp.ones((1, 2))
-    params = Net().init(jax.random.key(0), x)["params"]
+    params = jax.jit(Net().init)(jax.random.key(0), x)["params"]
     with capture_input_norms():
         _, sown = Net().apply({"params": params}, x, mutable=["intermediates"])
     tx = scale_by_input_power()
@@ -206,7 +206,7 @@ def test_norms_not_passed():
 def test_capture_forgotten_lists_every_weight_and_the_causes():
     tx = insgd(0.1)
     x = jnp.ones((1, 4))
-    params = Net().init(jax.random.key(0), x)["params"]
+    params = jax.jit(Net().init)(jax.random.key(0), x)["params"]
     _, sown = Net().apply({"params": params}, x, mutable=["intermediates"])
     with pytest.raises(ValueError) as error:
         tx.update(params, tx.init(params), params, input_norms=sown)
@@ -228,7 +228,7 @@ def test_capture_forgotten_lists_every_weight_and_the_causes():
 def test_a_layer_inside_weight_norm_is_named():
     tx = insgd(0.1)
     x = jnp.ones((1, 4))
-    params = Net().init(jax.random.key(0), x)["params"]
+    params = jax.jit(Net().init)(jax.random.key(0), x)["params"]
     with capture_input_norms():
         _, sown = Net().apply({"params": params}, x, mutable=["intermediates"])
     with pytest.raises(ValueError) as error:
@@ -241,7 +241,7 @@ def test_a_layer_inside_weight_norm_is_named():
 def test_mutable_without_intermediates():
     x = jnp.ones((1, 4))
     model = nn.Dense(2)
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     with capture_input_norms():
         _, sown = model.apply({"params": params}, x, mutable=["batch_stats"])
     tx = insgd(0.1)
@@ -261,7 +261,7 @@ def test_scan_without_intermediates_in_its_axes():
         Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
     )()
     x = jnp.ones((1, 4))
-    params = block.init(jax.random.key(0), x, None)["params"]
+    params = jax.jit(block.init)(jax.random.key(0), x, None)["params"]
     with capture_input_norms():
         _, sown = block.apply({"params": params}, x, None, mutable=["intermediates"])
     tx = insgd(0.1)

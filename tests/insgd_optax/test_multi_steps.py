@@ -49,7 +49,7 @@ def test_optax_s_own_is_warned_of_and_this_one_is_not(make, statistics):
 
 @pytest.mark.parametrize("k", [2, lambda step: 2])
 def test_covariances_of_two_micro_batches_are_those_of_one_batch(k):
-    params = MODEL.init(jax.random.key(1), X)["params"]
+    params = jax.jit(MODEL.init)(jax.random.key(1), X)["params"]
     tx = lms_newton(0.1, damping=0.1)
     grads, sown = pass_of(params, X)
     state = tx.init(params)
@@ -73,7 +73,7 @@ def test_covariances_of_two_micro_batches_are_those_of_one_batch(k):
 
 
 def test_missing_covariances_are_an_error():
-    params = MODEL.init(jax.random.key(1), X)["params"]
+    params = jax.jit(MODEL.init)(jax.random.key(1), X)["params"]
     tx = MultiSteps(lms_newton(0.1), 2)
     state = tx.init(params)
     with pytest.raises(ValueError, match="input_covariances is missing"):
