@@ -138,7 +138,7 @@ MODELS = [Before, Shared, Critics, Nested, Remat, RematScan]
 def test_norms_are_those_of_a_model_that_lists_its_axes(kind):
     own = {} if kind is Shared else {"params": 0}
     model, listed = kind(own), kind({**own, "intermediates": 0})
-    params = model.init(jax.random.key(1), X)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), X)["params"]
     (_, (y, sown)), grads = applied(model, params)
     (_, (other_y, other_sown)), other_grads = applied(listed, params)
     np.testing.assert_array_equal(y, other_y)
@@ -167,7 +167,7 @@ def test_norms_are_those_of_a_model_that_lists_its_axes(kind):
 
 def test_a_layer_that_is_also_used_outside_of_the_scan():
     model = Body({})
-    params = model.init(jax.random.key(1), X)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), X)["params"]
     (_, (_, sown)), _ = applied(model, params)
     shapes = [value.shape for value in norms(sown).values()]
     assert shapes == [(1, 1), (2, 1, 1), (2, 1, 1)]
@@ -182,7 +182,7 @@ def test_a_layer_that_is_also_used_outside_of_the_scan():
 
 def test_the_model_s_own_sown_values_stay_inside():
     model = Before({"params": 0})
-    params = model.init(jax.random.key(1), X)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), X)["params"]
     (_, (_, sown)), _ = applied(model, params)
     assert "features" not in sown["block"]
     with capture_input_norms():
@@ -194,7 +194,7 @@ def test_the_model_s_own_sown_values_stay_inside():
 
 def test_an_update_of_stacked_layers_keeps_one_power_each():
     model = Before({"params": 0})
-    params = model.init(jax.random.key(1), X)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), X)["params"]
     with capture_input_norms():
         like = input_norm_shapes(model, jax.random.key(1), X)
     tx = insgd(0.1, input_norms_like=like)
@@ -235,7 +235,7 @@ def test_parameters_stacked_along_another_axis_need_an_axis_of_their_own():
 )
 def test_a_filter_that_takes_the_collection_goes_first(options):
     scan = nn.scan(Block, split_rngs={"params": False}, length=1, **options)
-    params = Block().init(jax.random.key(1), X)["params"]
+    params = jax.jit(Block().init)(jax.random.key(1), X)["params"]
 
     def run():
         return scan().apply({"params": params}, X, None)
@@ -248,7 +248,7 @@ def test_a_filter_that_takes_the_collection_goes_first(options):
 def test_one_rnn_in_many_threads():
     rnn = nn.RNN(nn.SimpleCell(3))
     x = jax.random.normal(jax.random.key(0), (2, 5, 4))
-    params = rnn.init(jax.random.key(1), x)["params"]
+    params = jax.jit(rnn.init)(jax.random.key(1), x)["params"]
     own, shapes = rnn.variable_axes, []
     barrier = threading.Barrier(4)
 

@@ -30,7 +30,7 @@ def passed(model, variables):
 @pytest.mark.parametrize("boxed", [True, False], ids=["variables", "params"])
 def test_models_in_one_tree(whole, boxed):
     variables = {
-        "gen": Net().init(jax.random.key(0), X),
+        "gen": jax.jit(Net().init)(jax.random.key(0), X),
         "dis": nn.Sequential([Net(), nn.Dense(2)]).init(jax.random.key(1), X),
     }
     sown = {
@@ -50,7 +50,7 @@ def test_models_in_one_tree(whole, boxed):
 
 
 def test_norms_fed_back_are_an_error():
-    variables = Net().init(jax.random.key(0), X)
+    variables = jax.jit(Net().init)(jax.random.key(0), X)
     sown = passed(Net(), variables)
     with pytest.raises(
         ValueError, match="hold Dense_0/input_norm/0 of an earlier pass"
@@ -69,7 +69,7 @@ def test_norms_fed_back_are_an_error():
 
 
 def test_a_model_called_twice_in_one_pass_is_none():
-    variables = Net().init(jax.random.key(0), X)
+    variables = jax.jit(Net().init)(jax.random.key(0), X)
 
     def both(model, x):
         return model(x) + model(x)
@@ -90,7 +90,7 @@ def test_a_model_called_twice_in_one_pass_is_none():
 
 def test_an_nnx_module_inside_linen_is_named_as_a_cause():
     model = nnx.bridge.to_linen(nnx.Linear, 4, 3)
-    variables = model.init(jax.random.key(0), X)
+    variables = jax.jit(model.init)(jax.random.key(0), X)
     with capture_input_norms():
         _, sown = model.apply(variables, X, mutable=["intermediates"])
     params, tx = variables["params"], insgd(0.1)
@@ -100,7 +100,7 @@ def test_an_nnx_module_inside_linen_is_named_as_a_cause():
 
 def test_map_params_hands_over_all_powers_at_once():
     """As the guide says; a leaf each, once Optax can tell them apart."""
-    params = Net().init(jax.random.key(0), X)["params"]
+    params = jax.jit(Net().init)(jax.random.key(0), X)["params"]
     tx, seen = insgd(0.1), []
     optax.tree.map_params(
         tx, lambda x: x, tx.init(params), transform_non_params=seen.append
