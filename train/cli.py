@@ -103,7 +103,9 @@ def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
     Raises:
         UserError: if an option differs that a run cannot change.
     """
-    recorded = run_folder.load(path).config
+    # Options as --model MODULE:NAME or --model=MODULE:NAME.
+    named = {argument.rpartition("=")[2] for argument in arguments}
+    recorded = run_folder.load(path, named).config
     recorded = dataclasses.replace(recorded, run_dir=None)
     config = tyro.cli(
         RunConfig, args=arguments, default=recorded, prog=f"{PROGRAM} {DEFAULT}"

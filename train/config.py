@@ -302,6 +302,12 @@ class RunConfig(TrainingConfig):
         """Checksums of the files with the user's own code, by MODULE:NAME."""
         return own_code.sources(self.dataset, self.model, self.optimizer)
 
+    def own_code_options(self) -> str:
+        """Command-line options that `--resume` needs: see `run.folder.load`."""
+        return own_code.options(
+            model=self.model, dataset=self.dataset, optimizer=self.optimizer
+        )
+
     @property
     def readable_name(self) -> str:
         """A descriptive name for the run folder, with the options that differ."""

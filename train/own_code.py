@@ -22,6 +22,15 @@ def is_reference(name: str) -> bool:
     return _REFERENCE.fullmatch(name) is not None
 
 
+def options(**names: str) -> str:
+    """Command-line options that name the user's own code again; other names are left out.
+
+    Args:
+        **names: the values of options, by the option's name.
+    """
+    return "".join(f" --{k} {v}" for k, v in names.items() if is_reference(v))
+
+
 def short(name: str) -> str:
     """What stands after the colon, for names of files; other names as they are."""
     return name.partition(":")[2] if is_reference(name) else name

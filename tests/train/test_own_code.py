@@ -14,6 +14,7 @@ from train import cli, own_code
 from train.benchmark import workload
 from train.config import RunConfig
 from train.data import registry
+from train.errors import UserError
 from train.run import metrics
 from train.training import optimizers
 from train.training.optimizers import OptimizerConfig
@@ -61,23 +62,26 @@ def test_the_guide_s_code_is_trained_resumed_evaluated_and_loaded(
     assert record["own_code"].keys() == {
         f"my_project:{name}" for name in ("Net", "load", "make")
     }
-    status, out, _ = start("--resume", run_dir, "--epochs", "2")
+    resume = ["--resume", run_dir, "--epochs", "2", *options[:2], *options[4:6]]
+    resume.append("--optimizer=my_project:make")
+    status, out, _ = start(*resume)
     assert status == 0
     assert "from step 2." in out
     top1 = metrics.read(tmp_path / "run/metrics.jsonl")[-1]["test_top1"]
-    status, out, err = start("eval", run_dir)
+    status, out, err = start("eval", run_dir, "--trust-code")
     assert (status, err) == (0, "")
     assert f"top-1 {100 * top1:.2f} %" in out
-    run = train.load_run(run_dir)
+    run = train.load_run(run_dir, trust_code=True)
     assert run.model.width == 4
     images, labels = registry.load("my_project:load", run.config.load_options).test
     assert (run.predict(images).argmax(-1) == labels).mean() == pytest.approx(top1)
 
     own_code._checksum.cache_clear()
     (tmp_path / "my_project.py").write_text(source + "\n# Another file.\n")
-    assert "the code of my_project:load and my" in start("eval", run_dir)[2]
+    said = start("eval", run_dir, "--trust-code")[2]
+    assert "the code of my_project:load and my" in said
     with pytest.warns(UserWarning, match="the code of my_project:load and"):
-        train.load_run(run_dir)
+        train.load_run(run_dir, trust_code=True)
     own_code._checksum.cache_clear()
 
 
@@ -91,7 +95,34 @@ def test_a_network_without_train_and_input_norms_of_its_own(start, tmp_path):
     assert "learning rate 0.05" in out
     (path,) = tmp_path.iterdir()
     assert path.name == "own_things-load-Linear-insgd_l1-lr0.05-batch16-seed0"
-    assert train.load_run(path).predict(registry.load(MINE[3], None).test.images).shape
+    run = train.load_run(path, trust_code=True)
+    assert run.predict(registry.load(MINE[3], None).test.images).shape
+
+
+@pytest.mark.parametrize("part", ["model", "dataset", "optimizer"])
+def test_a_record_imports_no_code_unless_told(start, tmp_path, monkeypatch, part):
+    """A run folder from elsewhere, opened in a folder with a module beside it."""
+    run_dir, marker = tmp_path / "run", tmp_path / "imported"
+    config = RunConfig().to_json() | {part: "beside:thing", "learning_rate": 0.1}
+    dataset = {"name": "x", "train_images": 1, "test_images": 1}
+    run_dir.mkdir()
+    (run_dir / "record.json").write_text(
+        json.dumps({"config": config, "dataset": dataset, "own_code": {}})
+    )
+    code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nthing = print\n"
+    (tmp_path / "beside.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    for arguments in (["--resume"], ["eval"], ["predict"]):
+        images = [str(tmp_path)] if arguments == ["predict"] else []
+        status, _, err = start(*arguments, str(run_dir), *images)
+        assert status == 2
+        assert f"names code, which would be run: --{part} beside:thing." in err
+    with pytest.raises(UserError, match="trust_code=True to load_run"):
+        train.load_run(run_dir)
+    assert not marker.exists()
+    start("eval", str(run_dir), "--trust-code")
+    assert marker.exists()
 
 
 def test_compare_trains_them_and_refuses_runs_of_changed_code(

@@ -80,13 +80,12 @@ def provenance(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
     Returns:
         Their "commits", "devices", "versions" of libraries and "run_folders".
     """
-    paths = [
-        series.run_path(config) for config in configs if series.finished_metrics(config)
-    ]
+    finished = [config for config in configs if series.finished_metrics(config)]
+    paths = [series.run_path(config) for config in finished]
     environments = [
         environment
-        for path in paths
-        for environment in run_folder.load(path).environments
+        for config, path in zip(finished, paths, strict=True)
+        for environment in run_folder.load(path, config.own_code()).environments
     ]
     versions: list[Any] = []
     for each in environments:

@@ -116,7 +116,7 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
 
     The name alone does not identify them, since defaults may have changed.
     """
-    folder = run_folder.load(path)
+    folder = run_folder.load(path, config.own_code())
     recorded, asked = folder.config.to_json(), config.to_json()
     differences = [
         f"{option(name)} was {recorded[name]}, is {value}"

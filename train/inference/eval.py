@@ -38,6 +38,8 @@ class EvalConfig:
     """Folder for eval.json and confusion.png. Default: neither is written."""
     skip_corrupt_images: bool = False
     """Skip images that cannot be decoded, and list them."""
+    trust_code: bool = False
+    """Import the code, MODULE:NAME, that the run's record names."""
 
     def __post_init__(self) -> None:
         if self.dataset is not None:
@@ -47,7 +49,7 @@ class EvalConfig:
 
 def evaluate(config: EvalConfig) -> int:
     """Prints a checkpoint's test loss and accuracies, and what it confuses."""
-    folder = run_folder.load(config.run_dir)
+    folder = run_folder.load(config.run_dir, None if config.trust_code else ())
     run = restore(folder, config.checkpoint)
     for message in run.warnings:
         print(f"Warning: {message}", file=sys.stderr)

@@ -140,7 +140,9 @@ class TrainedModel:
         return jax.jit(probabilities)
 
 
-def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedModel:
+def load_run(
+    path: str | Path, checkpoint: Checkpoint = "latest", *, trust_code: bool = False
+) -> TrainedModel:
     """Loads the trained network of a run.
 
     Neither the training images nor the devices of the training are needed. The
@@ -152,12 +154,15 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedMode
         checkpoint: "latest", or "best" by accuracy on the validation images; on the
             test images, whose accuracy this flatters, if the run has no validation
             images.
+        trust_code: whether to import code of one's own, MODULE:NAME, that the run's
+            record names.
 
     Returns:
         The network, its variables and its preprocessing.
 
     Raises:
-        train.errors.UserError: if it is not a run folder or has no intact checkpoint.
+        train.errors.UserError: if it is not a run folder, has no intact checkpoint, or
+            names code and `trust_code` is not set.
 
     Example:
         >>> run = train.load_run("runs/digits")  # doctest: +SKIP
@@ -166,7 +171,8 @@ def load_run(path: str | Path, checkpoint: Checkpoint = "latest") -> TrainedMode
     """
     if checkpoint not in ("latest", "best"):
         raise ValueError(f"checkpoint must be 'latest' or 'best', got {checkpoint!r}")
-    model, found = restore_model(run_folder.load(Path(path)), checkpoint)
+    folder = run_folder.load(Path(path), None if trust_code else ())
+    model, found = restore_model(folder, checkpoint)
     for message in found:
         warnings.warn(message, stacklevel=2)
     return model

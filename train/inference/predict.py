@@ -43,6 +43,8 @@ class PredictConfig:
     """Images per call of the network."""
     skip_corrupt_images: bool = False
     """Skip images that cannot be decoded, and list them."""
+    trust_code: bool = False
+    """Import the code, MODULE:NAME, that the run's record names."""
 
     def __post_init__(self) -> None:
         for name in ("top", "batch_size"):
@@ -56,7 +58,8 @@ class PredictConfig:
 
 def predict(config: PredictConfig) -> int:
     """Writes one line for each image, or for each of its most probable classes."""
-    model, warnings = restore_model(run_folder.load(config.run_dir), config.checkpoint)
+    folder = run_folder.load(config.run_dir, None if config.trust_code else ())
+    model, warnings = restore_model(folder, config.checkpoint)
     for message in warnings:
         print(f"Warning: {message}", file=sys.stderr)
     paths = _find(config.images)

@@ -62,7 +62,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         f"Loading {config.data_name}, compiling {config.model} for {config.optimizer}."
     )
     if config.resume is not None:
-        folder = run_folder.load(config.resume)
+        folder = run_folder.load(config.resume, config.own_code())
         # Take the lock before device memory, which its current holder may need.
         distributed.from_first(lambda: str(lock.take(folder.path)))
     dataset = registry.load(config.dataset, config.load_options)
@@ -91,7 +91,8 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
                         )
                     )
                 )
-            )
+            ),
+            config.own_code(),
         )
     else:
         folder.check_dataset(dataset.describe())
@@ -99,7 +100,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
             folder.warn_without_fingerprint()
     distributed.advise(
         "Start all processes again with --resume instead of --run-dir: "
-        f"python -m train --resume {_short(folder.path)}"
+        f"python -m train --resume {_short(folder.path)}{config.own_code_options()}"
     )
     checkpoints = Checkpoints(folder.checkpoints)
     stack.callback(checkpoints.close)
@@ -214,7 +215,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         )  # Another process may have received it.
         print(
             f"Stopped by {stopped_by.name} and saved at step {step}. Resume with: "
-            f"python -m train --resume {_short(folder.path)}"
+            f"python -m train --resume {_short(folder.path)}{config.own_code_options()}"
         )
         return 128 + stopped_by
     print(_closing_line(rows, folder))

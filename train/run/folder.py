@@ -2,11 +2,11 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from train import command_line, files, json_fields, provenance, strict_json
+from train import command_line, files, json_fields, own_code, provenance, strict_json
 from train.config import RunConfig
 from train.data import registry
 from train.data.registry import Dataset, Preprocessing, RecordedDataset
@@ -260,15 +260,23 @@ def create(
     return folder
 
 
-def load(path: Path) -> RunFolder:
+def load(path: Path, trusted: Collection[str] | None = ()) -> RunFolder:
     """Opens a run folder.
 
+    Args:
+        path: the folder, from anywhere.
+        trusted: the own code, MODULE:NAME, that its record may have imported; None for
+            any.
+
     Raises:
-        UserError: if it is not a run folder, or its record is damaged.
+        UserError: if it is not a run folder, its record is damaged, or it names code
+            that is not trusted.
     """
     path = path.expanduser().absolute()
     try:
         folder = RunFolder(path, record.parse(files.read(path / RECORD)))
+        if trusted is not None:
+            _check_code(folder, trusted)
         _ = folder.config
     except OSError as error:
         raise UserError(
@@ -281,6 +289,21 @@ def load(path: Path) -> RunFolder:
             "Restore it from a backup, or start a new run."
         ) from error
     return folder
+
+
+def _check_code(folder: RunFolder, trusted: Collection[str]) -> None:
+    """Raises if a record names code that the user did not name."""
+    config = folder.record["config"]
+    named = {
+        name: str(config.get(name, "")) for name in ("model", "dataset", "optimizer")
+    }
+    untrusted = {k: v for k, v in named.items() if v not in trusted}
+    if options := own_code.options(**untrusted):
+        raise UserError(
+            f"{folder.path / RECORD} names code, which would be run:{options}. If you "
+            f"trust it, add{options} to --resume, --trust-code to eval and predict, or "
+            "trust_code=True to load_run."
+        )
 
 
 def _already_exists(path: Path, config: RunConfig) -> UserError:
