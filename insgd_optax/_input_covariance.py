@@ -246,8 +246,7 @@ def scale_by_input_covariance(
         scaled = {
             path: layer
             for path, layer in zip(paths, layers, strict=True)
-            if not is_masked(layer) and not is_masked(grads.get(path, layer))
-            if path in grads
+            if path in grads and not is_masked(layer) and not is_masked(grads[path])
         }
         forms, totals, absent = {}, {}, []
         for path, layer in scaled.items():
