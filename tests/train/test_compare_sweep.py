@@ -369,7 +369,9 @@ def test_slips_are_refused(arguments, message, capsys):
 def test_rates_in_a_sweep_go_to_their_own_option(capsys):
     with pytest.raises(SystemExit):
         cli.main(["sweep", "--optimizers", "sgd@0.1"])
-    assert "pass learning rates to --learning-rates" in "".join(capsys.readouterr())
+    out = "".join(capsys.readouterr())
+    said = " ".join(out.replace("│", " ").split())
+    assert "pass learning rates to --learning-rates" in said
 
 
 def test_pictures_of_multipliers_and_of_a_run_without_metrics(tmp_path):

@@ -24,7 +24,7 @@ def test_split_is_fixed_stratified_and_whole():
 
 def test_normalized_training_pixels_have_mean_0_and_deviation_1():
     dataset = digits.load()
-    (mean,), (std,), _ = dataset.preprocessing
+    (mean,), (std,) = dataset.preprocessing.mean, dataset.preprocessing.std
     pixels = (dataset.train.images / 255 - mean) / std
     assert abs(pixels.mean()) < 1e-12
     assert abs(pixels.std() - 1) < 1e-12

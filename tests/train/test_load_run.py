@@ -115,7 +115,7 @@ def test_what_is_no_run_is_an_error_and_left_as_it_is(run_dir, tmp_path):
 def test_the_guide_loads_a_run(run_dir, small_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    run_dir.rename(tmp_path / "runs/digits")
+    run_dir.rename(tmp_path / "runs/NAME")
     np.save(tmp_path / "images.npy", small_dataset.test.images)
     load, use, *_ = python_blocks("docs/trained_models.md")
     namespace = {}

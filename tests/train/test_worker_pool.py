@@ -135,7 +135,7 @@ time.sleep(60)
     said = str(caught.value)
     assert "ended with exit status 2; the others were stopped" in said
     assert "\n   9/9\n  working\n  Error: the disk is full\n" in said
-    log = Path(re.search(r"of (/\S+\.log):", said)[1])
+    log = Path(re.search(r"from (/\S+\.log):", said)[1])
     assert "the disk is full" in log.read_text()
     (other,) = set(log.parent.glob("*.log")) - {log}
     assert other.read_text().endswith("working\nsaved\n")

@@ -48,9 +48,18 @@ def load(
     # Runs with different sizes must not overwrite each other's cache.
     resized = "" if image_size is None else f"-{image_size}"
     cache = cache_dir / f"{folder.root.name}-{identity}{resized}"
-    arrays, record = array_cache.read(cache, folder.fingerprint) or _decode(
-        folder, cache, image_size
-    )
+    cached = array_cache.read(cache, folder.fingerprint)
+    if cached is None:
+        # Before minutes of decoding.
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"The cache of decoded images {cache} cannot be created: "
+                f"{error.strerror}. Pass another folder with --cache-dir."
+            ) from error
+        cached = _decode(folder, cache, image_size)
+    arrays, record = cached
     _check_corrupt(record["corrupt"], folder, skip_corrupt)
     side = min(arrays["train_images"].shape[1:3])
     return ImageDataset(
