@@ -67,14 +67,31 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
             "state_bytes": measure.num_bytes(stepper.state.opt_state),
         }
     return {
+        **setting(workload, image_size, rounds),
+        "flops": flops,
+        "optimizers": optimizers,
+        "errors": errors,
+    }
+
+
+def setting(workload: Workload, image_size: int, rounds: int) -> Result:
+    """What was timed, as JSON holds it."""
+    return {
         "network": workload.network,
         "batch_size": workload.batch_size,
         "dtype": workload.dtype,
         "image_size": image_size,
         "rounds": rounds,
-        "flops": flops,
-        "optimizers": optimizers,
-        "errors": errors,
+    }
+
+
+def summary(seconds: np.ndarray, batch_size: int) -> Result:
+    """The seconds of a step in each round, as JSON holds them."""
+    median = float(np.median(seconds))
+    return {
+        "seconds": median,
+        "quartiles": np.percentile(seconds, [25, 75]).tolist(),
+        "images_per_second": batch_size / median,
     }
 
 
@@ -85,12 +102,9 @@ def _time(
     flops: float | None,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    median = float(np.median(seconds))
     over = None if sgd is None else timing.compare(seconds, sgd, rng)
     return {
-        "seconds": median,
-        "quartiles": np.percentile(seconds, [25, 75]).tolist(),
-        "images_per_second": workload.batch_size / median,
+        **summary(seconds, workload.batch_size),
         "over_sgd": over and dataclasses.asdict(over),
         # The model's operations, which are SGD's, not what an optimizer adds.
         "utilization": measure.utilization(flops, seconds, workload.dtype),

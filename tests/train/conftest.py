@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.jax_settings import jax_settings
+from train import cli
 
 from .stripes import stripes
 from .tiny_cnn import TinyCNN
@@ -24,6 +25,16 @@ def tiny_setting(small_dataset, monkeypatch):
     # By their names: scikit-learn, behind the first, takes a second to import.
     monkeypatch.setattr("train.data.digits.load", lambda: small_dataset)
     monkeypatch.setattr("models.create", lambda name, **options: TinyCNN(**options))
+
+
+@pytest.fixture
+def run_dir(tiny_setting, tmp_path, capsys):
+    """The folder of a run on gray images of 8x8: two epochs of three steps each."""
+    path = tmp_path / "run"
+    options = ["--parallel", "jit", "--batch-size", "16", "--epochs", "2"]
+    assert cli.main([*options, "--run-dir", str(path)]) == 0
+    capsys.readouterr()
+    return path
 
 
 @pytest.fixture

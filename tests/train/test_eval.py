@@ -21,16 +21,6 @@ def cells(line):
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-@pytest.fixture
-def run_dir(tmp_path, capsys):
-    """The folder of a run of two epochs, of three steps each."""
-    path = tmp_path / "run"
-    options = ["--parallel", "jit", "--batch-size", "16", "--epochs", "2"]
-    assert cli.main([*options, "--run-dir", str(path)]) == 0
-    capsys.readouterr()
-    return path
-
-
 def test_each_class_and_what_it_is_taken_for(run_dir, small_dataset, tmp_path, capsys):
     output = tmp_path / "made/here"
     assert cli.main(["eval", str(run_dir), "--output-dir", str(output)]) == 0

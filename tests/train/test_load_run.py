@@ -16,16 +16,6 @@ pytestmark = pytest.mark.usefixtures("tiny_setting")
 
 
 @pytest.fixture
-def run_dir(tmp_path, capsys):
-    """The folder of a run of two epochs, of three steps each."""
-    path = tmp_path / "run"
-    options = ["--parallel", "jit", "--batch-size", "16", "--epochs", "2"]
-    assert cli.main([*options, "--run-dir", str(path)]) == 0
-    capsys.readouterr()
-    return path
-
-
-@pytest.fixture
 def without_data(monkeypatch):
     """The run's data are gone."""
 

@@ -15,16 +15,6 @@ pytestmark = pytest.mark.usefixtures("tiny_setting")
 
 
 @pytest.fixture
-def run_dir(tmp_path, capsys):
-    """The folder of a run of one epoch, of gray images of 8x8 pixels."""
-    path = tmp_path / "run"
-    options = ["--parallel", "jit", "--batch-size", "16", "--epochs", "1"]
-    assert cli.main([*options, "--run-dir", str(path)]) == 0
-    capsys.readouterr()
-    return path
-
-
-@pytest.fixture
 def folder(tmp_path, small_dataset):
     """Five images: in gray, in color, too wide, and below another folder."""
     root = tmp_path / "images"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from benchmarks.parts import steps
 from benchmarks.parts.pytorch import network, step
 from benchmarks.parts.pytorch.step import Step
 from benchmarks.task import Result
@@ -51,17 +52,11 @@ def measure(
     seconds = {name: one.seconds / calls for name, one in times.items()}
     fastest = min((seconds[name] for name in theirs), key=np.median, default=None)
     return {
-        "network": workload.network,
-        "batch_size": workload.batch_size,
-        "dtype": workload.dtype,
-        "image_size": image_size,
-        "rounds": rounds,
+        **steps.setting(workload, image_size, rounds),
         "versions": step.versions(),
         "steps": {
             name: {
-                "seconds": float(np.median(one)),
-                "quartiles": np.percentile(one, [25, 75]).tolist(),
-                "images_per_second": workload.batch_size / float(np.median(one)),
+                **steps.summary(one, workload.batch_size),
                 "over_pytorch": None
                 if fastest is None
                 else dataclasses.asdict(timing.compare(one, fastest, rng)),
