@@ -300,13 +300,11 @@ class RunConfig(TrainingConfig):
 
     def own_code(self) -> dict[str, str]:
         """Checksums of the files with the user's own code, by MODULE:NAME."""
-        return own_code.sources(self.dataset, self.model, self.optimizer)
+        return own_code.sources(*(getattr(self, name) for name in own_code.FIELDS))
 
     def own_code_options(self) -> str:
         """Command-line options that `--resume` needs: see `run.folder.load`."""
-        return own_code.options(
-            model=self.model, dataset=self.dataset, optimizer=self.optimizer
-        )
+        return own_code.options(vars(self))
 
     @property
     def readable_name(self) -> str:

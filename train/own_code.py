@@ -7,13 +7,15 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from train.errors import OwnCodeError, UserError
 
 FORM = "MODULE:NAME"
+# The options of a run that may name the user's own code.
+FIELDS = ("dataset", "model", "optimizer")
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -22,13 +24,19 @@ def is_reference(name: str) -> bool:
     return _REFERENCE.fullmatch(name) is not None
 
 
-def options(**names: str) -> str:
-    """Command-line options that name the user's own code again; other names are left out.
+def options(values: Mapping[str, Any], but: Collection[str] = ()) -> str:
+    """Command-line options that name the user's own code again.
 
     Args:
-        **names: the values of options, by the option's name.
+        values: the options of a run, by name.
+        but: references to leave out.
     """
-    return "".join(f" --{k} {v}" for k, v in names.items() if is_reference(v))
+    named = [(field, str(values.get(field, ""))) for field in FIELDS]
+    return "".join(
+        f" --{field} {name}"
+        for field, name in named
+        if is_reference(name) and name not in but
+    )
 
 
 def short(name: str) -> str:

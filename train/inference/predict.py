@@ -32,7 +32,8 @@ class PredictConfig:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders, whose images are found at any depth."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best is selected by accuracy on the run's test images."""
+    """Checkpoint; the best is selected by accuracy on the validation images if the run
+    has any, or else on the test images."""
     top: int = 1
     """Number of classes to list for each image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"

@@ -293,12 +293,7 @@ def load(path: Path, trusted: Collection[str] | None = ()) -> RunFolder:
 
 def _check_code(folder: RunFolder, trusted: Collection[str]) -> None:
     """Raises if a record names code that the user did not name."""
-    config = folder.record["config"]
-    named = {
-        name: str(config.get(name, "")) for name in ("model", "dataset", "optimizer")
-    }
-    untrusted = {k: v for k, v in named.items() if v not in trusted}
-    if options := own_code.options(**untrusted):
+    if options := own_code.options(folder.record["config"], trusted):
         raise UserError(
             f"{folder.path / RECORD} names code, which would be run:{options}. If you "
             f"trust it, add{options} to --resume, --trust-code to eval and predict, or "
