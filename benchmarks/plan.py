@@ -11,6 +11,7 @@ from benchmarks.task import Result, Run, Task, Work
 from train.benchmark import workload as workloads
 from train.config import RunConfig
 from train.experiments.paper import controls, presets
+from train.markdown import counted
 
 # At least so many steps are in a call of a program, and in a round.
 _ROUND_STEPS = 20
@@ -142,9 +143,7 @@ def _tables(settings: Settings, out: Path) -> list[Task]:
                 experiments.paper_table, settings, out, number, rows, seeds
             )
             some = f", rows {' '.join(map(str, rows))}" if rows else ""
-            title = (
-                f"Table {number}{some}, with controls, {seeds} seed{'s' * (seeds > 1)}"
-            )
+            title = f"Table {number}{some}, with controls, {counted(seeds, 'seed')}"
             work = _runs(
                 settings,
                 num_rows * (seeds - done),

@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Text of reports: Markdown tables and counts."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,3 +13,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """Formats a number of things, such as 1 seed and 2 seeds."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -16,6 +16,7 @@ from train.data.cifar import CIFAR10
 from train.data.image_folder import SPLITS, ImageFolder
 from train.data.registry import ImageDataset, Preprocessing, Split
 from train.errors import UserError
+from train.markdown import counted
 
 
 def load(
@@ -139,7 +140,7 @@ def _shuffled(split: str, files: Sequence[str]) -> list[str]:
 def _check_corrupt(corrupt: list[str], folder: ImageFolder, skip_corrupt: bool) -> None:
     if not corrupt:
         return
-    count = f"{len(corrupt)} corrupt image{'s' * (len(corrupt) > 1)}"
+    count = counted(len(corrupt), "corrupt image")
     names = ", ".join(str(folder.root / name) for name in corrupt[:10])
     names += f" and {len(corrupt) - 10} more" if len(corrupt) > 10 else ""
     if not skip_corrupt:

@@ -80,7 +80,7 @@ def compare(config: CompareConfig) -> int:
             [each for runs in configs.values() for each in runs if each]
         ),
     }
-    title = f"{config.title}, {series.seeds(config.seeds)}"
+    title = f"{config.title}, {markdown.counted(config.seeds, 'seed')}"
     plots.plot_test_error(finished, folder / "test_error.png", control_of, title)
     text = f"{table}\n\n{note}\n"
     reports.write(folder, "compare", text, values, "test_error.png")

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.experiments.rates.points import Point, open_ends, spanned_range
+from train.markdown import counted
 from train.run.plots import create_figure, save
 
 # Distinguishable without color.
@@ -18,6 +19,11 @@ _COLUMNS = 4
 _COLOR = "tab:blue"
 # Start of the bars of ratios, below 1, so that a ratio of 1 is visible.
 _BARS_START = 0.5
+
+
+def rates_title(setting: str, epochs: int, seeds: int) -> str:
+    """Returns the title of plots over learning rates: the setting, epochs and seeds."""
+    return ", ".join([setting, counted(epochs, "epoch"), counted(seeds, "seed")])
 
 
 def plot_sweep(
@@ -76,7 +82,10 @@ def plot_robustness(
         style = {"color": _COLOR, "markersize": 4, "lw": 1.4}
         _plot_accuracy(axes, found, "learning_rate", 0, **style)
         low, high = spans[name].low, spans[name].high
-        axes.axvspan(low.learning_rate, high.learning_rate, color=_COLOR, alpha=0.15)
+        # With edges, so that a range of a single learning rate is visible.
+        axes.axvspan(
+            low.learning_rate, high.learning_rate, color=_COLOR, alpha=0.15, lw=6
+        )
         axes.set_title(name, fontsize="small")
         axes.set_xscale("log")
         axes.set_ylim(0, 102)

@@ -291,11 +291,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def seeds(number: int) -> str:
-    """Formats a number of seeds."""
-    return f"{number} seed{'s' * (number > 1)}"
-
-
 def report_folder(command: str, config: TrainingConfig) -> Path:
     """Creates the report folder of a command with these options."""
     options = {

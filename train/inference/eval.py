@@ -15,6 +15,7 @@ from train.data.registry import Dataset, RecordedDataset
 from train.errors import UserError
 from train.inference import confusion
 from train.inference.load import Checkpoint, RestoredRun, restore
+from train.markdown import counted
 from train.run import folder as run_folder
 from train.run.experiment import create_evaluator
 from train.run.folder import RunFolder
@@ -126,7 +127,7 @@ def _check_fits(dataset: Dataset, trained_on: RecordedDataset) -> None:
 
 def _size(shape: tuple[int, ...]) -> str:
     height, width, channels = shape
-    return f"{width}x{height} pixels in {channels} channel{'s' * (channels > 1)}"
+    return f"{width}x{height} pixels in {counted(channels, 'channel')}"
 
 
 def _write(

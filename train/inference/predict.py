@@ -18,6 +18,7 @@ from train import progress as progress_bars
 from train.data.image_folder import SUFFIXES
 from train.errors import UserError
 from train.inference.load import Checkpoint, TrainedModel, restore_model
+from train.markdown import counted
 from train.run import folder as run_folder
 
 _DIGITS = 6
@@ -153,7 +154,7 @@ def _predictions(
             bar.update(len(batch))
     if corrupt:
         print(
-            f"Went on without {len(corrupt)} corrupt image{'s' * (len(corrupt) > 1)}: "
+            f"Went on without {counted(len(corrupt), 'corrupt image')}: "
             f"{', '.join(map(str, corrupt))}",
             file=sys.stderr,
         )

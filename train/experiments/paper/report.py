@@ -141,7 +141,7 @@ def dry_run(
                 rows.append([f"+ {name}", *([""] * (len(header) - 1))])
     return "\n\n".join(
         [
-            f"{_title(number, table)} {dataset}, {seeds} seed{'s' * (seeds > 1)}.",
+            f"{_title(number, table)} {dataset}, {markdown.counted(seeds, 'seed')}.",
             markdown.table(header, rows),
             *notes(table, seeds, epochs, dataset)[1:],
         ]

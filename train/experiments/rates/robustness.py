@@ -135,7 +135,7 @@ def _report(
         "settings": results.settings(config),
         **results.provenance(_all(configs)),
     }
-    title = f"{config.title}, {config.epochs} epochs, {series.seeds(config.seeds)}"
+    title = plots.rates_title(config.title, config.epochs, config.seeds)
     plots.plot_robustness(points, config.margin, folder / "robustness.png", title)
     plots.plot_ratios(points, config.margin, folder / "ratios.png", title)
     pictures = "robustness.png", "ratios.png"
@@ -167,7 +167,7 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
     note = (
         f"Usable: at most {config.margin:g} {unit} below the optimizer's own best, top-1 on "
         "the test images after the last epoch in percent, mean ± standard deviation "
-        f"over {series.seeds(config.seeds)}. Usable between: how many of the rates tried from "
+        f"over {markdown.counted(config.seeds, 'seed')}. Usable between: how many of the rates tried from "
         "the lowest to the highest usable one are usable."
     )
     return f"{markdown.table(header, rows)}\n\n{note}"

@@ -74,7 +74,7 @@ def sweep(config: SweepConfig) -> int:
         "settings": results.settings(config),
         **results.provenance([each for runs in configs.values() for each in runs]),
     }
-    title = f"{config.title}, {config.epochs} epochs, {series.seeds(config.seeds)}"
+    title = plots.rates_title(config.title, config.epochs, config.seeds)
     plots.plot_sweep(points, folder / "sweep.png", title)
     reports.write(folder, "sweep", text, values, "sweep.png")
     return status
