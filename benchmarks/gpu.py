@@ -29,8 +29,8 @@ class GpuConfig:
     """Minutes after which to stop."""
     piece_minutes: float = 9
     """Most minutes of a piece; each is a process of its own."""
-    only: Annotated[str, tyro.conf.arg(metavar="PART,...")] = "a,b,c,d,e,f"
-    """Parts to run, such as b,c."""
+    only: Annotated[str, tyro.conf.arg(metavar="PART|TASK,...")] = ",".join(plan.PARTS)
+    """Parts to run, such as b,c, or tasks, such as b-resnet20-* (see --dry-run)."""
     data: Path | None = None
     """Folder of images, train/CLASS/ and test/CLASS/, for parts c to f."""
     miniature: bool = False
@@ -51,17 +51,22 @@ class GpuConfig:
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be above 0, got {value}"
                 )
-        unknown = set(self.parts) - set(plan.PARTS)
-        if unknown or not self.parts:
+        tasks = plan.tasks(Settings(self.miniature, None), self.out)
+        unknown = [
+            pattern
+            for pattern in self.wanted
+            if not any(plan.matches(task, pattern) for task in tasks)
+        ]
+        if unknown or not self.wanted:
             raise ValueError(
-                f"--only takes parts from {','.join(plan.PARTS)}, such as b,c, got "
-                f"{self.only!r}"
+                f"--only takes parts from {','.join(plan.PARTS)}, or names of tasks as "
+                f"--dry-run shows them, such as b-resnet20-*; got {self.only!r}"
             )
 
     @property
-    def parts(self) -> str:
-        """The letters of the parts."""
-        return "".join(self.only.replace(",", "").split())
+    def wanted(self) -> tuple[str, ...]:
+        """Parts and patterns of tasks' names."""
+        return tuple(self.only.replace(",", " ").split())
 
 
 def gpu(config: GpuConfig) -> int:
@@ -101,7 +106,7 @@ def gpu(config: GpuConfig) -> int:
                 str(out),
                 held.miniature,
                 held.dataset,
-                config.parts,
+                config.wanted,
                 seconds,
                 shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
                 config.commit,
@@ -126,7 +131,7 @@ def dry_run(config: GpuConfig, out: Path) -> None:
     kind = config.device_kind or jax.devices()[0].device_kind
     estimate = estimates.Estimates(kind, store.all())
     rows, total = [], 0.0
-    for task in plan.tasks(Settings(config.miniature, None), out, config.parts):
+    for task in plan.tasks(Settings(config.miniature, None), out, config.wanted):
         record = store.read(task.name)
         seconds = estimate.seconds(task)
         total += 0 if store.is_done(task.name) else seconds

@@ -38,7 +38,7 @@ class Piece:
         out: folder of the results.
         miniature: see `Settings`.
         dataset: see `Settings`.
-        parts: letters of the parts wanted.
+        wanted: see `plan.tasks`.
         seconds: after which the worker must have ended.
         command: the command line it works for.
         commit: to be recorded where git knows none.
@@ -47,7 +47,7 @@ class Piece:
     out: str
     miniature: bool
     dataset: str | None
-    parts: str
+    wanted: tuple[str, ...]
     seconds: float
     command: str
     commit: str | None

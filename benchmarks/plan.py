@@ -1,7 +1,8 @@
 """All tasks, the most valuable first."""
 
+import fnmatch
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.parts import beside_pytorch, experiments, smoke, steps, trace
@@ -27,17 +28,24 @@ PARTS = {
 }
 
 
-def tasks(settings: Settings, out: Path, parts: str = "") -> list[Task]:
+def tasks(settings: Settings, out: Path, wanted: Sequence[str] = ()) -> list[Task]:
     """The tasks of a folder of results, in their order.
 
     Args:
         settings: of the folder.
         out: the folder, absolute.
-        parts: letters of those wanted; empty for all.
+        wanted: letters of parts, or patterns of names; empty for all.
     """
     makers = (_smoke, _profiles, _steps, _resnet20, _pytorch, _tables, _rates)
     found = [task for make in makers for task in make(settings, out)]
-    return [task for task in found if task.part in (parts or "abcdef")]
+    if not wanted:
+        return found
+    return [task for task in found if any(matches(task, one) for one in wanted)]
+
+
+def matches(task: Task, wanted: str) -> bool:
+    """Whether a task is of a part, such as "b", or its name fits a pattern."""
+    return task.part == wanted or fnmatch.fnmatchcase(task.name, wanted)
 
 
 def _smoke(settings: Settings, out: Path) -> list[Task]:

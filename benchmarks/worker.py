@@ -49,7 +49,7 @@ def work(piece: Piece) -> int:
     message = "Stopping after this task, or within it if it saves what it has done."
     with StopRequest(message) as stop, RunLock() as lock:
         _take(lock, out)
-        for task in plan.tasks(settings, out, piece.parts):
+        for task in plan.tasks(settings, out, piece.wanted):
             if store.is_done(task.name):
                 continue
             if stop:

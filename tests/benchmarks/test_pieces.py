@@ -17,7 +17,7 @@ SHORT, LONG = Work(programs=0), Work(programs=100)
 
 @pytest.fixture
 def piece(tmp_path):
-    return Piece(str(tmp_path), True, None, "abc", 60.0, "command", "commit")
+    return Piece(str(tmp_path), True, None, tuple("abc"), 60.0, "command", "commit")
 
 
 def task(name, run=lambda stopped: {"value": 1}, work=SHORT, goes_on=False):

@@ -38,8 +38,9 @@ def test_tasks_have_names_of_their_own_in_order_of_their_parts(miniature):
     parts = [task.part for task in tasks]
     assert parts == sorted(parts)
     assert set(parts) == set(plan.PARTS)
-    some = plan.tasks(Settings(miniature, None), Path("out"), "bc")
-    assert [task.name for task in some] == [n for n in names if n[0] in "bc"]
+    some = plan.tasks(Settings(miniature, None), Path("out"), ("b", "c-*-sgd"))
+    chosen = [n for n in names if n[0] == "b" or n == "c-resnet20-sgd"]
+    assert [task.name for task in some] == chosen
 
 
 def test_a_dry_run_prints_times_and_runs_nothing(tmp_path, capsys, monkeypatch):
@@ -81,5 +82,6 @@ def test_operations_are_counted_without_computing():
 def test_options_that_make_no_sense_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--minutes must be above 0"):
         GpuConfig(tmp_path, minutes=0)
-    with pytest.raises(ValueError, match="takes parts from a,b,c,d,e,f"):
-        GpuConfig(tmp_path, only="a,x")
+    for wrong in ("a,x", "b-resnet21-*", ","):
+        with pytest.raises(ValueError, match="takes parts from a,b,c,d,e,f"):
+            GpuConfig(tmp_path, only=wrong)
