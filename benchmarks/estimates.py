@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import models
 from benchmarks.results import Record
 from benchmarks.task import Task, Work
-from train.benchmark import device_peaks
+from train.benchmark import device_peaks, operations
 from train.benchmark.workload import Workload
 from train.training import optimizers
 from train.training.state import abstract_state
@@ -84,7 +84,4 @@ def step_flops(workload: Workload, image_size: int) -> float:
         jax.ShapeDtypeStruct((workload.batch_size, *shape), jnp.float32),
         jax.ShapeDtypeStruct((workload.batch_size,), jnp.int32),
     )
-    analysis = (
-        jax.jit(train_step).lower(state, batch, jax.random.key(0)).cost_analysis()
-    )
-    return analysis["flops"] if analysis else 0.0
+    return operations.count_flops(train_step, state, batch, jax.random.key(0)) or 0.0

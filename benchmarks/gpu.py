@@ -42,7 +42,7 @@ class GpuConfig:
     retry_failed: bool = False
     """Run failed tasks again."""
     commit: str | None = None
-    """Commit to record where the checkout has no .git."""
+    """Commit to record, where the checkout is a copy. Default: what git says."""
 
     def __post_init__(self) -> None:
         for name in ("minutes", "piece_minutes"):

@@ -41,7 +41,7 @@ class Piece:
         wanted: see `plan.tasks`.
         seconds: after which the worker must have ended.
         command: the command line it works for.
-        commit: to be recorded where git knows none.
+        commit: to be recorded; None for what git says.
     """
 
     out: str

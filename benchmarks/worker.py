@@ -116,7 +116,7 @@ def _environment(piece: Piece, settings: Settings) -> dict[str, Any]:
     about = provenance.describe()
     return about | {
         "command": piece.command,
-        "commit": about["commit"] or piece.commit,
+        "commit": piece.commit or about["commit"],
         "platform": jax.extend.backend.get_backend().platform_version,
         "cpu_cores": os.cpu_count(),
         "settings": dataclasses.asdict(settings),

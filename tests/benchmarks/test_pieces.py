@@ -68,7 +68,7 @@ def test_a_worker_records_whatever_becomes_of_its_tasks(piece, planned):
     assert "RuntimeError: out of memory" in store.read("a-broken")["reason"]
     environment = good["environment"]
     assert environment["command"] == "command"
-    assert environment["commit"]
+    assert environment["commit"] == "commit"
     assert environment["devices"]
     assert environment["versions"]["jax"]
     assert environment["settings"] == {"miniature": True, "dataset": None}

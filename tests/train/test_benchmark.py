@@ -2,11 +2,14 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import models
 from train import cli
-from train.benchmark import device_peaks, measure
+from train.benchmark import device_peaks, measure, operations
 from train.training import programs
 
 from .tiny_cnn import TinyCNN
@@ -132,3 +135,17 @@ def test_peaks_are_found_by_the_start_of_a_name():
     assert peak("NVIDIA H100 PCIe", "bfloat16") == 756e12
     assert peak("Tesla V100-SXM2-16GB", "bfloat16") is None
     assert peak("cpu", "float32") is None
+
+
+def test_operations_are_counted_by_the_cpu_whatever_the_default_device(monkeypatch):
+    operands = (np.ones((3, 5), np.float32), np.ones((5, 7), np.float32))
+    other = jax.devices()[-1]
+    with jax.default_device(other):
+        on_other = tuple(jax.device_put(each, other) for each in operands)
+        assert operations.count_flops(jnp.matmul, *on_other) == 2 * 3 * 5 * 7
+
+    def absent(platform=None):
+        raise RuntimeError(f"unknown backend {platform}")
+
+    monkeypatch.setattr(jax, "devices", absent)
+    assert operations.count_flops(jnp.matmul, *operands) is None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import insgd_optax
-from train.benchmark import device_peaks, timing
+from train.benchmark import device_peaks, operations, timing
 from train.benchmark.workload import Workload
 from train.training import networks, optimizers
 from train.training import programs as epoch
@@ -148,10 +148,9 @@ class Stepper:
         return Memory(analysis.temp_size_in_bytes, peak or None)
 
     def flops(self) -> float | None:
-        """Returns the FLOPs of one step; XLA does not count loops correctly."""
+        """Returns the FLOPs of one step; None if they are not counted."""
         step = functools.partial(_steps, capture=None, num_steps=1)
-        analysis = jax.jit(step).lower(self.state, self.batch).cost_analysis()
-        return analysis.get("flops") if analysis else None
+        return operations.count_flops(step, self.state, self.batch)
 
 
 def _steps(
