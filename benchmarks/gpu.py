@@ -95,11 +95,12 @@ def gpu(config: GpuConfig) -> int:
     store = Results(out)
     if config.retry_failed:
         store.forget_failures()
+    whole = 60 * min(config.minutes, config.piece_minutes)
     end = time.monotonic() + 60 * config.minutes
     with StopRequest("Stopping; what is finished is saved.") as stop:
         while True:
-            seconds = min(60 * config.piece_minutes, end - time.monotonic())
-            if seconds <= 0:
+            left = end - time.monotonic()
+            if left <= 0:
                 print("Time is over. The same command again goes on.")
                 return MORE
             piece = Piece(
@@ -107,7 +108,9 @@ def gpu(config: GpuConfig) -> int:
                 held.miniature,
                 held.dataset,
                 config.wanted,
-                seconds,
+                min(whole, left),
+                # Starting the first piece takes a moment.
+                left > 0.95 * whole,
                 shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
                 config.commit,
             )

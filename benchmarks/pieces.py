@@ -40,6 +40,7 @@ class Piece:
         dataset: see `Settings`.
         wanted: see `plan.tasks`.
         seconds: after which the worker must have ended.
+        is_whole: whether that is all a piece may have, not the rest of a call's time.
         command: the command line it works for.
         commit: to be recorded; None for what git says.
     """
@@ -49,6 +50,7 @@ class Piece:
     dataset: str | None
     wanted: tuple[str, ...]
     seconds: float
+    is_whole: bool
     command: str
     commit: str | None
 

@@ -45,7 +45,7 @@ def work(piece: Piece) -> int:
     environment = _environment(piece, settings)
     estimates = Estimates(jax.devices()[0].device_kind, store.all())
     too_long = False
-    fresh = True
+    fresh = piece.is_whole
     message = "Stopping after this task, or within it if it saves what it has done."
     with StopRequest(message) as stop, RunLock() as lock:
         _take(lock, out)

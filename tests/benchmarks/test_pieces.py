@@ -1,5 +1,6 @@
 """Workers, and who starts them: whatever happens to a task is a result."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -17,7 +18,8 @@ SHORT, LONG = Work(programs=0), Work(programs=100)
 
 @pytest.fixture
 def piece(tmp_path):
-    return Piece(str(tmp_path), True, None, tuple("abc"), 60.0, "command", "commit")
+    parts = tuple("abc")
+    return Piece(str(tmp_path), True, None, parts, 60.0, True, "command", "commit")
 
 
 def task(name, run=lambda stopped: {"value": 1}, work=SHORT, goes_on=False):
@@ -97,6 +99,10 @@ def test_a_task_that_is_stopped_goes_on_in_the_next_piece(piece, planned):
 def test_what_cannot_stop_is_begun_only_if_it_may_end_in_time(piece, planned):
     tasks = [task("a-long", work=LONG), task("a-short"), task("b-long", work=LONG)]
     planned(*tasks, task("c-runs", work=LONG, goes_on=True))
+    # In the rest of a call's time nothing is begun that may not end in it.
+    rest = dataclasses.replace(piece, is_whole=False)
+    assert worker.work(rest) == MORE
+    assert statuses(piece).keys() == {"a-short", "c-runs"}
     # The first has a whole piece; more than that nobody can give.
     assert worker.work(piece) == MORE
     assert statuses(piece).keys() == {"a-long", "a-short", "c-runs"}
@@ -118,7 +124,6 @@ print("last words", flush=True)
 @pytest.fixture
 def run_worker(piece, planned, monkeypatch, tmp_path):
     """Runs a piece of two seconds with another worker."""
-    import dataclasses
 
     def run(body, goes_on=False):
         planned(task("a-task", goes_on=goes_on))
