@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from train.data.augment import Augmentation as Augmentation
-    from train.data.registry import ImageDataset as ImageDataset
-    from train.data.registry import Preprocessing as Preprocessing
-    from train.data.registry import Split as Split
+    from train.data.types import ImageDataset as ImageDataset
+    from train.data.types import Preprocessing as Preprocessing
+    from train.data.types import Split as Split
     from train.inference.load import TrainedModel as TrainedModel
     from train.inference.load import load_run as load_run
     from train.training.optimizers.base import Optimizer as Optimizer
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "load_run": "train.inference.load",
     "TrainedModel": "train.inference.load",
-    "ImageDataset": "train.data.registry",
-    "Split": "train.data.registry",
-    "Preprocessing": "train.data.registry",
+    "ImageDataset": "train.data.types",
+    "Split": "train.data.types",
+    "Preprocessing": "train.data.types",
     "Augmentation": "train.data.augment",
     "Optimizer": "train.training.optimizers.base",
 }

@@ -11,6 +11,7 @@ import tyro
 import models
 from train import own_code
 from train.data import registry
+from train.data.types import Dataset
 from train.provenance import num_cores
 from train.training import networks, optimizers, parallel
 from train.training.distributed import Launch
@@ -234,12 +235,18 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
         return num_cores() if self.data_workers is None else self.data_workers
 
     @property
-    def load_options(self) -> registry.LoadOptions:
-        """Options for loading the dataset."""
+    def cache_folder(self) -> Path:
+        """The folder of `cache_dir`, or its default."""
         user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache_dir = self.cache_dir or Path(user_cache) / "insgd_optax"
-        return registry.LoadOptions(
-            cache_dir.expanduser(), self.skip_corrupt_images, self.image_size
+        return (self.cache_dir or Path(user_cache) / "insgd_optax").expanduser()
+
+    def load_dataset(self) -> Dataset:
+        """Loads the dataset; see `registry.load` for the errors."""
+        return registry.load(
+            self.dataset,
+            self.cache_folder,
+            skip_corrupt=self.skip_corrupt_images,
+            image_size=self.image_size,
         )
 
 

@@ -10,7 +10,7 @@ from benchmarks.settings import Settings
 from benchmarks.task import Result, Skipped
 from train.benchmark.workload import Workload
 from train.config import RunConfig
-from train.data import registry
+from train.data.types import ImageDataset
 
 LEARNING_RATE = experiments.RESNET20["sgd"]
 
@@ -45,9 +45,8 @@ def train_resnet20(
     name = experiments.dataset(settings)
     options = experiments.resnet20_options(settings)
     options |= {"learning_rate": LEARNING_RATE}
-    folders = RunConfig(cache_dir=out / "cache").load_options
-    dataset = registry.load(name, folders)
-    if not isinstance(dataset, registry.ImageDataset):
+    dataset = RunConfig(dataset=name, cache_dir=out / "cache").load_dataset()
+    if not isinstance(dataset, ImageDataset):
         raise Skipped(f"{name} does not fit in memory")
     path = out / "pytorch" / "latest.pt"
     rows, mode = training.train(dataset, options, _modes(), path, stopped)

@@ -19,7 +19,7 @@ from train.benchmark import workload as workloads
 from train.benchmark.workload import Workload
 from train.config import RunConfig
 from train.data.augment import Augmentation
-from train.data.registry import ImageDataset, Preprocessing, Split
+from train.data.types import ImageDataset, Preprocessing, Split
 from train.run.experiment import Experiment
 from train.training import optimizers, parallel
 

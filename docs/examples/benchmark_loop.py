@@ -16,7 +16,6 @@ from train.benchmark import timing
 from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
 from train.config import RunConfig
-from train.data import registry
 from train.run import loop
 from train.run.experiment import Experiment
 
@@ -26,7 +25,7 @@ STEPS, ROUNDS = 25, 60
 def whole_loop(dataset):
     """Shuffling, augmentation, normalization, step, metrics and the progress bar."""
     config = RunConfig(dataset=dataset, optimizer="insgd-l2", learning_rate=1e-4)
-    loaded = registry.load(dataset, config.load_options)
+    loaded = config.load_dataset()
     experiment = Experiment(config, loaded)
     progress = experiment.start()
 

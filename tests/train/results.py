@@ -2,7 +2,6 @@
 
 import jax
 
-from train.data import registry
 from train.run import folder as run_folder
 from train.run import metrics
 from train.run.checkpoints import Checkpoints
@@ -34,7 +33,7 @@ def row(epoch, **changes):
 def final_state(path):
     """The latest checkpoint of the run in this folder: its step and its arrays."""
     config = run_folder.load(path).config
-    dataset = registry.load(config.dataset, config.load_options)
+    dataset = config.load_dataset()
     checkpoints = Checkpoints(path / "checkpoints")
     like = Experiment(config, dataset).start().to_checkpoint()
     restored = checkpoints.restore_latest(like=like)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from train.data.augment import Augmentation
-from train.data.registry import ImageDataset, Preprocessing, Split
+from train.data.types import ImageDataset, Preprocessing, Split
 
 
 def stripes() -> ImageDataset:

@@ -19,7 +19,7 @@ from train import cli
 from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
-from train.data.registry import Preprocessing, Split
+from train.data.types import Preprocessing, Split
 from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
 from train.run.experiment import Experiment

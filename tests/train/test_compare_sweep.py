@@ -10,7 +10,7 @@ from PIL import Image
 
 from train import cli
 from train.config import RunConfig
-from train.data.registry import Split
+from train.data.types import Split
 from train.experiments import series, variants
 from train.experiments.rates.points import Point, usable_range
 from train.experiments.results import MeanStd

@@ -31,6 +31,5 @@ def test_normalized_training_pixels_have_mean_0_and_deviation_1():
 
 
 def test_loading_by_name(tmp_path):
-    options = registry.LoadOptions(tmp_path, skip_corrupt_images=False)
-    assert registry.load("digits", options).name == "digits"
+    assert registry.load("digits", tmp_path).name == "digits"
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train.data.augment import Augmentation
-from train.data.registry import Preprocessing
+from train.data.types import Preprocessing
 from train.training import programs
 
 NUM_SAMPLES, BATCH_SIZE, STEPS = 23, 4, 5

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from train.data.augment import Augmentation
-from train.data.registry import Preprocessing
+from train.data.types import Preprocessing
 from train.training import parallel
 from train.training.evaluate import evaluate
 from train.training.state import create_state

@@ -17,8 +17,7 @@ from . import tiny_imagenet
 
 @pytest.fixture
 def load(tmp_path):
-    options = registry.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
-    return lambda: registry.load("imagenet2012", options)
+    return lambda: registry.load("imagenet2012", tmp_path / "cache")
 
 
 def pixels(encoded):

@@ -73,7 +73,7 @@ def test_the_guide_s_code_is_trained_resumed_evaluated_and_loaded(
     assert f"top-1 {100 * top1:.2f} %" in out
     run = train.load_run(run_dir, trust_code=True)
     assert run.model.width == 4
-    images, labels = registry.load("my_project:load", run.config.load_options).test
+    images, labels = run.config.load_dataset().test
     assert (run.predict(images).argmax(-1) == labels).mean() == pytest.approx(top1)
 
     own_code._checksum.cache_clear()
@@ -96,7 +96,7 @@ def test_a_network_without_train_and_input_norms_of_its_own(start, tmp_path):
     (path,) = tmp_path.iterdir()
     assert path.name == "own_things-load-Linear-insgd_l1-lr0.05-batch16-seed0"
     run = train.load_run(path, trust_code=True)
-    assert run.predict(registry.load(MINE[3], None).test.images).shape
+    assert run.predict(registry.load(MINE[3], tmp_path).test.images).shape
 
 
 @pytest.mark.parametrize("part", ["model", "dataset", "optimizer"])

@@ -20,8 +20,8 @@ PER_FILE = 3
 
 
 @pytest.fixture
-def options(tmp_path):
-    return registry.LoadOptions(tmp_path / "cache", skip_corrupt_images=False)
+def cache(tmp_path):
+    return tmp_path / "cache"
 
 
 @pytest.fixture(params=["cifar10", "cifar100"])
@@ -63,14 +63,14 @@ def write_archive(name, data_dir, monkeypatch):
 
 
 def test_prepared_from_the_archive_it_loads_the_images(
-    name, data_dir, options, monkeypatch, capsys
+    name, data_dir, cache, monkeypatch, capsys
 ):
     expected = write_archive(name, data_dir, monkeypatch)
 
     assert cli.main(["prepare", name]) == 0
 
     assert "--dataset " + name in capsys.readouterr().out
-    loaded = registry.load(name, options)
+    loaded = registry.load(name, cache)
     assert loaded.name == name
     assert len(loaded.class_names) == (100 if name == "cifar100" else 10)
     assert loaded.class_names[3] == "label_3"
@@ -83,7 +83,7 @@ def test_prepared_from_the_archive_it_loads_the_images(
     assert "tensorflow" not in sys.modules
     # Again from the cache, without the records.
     monkeypatch.setattr(cifar, "_decode", None)
-    again = registry.load(name, options)
+    again = registry.load(name, cache)
     np.testing.assert_array_equal(again.train.images, loaded.train.images)
 
 
@@ -138,18 +138,18 @@ def test_a_download_is_kept(data_dir, tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_tfrecord_files_are_named_with_the_remedy(data_dir, options):
+def test_tfrecord_files_are_named_with_the_remedy(data_dir, cache):
     folder = data_dir / "cifar10/3.0.2"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match="3.0.2 has tfrecord files.*prepare cifar10"):
-        registry.load("cifar10", options)
+        registry.load("cifar10", cache)
 
 
-def test_what_is_not_prepared_is_an_error_within_two_seconds(name, data_dir, options):
+def test_what_is_not_prepared_is_an_error_within_two_seconds(name, data_dir, cache):
     started = time.perf_counter()
     with pytest.raises(UserError) as error:
-        registry.load(name, options)
+        registry.load(name, cache)
     assert time.perf_counter() - started < 2
     for part in (
         f"{name} is not prepared",
@@ -181,7 +181,7 @@ class Evil(tfds.features.Text): pass
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_class_that_metadata_name_is_not_imported(
-    features, whole, data_dir, options, tmp_path, monkeypatch
+    features, whole, data_dir, cache, tmp_path, monkeypatch
 ):
     folder = data_dir / "cifar10/3.0.2"
     folder.mkdir(parents=True)
@@ -197,18 +197,18 @@ def test_a_class_that_metadata_name_is_not_imported(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"features\.json .*Only dictionaries of"):
-        registry.load("cifar10", options)
+        registry.load("cifar10", cache)
     assert not (tmp_path / "was_run").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"\xff", b"[" * 100_000, b"{}"])
-def test_damaged_metadata_are_named(content, data_dir, options):
+def test_damaged_metadata_are_named(content, data_dir, cache):
     folder = data_dir / "cifar10/3.0.2"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
     (folder / "features.json").write_bytes(content)
     with pytest.raises(UserError, match=r"features\.json "):
-        registry.load("cifar10", options)
+        registry.load("cifar10", cache)
     (folder / "dataset_info.json").write_bytes(content)
     with pytest.raises(UserError, match=r"dataset_info\.json is damaged|has None"):
-        registry.load("cifar10", options)
+        registry.load("cifar10", cache)

@@ -11,7 +11,7 @@ import pytest
 import models
 from train import cli
 from train.config import RunConfig
-from train.data import decode, imagenet, registry
+from train.data import decode, imagenet
 from train.data import loader as batches
 from train.data.crops import Crops
 from train.experiments.paper import presets
@@ -35,7 +35,7 @@ def prepared(tmp_path, monkeypatch):
     tiny_imagenet.write_archives(tmp_path / "data", monkeypatch)
     assert cli.main(["prepare", "imagenet2012"]) == 0
     monkeypatch.setattr(imagenet, "CROPS", Crops(side=16, shorter_side=20))
-    return registry.load("imagenet2012", RunConfig().load_options)
+    return RunConfig(dataset="imagenet2012").load_dataset()
 
 
 @pytest.fixture

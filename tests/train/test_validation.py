@@ -9,12 +9,11 @@ import pytest
 
 import train as application
 from train import cli
-from train.data import validation
-from train.data.registry import Split
+from train.data.types import Split
 from train.errors import UserError
 from train.inference.load import restore
 from train.run import folder as run_folder
-from train.run import metrics
+from train.run import metrics, validation
 from train.run.command import _best_epoch
 from train.training.state import AveragedTrainState, with_average, without_average
 

@@ -16,7 +16,6 @@ import pytest
 
 from train import cli
 from train.config import RunConfig
-from train.data import registry
 from train.errors import UserError
 from train.experiments import series, worker, workers
 from train.run import folder as run_folder
@@ -238,7 +237,7 @@ def test_a_worker_completes_the_runs_of_its_file(
 
 def test_a_series_hands_over_what_is_missing(configs, monkeypatch, capsys):
     first = dataclasses.replace(configs[0], run_dir=series.run_path(configs[0]))
-    described = registry.load(first.dataset, first.load_options).describe()
+    described = first.load_dataset().describe()
     path = run_folder.create(first, described).path
     rows = [json.dumps(row(epoch)) for epoch in range(1, 21)]
     (path / "metrics.jsonl").write_text("\n".join(rows))

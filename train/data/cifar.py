@@ -19,9 +19,9 @@ from train import progress as progress_bars
 from train.data import cache as array_cache
 from train.data import decode
 from train.data.augment import Augmentation
-from train.data.registry import ImageDataset, Preprocessing, Split
 from train.data.tfds import reader
 from train.data.tfds.data_dir import data_dir, find
+from train.data.types import ImageDataset, Preprocessing, Split
 from train.errors import UserError
 
 SPLITS = ("train", "test")

@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from train.data.augment import Augmentation
-from train.data.registry import ImageDataset, Preprocessing, Split
+from train.data.types import ImageDataset, Preprocessing, Split
 
 TEST_IMAGES = 360
 

@@ -14,7 +14,7 @@ from train.data import crops, decode, image_folder
 from train.data.augment import Augmentation
 from train.data.cifar import CIFAR10
 from train.data.image_folder import SPLITS, ImageFolder
-from train.data.registry import ImageDataset, Preprocessing, Split
+from train.data.types import ImageDataset, Preprocessing, Split
 from train.errors import UserError
 from train.markdown import counted
 

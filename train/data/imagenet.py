@@ -13,10 +13,10 @@ from PIL import Image
 
 from train.data import decode
 from train.data.crops import Crops
-from train.data.registry import Preprocessing, StreamedDataset
 from train.data.tfds import reader
 from train.data.tfds.data_dir import INFO, data_dir, find
 from train.data.tfds.records import Records
+from train.data.types import Preprocessing, StreamedDataset
 from train.errors import UserError
 
 NAME = "imagenet2012"  # As in tensorflow-datasets.

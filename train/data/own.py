@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from train import own_code
-from train.data.registry import Dataset, ImageDataset, Split, StreamedDataset
+from train.data.types import Dataset, ImageDataset, Split, StreamedDataset
 from train.errors import UserError
 
 

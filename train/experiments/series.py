@@ -6,7 +6,6 @@ several processes can work on the same series.
 """
 
 import dataclasses
-import functools
 import gc
 import hashlib
 import json
@@ -147,17 +146,17 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
 
 def _check_data(configs: Iterable[RunConfig]) -> None:
     """Raises unless existing runs were trained on the current data."""
-    describe = functools.cache(
-        lambda name, options: registry.load(name, options).describe()
-    )
+    descriptions: dict[Any, dict[str, object]] = {}
     unknown = []
     for config in configs:
         folder = _existing(config)
         if folder is None:
             continue
-        description = describe(config.dataset, config.load_options)
+        data = config.dataset, config.image_size
+        if data not in descriptions:
+            descriptions[data] = config.load_dataset().describe()
         try:
-            folder.check_dataset(description)
+            folder.check_dataset(descriptions[data])
         except UserError as error:
             raise UserError(f"{error} {_REMEDY}") from error
         if not folder.has_fingerprint:
@@ -215,7 +214,7 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
 
 
 def _complete_here(missing: Sequence[RunConfig]) -> int:
-    _keep_compiled(missing[0].load_options.cache_dir / "compiled")
+    _keep_compiled(missing[0].cache_folder / "compiled")
     waiting = False
     numbers = {run_path(config): n for n, config in enumerate(missing, start=1)}
     started, done = time.monotonic(), 0

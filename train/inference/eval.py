@@ -11,7 +11,7 @@ import tyro
 
 from train import files, own_code, provenance, strict_json
 from train.data import registry
-from train.data.registry import Dataset, RecordedDataset
+from train.data.types import Dataset, RecordedDataset
 from train.errors import UserError
 from train.inference import confusion
 from train.inference.load import Checkpoint, RestoredRun, restore
@@ -80,18 +80,16 @@ def _load_data(
     folder: RunFolder, config: EvalConfig, trained_on: RecordedDataset
 ) -> Dataset:
     """The data to evaluate on; the run's own must be unchanged."""
-    run_config = folder.config
-    options = run_config.load_options
+    options = folder.config
     if config.skip_corrupt_images:
-        options = options._replace(skip_corrupt_images=True)
+        options = dataclasses.replace(options, skip_corrupt_images=True)
     if config.dataset is not None:
         height, width, _ = trained_on.image_shape
-        fitting = height if height == width else None
-        resize = registry.can_resize(config.dataset)
-        return registry.load(
-            config.dataset, options._replace(image_size=fitting if resize else None)
-        )
-    dataset = registry.load(run_config.dataset, options)
+        resize = registry.can_resize(config.dataset) and height == width
+        return dataclasses.replace(
+            options, dataset=config.dataset, image_size=height if resize else None
+        ).load_dataset()
+    dataset = options.load_dataset()
     folder.check_dataset(dataset.describe())
     folder.warn_without_fingerprint()
     return dataset

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from train.config import RunConfig
 from train.data import augment, crops, decode
-from train.data.registry import Preprocessing, RecordedDataset
+from train.data.types import Preprocessing, RecordedDataset
 from train.errors import UserError
 from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints, Restored

@@ -11,7 +11,6 @@ import jax
 
 from train import progress as progress_bars
 from train.config import RunConfig
-from train.data import registry
 from train.errors import UserError
 from train.interrupt import StopRequest
 from train.run import folder as run_folder
@@ -65,7 +64,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         folder = run_folder.load(config.resume, config.own_code())
         # Take the lock before device memory, which its current holder may need.
         distributed.from_first(lambda: str(lock.take(folder.path)))
-    dataset = registry.load(config.dataset, config.load_options)
+    dataset = config.load_dataset()
     distributed.check_equal(
         config.shared_options()
         | {f"data {k}": v for k, v in dataset.describe().items()}

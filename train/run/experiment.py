@@ -14,9 +14,9 @@ import numpy as np
 import models
 from train import provenance
 from train.config import MOST_STEPS, RunConfig, option
-from train.data import validation
-from train.data.registry import Dataset, ImageDataset, StreamedDataset
+from train.data.types import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
+from train.run import validation
 from train.training import networks, optimizers, parallel, schedules
 from train.training import programs as epoch
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer

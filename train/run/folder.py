@@ -8,8 +8,7 @@ from typing import Any
 
 from train import command_line, files, json_fields, own_code, provenance, strict_json
 from train.config import RunConfig
-from train.data import registry
-from train.data.registry import Dataset, Preprocessing, RecordedDataset
+from train.data.types import Dataset, Preprocessing, RecordedDataset
 from train.errors import UserError
 from train.run import lock, record
 from train.training import parallel
@@ -120,9 +119,8 @@ class RunFolder:
                 std=tuple(recorded["std"]),
                 shorter_side=recorded.get("shorter_side"),
             )
-        config = self.config
         try:
-            dataset = registry.load(config.dataset, config.load_options)
+            dataset = self.config.load_dataset()
             self.check_dataset(dataset.describe())
         except (UserError, OSError) as error:
             raise UserError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from train.data import augment
-from train.data.registry import Preprocessing
+from train.data.types import Preprocessing
 from train.training.state import TrainState
 from train.training.step import cross_entropy
 

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from train.data.registry import ImageDataset
+from train.data.types import ImageDataset
 from train.training import programs
 from train.training.evaluate import evaluate
 from train.training.parallel import Devices, Program

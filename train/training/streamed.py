@@ -5,7 +5,7 @@ import functools
 import jax
 
 from train.data import loader as batches
-from train.data.registry import StreamedDataset
+from train.data.types import StreamedDataset
 from train.training import evaluate, programs
 from train.training.parallel import Devices
 from train.training.state import LoopState, TrainState

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.parts.pytorch import step
-from train.data.registry import ImageDataset
+from train.data.types import ImageDataset
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 _EVALUATION_BATCH = 1000

@@ -17,7 +17,7 @@ from benchmarks.parts.pytorch.images import Images
 from benchmarks.parts.pytorch.step import Step
 from benchmarks.task import Stopped
 from train import files, model_options
-from train.data.registry import ImageDataset
+from train.data.types import ImageDataset
 from train.training import optimizers
 from train.training.state import create_state
 

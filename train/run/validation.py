@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from train.data.registry import Dataset, ImageDataset, RecordedDataset, Split
 from train.data.tfds.records import Record, Records
+from train.data.types import Dataset, ImageDataset, RecordedDataset, Split
 from train.errors import UserError
 
 # Purpose of a random generator, in addition to the run's seed, see `loader`.
