@@ -89,11 +89,9 @@ class NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
-    """All options except optimizer, learning rate and seed."""
+class LoopConfig:
+    """Options of the training loop."""
 
-    config: Path | None = None
-    """YAML file of options, such as epochs: 5; those on the command line win."""
     epochs: int = 20
     """Number of training epochs."""
     validation_fraction: float = 0.0
@@ -105,12 +103,20 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     batch_size: int = 128
     """Images per step, summed over all devices."""
 
-    parallel: ParallelName = "auto"
-    """Device strategy: jit uses the first device; auto is mesh if there are several."""
     chunk_steps: int | None = None
     """Maximum steps per compiled call. Default: 50; 1 on CPUs and for ImageNet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineConfig:
+    """Options of this machine and its files."""
+
+    config: Path | None = None
+    """YAML file of options, such as epochs: 5; those on the command line win."""
+    parallel: ParallelName = "auto"
+    """Device strategy: jit uses the first device; auto is mesh if there are several."""
     runs_dir: Path = Path("runs")
-    """Folder in which a new run folder, named after its options, is created."""
+    """Folder in which new run folders, named after their options, are created."""
     cache_dir: Path | None = None
     """Cache of decoded images. Default: insgd_optax in $XDG_CACHE_HOME or ~/.cache."""
     skip_corrupt_images: bool = False
@@ -121,6 +127,28 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
     """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, data_workers=(0, MOST_PROCESSES))
+
+    @property
+    def num_data_workers(self) -> int:
+        """Number of data workers. Default: one per usable CPU core."""
+        return num_cores() if self.data_workers is None else self.data_workers
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of `cache_dir`, or its default."""
+        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return (self.cache_dir or Path(user_cache) / "insgd_optax").expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(
+    MachineConfig, LoopConfig, ScheduleConfig, OptimizerConfig, NetworkConfig
+):
+    """All options except optimizer, learning rate and seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         registry.check_name(self.dataset)
         networks.check_name(self.model)
         # The record must name the same folder when read from elsewhere.
@@ -148,7 +176,6 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
             restart_epochs=(1, MOST_EPOCHS),
             warmup_epochs=(0, MOST_EPOCHS),
             chunk_steps=(1, MOST_STEPS),
-            data_workers=(0, MOST_PROCESSES),
             image_size=(1, MOST_PIXELS),
         )
         for name in (
@@ -228,17 +255,6 @@ class TrainingConfig(ScheduleConfig, OptimizerConfig, NetworkConfig):
         # Only if given, since not every network has batch normalization.
         options = {} if self.batch_norm else {"batch_norm": False}
         return options | networks.parse_options(self.model_options)
-
-    @property
-    def num_data_workers(self) -> int:
-        """Number of data workers. Default: one per usable CPU core."""
-        return num_cores() if self.data_workers is None else self.data_workers
-
-    @property
-    def cache_folder(self) -> Path:
-        """The folder of `cache_dir`, or its default."""
-        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return (self.cache_dir or Path(user_cache) / "insgd_optax").expanduser()
 
     def load_dataset(self) -> Dataset:
         """Loads the dataset; see `registry.load` for the errors."""

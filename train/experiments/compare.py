@@ -7,36 +7,28 @@ from typing import Annotated
 import tyro
 
 from train import markdown
-from train.config import RunConfig, TrainingConfig
+from train.config import RunConfig
 from train.experiments import reports, results, series, variants
 from train.experiments.paper import controls
-from train.experiments.workers import Processes
+from train.experiments.variants import SeriesConfig
 from train.run import plots
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig(TrainingConfig):
+class CompareConfig(SeriesConfig):
     """Train with several optimizers and plot test error over epochs; resumable."""
 
     optimizers: Annotated[
         tuple[str, ...], tyro.conf.arg(help=f"Optimizers, each {variants.FORM}.")
     ] = ("sgd", "adam", "insgd-l1", "insgd-l2")
-    seeds: int = 1
-    """Runs per optimizer, with seeds from 0."""
     controls: bool = False
     """Add controls to INSGD: SGD at its effective rate, scope layer, and log1p."""
-    processes: Processes = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        variants.check(self, self.optimizers, self.seeds)
 
 
 def compare(config: CompareConfig) -> int:
     """Runs what is missing, then writes and prints the report."""
     configs: dict[str, list[RunConfig | None]] = {
-        text: [variants.parse(text).config(config, n) for n in range(config.seeds)]
-        for text in config.optimizers
+        text: [*config.runs(text)] for text in config.optimizers
     }
     status = series.complete(series.by_seed(configs.values()), config.processes)
     control_of: dict[str, str] = {}

@@ -3,10 +3,16 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from train.config import MOST_SEEDS, RunConfig, TrainingConfig, option, with_effect
+from train.config import (
+    MOST_SEEDS,
+    RunConfig,
+    TrainingConfig,
+    option,
+    with_effect,
+)
+from train.experiments.workers import Processes
 from train.training import optimizers
 
 _CHANGES: dict[str, dict[str, Any]] = {
@@ -91,29 +97,41 @@ def parse(text: str) -> Variant:
     return Variant(text, name, changes, learning_rate)
 
 
-def check(setting: TrainingConfig, texts: Sequence[str], seeds: int) -> None:
-    """Raises a ValueError if the variants or the number of seeds are invalid.
+@dataclasses.dataclass(frozen=True)
+class SeriesConfig(TrainingConfig):
+    """Options of a command that trains with several optimizers and seeds."""
 
-    Args:
-        setting: the shared options.
-        texts: the variants.
-        seeds: number of runs of each.
-    """
-    if not texts:
-        raise ValueError("--optimizers needs at least one value")
-    found = [parse(text) for text in texts]
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"--optimizers contains a duplicate: {' '.join(texts)}")
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise ValueError(
-            f"--seeds must be at least 1, at most {MOST_SEEDS}, got {seeds}"
-        )
-    for name, owners in optimizers.OPTIONS.items():
-        given = getattr(setting, name) != getattr(TrainingConfig, name)
-        if given and not any(optimizers.has_option(v.optimizer, name) for v in found):
+    optimizers: tuple[str, ...] = ()
+    """Optimizers, each as `parse` takes it."""
+    seeds: int = 1
+    """Runs per optimizer and learning rate, with seeds from 0."""
+    processes: Processes = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        texts = self.optimizers
+        if not texts:
+            raise ValueError("--optimizers needs at least one value")
+        found = [parse(text) for text in texts]
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"--optimizers contains a duplicate: {' '.join(texts)}")
+        if not 1 <= self.seeds <= MOST_SEEDS:
             raise ValueError(
-                f"{option(name)} applies only to {owners}; it has no effect on "
-                f"{', '.join(texts)}. Remove it"
+                f"--seeds must be at least 1, at most {MOST_SEEDS}, got {self.seeds}"
             )
-    for variant in found:
-        variant.config(setting, seed=0)
+        for name, owners in optimizers.OPTIONS.items():
+            given = getattr(self, name) != getattr(TrainingConfig, name)
+            if given and not any(
+                optimizers.has_option(each.optimizer, name) for each in found
+            ):
+                raise ValueError(
+                    f"{option(name)} applies only to {owners}; it has no effect on "
+                    f"{', '.join(texts)}. Remove it"
+                )
+        for variant in found:
+            variant.config(self, seed=0)
+
+    def runs(self, text: str, learning_rate: float | None = None) -> list[RunConfig]:
+        """Returns one run per seed of an optimizer; see `Variant.config`."""
+        variant = parse(text)
+        return [variant.config(self, seed, learning_rate) for seed in range(self.seeds)]

@@ -1,16 +1,15 @@
 """`python -m train table`: reproduces a table of the paper."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from train.config import (
     MOST_EPOCHS,
-    MOST_PROCESSES,
     MOST_SEEDS,
-    ParallelName,
+    NOT_STORED,
+    MachineConfig,
     RunConfig,
     check_numbers,
 )
@@ -24,13 +23,11 @@ from train.training import parallel
 
 
 @dataclasses.dataclass(frozen=True)
-class TableConfig:
-    """Reproduce one of the paper's tables; resumable."""
+class _TableOptions:
+    """The table and what of it to run."""
 
     number: tyro.conf.Positional[Literal[3, 4, 5, 6, 7, 8, 9, 10]]
     """Number of the paper's table."""
-    config: Path | None = None
-    """YAML file of options, such as epochs: 5; those on the command line win."""
     seeds: int | None = None
     """Runs per row. Default: the paper's, 7 (3 in Table 10)."""
     epochs: int | None = None
@@ -46,21 +43,15 @@ class TableConfig:
     dry_run: bool = False
     """Print the presets without running anything."""
 
-    parallel: ParallelName = RunConfig.parallel
-    """Device strategy: jit uses the first device; auto is mesh if there are several."""
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig(MachineConfig, _TableOptions):
+    """Reproduce one of the paper's tables; resumable."""
+
     processes: Processes = 1
-    runs_dir: Path = RunConfig.runs_dir
-    """Folder of the run folders and of the report."""
-    cache_dir: Path | None = None
-    """Cache of decoded images. Default: insgd_optax in $XDG_CACHE_HOME or ~/.cache."""
-    skip_corrupt_images: bool = False
-    """Skip images that cannot be decoded, and list them."""
-    tensorboard: bool = False
-    """Also write metrics for TensorBoard."""
-    data_workers: int | None = None
-    """Processes that decode ImageNet, per training process. Default: one per CPU."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dataset is not None:
             registry.check_name(self.dataset)
         last = len(presets.TABLES[self.number].rows)
@@ -68,12 +59,16 @@ class TableConfig:
             raise ValueError(
                 f"--rows of table {self.number} are from 1 to {last}, got {self.rows}"
             )
-        check_numbers(
-            self,
-            seeds=(1, MOST_SEEDS),
-            epochs=(1, MOST_EPOCHS),
-            data_workers=(0, MOST_PROCESSES),
-        )
+        check_numbers(self, seeds=(1, MOST_SEEDS), epochs=(1, MOST_EPOCHS))
+
+    @property
+    def machine_options(self) -> dict[str, Any]:
+        """The options that each run has, too."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(MachineConfig)
+            if field.name not in NOT_STORED
+        }
 
 
 def table(config: TableConfig) -> int:
@@ -105,12 +100,7 @@ def table(config: TableConfig) -> int:
                     dataset=dataset,
                     seed=seed,
                     **presets.options(chosen, row, epochs),
-                    parallel=config.parallel,
-                    runs_dir=config.runs_dir,
-                    cache_dir=config.cache_dir,
-                    skip_corrupt_images=config.skip_corrupt_images,
-                    data_workers=config.data_workers,
-                    tensorboard=config.tensorboard,
+                    **config.machine_options,
                 )
                 for seed in range(seeds)
             ),

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from train import markdown
-from train.config import FLOAT32_MAX, RunConfig, TrainingConfig, option
+from train.config import FLOAT32_MAX, RunConfig, option
 from train.experiments import plots, reports, results, series, variants
 from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import (
@@ -15,14 +15,14 @@ from train.experiments.rates.points import (
     spanned_range,
     within_margin,
 )
-from train.experiments.workers import Processes
+from train.experiments.variants import SeriesConfig
 
 # Upper bounds of the options, whose lower bound is 0.
 _MOST = {"decades": 40, "per_decade": 100, "gap": 40, "margin": 100}
 
 
 @dataclasses.dataclass(frozen=True)
-class RobustnessConfig(TrainingConfig):
+class RobustnessConfig(SeriesConfig):
     """Measure each optimizer's range of usable learning rates; resumable."""
 
     optimizers: Annotated[
@@ -51,13 +51,9 @@ class RobustnessConfig(TrainingConfig):
     """Refine the ends of the usable range to gaps of at most this many decades."""
     margin: float = 1.0
     """Usable accuracy below the optimizer's best, in percentage points."""
-    seeds: int = 1
-    """Runs per optimizer and learning rate, with seeds from 0."""
-    processes: Processes = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        variants.check(self, self.optimizers, self.seeds)
         for name, most in _MOST.items():
             value = getattr(self, name)
             if not 0 < value <= most:
@@ -90,7 +86,7 @@ def robustness(config: RobustnessConfig) -> int:
         missing = 0
         for text, found in points.items():
             for rate in rate_search.refined(found, config.margin, config.gap):
-                configs[text][rate] = _runs(config, text, rate)
+                configs[text][rate] = config.runs(text, rate)
                 missing += 1
         if not missing:
             break
@@ -106,17 +102,12 @@ def _all(configs: dict[str, dict[float, list[RunConfig]]]) -> list[RunConfig]:
 
 
 def _grid(config: RobustnessConfig, text: str) -> dict[float, list[RunConfig]]:
-    return {rate: _runs(config, text, rate) for rate in _rates(config, text)}
+    return {rate: config.runs(text, rate) for rate in _rates(config, text)}
 
 
 def _rates(config: RobustnessConfig, text: str) -> list[float]:
     center = variants.parse(text).config(config, seed=0).initial_learning_rate
     return rate_search.grid(center, config.decades, config.per_decade)
-
-
-def _runs(config: RobustnessConfig, text: str, rate: float) -> list[RunConfig]:
-    variant = variants.parse(text)
-    return [variant.config(config, seed, rate) for seed in range(config.seeds)]
 
 
 def _report(

@@ -6,14 +6,14 @@ from typing import Annotated
 import tyro
 
 from train import markdown
-from train.config import FLOAT32_MAX, TrainingConfig
+from train.config import FLOAT32_MAX
 from train.experiments import plots, reports, results, series, variants
 from train.experiments.rates.points import MARGIN, Point, usable_range
-from train.experiments.workers import Processes
+from train.experiments.variants import SeriesConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepConfig(TrainingConfig):
+class SweepConfig(SeriesConfig):
     """Plot accuracy over nominal and effective learning rates; resumable."""
 
     optimizers: Annotated[
@@ -24,13 +24,9 @@ class SweepConfig(TrainingConfig):
     ] = ("sgd", "insgd-l2")
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0)
     """Learning rates for every optimizer."""
-    seeds: int = 1
-    """Runs per optimizer and learning rate, with seeds from 0."""
-    processes: Processes = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        variants.check(self, self.optimizers, self.seeds)
         if not self.learning_rates:
             raise ValueError("--learning-rates needs at least one value")
         for rate in self.learning_rates:
@@ -52,10 +48,7 @@ class SweepConfig(TrainingConfig):
 def sweep(config: SweepConfig) -> int:
     """Runs what is missing, then writes and prints the report."""
     configs = {
-        (text, rate): [
-            variants.parse(text).config(config, seed, rate)
-            for seed in range(config.seeds)
-        ]
+        (text, rate): config.runs(text, rate)
         for text in config.optimizers
         for rate in config.learning_rates
     }
