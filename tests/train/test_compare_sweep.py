@@ -59,6 +59,8 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     for text, seeds in runs.items():
         last = [100 * rows[-1]["test_top1"] for rows in seeds]
         assert values[text]["last"]["mean"] == pytest.approx(np.mean(last))
+        assert [curve[-1] for curve in report["test_top1"][text]] == last
+        assert len(report["test_top1"][text][0]) == len(seeds[0])
         assert ("multipliers" in seeds[0][0]) == text.startswith("insgd")
     out = capsys.readouterr().out
     assert "insgd-l2+log1p@0.3 | 0.3 " in out

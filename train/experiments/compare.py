@@ -67,6 +67,11 @@ def compare(config: CompareConfig) -> int:
     folder = series.report_folder("compare", config)
     values = {
         "optimizers": {name: each.to_json() for name, each in found.items()},
+        # In percent, after each epoch of each finished run.
+        "test_top1": {
+            name: [[100 * row["test_top1"] for row in rows] for rows in runs]
+            for name, runs in finished.items()
+        },
         "settings": results.settings(config),
         **results.provenance(
             [each for runs in configs.values() for each in runs if each]
