@@ -3,15 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib import color_sequences
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from train.experiments.rates.points import Point, open_ends, spanned_range
 from train.markdown import counted
 from train.run.plots import create_figure, save
+
+if TYPE_CHECKING:  # Slow to import, see `train.run.plots`.
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Distinguishable without color.
 _MARKERS = "osD^v<>ph*PX"
@@ -135,11 +135,13 @@ def plot_ratios(
 
 def _colors(points: Mapping[str, Any]) -> dict[str, Any]:
     """Assigns colors to names, distinct while there are enough."""
+    from matplotlib import color_sequences
+
     colors = color_sequences["tab10" if len(points) <= 10 else "tab20"]
     return {name: colors[n % len(colors)] for n, name in enumerate(points)}
 
 
-def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+def _legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
@@ -149,7 +151,7 @@ def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def _plot_accuracy(
-    axes: Axes, points: Sequence[Point], rate: str, number: int | None, **style: Any
+    axes: "Axes", points: Sequence[Point], rate: str, number: int | None, **style: Any
 ) -> None:
     """Plots one optimizer's accuracy with its standard deviation over seeds.
 

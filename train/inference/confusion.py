@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
 
 from train import markdown
 from train.run import plots
@@ -89,7 +88,7 @@ def plot(counts: np.ndarray, names: Sequence[str], title: str, path: Path) -> No
     figure.set_figheight(_width(len(names)) * 0.85)
     axes.grid(visible=False)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1))
+    bar = figure.colorbar(image, ax=axes, format="{x:.0%}")
     bar.set_label("Share of the true class")
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")

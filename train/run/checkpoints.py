@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train.errors import UserError
 from train.run import checksums
@@ -67,6 +65,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
+        # Orbax takes a second to import, here and below: only when a run is under way.
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy
+
         self._directory = directory.absolute()  # Orbax rejects relative paths.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(
@@ -102,6 +104,8 @@ class Checkpoints:
         Raises:
             UserError: if it cannot be written. Earlier checkpoints stay intact.
         """
+        import orbax.checkpoint as ocp
+
         if step in self._manager.all_steps():
             return
         if test_top1 is None or not math.isfinite(test_top1):
@@ -241,6 +245,8 @@ class Checkpoints:
         return tree, rows
 
     def _restore_here(self, step: int, like: Any) -> tuple[Any, list[Any] | None]:
+        import orbax.checkpoint as ocp
+
         beside = None
         if not self._is_old(step):
             beside = _read_metadata(self._directory / str(step))

@@ -5,19 +5,17 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-# Not pyplot, which looks for a display and keeps every figure.
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
-
 from train import files
 from train.run.metrics import EpochMetrics
+
+if TYPE_CHECKING:  # Matplotlib takes a second to import: only to draw a picture.
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _STYLES = ("-", "--", ":", "-.")
 # Of more weights than this the lines cannot be told apart: a map shows them.
@@ -76,7 +74,7 @@ def plot_test_error(
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Test error (%)")
     axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params("x", integer=True)
     if beside:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     else:
@@ -112,7 +110,7 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") 
             _draw_map(axes, rows, names, values)
             axes.set_title(label, fontsize="medium")
         axes.set_xlabel("Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params("x", integer=True)
     first, last = (row["mean_multiplier"] for row in (rows[0], rows[-1]))
     figure.suptitle(
         f"{title}\nMean multiplier {first:.3g} after epoch {rows[0]['epoch']}, {last:.3g} "
@@ -128,7 +126,7 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") 
 
 
 def _draw_lines(
-    axes: Axes, rows: Sequence[EpochMetrics], names: Sequence[str], values: str
+    axes: "Axes", rows: Sequence[EpochMetrics], names: Sequence[str], values: str
 ) -> None:
     epochs = [row["epoch"] for row in rows]
     for number, name in enumerate(names):
@@ -139,7 +137,7 @@ def _draw_lines(
 
 
 def _draw_map(
-    axes: Axes, rows: Sequence[EpochMetrics], names: Sequence[str], values: str
+    axes: "Axes", rows: Sequence[EpochMetrics], names: Sequence[str], values: str
 ) -> None:
     """Draws a map with a row per weight, a column per epoch, and values as colors."""
     table = np.array([[row[values][name] for row in rows] for name in names])
@@ -153,7 +151,9 @@ def _draw_map(
         aspect="auto",
         interpolation="nearest",
         cmap="viridis",
-        norm=LogNorm(low, high if high > low else 1.01 * low),
+        norm="log",
+        vmin=low,
+        vmax=high if high > low else 1.01 * low,
         extent=(first - 0.5, last + 0.5, len(names) - 0.5, -0.5),
     )
     step = -(-len(names) // _MOST_NAMES)
@@ -174,7 +174,7 @@ def _natural(name: str) -> tuple[list[tuple[bool, str | int]], ...]:
     )
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Writes a figure as PNG without following a symbolic link."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150)
@@ -188,8 +188,12 @@ def create_figure(
     *,
     lines: int = 1,
     height: float = 4,
-) -> tuple[Figure, Sequence[Axes]]:
+) -> tuple["Figure", Sequence["Axes"]]:
     """Creates a figure of panels, in inches; several rows share their scales."""
+    # Not pyplot, which looks for a display and keeps every figure.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
