@@ -1,35 +1,12 @@
 """Entry point of `python -m benchmarks`."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
-import tyro
-
-from benchmarks.gpu import GpuConfig, gpu
-from benchmarks.report import ReportConfig, report
-from train.errors import report_errors
-
-_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
-    "gpu": (GpuConfig, gpu),
-    "report": (ReportConfig, report),
-}
-
-
-def main() -> int:
-    """Parses the command line and executes it; returns the exit status."""
-    arguments = sys.argv[1:] or ["--help"]
-    config = tyro.extras.subcommand_cli_from_dict(
-        {name: config for name, (config, _) in _COMMANDS.items()},
-        args=arguments,
-        prog="python -m benchmarks",
-        description=(
-            "Measurements that need an accelerator, in pieces that stop and go on."
-        ),
-    )
-    execute = _COMMANDS[arguments[0]][1]
-    return report_errors(lambda: execute(config))
-
+from train.errors import require_packages
 
 if __name__ == "__main__":
+    require_packages("python -m benchmarks")
+    # Imports the packages.
+    from benchmarks.cli import main
+
     sys.exit(main())

@@ -3,7 +3,7 @@
 import io
 import sys
 
-from train import interrupt
+from train import errors, interrupt
 
 if __name__ == "__main__":
     if sys.platform == "win32":
@@ -12,6 +12,7 @@ if __name__ == "__main__":
             "in WSL; insgd_optax, the library, works on Windows too."
         )
     interrupt.exit_at_once()
+    errors.require_packages("python -m train")
     # Slow to import.
     from train.cli import main
 

@@ -1,11 +1,32 @@
 """User errors and how they are reported."""
 
+import importlib.util
 import signal
 import sys
 import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
+
+# The packages that pyproject.toml declares for the application, and their modules.
+PACKAGES = {
+    "flax": "flax",
+    "grain": "grain",
+    "importlib_resources": "importlib_resources",
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "optax": "optax",
+    "orbax-checkpoint": "orbax.checkpoint",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "tensorboardX": "tensorboardX",
+    "tensorflow-datasets": "tensorflow_datasets",
+    "tqdm": "tqdm",
+    "tyro": "tyro",
+}
 
 
 class UserError(Exception):
@@ -17,6 +38,35 @@ class OwnCodeError(Exception):
 
     Shown below the traceback of that exception, its cause.
     """
+
+
+def missing_packages() -> list[str]:
+    """Returns the packages that are not installed, without importing any."""
+    return [name for name, module in PACKAGES.items() if not _is_installed(module)]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # The package around it.
+        return False
+
+
+def require_packages(program: str) -> None:
+    """Exits with one line and status 2 unless all packages are installed.
+
+    Many are imported late, since they are slow to import: without this check, training
+    could end in an error when the plot is drawn.
+    """
+    if missing := missing_packages():
+        are = "which is" if len(missing) == 1 else "which are"
+        print(
+            f"Error: {program} needs {', '.join(missing)}, {are} not installed. Run: "
+            "pip install 'insgd_optax[train]', or in this checkout, "
+            f"{Path(__file__).parents[1]}: pip install -e '.[train]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def report_errors(execute: Callable[[], int]) -> int:

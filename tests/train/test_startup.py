@@ -1,0 +1,91 @@
+"""The start of `python -m train`: quick, and clear without the packages it needs."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from train import errors
+
+ROOT = Path(__file__).parents[2]
+# Each takes about as long to import as JAX.
+SLOW = (
+    *("orbax", "matplotlib", "tensorflow", "tensorflow_datasets", "sklearn", "scipy"),
+    *("grain", "tensorboardX", "torch", "array_record", "tensorstore"),
+)
+
+
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_help_errors_and_the_first_line_of_a_run_wait_for_no_slow_import():
+    result = python(f"""
+import sys
+from train import cli
+from train.data import registry
+from train.errors import UserError
+
+def load(*_):
+    loaded = sorted(set({SLOW}) & set(sys.modules))
+    raise UserError(f"the first line is printed; {{loaded}} are imported.")
+
+registry.load = load
+for arguments in (["--version"], ["--help"], ["run", "--help"], ["--lr", "3"], []):
+    try:
+        cli.main(arguments)
+    except SystemExit:
+        pass
+""")
+    assert "Error: run has no option --lr." in result.stderr
+    assert "Error: the first line is printed; [] are imported." in result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last == "Loading digits, compiling custom_cnn for insgd-l2."
+
+
+@pytest.mark.parametrize(
+    ("package", "missing", "named"),
+    [
+        ("train", "tyro", "tyro"),
+        ("train", "sklearn", "scikit-learn"),
+        ("benchmarks", "tyro", "tyro"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    package, missing, named
+):
+    result = python(f"""
+import runpy, sys
+sys.modules[{missing!r}] = None  # An import raises ModuleNotFoundError.
+sys.argv[1:] = ["--help"]
+runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
+""")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"Error: python -m {package} needs {named}, which is not installed. Run: "
+        f"pip install 'insgd_optax[train]', or in this checkout, {ROOT}: "
+        "pip install -e '.[train]'\n"
+    )
+
+
+def test_the_packages_looked_for_are_those_of_the_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [
+        re.match(r"[\w.-]+", requirement)[0]
+        for requirement in (
+            project["dependencies"] + project["optional-dependencies"]["train"]
+        )
+    ]
+    assert sorted(errors.PACKAGES) == sorted(declared)
+    assert errors.missing_packages() == []
