@@ -4,10 +4,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
 from benchmarks.gpu import GpuConfig, gpu
 from benchmarks.report import ReportConfig, report
+from train import command_line
 from train.errors import report_errors
 
 _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
@@ -19,10 +18,10 @@ _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
 def main() -> int:
     """Parses the command line and executes it; returns the exit status."""
     arguments = sys.argv[1:] or ["--help"]
-    config = tyro.extras.subcommand_cli_from_dict(
+    config = command_line.parse(
+        arguments,
         {name: config for name, (config, _) in _COMMANDS.items()},
-        args=arguments,
-        prog="python -m benchmarks",
+        program="python -m benchmarks",
         description=(
             "Measurements that need an accelerator, in pieces that stop and go on."
         ),

@@ -25,12 +25,13 @@ from train.run import folder as run_folder
 from train.run.command import run
 
 PROGRAM = "python -m train"
-DESCRIPTION = (
-    "Train networks with Input Normalized SGD. The default subcommand is `run`, which "
-    "by default trains a small network on handwritten digits, in less than a minute. "
-    "COMMAND --help lists the options of a subcommand, --version prints the versions of "
-    "this project and of JAX, Flax and Optax."
-)
+# The help shows each paragraph on one line, which is not wrapped.
+DESCRIPTION = """Train networks with Input Normalized SGD.
+
+The default subcommand is `run`: a small network on digits, within a minute.
+
+COMMAND --help lists its options, --version the versions of JAX, Flax and Optax.
+"""
 
 
 class _Command(NamedTuple):
@@ -84,8 +85,12 @@ def _execute(arguments: Sequence[str]) -> int:
     if resumed is not None and not {"-h", "--help"} & set(options):
         config = _resumed(Path(resumed), options)
     else:
-        config = tyro.extras.subcommand_cli_from_dict(
-            configs, args=arguments, prog=PROGRAM, description=DESCRIPTION
+        config = command_line.parse(
+            arguments,
+            configs,
+            program=PROGRAM,
+            description=DESCRIPTION,
+            default=DEFAULT,
         )
     return COMMANDS[command].execute(config)
 
@@ -108,7 +113,11 @@ def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
     recorded = run_folder.load(path, named).config
     recorded = dataclasses.replace(recorded, run_dir=None)
     config = tyro.cli(
-        RunConfig, args=arguments, default=recorded, prog=f"{PROGRAM} {DEFAULT}"
+        RunConfig,
+        args=arguments,
+        default=recorded,
+        prog=f"{PROGRAM} {DEFAULT}",
+        registry=command_line.HELP,
     )
     changed = [
         f"{option(field.name)} is {getattr(recorded, field.name)} in the run, "

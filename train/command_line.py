@@ -1,13 +1,22 @@
-"""Preprocesses command lines: misspelled names and files of options."""
+"""Parses command lines: misspelled names, files of options, and the help."""
 
 import dataclasses
 import difflib
+import functools
+import operator
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
+import tyro
 import yaml
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
 from train import json_fields
 from train.errors import UserError
@@ -17,6 +26,100 @@ _CONFIG = "config"
 _PARSERS_OWN = ("help", "tyro-print-completion", "tyro-write-completion")
 # Paths, which differ between machines, are left out of the file.
 _PLACES = {"runs_dir", "run_dir", "resume", "cache_dir"}
+
+
+def parse(
+    arguments: Sequence[str],
+    commands: Mapping[str, type[Any]],
+    *,
+    program: str,
+    description: str,
+    default: str | None = None,
+) -> Any:
+    """Parses a command line.
+
+    Args:
+        arguments: without the program's name.
+        commands: dataclasses by name, whose fields are the options.
+        program: the program's name.
+        description: of the program, for its help.
+        default: the command that needs no name, for the help.
+
+    Returns:
+        An instance of the command's dataclass.
+
+    Raises:
+        SystemExit: for help and for invalid options.
+    """
+    subcommands: Any = [
+        Annotated[
+            Any,
+            tyro.conf.subcommand(name, constructor=config, is_default=name == default),
+        ]
+        for name, config in commands.items()
+    ]
+    return tyro.cli(
+        functools.reduce(operator.or_, subcommands),
+        args=arguments,
+        prog=program,
+        description=description,
+        registry=HELP,
+    )
+
+
+HELP = ConstructorRegistry()
+
+
+@HELP.struct_rule
+def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Leaves None out of the help: as a choice, and as a default that the text states."""
+    if not dataclasses.is_dataclass(info.type) or _deferring:
+        return None
+    _deferring.append(info)  # To tyro's own rule, for all but the types.
+    try:
+        found = ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _deferring.pop()
+    if not isinstance(found, StructConstructorSpec):
+        return None
+    fields = [
+        dataclasses.replace(field, type=_documented(field.type))
+        for field in found.fields
+    ]
+    return dataclasses.replace(found, fields=tuple(fields))
+
+
+_deferring: list[StructTypeInfo] = []
+
+
+def _documented(hint: Any) -> Any:
+    """Returns the type of an option with what the help shows of it."""
+    inner, *given = typing.get_args(hint) if _is_annotated(hint) else [hint]
+    if dataclasses.is_dataclass(inner):
+        return hint
+    shown = tyro.conf.arg(metavar=_metavar(inner), help_behavior_hint=_default)
+    # What the option itself has comes last, and wins.
+    return Annotated[inner, shown, *given]
+
+
+def _default(label: str) -> str:
+    return "" if label in ("None", "") else f"(default: {label})"
+
+
+def _metavar(hint: Any) -> str | None:
+    """The placeholder for the value of an option that may be None, without the None."""
+    if typing.get_origin(hint) not in (Union, types.UnionType):
+        return None
+    inner, *others = [each for each in typing.get_args(hint) if each is not type(None)]
+    if others:
+        return None
+    if typing.get_origin(inner) is typing.Literal:
+        return "{" + ",".join(typing.get_args(inner)) + "}"
+    return inner.__name__.upper()
+
+
+def _is_annotated(hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated
 
 
 def understood(

@@ -78,8 +78,14 @@ class NetworkConfig:
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS/, test/CLASS/."""
     image_size: int | None = None
     """Resize images of folder:PATH to this shorter side and crop the middle square."""
-    model: Annotated[str, tyro.conf.arg(metavar=networks.CHOICES)] = "custom_cnn"
-    """Network to train, or one of your own (docs/own_code.md)."""
+    model: Annotated[
+        str,
+        # Words, which the help can wrap; a placeholder it breaks anywhere.
+        tyro.conf.arg(
+            metavar="NAME",
+            help=f"Network: {networks.CHOICES} for your own (docs/own_code.md).",
+        ),
+    ] = "custom_cnn"
     batch_norm: bool = True
     """Use batch normalization, in networks that have it."""
     model_options: tuple[str, ...] = ()
@@ -95,7 +101,7 @@ class LoopConfig:
     epochs: int = 20
     """Number of training epochs."""
     validation_fraction: float = 0.0
-    """Fraction of training images to select the best epoch on. Default: test images."""
+    """Fraction of training images to select the best epoch on; 0: on the test images."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, such as 0.999, which is evaluated."""
     label_smoothing: float = 0.0
@@ -270,8 +276,13 @@ class TrainingConfig(
 class RunConfig(TrainingConfig):
     """Train a network on images and write the results to a run folder."""
 
-    optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = "insgd-l2"
-    """Optimizer; the number in insgd-lP is the p of the input's norm."""
+    optimizer: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="NAME",
+            help=f"Optimizer: {optimizers.CHOICES} for your own (docs/own_code.md).",
+        ),
+    ] = "insgd-l2"
     learning_rate: float | None = None
     """Initial learning rate. Default: the optimizer's own, 0.1 for SGD and INSGD."""
     seed: int = 0

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -433,7 +434,7 @@ def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys)
         (["--optimiser", "sgd"], "Did you mean --optimizer?"),
         (["--learning-rate", "-1"], "--learning-rate must be at least 0"),
         (["--epochs", "many"], "--epochs"),
-        (["--optimizer", "sdg"], "unknown optimizer 'sdg': expected one of sgd|adam"),
+        (["--optimizer", "sdg"], "unknown optimizer 'sdg': expected one of sgd, adam"),
         (["evaluate", "x"], "Available subcommands: run, eval, "),
         (["eval"], "Missing from python -m train eval"),
     ],
@@ -445,7 +446,7 @@ def test_a_slip_is_answered_with_help(arguments, expected, capsys):
 def test_help_lists_subcommands_and_options(capsys):
     for arguments, expected in (
         (["--help"], ("run", "eval", "The default subcommand is `run`")),
-        (["run", "--help"], ("--optimizer sgd|adam|", "--resume")),
+        (["run", "--help"], ("--optimizer NAME", "sgd, adam,", "--resume")),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
@@ -453,6 +454,27 @@ def test_help_lists_subcommands_and_options(capsys):
         out = capsys.readouterr().out
         for word in expected:
             assert word in out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_states_each_default_once(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # Each option's text on one line.
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    out = capsys.readouterr().out
+    assert "None" not in out
+    assert not re.search(r"Default: .*\(default: |\(default: \)", out)
+    # A number is still shown, and so is what has no default.
+    shown = "(required)" if command in ("eval", "predict", "prepare") else "(default: "
+    assert shown in out
+
+
+def test_help_names_the_default_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert "(default: run)" in out
+    assert "(required)" not in out
 
 
 @pytest.mark.parametrize(

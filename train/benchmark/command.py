@@ -34,10 +34,8 @@ class BenchmarkConfig:
     """Batch sizes of networks given without one."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Compute dtypes; every network is measured with each."""
-    optimizer: Annotated[str, tyro.conf.arg(metavar=optimizers.CHOICES)] = (
-        measure.DEFAULT_OPTIMIZER
-    )
-    """Optimizer to compare with SGD."""
+    optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = measure.DEFAULT_OPTIMIZER
+    """Optimizer to compare with SGD; run --help lists them."""
     image_size: int = 32
     """Height and width of the random images, in pixels."""
     rounds: int = 30

@@ -29,8 +29,7 @@ class EvalConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run folder."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best is selected by accuracy on the validation images if the run
-    has any, or else on the same test images."""
+    """Checkpoint; the best on the validation images, or without any on the test images."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="|".join(registry.NAMES))] = (
         None
     )

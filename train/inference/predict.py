@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -30,11 +30,12 @@ class PredictConfig:
 
     run_dir: tyro.conf.Positional[Path]
     """Run folder."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")
+    ]
     """Image files, and folders, whose images are found at any depth."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best is selected by accuracy on the validation images if the run
-    has any, or else on the test images."""
+    """Checkpoint; the best on the validation images, or without any on the test images."""
     top: int = 1
     """Number of classes to list for each image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"

@@ -17,7 +17,7 @@ import models
 from train import own_code
 from train.errors import UserError
 
-CHOICES = f"{'|'.join(models.names())}|{own_code.FORM}"
+CHOICES = f"{', '.join(models.names())}, or {own_code.FORM}"
 # What each run sets by itself, and with what.
 _SET_ELSEWHERE = {
     "dtype": "the compute dtype has its own option",

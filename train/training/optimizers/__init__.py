@@ -112,7 +112,10 @@ _INSGD_PREFIX = "insgd-l"
 _INSGD_LEARNING_RATE = 0.1
 
 NAMES = (*_OPTIMIZERS, "insgd-l1", "insgd-l2", "insgd-linf")
-CHOICES = f"{'|'.join(NAMES)}, insgd-lP with any P from 1, or {own_code.FORM}"
+CHOICES = (
+    f"{', '.join(NAMES)}, insgd-lP for any p-norm of the input with p >= 1, or "
+    f"{own_code.FORM}"
+)
 
 
 def _entry(name: str) -> _Entry:
