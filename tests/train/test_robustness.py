@@ -12,6 +12,8 @@ from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import Point, spanned_range
 from train.experiments.reports import MeanStd
 
+from ..insgd_optax.docs_examples import load
+
 
 def points(accuracies):
     return [
@@ -170,6 +172,18 @@ def test_each_optimizer_has_a_panel_that_shows_all_of_its_curve(
     for axes in figure.axes:
         low, high = axes.get_ylim()
         assert low <= 0.5 and high >= 100
+
+
+def test_the_figures_of_the_docs_are_those_of_their_tables():
+    figures = load("robustness_figures")
+    found = figures.read(figures.PAGE.read_text())
+    assert found.keys() == figures.TITLES.keys()
+    for curves, usable in found.values():
+        assert len(curves) == 11
+        for name, curve in curves.items():
+            span = spanned_range(curve, figures.MARGIN)
+            ends = span.low.learning_rate, span.high.learning_rate
+            assert ends == usable[name], name
 
 
 def test_a_single_point_is_drawn(tmp_path):

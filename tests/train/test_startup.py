@@ -36,7 +36,7 @@ from train import cli
 from train.data import registry
 from train.errors import UserError
 
-def load(*_):
+def load(*_, **__):
     loaded = sorted(set({SLOW}) & set(sys.modules))
     raise UserError(f"the first line is printed; {{loaded}} are imported.")
 

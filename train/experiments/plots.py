@@ -81,11 +81,10 @@ def plot_robustness(
             _plot_accuracy(axes, other, "learning_rate", None, color="0.85", lw=0.8)
         style = {"color": _COLOR, "markersize": 4, "lw": 1.4}
         _plot_accuracy(axes, found, "learning_rate", 0, **style)
-        low, high = spans[name].low, spans[name].high
-        # With edges, so that a range of a single learning rate is visible.
-        axes.axvspan(
-            low.learning_rate, high.learning_rate, color=_COLOR, alpha=0.15, lw=6
-        )
+        ends = spans[name].low.learning_rate, spans[name].high.learning_rate
+        axes.axvspan(*ends, color=_COLOR, alpha=0.15, lw=0)
+        for end in ends:  # A range of a single learning rate has no width.
+            axes.axvline(end, color=_COLOR, alpha=0.4, lw=1.2, zorder=0.9)
         axes.set_title(name, fontsize="small")
         axes.set_xscale("log")
         axes.set_ylim(0, 102)
