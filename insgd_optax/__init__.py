@@ -28,6 +28,7 @@ from insgd_optax._diagnostics import input_powers as input_powers
 from insgd_optax._diagnostics import (
     learning_rate_multipliers as learning_rate_multipliers,
 )
+from insgd_optax._diagnostics import warn_at_floor as warn_at_floor
 from insgd_optax._input_covariance import (
     scale_by_input_covariance as scale_by_input_covariance,
 )

@@ -1,5 +1,7 @@
 """Diagnostics: the power and multiplier of scaled weights, and their covariance."""
 
+import warnings
+
 import jax
 import optax
 from jax.typing import ArrayLike
@@ -87,6 +89,66 @@ def learning_rate_multipliers(
     divisor = divisor_function(normalizer or "log", 0.01 if eps is None else eps)
     powers = input_powers(opt_state)
     return {name: 1 / divisor(power) for name, power in powers.items()}
+
+
+def warn_at_floor(opt_state: optax.OptState, *, eps: float = 0.01) -> list[str]:
+    """Warns of weights whose steps the floor of log P makes 1 / eps times too long.
+
+    With P at most e^eps, as of a one-hot input, whose power is 1, `insgd` multiplies
+    the gradient by 1 / eps = 100. The optimizer itself cannot warn: its step is
+    compiled, and a callback in it would exclude it from `jax.export` and from JAX's
+    compilation cache. Call this after the first few updates, outside `jax.jit`, and
+    wherever metrics are logged, since a layer may die later. It waits for the updates
+    and copies one number for each P from the device. Python shows a repeated warning
+    once.
+
+    Args:
+        opt_state: as for `input_powers`.
+        eps: that of the optimizer. The normalizer "log1p" has no floor, and never
+            multiplies by more than 1.
+
+    Returns:
+        The paths of the weights, such as "Dense_0/kernel", whose multiplier, or that
+        of a layer in their stack, is at least 1 / eps; empty if there is no warning.
+
+    Raises:
+        ValueError: as `input_powers`, or if the state is traced.
+
+    Example:
+        >>> import warnings
+        >>> import jax.numpy as jnp
+        >>> from insgd_optax import insgd, warn_at_floor
+        >>> params = {"Dense_0": {"kernel": jnp.ones((2, 1))}}
+        >>> tx = insgd(0.1)
+        >>> norms = {"Dense_0": {"input_norm": jnp.array(1.0)}}  # one-hot
+        >>> _, state = tx.update(params, tx.init(params), input_norms=norms)
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     warn_at_floor(state)
+        ['Dense_0/kernel']
+    """
+    multipliers = learning_rate_multipliers(opt_state)
+    if any(isinstance(value, jax.core.Tracer) for value in multipliers.values()):
+        raise ValueError(
+            "the state is traced, and its values are not known: call warn_at_floor"
+            " outside jax.jit, on the state that the compiled step returns"
+        )
+    # With a tolerance for the rounding of a float32 division.
+    floor = (1 - 1e-6) / eps
+    names = [
+        name
+        for name, value in jax.device_get(multipliers).items()
+        if value.max() >= floor
+    ]
+    if names:
+        warnings.warn(
+            f"INSGD multiplies the learning rate by {1 / eps:g} or more for"
+            f" these weights: {', '.join(names)}. The power P of their input is near or"
+            " below 1, where log P has its floor: a one-hot or zero input, a small"
+            ' hidden state or an earlier layer that died. Use normalizer="log1p", which'
+            " never multiplies by more than 1, or exclude these weights with scope=",
+            stacklevel=2,
+        )
+    return names
 
 
 def _by_weight(opt_state: optax.OptState, field: str) -> dict[str, jax.Array]:
