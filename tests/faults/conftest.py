@@ -32,12 +32,16 @@ def report(capsys):
 @pytest.fixture(scope="package", autouse=True)
 def tiny_runs(tmp_path_factory):
     """Commands train a tiny network on small data, compiled once."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
     settings = jax_settings(
         jax_disable_most_optimizations=True,
-        jax_compilation_cache_dir=str(tmp_path_factory.mktemp("compiled")),
+        jax_compilation_cache_dir=cache,
         jax_persistent_cache_min_compile_time_secs=0.0,
     )
     with settings, pytest.MonkeyPatch.context() as patch:
+        # Of the processes that tests start.
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setattr("train.data.digits.load", stripes)
         patch.setattr("models.create", lambda name, **options: TinyCNN(**options))
         yield

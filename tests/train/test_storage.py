@@ -1,12 +1,19 @@
 """Storage that fails while a run is in progress: one line, and nothing is lost."""
 
 import contextlib
+import gc
+import logging
 import resource
 import shutil
+import sys
+import types
 
+import jax.numpy as jnp
 import pytest
 
 from train import cli, files
+from train.errors import UserError
+from train.run import orbax_output
 from train.run.checkpoints import Checkpoints
 from train.run.metrics import MetricsWriter
 
@@ -65,6 +72,69 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, whole, where):
     assert "Free some space or restore access" in said
     assert train("--resume", str(run)) == 0
     assert without_times(run) == whole
+
+
+@pytest.fixture
+def unraisable(monkeypatch):
+    """The errors that Python can only print, as those of native threads."""
+    found = []
+    monkeypatch.setattr(sys, "unraisablehook", found.append)
+    return found
+
+
+@pytest.mark.parametrize("size", [800, 1500])
+def test_an_error_of_orbax_is_printed_once(tmp_path, caplog, size):
+    """The metadata have no room, or only the arrays: threads fail, others go on.
+
+    Pytest makes errors of those that go on, which Python can only print.
+    """
+    arrays = {str(n): jnp.arange(400.0 + n) ** 0.5 for n in range(12)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with no_room(size), pytest.raises(UserError, match="cannot be written"):
+        checkpoints.save(1, arrays, 0.5)
+    checkpoints.close()
+    gc.collect()  # Finds errors that were never retrieved.
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_other_output_stays(unraisable, caplog):
+    def log_and_raise(error):
+        logging.getLogger("absl").error(f"{orbax_output._OF_A_THREAD}: late")
+        logging.getLogger("absl").error("another: other")
+        logging.getLogger("asyncio").error("was never retrieved", exc_info=ValueError())
+        if error is not None:
+            raise error
+
+    def said():
+        messages = [record.getMessage().rpartition(" ")[2] for record in caplog.records]
+        caplog.clear()
+        return messages
+
+    def print_unraisable(call):
+        try:
+            call()
+        except RuntimeError as error:
+            trace = error.__traceback__
+            sys.unraisablehook(
+                types.SimpleNamespace(exc_value=error, exc_traceback=trace)
+            )
+
+    def fail():
+        raise RuntimeError("Event loop is closed")
+
+    hook = sys.unraisablehook
+    with orbax_output.silenced(UserError):
+        log_and_raise(None)
+    assert said() == ["other", "retrieved", "late"]
+    assert sys.unraisablehook is hook
+    with pytest.raises(TypeError), orbax_output.silenced(UserError):
+        log_and_raise(TypeError())
+    assert said() == ["other", "retrieved", "late"]
+    with pytest.raises(UserError), orbax_output.silenced(UserError):
+        log_and_raise(UserError())
+    assert said() == ["other", "retrieved"]
+    print_unraisable(fail)
+    assert [str(error.exc_value) for error in unraisable] == ["Event loop is closed"]
 
 
 def test_a_folder_that_is_moved_while_running(tmp_path, monkeypatch, capsys, whole):

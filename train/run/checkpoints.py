@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from train.errors import UserError
-from train.run import checksums
+from train.run import checksums, orbax_output
 from train.training import distributed
 
 # Orbax writes this file with the arrays.
@@ -117,21 +117,22 @@ class Checkpoints:
         }
         self._test_top1[step] = test_top1
         sha256 = checksums.of_contents(tree, beside)
-        try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.StandardSave(tree),
-                custom_metadata=beside | {"sha256": sha256},
-            )
-        except _NOT_DAMAGE:
-            raise
-        # For a full disk, TensorStore raises a ValueError.
-        except Exception as error:
-            raise UserError(
-                f"The checkpoint of step {step} cannot be written to "
-                f"{self._directory} ({_first_line(error)}). Earlier checkpoints "
-                "are intact. Free some space or restore access, then use --resume."
-            ) from error
+        with orbax_output.silenced(UserError):
+            try:
+                saved = self._manager.save(
+                    step,
+                    args=ocp.args.StandardSave(tree),
+                    custom_metadata=beside | {"sha256": sha256},
+                )
+            except _NOT_DAMAGE:
+                raise
+            # For a full disk, TensorStore raises a ValueError.
+            except Exception as error:
+                raise UserError(
+                    f"The checkpoint of step {step} cannot be written to "
+                    f"{self._directory} ({_first_line(error)}). Earlier checkpoints "
+                    "are intact. Free some space or restore access, then use --resume."
+                ) from error
         if not saved:
             raise RuntimeError(
                 f"Orbax did not save step {step} in {self._directory}, which has "

@@ -1,0 +1,70 @@
+"""Keeps Orbax from printing tracebacks of an error that it also raises."""
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+# Logged by a thread of Orbax, whose error is raised when the thread is joined.
+_OF_A_THREAD = "_SignalingThread.run() raised an exception"
+
+
+@contextlib.contextmanager
+def silenced(errors: type[BaseException]) -> Iterator[None]:
+    """Within this context, Orbax prints nothing about errors that the body raises.
+
+    What its threads log is held back, and dropped if the body raises one of `errors`.
+
+    The other arrays that Orbax writes at that time may outlast the body. Their errors are
+    never retrieved, and the event loop that they call at the end is closed. What drops
+    these two messages therefore stays in place after an error.
+
+    Args:
+        errors: type of the errors that the caller reports.
+    """
+    held: list[logging.LogRecord] = []
+    orbax, asyncio = logging.getLogger("absl"), logging.getLogger("asyncio")
+    hook = sys.unraisablehook
+
+    def hold_back(record: logging.LogRecord) -> bool:
+        is_of_thread = _OF_A_THREAD in str(record.msg)
+        if is_of_thread:
+            held.append(record)
+        return not is_of_thread
+
+    def report(unraisable: Any) -> None:
+        if not _is_late_call(unraisable.exc_traceback):
+            hook(unraisable)
+
+    orbax.addFilter(hold_back)
+    asyncio.addFilter(_is_no_late_error)
+    sys.unraisablehook = report
+    try:
+        yield
+    except errors:
+        held.clear()
+        raise
+    else:
+        asyncio.removeFilter(_is_no_late_error)
+        sys.unraisablehook = hook
+    finally:
+        orbax.removeFilter(hold_back)
+        for record in held:
+            orbax.handle(record)
+
+
+def _is_late_call(trace: TracebackType | None) -> bool:
+    """Returns whether native code, without a Python caller, called a closed loop."""
+    names = [frame.name for frame in traceback.extract_tb(trace)]
+    return names == ["call_soon_threadsafe", "_check_closed"]
+
+
+def _is_no_late_error(record: logging.LogRecord) -> bool:
+    """Returns whether a message is not about an error in Orbax never retrieved."""
+    if record.exc_info is None or "was never retrieved" not in record.getMessage():
+        return True
+    frames = traceback.extract_tb(record.exc_info[2])
+    return not any("/orbax/" in frame.filename for frame in frames)
