@@ -145,6 +145,46 @@ def test_a_worker_that_is_killed_is_a_failure(complete):
         complete("if number: os.kill(os.getpid(), 9)\ntime.sleep(60)")
 
 
+def test_a_worker_that_crashes_is_restarted(complete, tmp_path, capsys):
+    """As native code does; what it would have run is run all the same."""
+    do = """
+if number == 0:
+    print("about to crash", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+number %= 2
+"""
+    assert complete(do) == 0
+    said = re.findall("Worker . ended with signal 11 .*", capsys.readouterr().err)
+    assert len(said) == 1
+    assert "was restarted (restart 1 of at most 2 before a run is finished)" in said[0]
+    log = Path(re.search(r"(/\S+\.log)", said[0])[1])
+    assert log.read_text().count("working") == 2
+    pinned = {frozenset(share["cores"]) for share in shares(tmp_path)}
+    assert pinned == set(map(frozenset, workers._shares(workers._usable_cores(), 2)))
+
+
+def test_restarts_are_counted_until_a_run_is_finished(complete, capsys):
+    do = """
+if number < 4:
+    pathlib.Path(configs[0]["runs_dir"], str(number)).touch()
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+    assert complete(do, count=1) == 0
+    assert capsys.readouterr().err.count("was restarted") == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_is_stopped_or_crashes_every_time_is_not_restarted(
+    complete, capsys, number
+):
+    do = f"signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), {int(number)})"
+    with pytest.raises(UserError, match=f"ended with signal {int(number)};"):
+        complete(do, count=1)
+    restarts = capsys.readouterr().err.count("was restarted")
+    assert restarts == (0 if number == signal.SIGTERM else 2)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_waits_for_workers_to_save(
     complete, tmp_path, monkeypatch, capsys, number

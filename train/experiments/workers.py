@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import tyro
 
@@ -42,11 +43,73 @@ _MEMORY_SETTINGS = (
 # Fraction of an accelerator's memory that all workers use together.
 _MEMORY = 0.9
 _LINES_SHOWN = 10
+# A run that crashes a worker every time must not be repeated all night.
+_MOST_RESTARTS = 2
+# Signals by which someone stops a worker; others are crashes, or lack of memory.
+_STOPPED_BY = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
 
 
-class _Worker(NamedTuple):
-    process: subprocess.Popen
-    log: Path
+class _Worker:
+    """A worker process, which can be restarted.
+
+    Attributes:
+        process: the process.
+        log: the file of its output.
+        restarts: number of restarts since a run was last finished.
+    """
+
+    def __init__(
+        self, number: int, runs: Path, cores: set[int], environment: dict[str, str]
+    ):
+        self.log = runs.parent / f"worker-{number}.log"
+        self.restarts = 0
+        self._number, self._runs = number, runs
+        self._cores, self._environment = cores, environment
+        self.process = self._start()
+
+    @property
+    def how_it_ended(self) -> str:
+        """The signal or exit status of the process."""
+        status = self.process.returncode
+        return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+    def restart_after_crash(self) -> bool:
+        """Restarts an ended process if native code may have crashed by chance.
+
+        Returns:
+            Whether it was restarted.
+        """
+        number = -self.process.returncode
+        if number <= 0 or number in _STOPPED_BY or self.restarts == _MOST_RESTARTS:
+            return False
+        self.restarts += 1
+        progress_bars.write(
+            f"Worker {self._number} ended with {self.how_it_ended} and was restarted "
+            f"(restart {self.restarts} of at most {_MOST_RESTARTS} before a run is "
+            f"finished). Output: {self.log}",
+            file=sys.stderr,
+        )
+        self.end()
+        self.process = self._start()
+        return True
+
+    def end(self) -> None:
+        """Kills the process, if it still runs."""
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def _start(self) -> subprocess.Popen:
+        with self.log.open("a") as output, _pinned(self._cores):
+            return subprocess.Popen(
+                [*_WORKER, str(self._runs), *sys.argv[1:]],
+                env=os.environ | self._environment,
+                # Stays open while this process lives, see `worker.stop_with_parent`.
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
 
 def complete(
@@ -55,6 +118,8 @@ def complete(
     is_finished: Callable[[RunConfig], bool],
 ) -> int:
     """Completes runs in worker processes and shows a progress bar.
+
+    A worker that crashes, as in native code, is restarted and resumes its run.
 
     Must be called before this process initializes JAX's devices, which would take most of
     an accelerator's memory.
@@ -85,10 +150,11 @@ def complete(
         running = True
         while running:
             time.sleep(_POLL_SECONDS)
-            statuses = [worker.process.poll() for worker in workers]
-            running = None in statuses
-            if failed is None and not stop and any(statuses):
-                failed = next(w for w in workers if w.process.returncode)
+            for worker in workers:
+                failing = worker.process.poll() and failed is None and not stop
+                if failing and not worker.restart_after_crash():
+                    failed = worker
+            running = any(worker.process.returncode is None for worker in workers)
             if (stop or failed) and not stopping:
                 stopping = True
                 # After Ctrl-C they also received SIGINT and are already saving.
@@ -96,6 +162,9 @@ def complete(
                     worker.process.terminate()
             still_left = [config for config in left if not is_finished(config)]
             bar.update(len(left) - len(still_left))
+            if len(still_left) < len(left):
+                for worker in workers:
+                    worker.restarts = 0
             left = still_left
     if failed is not None:
         raise UserError(_report(failed))
@@ -120,27 +189,15 @@ def _make_folder(runs_dir: Path) -> Path:
 @contextlib.contextmanager
 def _started(runs: Path, processes: int) -> Iterator[list[_Worker]]:
     """Starts the workers; kills them at the end."""
-    workers = []
+    workers: list[_Worker] = []
+    environment = _memory_share(processes)
     try:
         for number, cores in enumerate(_shares(_usable_cores(), processes), start=1):
-            log = runs.parent / f"worker-{number}.log"
-            with log.open("a") as output, _pinned(cores):
-                process = subprocess.Popen(
-                    [*_WORKER, str(runs), *sys.argv[1:]],
-                    env=os.environ | _memory_share(processes),
-                    # Stays open while this process lives, see `worker.stop_with_parent`.
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            workers.append(_Worker(process, log))
+            workers.append(_Worker(number, runs, cores, environment))
         yield workers
     finally:
         for worker in workers:
-            worker.process.kill()
-            worker.process.wait()
-            if worker.process.stdin is not None:
-                worker.process.stdin.close()
+            worker.end()
 
 
 def _memory_share(processes: int) -> dict[str, str]:
@@ -186,9 +243,7 @@ def _report(worker: _Worker) -> str:
     # The last state of a progress bar.
     lines = [line.rpartition("\r")[2].rstrip() for line in text.rstrip().split("\n")]
     shown = "\n".join(f"  {line}" for line in lines[-_LINES_SHOWN:])
-    status = worker.process.returncode
-    how = f"signal {-status}" if status < 0 else f"exit status {status}"
     return (
-        f"A worker ended with {how}; the others were stopped and have saved. Its last "
+        f"A worker ended with {worker.how_it_ended}; the others were stopped and have saved. Its last "
         f"lines, from {worker.log}:\n{shown}\nRun the same command again to resume."
     )
