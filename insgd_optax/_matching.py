@@ -119,9 +119,8 @@ def check_not_shared(sown: Sown, weights: Iterable[Path], name: str = NAME) -> N
     sharing: dict[Path, list[Path]] = {}
     for path in weights:
         key = _key(sown, path)
-        if key is None or _names_weight(key, path):
-            continue
-        if path[-1] not in ("bias", "scale"):
+        # A key that names its weight is that weight's alone.
+        if key is not None and path[-1] not in ("bias", "scale"):
             sharing.setdefault(key, []).append(path)
     shared = [path for paths in sharing.values() if len(paths) > 1 for path in paths]
     if shared:

@@ -103,6 +103,20 @@ EINSUMS = {
         lambda x: [power(x[:, g]) for g in range(3)],
         (1, 1, 3),
     ),
+    "batch axes, in another order": (
+        "bhgi,ghio->bhgo",
+        (4, 2, 3, 5),
+        (3, 2, 5, 2),
+        lambda x: [power(x[:, h, g]) for g in range(3) for h in range(2)],
+        (3, 2, 1, 1),
+    ),
+    "batch axis, one input for all": (
+        "bgi,gio->bgo",
+        (4, 1, 5),
+        (3, 5, 2),
+        lambda x: [power(x[:, 0])],
+        (1, 1, 1),
+    ),
     "two contracted axes": (
         "bij,jio->bo",
         (4, 3, 5),
@@ -116,6 +130,13 @@ EINSUMS = {
         (5, 4),
         lambda x: [power(x.reshape(6, 5))],
         (1, 1),
+    ),
+    "ellipses of two lengths": (
+        "...i,...io->...o",
+        (4, 3, 5),
+        (3, 5, 2),
+        lambda x: [power(x[:, g]) for g in range(3)],
+        (3, 1, 1),
     ),
     "summed before the kernel": (
         "bji,io->bo",

@@ -8,9 +8,12 @@ import pytest
 from insgd_optax._matching import (
     ShapeMismatchError,
     averaged_axes,
+    by_layer,
+    matches,
     mean_over_calls,
     power_shape,
 )
+from insgd_optax._paths import flatten
 
 
 def shape_of(*shapes, weight, kernel=None):
@@ -29,6 +32,7 @@ def shape_of(*shapes, weight, kernel=None):
         ((7, 3, 1, 1), (3, 7, 5), (0,)),  # not the one that leaves (7, 3, 1)
         ((2, 7, 1, 1), (4, 5), (0, 1)),
         ((2, 3, 7, 1, 1), (2, 3, 4, 5), (2,)),
+        ((3, 1, 1), (3, 5), (0,)),  # not one of those that leave (3, 1)
     ],
 )
 def test_axes_that_are_averaged(statistic, weight, axes):
@@ -50,10 +54,20 @@ def test_what_does_not_fit_or_fits_twice(statistic, weight, words):
 
 def test_the_shape_of_a_power():
     assert shape_of((1, 1), weight=(4, 5)) == ()
+    assert shape_of((1, 1, 1), weight=(4, 5)) == ()
     assert shape_of((3, 1, 1), weight=(3, 4, 5)) == (3, 1, 1)
     assert shape_of((3, 1, 1), (1, 1, 1), weight=(3, 4, 5)) == (3, 1, 1)
     assert shape_of((3, 1, 1), weight=(3, 5), kernel=(3, 4, 5)) == (3, 1)
     assert shape_of((1, 3, 1), weight=(5, 3), kernel=(4, 3, 5)) == (1, 3)
+
+
+def test_a_bias_is_aligned_as_its_kernel_or_scale():
+    shapes = {"scale": (3, 4, 5), "bias": (3, 5)}
+    weights = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    sown = by_layer({"d": {"input_norm": jax.ShapeDtypeStruct((3, 1, 1), jnp.float32)}})
+    found = matches(sown, flatten({"d": weights}))
+    powers = {path[-1]: match.power_shape() for path, match in found.items()}
+    assert powers == {"scale": (3, 1, 1), "bias": (3, 1)}
 
 
 def test_a_scalar_sown_by_hand_is_padded_on_the_right():

@@ -80,8 +80,9 @@ def test_a_norm_that_two_weights_would_share_is_an_error(wrap, layers):
     assert "sow_input_norm(self, x, weight='w1')" in str(e.value)
 
 
-def test_a_kernel_shares_with_its_bias_alone():
+def test_a_kernel_shares_with_its_bias_and_scale_alone():
     params = {"d": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
+    params["d"]["scale"] = jnp.ones(1)
     norms = {"d": {"input_norm": jnp.array(9.0)}}
     tx = insgd(0.1, scope="layer")
     tx.update(params, tx.init(params), params, input_norms=norms)
