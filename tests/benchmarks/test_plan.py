@@ -53,7 +53,7 @@ def test_a_dry_run_prints_times_and_runs_nothing(tmp_path, capsys, monkeypatch):
     assert "e-table6" not in said
     # A second a step at a twentieth of the peak: 13 rounds of 20 steps of 6 programs.
     (row,) = (line for line in said.splitlines() if "b-resnet50" in line)
-    assert f" {(13 * 20 * 6 * 1.0 + 5 * 12) / 60:.1f} " in row
+    assert f" {(13 * 20 * 6 * 1.0 + 5 * 15) / 60:.1f} " in row
     assert f"On {kind}. Estimates:" in said
     assert not out.exists()
 
@@ -69,7 +69,7 @@ def test_measured_steps_take_the_place_of_counted_ones(monkeypatch):
     result |= {"optimizers": {"insgd-l2": {"seconds": 0.001}}}
     record = {"part": "b", "result": result}
     seconds = estimates.Estimates("cpu", [record]).seconds(task)
-    assert seconds == pytest.approx(12 + 200 * 0.1 + 200 * 390 * 0.001)
+    assert seconds == pytest.approx(15 + 200 * 0.4 + 200 * 390 * 0.001)
 
 
 def test_operations_are_counted_without_computing():
