@@ -16,7 +16,7 @@ from train.training.state import abstract_state
 from train.training.step import train_step
 
 # Told with every plan. The last three are what ResNet-20 took on an H100
-# (docs/scaling.md), which is too small for it; the first is assumed, for large networks.
+# (docs/scaling.md), which it does not fill; the first is assumed, for large networks.
 _UTILIZATION = 0.05
 _LEAST_STEP_SECONDS = 1.9e-3
 _COMPILE_SECONDS = 15.0
