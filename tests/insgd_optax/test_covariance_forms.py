@@ -14,6 +14,10 @@ from insgd_optax import (
     lms_newton,
     scale_by_input_covariance,
 )
+from insgd_optax._covariance import InputCovariance
+from insgd_optax._covariance_form import form_of, reduced
+from insgd_optax._covariance_state import total
+from insgd_optax._matching import ShapeMismatchError
 
 PLAIN = {"damping": 0.0, "eps": 1e-20, "preserve_norm": False}
 
@@ -150,6 +154,35 @@ def test_of_a_zero_gradient_nothing_is_turned():
         )
     _, state = jax.jit(tx.update)(params, tx.init(params), input_covariances=sown)
     assert covariance_cosines(state) == {"kernel": 1}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "weight", "lead"),
+    [
+        ([(1, 1)], (1, 1, 3), None),  # a kernel of no axes
+        ([(4, 1, 4, 1)], (3,), None),  # more axes than the weight
+        ([(4, 1, 4, 1)], (2, 4, 3), 0),  # stacked weights, and no such covariance
+        ([(4, 1, 4, 1), (4, 4)], (4, 3), None),  # factors of two ranks
+        ([(4, 1, 4, 1)], (5, 3), None),  # another length
+        ([(2, 1, 2, 1)], (4, 3), None),  # half the inputs, which are no groups
+        ([(4, 1, 4, 1), (2, 1, 2, 1)], (4, 3), None),  # factors of two lengths
+    ],
+)
+def test_a_covariance_of_another_layer_is_refused(shapes, weight, lead):
+    with pytest.raises(ShapeMismatchError, match="not laid out like|does not fit"):
+        form_of(shapes, weight, lead)
+
+
+def test_a_covariance_that_lacks_what_is_kept_is_refused():
+    form = form_of([(4, 1, 4, 1)], (4, 3))
+    two = [jnp.zeros((4, 1, 2, 1)), jnp.zeros((4, 1, 1, 1))]
+    with pytest.raises(ShapeMismatchError, match="it has 2 factors, not 1"):
+        reduced(two, 0, form)
+    with pytest.raises(ShapeMismatchError, match="4 by 2, not 4 by 4"):
+        reduced(two[:1], 0, form)
+    sown = InputCovariance((jnp.zeros((2, 2, 1, 2, 2, 1)),), jnp.zeros(()))
+    with pytest.raises(ShapeMismatchError, match="not laid out like a kernel"):
+        total([sown], form, jnp.float32)
 
 
 @pytest.mark.parametrize("make", [capture_input_covariances, lms_newton])

@@ -62,6 +62,14 @@ def test_an_input_of_zeros_is_no_step_of_a_hundred():
     np.testing.assert_array_equal(updates["dense"]["kernel"], 1.0)
 
 
+def test_no_nan_is_computed_before_the_first_norm():
+    """P is 0 then, where a normalizer need not be defined."""
+    tx = scale_by_input_power(normalizer=lambda power: power * jnp.log(power))
+    with jax.debug_nans(True):
+        updates, _ = after(tx, 0.0)
+    np.testing.assert_array_equal(updates["dense"]["kernel"], 1)
+
+
 def test_the_floor():
     updates, state = after(scale_by_input_power(), 0.5)
     np.testing.assert_allclose(updates["dense"]["kernel"], 100.0, rtol=1e-6)
@@ -348,6 +356,42 @@ def test_an_injected_callable_that_was_taken_for_a_schedule():
     words = 'normalizer is a .*static_args=."normalizer",'
     with pytest.raises(TypeError, match=words):
         injected(normalizer=jnp.sqrt).init(PARAMS)
+
+
+def test_one_array_without_a_name_has_no_norm():
+    tx = scale_by_input_power(scope=lambda path: True)
+    weight = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="have no input norm"):
+        tx.update(weight, tx.init(weight), input_norms=norm_of(9.0))
+
+
+def test_a_box_of_two_arrays_is_no_weight():
+    box = nn.Partitioned((jnp.ones(2), jnp.ones(3)), names=("a",))
+    with pytest.raises(ValueError, match="box at dense/kernel holds 2 arrays"):
+        scale_by_input_power().init({"dense": {"kernel": box}})
+
+
+def test_a_narrow_gradient_is_scaled_in_float32():
+    """1 / f(P) rounded to bfloat16 first would give other steps."""
+    tx = scale_by_input_power()
+    grads = {"dense": {"kernel": jnp.arange(1, 7, dtype=jnp.bfloat16).reshape(2, 3)}}
+    norms = norm_of(jnp.exp(3.0))
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS, input_norms=norms)
+    wanted = (jnp.arange(1, 7, dtype=jnp.float32) / 3).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(updates["dense"]["kernel"].ravel(), wanted)
+
+
+def test_the_power_of_a_float64_weight_is_float64(x64):
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS)
+    tx = scale_by_input_power()
+    _, state = tx.update(params, tx.init(params), params, input_norms=norm_of(9.0))
+    assert state.power["dense"]["kernel"].dtype == jnp.float64
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
+def test_a_decay_out_of_range(decay):
+    with pytest.raises(ValueError, match=rf"decay={decay} must lie in \[0, 1\)"):
+        scale_by_input_power(decay)
 
 
 def test_powers_of_a_state_without_the_rule():

@@ -53,6 +53,7 @@ LAYERS = {
     ),
     "einsum-heads": (Joined("btd,hdk->bthk", (2, 4, 3)), (2, 3, 4)),
     "einsum-experts": (Joined("ebd,edk->ebk", (2, 4, 3)), (2, 5, 4)),
+    "einsum-one-input": (Joined("ebd,edk->ebk", (2, 4, 3)), (1, 5, 4)),
     "einsum-out": (Joined("bthk,hkd->btd", (2, 4, 3)), (2, 3, 2, 4)),
     "einsum-last": (Joined("bd,kd->bk", (3, 4)), (5, 4)),
     "einsum-summed": (Joined("btd,dk->bk", (4, 3)), (5, 3, 4)),

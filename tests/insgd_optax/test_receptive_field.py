@@ -108,6 +108,20 @@ def test_conv_transpose(options):
     assert_sows_the_mean_patch(layer, x)
 
 
+def test_a_padding_that_a_conv_transpose_lacks():
+    """Flax hands it to a function of JAX that knows it, by another name of SAME."""
+    layer = nn.ConvTranspose(2, (3,), padding="SAME_LOWER", use_bias=False)
+    params = {"kernel": jnp.ones((3, 2, 2))}
+    with (
+        capture_input_norms(conv_input="patch"),
+        pytest.raises(ValueError, match="'SAME_LOWER' is not known for ConvTranspose"),
+    ):
+        jax.eval_shape(
+            lambda x: layer.apply({"params": params}, x, mutable=["intermediates"]),
+            jnp.ones((1, 4, 2)),
+        )
+
+
 def test_circular_conv_transpose():
     layer = nn.ConvTranspose(
         2, (4, 3), strides=(2, 1), padding="CIRCULAR", use_bias=False

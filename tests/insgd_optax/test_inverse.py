@@ -1,0 +1,35 @@
+"""The inverse of positive definite matrices, by blocks and by Cholesky factors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insgd_optax import _inverse
+
+
+def matrices(size):
+    """A stack of two, of which the second is badly scaled."""
+    rows = np.random.default_rng(0).normal(size=(2, 3 * size, size))
+    rows[1] *= np.geomspace(1e-2, 1e2, size)
+    return np.einsum("nri,nrj->nij", rows, rows)
+
+
+@pytest.mark.parametrize("form", [_inverse._by_blocks, _inverse._by_cholesky])
+@pytest.mark.parametrize("size", [1, 5, 64, 65, 130])
+def test_the_inverse_is_numpy_s(x64, form, size):
+    a = matrices(size)
+    result = jax.jit(form)(jnp.asarray(a))
+    wanted = np.linalg.inv(a)
+    scale = np.abs(wanted).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(result / scale, wanted / scale, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", [_inverse._by_blocks, _inverse._by_cholesky])
+@pytest.mark.parametrize("size", [5, 65])
+def test_what_is_not_positive_definite_is_not_finite(x64, form, size):
+    good, bad = matrices(size)
+    bad[0, 0] = -1.0
+    result = jax.jit(form)(jnp.stack([good, bad]))
+    assert jnp.isfinite(result[0]).all()
+    assert not jnp.isfinite(result[1]).all()
