@@ -1,12 +1,14 @@
 """`python -m train run` on the stripes and the tiny network, for several processes.
 
 `python -m tests.train.distributed_run DIE_AFTER OPTION...`: with DIE_AFTER an epoch,
-this process dies in the one after it, as a machine does.
+this process dies in the one after it, as a machine does; with a time such as 0.5s, so
+long after it began to train.
 """
 
 import os
 import signal
 import sys
+import threading
 
 import jax
 
@@ -24,11 +26,19 @@ def main(die_after, *options):
     jax.config.update("jax_disable_most_optimizations", True)
     digits.load = stripes
     models.create = lambda name, **settings: TinyCNN(**settings)
-    train_chunk = Experiment.train_chunk
+    train_chunk, started = Experiment.train_chunk, []
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def train_or_die(self, progress, step, num_steps):
-        if divmod(step, self.steps_per_epoch) == (int(die_after), 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if die_after.endswith("s"):
+            if not started:
+                started.append(threading.Timer(float(die_after[:-1]), die))
+                started[0].daemon = True
+                started[0].start()
+        elif divmod(step, self.steps_per_epoch) == (int(die_after), 1):
+            die()
         return train_chunk(self, progress, step, num_steps)
 
     if die_after != "never":

@@ -17,6 +17,17 @@ def free_address():
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def of_a_run(*options, die_after="never", dies=1):
+    """Commands of the two processes of a run; one may die, see `distributed_run`."""
+    address = free_address()
+    return [
+        ["tests.train.distributed_run", str(die_after) if number == dies else "never"]
+        + ["--coordinator", address, "--num-processes", "2"]
+        + ["--process-id", str(number), *options]
+        for number in range(2)
+    ]
+
+
 @contextlib.contextmanager
 def started(commands, folder):
     """Starts `python -m ...` commands; yields the processes, and kills what is left.

@@ -15,17 +15,6 @@ from . import processes
 from .results import without_times
 
 
-def commands(*options, die_after="never"):
-    """A run's two processes; the second dies."""
-    address = processes.free_address()
-    return [
-        ["tests.train.distributed_run", "never" if number == 0 else str(die_after)]
-        + ["--coordinator", address, "--num-processes", "2"]
-        + ["--process-id", str(number), *options]
-        for number in range(2)
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -42,7 +31,7 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
     whole, died = tmp_path / "whole", tmp_path / "died"
     options = ["--epochs", "3", *options]
     statuses, said = processes.finish(
-        commands(*options, "--run-dir", str(whole)), tmp_path
+        processes.of_a_run(*options, "--run-dir", str(whole)), tmp_path
     )
     assert statuses == [0, 0], said
     # One writes and speaks.
@@ -54,7 +43,7 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
     assert "launch" not in record["config"]
 
     with processes.started(
-        commands(*options, "--run-dir", str(died), die_after=1), tmp_path
+        processes.of_a_run(*options, "--run-dir", str(died), die_after=1), tmp_path
     ) as (first, second):
         assert second.wait(120) == -signal.SIGKILL
         # The first does not go on alone.
@@ -65,7 +54,9 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
     assert "Traceback" not in said
     assert [row["epoch"] for row in without_times(died)] == [1]
 
-    statuses, said = processes.finish(commands("--resume", str(died)), tmp_path)
+    statuses, said = processes.finish(
+        processes.of_a_run("--resume", str(died)), tmp_path
+    )
     assert statuses == [0, 0], said
     assert "Resuming from step 3." in said[0]
     assert without_times(died) == without_times(whole)
@@ -77,9 +68,10 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
 
 @pytest.mark.slow
 def test_the_others_end_when_the_first_dies(tmp_path):
-    first, second = commands("--epochs", "3", "--run-dir", str(tmp_path / "run"))
-    first[1] = "1"
-    with processes.started([first, second], tmp_path) as started:
+    commands = processes.of_a_run(
+        "--epochs", "3", "--run-dir", str(tmp_path / "run"), die_after=1, dies=0
+    )
+    with processes.started(commands, tmp_path) as started:
         assert started[0].wait(120) == -signal.SIGKILL
         assert started[1].wait(60) == 2
     said = (tmp_path / "1.log").read_text()
@@ -97,7 +89,9 @@ def test_the_others_end_when_the_first_dies(tmp_path):
     ],
 )
 def test_processes_that_differ_refuse_to_start(tmp_path, option, words):
-    first, second = commands("--epochs", "3", "--run-dir", str(tmp_path / "run"))
+    first, second = processes.of_a_run(
+        "--epochs", "3", "--run-dir", str(tmp_path / "run")
+    )
     statuses, said = processes.finish([first, [*second, *option]], tmp_path)
     assert statuses == [2, 2], said
     for text in said:
@@ -111,7 +105,9 @@ def test_an_error_of_the_process_that_writes_ends_both(tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("")
-    statuses, said = processes.finish(commands("--run-dir", str(taken)), tmp_path)
+    statuses, said = processes.finish(
+        processes.of_a_run("--run-dir", str(taken)), tmp_path
+    )
     assert statuses == [2, 2], said
     for text in said:
         assert "already exists and was left unchanged" in text

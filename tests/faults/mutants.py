@@ -1,0 +1,300 @@
+"""Small defects, put into the library one at a time: each must be found by a test.
+
+`python -m tests.faults.mutants [TEXT ...]` makes each change in a copy of the checkout
+and runs the tests named with it there, until one fails. With TEXT, only mutants whose
+file or change contains it. Prints those that survive, and ends with status 1 if any
+does. All of them take half an hour on two cores.
+"""
+
+import collections
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# Files of `insgd_optax`, then mutants: the text, what replaces it where it comes first,
+# and files of `tests/insgd_optax`, with pytest's -k.
+MUTANTS = {
+    "_norms": [
+        ("not p >= 1", "not p > 1", "norms"),
+        ("isinstance(p, bool) or not", "not", "norms"),
+        ("bits == 64", "bits == 32", "norms"),
+        ("jnp.square(magnitude)", "magnitude", "norms"),
+        ("return magnitude**p", "return magnitude", "norms"),
+        ("jax.lax.stop_gradient(jnp.asarray(x))", "jnp.asarray(x)", "norms"),
+        (" and a not in keep_axes", "", "capture -k dense_general"),
+        ("jnp.max(powers", "jnp.min(powers", "norms"),
+        ("(*rest, *sum_axes)) / count", "(*rest, *sum_axes))", "norms"),
+        ("if not -x.ndim <= a < x.ndim", "if not -x.ndim <= a <= x.ndim", "norms"),
+        ("x.ndim - num_spatial - 1", "x.ndim - num_spatial", "capture -k convolution"),
+        ("sorted(a % x.ndim for a in batch_axes)", "[]", "capture -k dense_general"),
+        (" and size[c] == x.shape[a]\n", "\n", "capture -k einsum"),
+        ("if sorted(kept) != sorted(term):", "if False:", "capture -k einsum"),
+        ("power.transpose(order)", "power", "capture -k einsum"),
+        ("range(-hidden, 0)", "range(hidden)", "capture -k einsum"),
+        ("c in size and c not in output_labels else", "False else", "norms"),
+    ],
+    "_matching": [
+        ("max(map(len, choices))", "min(map(len, choices))", "matching"),
+        ("if len(best) > 1:", "if len(best) > 2:", "matching"),
+        ("if excess < 0:", "if excess < -1:", "matching"),
+        ("if statistic[a] > 1)", "if statistic[a] > 0)", "matching"),
+        ("n in (1, m)", "n == m", "matching"),
+        (
+            "statistic + (1,) * (rank - len(statistic))",
+            "(1,) * (rank - len(statistic)) + statistic",
+            "matching",
+        ),
+        ("any(n != 1 for n in statistic[len(weight) :]) or", "", "matching"),
+        ("shape if any(n > 1 for n in shape) else ()", "shape", "matching"),
+        ("values) / len(values)", "values)", "transforms -k twice"),
+        ('not in ("bias", "scale")', 'not in ("bias",)', "named_weights"),
+        ("if len(paths) > 1 for", "if len(paths) > 2 for", "named_weights"),
+        ('in ("scale", "kernel"):', 'in ("kernel",):', "matching"),
+        ("bare = layer[:i] + layer[i + 1 :]", "bare = layer", "trees_of_models"),
+        ('if "params" in layer:', "if False:", "trees_of_models"),
+        ("while end and (", "while False and (", "input_power -k tree"),
+        ("if not weight:", "if False:", "input_power -k name"),
+        ("!= shape:", "< shape:", "matching"),
+    ],
+    "_input_power": [
+        ("(1 - decay) * norm", "norm", "input_power"),
+        ("jnp.where(power > 0, average, norm)", "average", "input_power"),
+        ("jnp.where(jnp.isfinite(norm), average, power)", "average", "input_power"),
+        ("jnp.maximum(jnp.log(power), eps)", "jnp.log(power)", "input_power"),
+        ("1 + jnp.log1p(power)", "jnp.log1p(power)", "input_power algorithm1"),
+        ("lambda power: power + eps", "lambda power: power", "input_power algorithm1"),
+        (
+            "jnp.maximum(next_power(power, norm, decay), least)",
+            "next_power(power, norm, decay)",
+            "input_power -k died",
+        ),
+        (
+            "bits >= jnp.finfo(multiplier.dtype).bits",
+            "bits >= 0",
+            "input_power -k narrow",
+        ),
+        ("eps > 0:", "eps >= 0:", "input_power -k range"),
+        ("1 / divisor(power)", "divisor(power)", "input_power"),
+        ("if absent and missing", "if False and missing", "input_power"),
+        ("check_not_shared(sown, scaled)", "pass", "named_weights"),
+        ("optax.safe_increment(state.count)", "state.count", "input_power"),
+        (
+            "statistic_dtype(scaled[path].dtype)",
+            '"float32"',
+            "input_power -k float64",
+        ),
+        ("check_fraction(decay=decay)", "pass", "input_power -k range"),
+        (
+            "value, jnp.ones_like(power)).astype",
+            "value, value).astype",
+            "input_power -k decay_out",
+        ),
+        (
+            "function(jnp.where(known, power, jnp.ones_like(power)))",
+            "function(power)",
+            "input_power -k nan",
+        ),
+    ],
+    "_covariance": [
+        (
+            "len(inputs) > 2 and size > max_dim",
+            "len(inputs) > 2",
+            "covariance_forms -k assumes",
+        ),
+        (
+            "max(max_dim // rest, 2)",
+            "max(max_dim // rest, 1)",
+            "covariance_forms -k assumes",
+        ),
+        (
+            "jax.lax.Precision.HIGHEST,\n            preferred_element_type=dtype",
+            "None,\n            preferred_element_type=None",
+            "input_covariance -k reference",
+        ),
+        (
+            "good &= jnp.isfinite(factor)",
+            "good &= (factor == factor)",
+            "input_covariance -k finite",
+        ),
+        (
+            "jnp.where(good, count, jnp.zeros_like(count))",
+            "count",
+            "input_covariance -k finite",
+        ),
+        (
+            "math.prod(x.shape[a] for a in rows)",
+            "x.shape[rows[0]]",
+            "layer_covariances -k tokens",
+        ),
+    ],
+    "_layer_covariances": [
+        ("if not rows:", "if False:", "layer_covariances -k vector"),
+        (
+            "order = [*batch, *sorted(a % x.ndim for a in axis)]",
+            "order = [*batch, *(a % x.ndim for a in axis)]",
+            "layer_covariances -k general",
+        ),
+        ("if x.shape[a] != kernel[k]:", "if False:", "layer_covariances -k einsum"),
+        (
+            "jnp.flip(fields, axis=range(rank + 1, 2 * rank + 1))",
+            "fields",
+            "layer_covariances -k transposed",
+        ),
+        (
+            "rank + 1 if layer.transpose_kernel else rank",
+            "rank",
+            "layer_covariances -k transposed",
+        ),
+        (
+            "[rank] if groups == 1 else [rank + 1, rank]",
+            "[rank] if groups == 1 else [rank, rank + 1]",
+            "layer_covariances -k grouped",
+        ),
+        ("jnp.moveaxis(fields, -1, rank + 1)", "fields", "layer_covariances -k local"),
+        ('"kronecker" and taps > 1', '"kronecker"', "input_covariance -k kronecker"),
+        (
+            "jax.lax.stop_gradient(jnp.asarray(x))",
+            "jnp.asarray(x)",
+            "input_covariance -k without_capture",
+        ),
+    ],
+    "_covariance_form": [
+        ("if n < size else 1", "if n <= size else 1", "covariance_forms -k blocks"),
+        ("stacked > lead", "stacked > lead + 1", "covariance_forms -k refused"),
+        (
+            "all(f.blocks[i] == 1 for f in factors)",
+            "True",
+            "covariance_forms -k refused",
+        ),
+        ("weight[-len(bias) :] == bias", "True", "covariance_forms -k assumes"),
+        ("[..., :n, :]", "[..., :n, :] * 1.5", "covariance_forms -k wider"),
+    ],
+    "_covariance_state": [
+        (
+            "decay * layer.mass + (1 - decay)",
+            "decay * layer.mass",
+            "input_covariance -k reference",
+        ),
+        (
+            "kept(new, old, brings & good)",
+            "kept(new, old, brings)",
+            "input_covariance -k singular",
+        ),
+        ("new / leading(rows, new.ndim)", "new", "input_covariance -k reference"),
+        ("lengths[::-1]", "lengths", "covariance_forms -k initial"),
+        (
+            "jnp.sum(brings & ~good)",
+            "jnp.sum(~good)",
+            "input_covariance -k pass_without",
+        ),
+        (
+            "return x / largest, largest",
+            "return x, jnp.ones_like(largest)",
+            "input_covariance -k tiny",
+        ),
+        (
+            "(ratio if preserve_norm else stretch)",
+            "ratio",
+            "input_covariance -k reference",
+        ),
+        ("count = count + use.count", "count = use.count", "input_covariance -k micro"),
+    ],
+    "_whitening": [
+        ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
+        ("damping + eps / scale", "damping + eps", "layer_covariances -k dense"),
+        ("jnp.maximum(values, 0)", "values", "input_covariance -k kronecker"),
+        ("jnp.where(known, scale, eps)", "scale", "input_covariance -k dead"),
+    ],
+    "_inverse": [
+        (
+            "jnp.where(pivot > 0, pivot, jnp.nan)",
+            "pivot",
+            "inverse",
+        ),
+        ("constant_values=1", "constant_values=0", "inverse"),
+        (
+            "-jnp.matmul(columns, pivot",
+            "jnp.matmul(columns, pivot",
+            "inverse",
+        ),
+    ],
+    "_input_covariance": [
+        (
+            "check_not_negative(damping=damping, eps=eps)",
+            "pass",
+            "input_covariance -k range",
+        ),
+        (
+            "_matching.check_not_shared(",
+            "(lambda *_: None)(",
+            "named_weights -k covariances",
+        ),
+        (
+            "failures=state.failures + failed",
+            "failures=failed",
+            "input_covariance -k singular",
+        ),
+        (
+            'if absent and missing == "error":',
+            "if absent:",
+            "input_covariance -k errors",
+        ),
+        (
+            "& ((bits >> 31) <= 0)",
+            "& ((bits >> 31) < 0)",
+            "input_covariance -k reference",
+        ),
+    ],
+}
+
+
+def run(checkout: Path, tests: str) -> bool:
+    """Runs tests; returns whether all of them pass."""
+    names, _, words = tests.partition(" -k ")
+    files = [f"tests/insgd_optax/test_{name}.py" for name in names.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", *files]
+    if words:
+        command += ["-k", words]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, check=False)
+    if result.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(command)}:\n{result.stdout.decode()}")
+    return result.returncode == 0
+
+
+def main(*texts: str) -> int:
+    """Tests the mutants that contain all of the texts."""
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder) / "checkout"
+        ignored = shutil.ignore_patterns(".git", "__pycache__", "docs", "runs")
+        shutil.copytree(ROOT, checkout, ignore=ignored)
+        for name, changes in MUTANTS.items():
+            path = checkout / "insgd_optax" / f"{name}.py"
+            whole = path.read_text()
+            for before, after, tests in changes:
+                change = f"{name}: {before!r} -> {after!r}"
+                if not all(text in change for text in texts):
+                    continue
+                if before not in whole:
+                    raise SystemExit(f"The text is not there any more: {change}")
+                start = time.monotonic()
+                path.write_text(whole.replace(before, after, 1))
+                outcome = "survived" if run(checkout, tests) else "killed"
+                path.write_text(whole)
+                counts[outcome] += 1
+                seconds = round(time.monotonic() - start)
+                print(f"{outcome} {change} ({tests}, {seconds} s)", flush=True)
+    print(f"{sum(counts.values())} mutants: {dict(counts)}")
+    return 1 if counts["survived"] else 0
+
+
+if __name__ == "__main__":
+    # As in a shell: no test of the copy may import the checkout.
+    os.environ.pop("PYTHONPATH", None)
+    sys.exit(main(*sys.argv[1:]))
