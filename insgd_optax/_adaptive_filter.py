@@ -1,7 +1,6 @@
 """Adaptive filters: a whole signal in one compiled scan, and the rules LMS and NLMS."""
 
 import functools
-import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from insgd_optax._norms import check_p
+from insgd_optax._numbers import check_whole_number
 
 # Loop unrolling. On a CPU, unrolling by 4 makes NLMS a third faster at 256 taps but six
 # times slower at 16.
@@ -39,17 +39,6 @@ def check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
         raise ValueError(f"{name}={value!r}: give {kind}")
 
 
-def check_count(name: str, value: Any, at_least_one: str) -> int:
-    """`value` as an int of at least 1, or a `ValueError`."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}={value!r}: give a whole number") from None
-    if count < 1:
-        raise ValueError(f"{name}={count}: {at_least_one}")
-    return count
-
-
 def check_signals(
     u: Any, d: Any, num_taps: Any, weights: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -67,7 +56,9 @@ def check_signals(
         )
     if u.size == 0:
         raise ValueError("u and d are empty: give at least one sample")
-    num_taps = check_count("num_taps", num_taps, "a filter has at least one tap")
+    num_taps = check_whole_number(
+        "num_taps", num_taps, least=1, hint=": a filter has at least one tap"
+    )
     weights = jnp.zeros(num_taps, u.dtype) if weights is None else jnp.asarray(weights)
     dtype = jnp.result_type(u, d, weights)
     if not jnp.issubdtype(dtype, jnp.inexact):

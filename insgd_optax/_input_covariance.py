@@ -1,7 +1,6 @@
 """The rule: multiply each layer's gradient by the inverse of its input's covariance."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from insgd_optax._covariance_state import (
 )
 from insgd_optax._input_power import nothing_in_scope
 from insgd_optax._last_norms import warn_of_optax_multi_steps
-from insgd_optax._matching import ShapeMismatchError
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import (
     check_fraction,
@@ -54,6 +52,9 @@ _LIKE = (
     " tell which of its axes are inputs: attention without biases, DenseGeneral with"
     " batch_dims, grouped convolutions, ConvLocal, ConvTranspose with transpose_kernel,"
     " Einsum, layers stacked by nn.scan or nn.vmap"
+)
+_MISMATCH = (
+    f"If max_dim is given, give the capture and the optimizer the same; else {_LIKE}"
 )
 
 
@@ -312,17 +313,9 @@ def scale_by_input_covariance(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Adds the weight's path to a mismatch's message."""
-    try:
-        yield
-    except ShapeMismatchError as error:
-        raise ValueError(
-            f"the input covariance of {path_string(path)} does not fit: {error}. If"
-            " max_dim is given, give the capture and the optimizer the same; else"
-            f" {_LIKE}"
-        ) from error
+def naming(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Adds the weight's path to the message of a mismatch."""
+    return _matching.naming(path, _matching.COVARIANCE_NAME, _MISMATCH)
 
 
 def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:

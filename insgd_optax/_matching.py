@@ -176,25 +176,31 @@ class Match(NamedTuple):
 
     def power_shape(self) -> Shape:
         """The shape of the weight's P; raises a `ValueError` if they do not fit."""
-        with self._naming():
+        with naming(self.path, NAME, _NORM_HINT):
             return power_shape(self.calls, self.weight, self.kernel)
 
     def mean(self, shape: Shape) -> jax.Array:
         """Their mean, as one value of P's shape; raises if they do not fit."""
-        with self._naming():
+        with naming(self.path, NAME, _NORM_HINT):
             return mean_over_calls(self.calls, self.weight, self.kernel, shape)
 
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except ShapeMismatchError as error:
-            raise ValueError(
-                f"the input norm of {path_string(self.path)} does not fit: {error}. A"
-                " statistic has the rank of its kernel, with stacked axes where the"
-                " parameters have theirs; state and update must agree on"
-                " input_norms_like"
-            ) from error
+
+_NORM_HINT = (
+    "A statistic has the rank of its kernel, with stacked axes where the parameters"
+    " have theirs; state and update must agree on input_norms_like"
+)
+
+
+@contextlib.contextmanager
+def naming(path: Path, name: str, hint: str) -> Iterator[None]:
+    """Adds the weight, the statistic and a hint to the message of a mismatch."""
+    try:
+        yield
+    except ShapeMismatchError as error:
+        raise ValueError(
+            f"the {name.replace('_', ' ')} of {path_string(path)} does not fit: {error}"
+            f". {hint}"
+        ) from error
 
 
 def matches(sown: Sown, flat: FlatWeights) -> dict[Path, Match]:

@@ -22,12 +22,15 @@ def check_fraction(*, below_one: bool = True, **options: Any) -> None:
             raise ValueError(f"{name}={value} must lie in [0, 1{end}")
 
 
-def check_whole_number(name: str, value: Any, *, least: int, hint: str = "") -> None:
-    """Raises unless a value is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_whole_number(name: str, value: Any, *, least: int, hint: str = "") -> int:
+    """Returns a value as an int; raises unless it is a whole number >= `least`."""
+    # `Integral` includes NumPy's integers, but no array.
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integral or value < least:
         raise ValueError(
             f"{name}={value!r} must be a whole number of at least {least}{hint}"
         )
+    return int(value)
 
 
 def check_not_negative(**options: Any) -> None:

@@ -11,10 +11,10 @@ from insgd_optax._adaptive_filter import (
     FilterResult,
     Sample,
     Update,
-    check_count,
     check_scalar,
     run_filter,
 )
+from insgd_optax._numbers import check_whole_number
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -118,7 +118,9 @@ def affine_projection_filter(
     """
     check_scalar("step_size", step_size, allow_zero=False)
     check_scalar("eps", eps, allow_zero=True)
-    order = check_count("order", order, "a projection takes at least one sample")
+    order = check_whole_number(
+        "order", order, least=1, hint=": a projection takes at least one sample"
+    )
     numbers = (step_size, eps)
     rule = _affine_projection_rule
     return run_filter(
