@@ -60,6 +60,19 @@ def train(tmp_path, small_digits, monkeypatch):
     return run
 
 
+@pytest.fixture
+def finished(train, made_once, tmp_path):
+    """Makes a folder of `tmp_path` a run of some epochs, trained once for all tests."""
+
+    def copy(epochs, run_dir="run"):
+        def make(path):
+            assert train("--epochs", str(epochs), run_dir=path) == 0
+
+        made_once(f"{epochs} epochs with dropout", make, tmp_path / run_dir)
+
+    return copy
+
+
 def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys, run_pictures):
     assert train("--epochs", "3") == 0
 
@@ -120,8 +133,10 @@ def test_options(train, tmp_path, options):
     assert (tmp_path / "run/tensorboard").exists() == ("--tensorboard" in options)
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_does_not(train, tmp_path):
-    train("--epochs", "1", run_dir="a")
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(
+    train, finished, tmp_path
+):
+    finished(1, "a")
     train("--epochs", "1", run_dir="b")
     train("--epochs", "1", "--seed", "1", run_dir="c")
     assert without_times(tmp_path / "a") == without_times(tmp_path / "b")
@@ -143,9 +158,9 @@ def test_a_lack_of_device_memory_is_told_in_a_line(train, monkeypatch, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
-    train, tmp_path, small_digits, monkeypatch, capsys, number
+    train, finished, tmp_path, small_digits, monkeypatch, capsys, number
 ):
-    train("--epochs", "3", run_dir="whole")
+    finished(3, "whole")
 
     train_chunk = Experiment.train_chunk
     with monkeypatch.context() as patch:
@@ -215,9 +230,9 @@ def test_a_chunk_that_passes_the_end_of_its_epoch_is_refused(small_digits):
         experiment.train_chunk(None, 5, 2)
 
 
-def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
-    train("--epochs", "3", run_dir="whole")
-    train("--epochs", "1")
+def test_a_finished_run_can_be_made_longer(train, finished, tmp_path, capsys):
+    finished(3, "whole")
+    finished(1)
     capsys.readouterr()
     # Resumed as it is, it is finished, and says how it ended.
     assert train("--resume", str(tmp_path / "run")) == 0
@@ -227,9 +242,9 @@ def test_a_finished_run_can_be_made_longer(train, tmp_path, capsys):
 
 
 def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
-    train, tmp_path, monkeypatch, capsys
+    train, finished, tmp_path, monkeypatch, capsys
 ):
-    train("--epochs", "3", run_dir="whole")
+    finished(3, "whole")
     train("--epochs", "1")
     run = tmp_path / "run"
     train_chunk = Experiment.train_chunk
@@ -253,9 +268,9 @@ def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
 
 
 def test_replaced_images_are_noticed(
-    train, tmp_path, monkeypatch, small_digits, capsys
+    finished, tmp_path, monkeypatch, small_digits, capsys
 ):
-    train("--epochs", "1")
+    finished(1)
     run = tmp_path / "run"
     images = small_digits.train.images.copy()
     images[7, 0, 0, 0] ^= 1
@@ -278,8 +293,8 @@ def test_replaced_images_are_noticed(
     assert len(without_times(run)) == 2
 
 
-def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):
-    train("--epochs", "3")
+def test_fewer_epochs_than_are_done_are_an_error(train, finished, tmp_path, capsys):
+    finished(3)
     run = tmp_path / "run"
     before = (run / "record.json").read_text()
     capsys.readouterr()
@@ -291,8 +306,8 @@ def test_fewer_epochs_than_are_done_are_an_error(train, tmp_path, capsys):
     assert len(without_times(run)) == 3
 
 
-def test_another_run_is_not_resumed(train, tmp_path, capsys):
-    train("--epochs", "1")
+def test_another_run_is_not_resumed(train, finished, tmp_path, capsys):
+    finished(1)
     capsys.readouterr()
     run = tmp_path / "run"
     status = train("--resume", str(run), "--optimizer", "sgd", "--seed", "3")
@@ -324,9 +339,11 @@ def test_resuming_what_is_no_run(train, tmp_path, capsys):
     assert f"Error: {tmp_path} is not a run folder" in capsys.readouterr().err
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_over(train, tmp_path):
-    train("--epochs", "1", run_dir="whole")
-    train("--epochs", "1")
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(
+    train, finished, tmp_path
+):
+    finished(1, "whole")
+    finished(1)
     run = tmp_path / "run"
     for path in (run / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
@@ -334,8 +351,8 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(train, tmp_path):
     assert without_times(run) == without_times(tmp_path / "whole")
 
 
-def test_eval_finds_the_accuracies_of_the_run(train, tmp_path, capsys):
-    train("--epochs", "3")
+def test_eval_finds_the_accuracies_of_the_run(finished, tmp_path, capsys):
+    finished(3)
     recorded = without_times(tmp_path / "run")
     best = max(recorded, key=lambda row: row["test_top1"])
     for checkpoint, row in (("latest", recorded[-1]), ("best", best)):
@@ -388,8 +405,8 @@ def test_a_diverged_run_that_goes_on_ends_and_says_so(train, tmp_path, capsys):
     )
 
 
-def test_a_run_folder_is_not_overwritten(train, tmp_path, capsys):
-    train("--epochs", "1")
+def test_a_run_folder_is_not_overwritten(train, finished, tmp_path, capsys):
+    finished(1)
     before = without_times(tmp_path / "run")
     assert train("--epochs", "1") == 2
     assert "already exists and was left unchanged" in capsys.readouterr().err

@@ -25,10 +25,10 @@ from .tiny_cnn import TinyCNN
 def train(tmp_path, tiny_setting):
     """Runs a command on a tiny network and data; returns the status."""
 
-    def run(*arguments):
+    def run(*arguments, runs_dir=tmp_path):
         return cli.main(
             [*arguments, "--batch-size", "16", "--epochs", "2"]
-            + ["--runs-dir", str(tmp_path)]
+            + ["--runs-dir", str(runs_dir)]
         )
 
     return run
@@ -74,9 +74,13 @@ COMPARE = ("compare", "--optimizers", "sgd")
 
 
 @pytest.fixture
-def compared(train, tmp_path, monkeypatch, capsys):
+def compared(train, made_once, tmp_path, monkeypatch, capsys):
     """The folder of the one run of a finished series; none can be run any more."""
-    assert train(*COMPARE) == 0
+
+    def make(path):
+        assert train(*COMPARE, runs_dir=path) == 0
+
+    made_once("compared", make, tmp_path)
     monkeypatch.setattr(series, "run", None)
     (path,) = tmp_path.glob("digits-*")
     capsys.readouterr()

@@ -18,12 +18,15 @@ def train(*options):
 
 
 @pytest.fixture
-def run(tmp_path, capsys):
+def run(made_once, tmp_path, capsys):
     """The folder of a run of three epochs, of three steps each."""
-    path = tmp_path / "run"
-    assert train("--epochs", "3", "--run-dir", str(path)) == 0
+
+    def make(path):
+        assert train("--epochs", "3", "--run-dir", str(path)) == 0
+
+    made_once("three epochs", make, tmp_path / "run")
     capsys.readouterr()
-    return path
+    return tmp_path / "run"
 
 
 def damage(path, step):
