@@ -18,11 +18,18 @@ _UNROLL, _UNROLL_ABOVE_TAPS = 4, 64
 
 
 class FilterResult(NamedTuple):
-    """The result of an adaptive filter over the T samples of a signal."""
+    """The result of an adaptive filter over the T samples of a signal.
 
-    weights: jax.Array  # (T, num_taps), or (1, num_taps): row t is *after* sample t
-    outputs: jax.Array  # (T,), the filter's output at t, with the weights *before* t
-    errors: jax.Array  # (T,), d - outputs
+    Attributes:
+        weights: shape (T, num_taps): row t holds the weights *after* sample t. With
+            `weight_history=False`, shape (1, num_taps): the last ones.
+        outputs: shape (T,): the output of the filter at t, with the weights *before* t.
+        errors: shape (T,): d - outputs.
+    """
+
+    weights: jax.Array
+    outputs: jax.Array
+    errors: jax.Array
 
 
 def check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
@@ -194,7 +201,7 @@ def lms_filter(
         d: the desired output, shape (T,).
         num_taps: length of the filter.
         step_size: lambda > 0, in units of 1 / u^2; may be traced.
-        weights: first weights, shape (num_taps,), tap 0 for the newest sample; zeros
+        weights: initial weights, shape (num_taps,), tap 0 for the newest sample; zeros
             by default.
         weight_history: False returns the last weights alone, for signals whose
             T * num_taps weights would not fit: a minute of speech at 16 kHz with 256
@@ -256,10 +263,10 @@ def nlms_filter(
         w  <- w + lambda e_t conj(x_t) / (eps + ||x_t||_p^p).
 
     For p = 2 and lambda = 1 a step projects w onto the hyperplane of weights without
-    error at t, and 0 < lambda < 2 converges whatever the input's scale. For p = 1 the
-    step keeps the input's units, and the bound with it: 0 < lambda < 2 ||x_t||_1 /
-    ||x_t||_2^2, for which 2 / max |u| is enough. Neither is enforced. An all-zero
-    window leaves the weights as they are, for eps = 0 too.
+    error at t, and 0 < lambda < 2 converges whatever the input's scale. For p = 1, the
+    bound on lambda depends on the input's scale: 0 < lambda < 2 ||x_t||_1 /
+    ||x_t||_2^2, for which lambda < 2 / max |u| is sufficient. Neither is enforced. An
+    all-zero window leaves the weights as they are, for eps = 0 too.
 
     Args:
         u: the input: see `lms_filter`.

@@ -48,8 +48,8 @@ def capture_input_norms(
 
         mean over samples n of ||x_n||_p^p                       (Eq. 26, 29)
 
-    as `input_norm` into the collection "intermediates" each time it is called. What
-    is one sample x_n:
+    as `input_norm` into the collection "intermediates" each time it is called. A sample
+    x_n is:
 
     - Dense, DenseGeneral, Einsum: the vector along the contracted axes. Every token
       of a sequence is a sample. One number for each kernel along batch axes.
@@ -57,8 +57,8 @@ def capture_input_norms(
       map of a sample, all heights, widths and channels ("the input feature maps of
       each layer", section 3.1); with `conv_input="patch"` each receptive field ("the
       inputs to the neuron", Eq. 25), padding counted as zeros, mean over groups.
-      The two differ by about height * width / kernel area, so a 1x1 convolution and
-      a Dense layer on one map get other multipliers under the first reading.
+      The two differ by about height * width / kernel area, so a 1x1 convolution and a
+      Dense layer on the same map have different multipliers under the first reading.
     - normalization layers, with `norm_layers=True`: the vector LayerNorm and RMSNorm
       normalize; the whole input of a sample for the others.
 
@@ -83,12 +83,14 @@ def capture_input_norms(
             returns the power, such as `lambda module, call: input_norm(call["x"], p)`.
             A subclass of a known layer needs no entry. Two functions with the same
             code that refer to the same values count as one setting; a function that
-            refers to an array counts as a new one in each context, so that eager passes
-            compile again: use `jax.jit`, or keep the context's function.
+            refers to an array counts as a new setting in each context, so that eager
+            passes are compiled again; run the pass under `jax.jit` to avoid this.
 
     Yields:
-        Nothing. Contexts nest: of those that sow the same, the innermost one is
-        active. Other threads and other asyncio tasks are unaffected.
+        Nothing. Contexts nest: of those that sow the same statistic, only the innermost
+        is active. Other threads are unaffected, and so are other asyncio tasks, except
+        that a task must not `await` between entering the context and calling a jitted
+        function.
 
     Raises:
         ValueError: if `p` is less than 1, or an option is unknown.
@@ -207,14 +209,16 @@ def sow_input_norm(
     `self.sow("intermediates", "input_norm", input_norm(x).reshape(1, 1))`.
 
     Args:
-        module: the module whose `kernel` the input meets; `self` in its `__call__`.
+        module: the module whose `kernel` is multiplied with the input; `self` in its
+            `__call__`.
         x: the input, an array of any dtype.
         p: the norm; None takes that of the surrounding `capture_input_norms`, so that
             all layers of a model agree, and 2 outside one.
         axis: the axis or axes of `x` that make up one input vector.
-        weight: the name of the parameter of `module` that this input meets; None for
-            its only one and its bias. A module with several scaled weights calls this
-            once for each, and `update` refuses norms that do not tell them apart.
+        weight: the name of the parameter of `module` that is multiplied with this
+            input; None if the module has a single scaled weight, besides its bias. A
+            module with several scaled weights calls this once for each; `update` raises
+            an error if one norm would apply to several of them.
 
     Raises:
         ValueError: if `p` is less than 1 or `axis` is not an axis of `x`.
@@ -251,8 +255,8 @@ def input_norm_shapes(
 ) -> Any:
     """Shapes and dtypes that a model sows in the open capture; computes nothing.
 
-    Feeds `input_norms_like`, which makes layers stacked by `nn.scan` or `nn.vmap` keep
-    one P each instead of sharing their mean.
+    Pass the result as `input_norms_like`, so that layers stacked by `nn.scan` or
+    `nn.vmap` keep one P each instead of sharing their mean.
 
     Args:
         model: a Linen module.

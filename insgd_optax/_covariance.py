@@ -32,13 +32,17 @@ class InputCovariance(NamedTuple):
     """Sums over input vectors, which a layer sows as `input_covariance`.
 
     Sums of micro-batches, of uses of a layer and of devices add up, in both fields.
+
+    Attributes:
+        factors: sums of x x^T, laid out like the kernel: for a kernel (d, m), one array
+            of shape (d, 1, d, 1). Or two arrays, whose Kronecker product, divided by
+            its trace and by `count`, approximates the covariance.
+        count: the number of input vectors, in the dtype of `factors`: shape (), or that
+            of the stacked axes; 0 if this pass did not capture, or its inputs were not
+            finite.
     """
 
-    # Sums of x x^T in the layout of this file: one array, or two, whose Kronecker
-    # product, divided by its trace and by count, stands for the covariance.
     factors: tuple[jax.Array, ...]
-    # The number of input vectors; 0 if this pass did not capture, or its inputs were
-    # not finite: shape=(), or that of the stacked axes, in the dtype of factors.
     count: jax.Array  # type: ignore[assignment]  # shadows tuple.count
 
 

@@ -206,7 +206,8 @@ def sow_input_covariance(
             meets; `self` in its `__call__`.
         x: the input, an array of any real dtype.
         axis: the axis or axes of `x` that make up one input vector.
-        weight: the name of the parameter that this input meets: see `sow_input_norm`.
+        weight: the name of the parameter that is multiplied with this input; see
+            `sow_input_norm`.
 
     Raises:
         ValueError: if `axis` is not an axis of `x`.
@@ -241,8 +242,8 @@ def input_covariance_shapes(
 ) -> Any:
     """Shapes and dtypes that a model sows in the open capture; computes nothing.
 
-    Feeds `input_covariances_like`, which tells the optimizer how each kernel meets its
-    input, where its shape alone does not.
+    Pass the result as `input_covariances_like`, which tells the optimizer which axes of
+    a kernel belong to its input, where the shape alone does not.
 
     Args:
         model: a Linen module.

@@ -19,30 +19,38 @@ class LayerCovariance(NamedTuple):
     Its arrays are float32, or float64 for a float64 weight. With d inputs they take
     8 d^2 + 8 bytes in float32; in the Kronecker form with t taps and c channels,
     8 t^2 + 4 (t + 1) c^2 + 8.
+
+    Attributes:
+        factors: the running mean of X^T X / n before bias correction, laid out like the
+            weight: for a kernel (d, m), one array of shape (d, 1, d, 1).
+        mass: 1 - decay^t after t captures, which the mean is divided by: shape (), or
+            that of the stacked axes.
+        inverse: D: one matrix of shape (d, d); in the Kronecker form, the eigenvectors
+            of the taps, and for each of them a matrix of channels.
+        cosine: the cosine between the last update and the incoming one, shaped like
+            `mass`; 1 before the first.
     """
 
-    # The running mean of X^T X / n, without the correction for its start, in the
-    # layout of the weight: for a kernel (d, m) of one layer shape=(d, 1, d, 1).
     factors: tuple[jax.Array, ...]
-    # 1 - decay^t after t captures, which the mean is divided by: shape=(), or that of
-    # the axes of stacked layers.
     mass: jax.Array
-    # D: one matrix; or of the Kronecker form the eigenvectors of the taps, and for each
-    # a matrix of channels.
     inverse: tuple[jax.Array, ...]
-    # The cosine between the last update and the incoming one: shaped like mass.
     cosine: jax.Array
 
 
 class ScaleByInputCovarianceState(NamedTuple):
-    """State of `scale_by_input_covariance`."""
+    """State of `scale_by_input_covariance`.
+
+    Attributes:
+        count: the number of updates: shape (), int32.
+        failures: the number of factorizations that failed, where the previous inverse
+            was kept: shape (), int32.
+        layers: a tree like the parameters: `LayerCovariance` where a weight is scaled;
+            `optax.MaskedNode()` elsewhere.
+    """
 
     # `count` shadows tuple.count, hence the ignore.
-    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
-    # How many factorizations failed, where the previous inverse was kept.
-    failures: jax.Array  # shape=(), dtype=jnp.int32
-    # Like params: LayerCovariance where a weight is scaled; optax.MaskedNode()
-    # elsewhere.
+    count: jax.Array  # type: ignore[assignment]
+    failures: jax.Array
     layers: Any
 
 

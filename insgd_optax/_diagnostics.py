@@ -61,9 +61,10 @@ def learning_rate_multipliers(
     Args:
         opt_state: as for `input_powers`. The optimizer keeps the multipliers of its
             last update in it.
-        normalizer: another normalizer than the optimizer's, whose multipliers to
-            compute from the same P: see `scale_by_input_power`.
-        eps: likewise, another eps; of "log" where `normalizer` is None.
+        normalizer: a normalizer to use instead of the optimizer's, with the same P; see
+            `scale_by_input_power`. None uses the multipliers of the last update.
+        eps: the eps of that normalizer, 0.01 by default. If only `eps` is given, the
+            normalizer is "log".
 
     Returns:
         The multiplier by path, such as "Conv_0/kernel": shaped like P; 1 where P
@@ -94,7 +95,7 @@ def learning_rate_multipliers(
 def warn_at_floor(opt_state: optax.OptState, *, eps: float = 0.01) -> list[str]:
     """Warns of weights whose steps the floor of log P makes 1 / eps times too long.
 
-    With P at most e^eps, as of a one-hot input, whose power is 1, `insgd` multiplies
+    If P is at most e^eps, as for a one-hot input, whose power is 1, `insgd` multiplies
     the gradient by 1 / eps = 100. The optimizer itself cannot warn: its step is
     compiled, and a callback in it would exclude it from `jax.export` and from JAX's
     compilation cache. Call this after the first few updates, outside `jax.jit`, and
@@ -195,8 +196,9 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
     """The condition number of every damped input covariance, for logging.
 
     That is (l_1 + s) / (l_d + s), where l are the eigenvalues of A and s what damping
-    and eps add: 1 for a white input, at most about 1 + d / damping. Of a weight with
-    several matrices it is the ratio of the largest eigenvalue to the smallest of all.
+    and eps add: 1 for a white input, at most about 1 + d / damping. For a weight with
+    several matrices, it is the ratio of the largest to the smallest eigenvalue over all
+    of them.
 
     Args:
         opt_state: the state of `lms_newton`, or of any chain, mask, partition or

@@ -35,14 +35,20 @@ Normalizer = str | Callable[[jax.Array], jax.Array]
 
 
 class ScaleByInputPowerState(NamedTuple):
-    """State of `scale_by_input_power`."""
+    """State of `scale_by_input_power`.
+
+    Attributes:
+        count: the number of updates: shape (), int32.
+        power: a tree like the parameters: P where a weight is scaled, of shape () or
+            that of the kept stacked axes, in float32 (float64 for float64 weights);
+            `optax.MaskedNode()` elsewhere.
+        multiplier: a tree like `power`: 1 / f(P), the factor on the last gradient; 1
+            before the first.
+    """
 
     # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
-    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
-    # Like params: P where a weight is scaled, shape=() or that of the kept stacked
-    # axes, float32 (float64 for float64 weights); optax.MaskedNode() elsewhere.
+    count: jax.Array  # type: ignore[assignment]
     power: Any
-    # Like power: 1 / f(P), the factor on the last gradient; 1 before the first.
     multiplier: Any
 
 
@@ -75,19 +81,19 @@ def scale_by_input_power(
         P_t &= \beta P_{t-1} + (1 - \beta) \|x_t\|_p^p, \quad P_1 = \|x_1\|_p^p \\
         g_t &\leftarrow g_t / f(P_t), \quad f(P) = \max(\log P, \epsilon)
 
-    where beta is `decay` and epsilon is `eps`. The norms come from outside, as the
-    keyword `input_norms` of `update`: see `capture_input_norms`, whose p is the
-    norm's. P = 0 means that no norm above 0 has come yet: the divisor is then 1. A
-    norm that is inf or nan leaves P as it was, so that one bad batch neither poisons P
-    nor takes a step of 1 / eps. A layer whose every norm overflows, as with a large p,
-    therefore keeps P = 0 and is not scaled.
+    where beta is `decay` and epsilon is `eps`. The norms are passed to `update` as the
+    keyword `input_norms`; see `capture_input_norms`, which also sets p. P = 0 means
+    that no norm above 0 has been seen yet; the divisor is then 1. A norm that is inf or
+    nan leaves P as it was, so that one bad batch neither poisons P nor takes a step of
+    1 / eps. A layer whose every norm overflows, as with a large p, therefore keeps P =
+    0 and is not scaled.
 
     Args:
         decay: beta, how much of P is kept from step to step, in [0, 1). 0 makes P the
             power of the current batch.
-        normalizer: f: "log" is max(log P, eps); "power" is eps + P, NLMS's own;
-            "log1p" is 1 + log(1 + P), never below 1; or a function from P to the
-            divisor, elementwise.
+        normalizer: f: "log" is max(log P, eps); "power" is eps + P, as in NLMS; "log1p"
+            is 1 + log(1 + P), never below 1; or a function from P to the divisor,
+            elementwise.
         eps: the floor of "log", where the step is 1 / eps times SGD's, and the
             regularizer of "power". Unused by the others. Float16 gradients above
             65504 * eps overflow at the floor.
@@ -102,10 +108,10 @@ def scale_by_input_power(
             mean over every stacked axis.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_norms`: what the
-        model mutated in the pass that gave the gradients, whole. Other sown
-        values in it are ignored. Updates have the gradients' shapes and dtypes.
-        Its state is a `ScaleByInputPowerState`.
+        A transformation whose `update` requires the keyword `input_norms`: the
+        unmodified tree of mutated variables from the forward pass whose gradients are
+        passed. Other sown values in it are ignored. Updates have the gradients' shapes
+        and dtypes. Its state is a `ScaleByInputPowerState`.
 
     Raises:
         ValueError: on construction, if decay, eps, normalizer, scope or missing is out

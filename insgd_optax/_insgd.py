@@ -46,21 +46,24 @@ def insgd(
         w &\leftarrow w - \mu b_t
 
     where mu is `learning_rate`, beta `power_decay`, epsilon `eps`, lambda
-    `weight_decay`, gamma `momentum` and d `dampening`. It is
+    `weight_decay`, gamma `momentum` and d `dampening`. `insgd` is
     `optax.chain(scale_by_input_power(...), optax.add_decayed_weights(...),
-    dampened_trace(...), optax.scale_by_learning_rate(...))`; with `polyak_factor`,
-    it is `clip_by_polyak(learning_rate, scale_by_input_power(...), ...)`, which clips
-    mu to that multiple of the Polyak step size.
+    dampened_trace(...), optax.scale_by_learning_rate(...))`. With `polyak_factor`, it
+    is `clip_by_polyak(learning_rate, scale_by_input_power(...), ...)`, which clips mu /
+    (1 - gamma), the total learning rate of a gradient under momentum, to that multiple
+    of the Polyak step size.
 
     Args:
-        learning_rate: mu, a number of at least 0 or an optax schedule. The multiplier
-            1 / max(log P, eps) is about 0.1 to 0.2 in usual networks: a rate five to
-            ten times SGD's takes steps of the same size.
+        learning_rate: mu, a number of at least 0 or an optax schedule. In the
+            batch-normalized networks that were measured, the multiplier 1 / max(log P,
+            eps) is about 0.1 to 0.2, so a learning rate five to ten times that of SGD
+            gives steps of the same size; without batch normalization it can be as large
+            as 1 / eps.
         power_decay: beta, in [0, 1): see `scale_by_input_power`.
-        momentum: gamma, in [0, 1); None for none.
+        momentum: gamma, in [0, 1); None disables momentum.
         dampening: d, in [0, 1]; None, the default, is 0, and
             `dampening=momentum` is Algorithm 1 to the letter.
-        nesterov: whether the momentum looks ahead.
+        nesterov: whether to use Nesterov momentum.
         weight_decay: lambda, at least 0, or a schedule; None is 0. It is added after
             the division, so that decay is not normalized.
         weight_decay_mask: a tree of bools like the parameters, or a function from
@@ -70,15 +73,16 @@ def insgd(
         scope: see `scale_by_input_power`.
         missing: see `scale_by_input_power`.
         input_norms_like: see `scale_by_input_power`.
-        polyak_factor: c of `clip_by_polyak`, at least 0, such as its default 0.3; None
-            for no bound. The bound's running mean has the decay `power_decay`.
+        polyak_factor: c of `clip_by_polyak`, at least 0; 0.3 is a good first choice.
+            None, the default, disables the bound. The bound's running mean has the
+            decay `power_decay`.
         loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss; only with
             `polyak_factor`.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_norms`, with
-        `polyak_factor` also `value`, the loss, and the parameters unless weight decay
-        is None or the number 0.
+        A transformation whose `update` requires the keyword `input_norms`. With
+        `polyak_factor`, it also requires the keyword `value`, the loss; with weight
+        decay other than None or the number 0, it also requires the parameters.
 
     Raises:
         ValueError: if a number is out of its range; see also `scale_by_input_power`.
@@ -145,9 +149,9 @@ def nlms(
 
     For one linear neuron, the loss e^2 / 2 and a batch of one sample, g = -e x, and
     this is `nlms_filter`, step for step; with `learning_rate` 1 and p = 2 it projects
-    w onto the hyperplane of the weights without error at this sample. Rates between 0
-    and 2 then converge whatever the input's scale. With the loss `projection_loss`
-    the same holds for the neurons of a non-linear last layer.
+    w onto the hyperplane of the weights without error at this sample. With p = 2,
+    learning rates between 0 and 2 converge at any scale of the input. With the loss
+    `projection_loss` the same holds for the neurons of a non-linear last layer.
 
     Args:
         learning_rate: lambda, a number of at least 0 or a schedule.

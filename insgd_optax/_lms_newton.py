@@ -46,9 +46,9 @@ def lms_newton(
     and gamma `momentum`. It is `optax.chain(scale_by_input_covariance(...),
     optax.add_decayed_weights(...), dampened_trace(...),
     optax.scale_by_learning_rate(...))`; with `polyak_factor`, it is `clip_by_polyak`
-    with this scaling. A is corrected for its start, as `scale_by_input_covariance`
-    says. Since each update keeps its gradient's norm, a learning rate that is good for
-    SGD is a good first choice.
+    with this scaling. A_t is bias-corrected, as in `scale_by_input_covariance`, and d
+    is the length of an input vector. Since each update keeps its gradient's norm, a
+    learning rate that is good for SGD is a good first choice.
 
     For Adam or Muon, chain `scale_by_input_covariance` after them:
     `optax.chain(optax.scale_by_adam(), scale_by_input_covariance(),
@@ -59,10 +59,10 @@ def lms_newton(
         covariance_decay: beta, in [0, 1): see `scale_by_input_covariance`; with
             `polyak_factor` also the decay of the bound's running mean.
         damping: see `scale_by_input_covariance`; not to be confused with `dampening`.
-        momentum: gamma, in [0, 1); None for none.
-        dampening: the dampening of the momentum, in [0, 1], None is 0: see
+        momentum: gamma, in [0, 1); None disables momentum.
+        dampening: the dampening of the momentum, in [0, 1]; None is 0. See
             `dampened_trace`.
-        nesterov: whether the momentum looks ahead.
+        nesterov: whether to use Nesterov momentum.
         weight_decay: lambda, at least 0, or a schedule; None is 0.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.

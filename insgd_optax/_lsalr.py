@@ -34,10 +34,10 @@ def scale_by_lsalr() -> optax.GradientTransformation:
         g_l  <-  (1 + log(1 + 1 / ||g_l||_2)) g_l.
 
     The factor is never below 1; it is 1.69 at norm 1 and 5.6 at norm 0.01, so that a
-    layer with vanishing gradients, or at a saddle point, moves faster. A layer is
-    what the parameters call one: the arrays with one parent in the tree, such as the
-    kernel and bias of `Dense_0`. Arrays side by side at the top of a tree are one
-    layer: nest them to tell them apart. A layer stacked by `nn.scan` counts as one.
+    layer with vanishing gradients, or at a saddle point, moves faster. A layer consists
+    of the arrays with the same parent in the parameter tree, such as the kernel and
+    bias of `Dense_0`. Arrays side by side at the top of a tree are one layer: nest them
+    to tell them apart. A layer stacked by `nn.scan` counts as one.
 
     Returns:
         An `optax.GradientTransformation` without state. Norms are computed in float32
@@ -95,15 +95,15 @@ def lsalr(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with layer-specific adaptive rates, the method INSGD takes its log from.
 
-    With g_l the gradient of layer l, gamma the `learning_rate`, beta the `momentum`:
+    With g_l the gradient of layer l, mu the `learning_rate` and gamma the `momentum`:
 
         g_l <- (1 + log(1 + 1 / ||g_l||_2)) g_l + weight_decay * w_l
-        b_l <- beta b_l + g_l
-        w_l <- w_l - gamma b_l
+        b_l <- gamma b_l + g_l
+        w_l <- w_l - mu b_l
 
     Args:
-        learning_rate: gamma, a number of at least 0 or a schedule.
-        momentum: beta; None for Eq. 18 alone, without a buffer.
+        learning_rate: mu, a number of at least 0 or a schedule.
+        momentum: gamma; None for Eq. 18 alone, without a buffer.
         nesterov: Nesterov's momentum instead of the heavy ball.
         weight_decay: added to the scaled gradient, as in `insgd`.
         weight_decay_mask: a tree of booleans, or a function from the parameters to

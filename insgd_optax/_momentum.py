@@ -15,11 +15,16 @@ Mask: TypeAlias = optax.Params | Callable[[optax.Params], Any]
 
 
 class DampenedTraceState(NamedTuple):
-    """State of `dampened_trace` with dampening."""
+    """State of `dampened_trace` with dampening.
+
+    Attributes:
+        count: the number of updates: shape (), int32.
+        trace: a tree like the parameters, in their dtypes.
+    """
 
     # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
-    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
-    trace: Any  # like params, in their dtypes
+    count: jax.Array  # type: ignore[assignment]
+    trace: Any
 
 
 def dampened_trace(

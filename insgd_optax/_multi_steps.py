@@ -75,8 +75,8 @@ class MultiSteps:
         >>> print(input_powers(state)["Dense_0/kernel"])
         20.0
 
-    Source: this library's; equal micro-batches give the step of the whole batch, of
-    which Eq. 26's norm is the mean over samples.
+    Source: this library. With micro-batches of equal size, the step equals that of the
+    whole batch, because the norm in Eq. 26 is taken as a mean over samples.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class MultiSteps:
         return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:
-        """The same as a `GradientTransformationExtraArgs`."""
+        """Returns this wrapper as a `GradientTransformationExtraArgs`."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
     def _steps(self, weights: Sequence[Any], is_last: Any = True) -> optax.MultiSteps:

@@ -48,10 +48,10 @@ def inverse_sigmoid(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Arra
 
     Args:
         targets: any shape, meant to be in [0, 1], such as 0-1 labels.
-        margin: m, between 0 and 0.5. The sigmoid reaches 0 and 1 at infinity alone;
-            the default 0.01 sends such a target, and any beyond, to -4.6 or 4.6.
-            It is raised to the dtype's resolution below 1: 6e-8 in float32, 0.004 in
-            bfloat16.
+        margin: m, between 0 and 0.5. The sigmoid reaches 0 and 1 only at infinity; with
+            the default 0.01, such targets, and targets outside [0, 1], map to -4.6 or
+            4.6. It is raised to the dtype's resolution below 1: 6e-8 in float32, 0.004
+            in bfloat16.
 
     Returns:
         The pre-activations, in the targets' dtype and shape.
@@ -196,9 +196,9 @@ def projection_loss(
         inverse_activation: phi, such as `inverse_sigmoid`; None for linear neurons.
 
     Returns:
-        The loss of each sample, shape (...). Take the mean over a batch; that step is
-        the mean of the samples' errors times x over the mean of their powers, not a
-        projection.
+        The loss of each sample, shape (...). Take the mean over a batch. The NLMS step
+        is then the mean of error times x over the samples, divided by the mean of their
+        powers, which is not a projection.
 
     Raises:
         ValueError: if the shapes differ or there is no axis of neurons.
@@ -212,8 +212,8 @@ def projection_loss(
         >>> print(jnp.tanh(x @ (w - g / 25)).round(3))  # 25 = ||x||^2
         [0.5]
 
-    Source: Eq. 21-24 (Eq. 19-20 for linear neurons). The paper states the step; the
-    loss it is the NLMS step of is the squared distance before the activation.
+    Source: Eq. 21-24 (Eq. 19-20 for linear neurons). The paper states the step. This
+    step is the NLMS step for a loss that is the squared distance before the activation.
     """
     z, d = jnp.asarray(preactivations), jnp.asarray(targets)
     if z.shape != d.shape or z.ndim == 0:

@@ -15,16 +15,27 @@ from insgd_optax._paths import states_of
 
 
 class ClipByPolyakState(NamedTuple):
-    """State of the bound of `clip_by_polyak`."""
+    """State of the bound of `clip_by_polyak`.
+
+    The floating-point numbers have shape () and JAX's default dtype: float32, unless
+    `jax_enable_x64` is set.
+
+    Attributes:
+        count: the number of updates: shape (), int32.
+        peak: the largest learning rate so far.
+        slope: the running mean of <g, D g>; 0 before the first.
+        scale: the factor on the last update, in [0, 1].
+        scaling: the state of the transformation given as `scaling`.
+        weight_decay: the state of the weight decay, which counts its schedule.
+    """
 
     # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
-    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32
-    # Floats of JAX's default dtype, float32 unless jax_enable_x64 is set:
-    peak: jax.Array  # the largest learning rate so far, shape=()
-    slope: jax.Array  # the running mean of <g, D g>, 0 for none yet, shape=()
-    scale: jax.Array  # of the last update, in [0, 1], shape=()
-    scaling: optax.OptState  # of the transformation given
-    weight_decay: optax.OptState  # of the weight decay, which counts its schedule
+    count: jax.Array  # type: ignore[assignment]
+    peak: jax.Array
+    slope: jax.Array
+    scale: jax.Array
+    scaling: optax.OptState
+    weight_decay: optax.OptState
 
 
 # The largest ratio of a slope to its running mean that enters the mean in full: 100 is
@@ -56,7 +67,8 @@ def clip_by_polyak(
     Let g_t be the gradient, L_t its loss, and D_t g_t what `scaling` makes of the
     gradient. Along this direction the linear model of the loss is L_t - a q_t, with the
     slope q_t = <g_t, D_t g_t>. It reaches the lower bound L* at the Polyak step size
-    a = (L_t - L*) / q_t. The learning rate is clipped to c times this step size:
+    a = (L_t - L*) / q_t. The learning rate is clipped to c / k times this step size,
+    where k is the factor by which momentum lengthens a step:
 
     .. math::
         Q_t &= \beta Q_{t-1} + (1 - \beta) \min(q_t, 100 \, Q_{t-1}),
@@ -113,9 +125,9 @@ def clip_by_polyak(
         decay: beta, in [0, 1). 0 uses each slope unmodified.
         lower_bound: L*, a lower bound on the loss, in its units; of the summed loss
             where `MultiSteps` sums gradients.
-        momentum: gamma, in [0, 1); None for none.
+        momentum: gamma, in [0, 1); None disables momentum.
         dampening: d, in [0, 1]; None is 0. See `dampened_trace`.
-        nesterov: whether the momentum looks ahead.
+        nesterov: whether to use Nesterov momentum.
         weight_decay: lambda, at least 0, or a schedule; None is 0.
         weight_decay_mask: a tree of bools like the parameters, or a function from
             them to one: where weight decay applies.
@@ -147,12 +159,13 @@ def clip_by_polyak(
         [-3.5 -3.5]
 
     Under `optax.masked` or `optax.partition` the scalar product is over the weights
-    that this optimizer sees. Several groups, each with a bound of its own, may in total
-    exceed the bound by their number.
+    that this optimizer sees. With several groups, each with its own bound, the total
+    step may exceed the bound by a factor of up to the number of groups.
 
     Source: this library's. A Polyak step size with a largest learning rate is SPS_max
-    of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25 it is the limit
-    that makes NLMS, Eq. 7-9, stable: its step never exceeds the current error.
+    of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25, this bound is
+    the limit that makes NLMS (Eq. 7-9) stable: a step never changes the output by more
+    than the current error.
     """
     check_not_negative(learning_rate=learning_rate)
     dampening = 0.0 if dampening is None else dampening

@@ -63,9 +63,9 @@ def insgd_as_released(
     for a Dense kernel, of this batch alone. Whatever is not named "kernel" (biases,
     normalization layers, embeddings, class tokens) takes w - mu V.
 
-    P is the power of a standardised input and therefore nearly the same at every
-    step: close to height * width - 1 for a convolution, to features - 0.9 for a Dense
-    layer. See docs/released_code.md before treating its results as the paper's.
+    P is the power of a standardized input and therefore, for p = 2, nearly the same at
+    every step: close to height * width - 1 for a convolution, and to features - 0.9 for
+    a Dense layer. See docs/released_code.md before treating its results as the paper's.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule.
@@ -75,8 +75,9 @@ def insgd_as_released(
 
     Returns:
         A transformation whose `update` requires the keyword `input_norms`, and the
-        parameters where weight decay is not 0. It remembers no P; `MultiSteps` does
-        not know its norms. Updates have the gradients' shapes and dtypes.
+        parameters where weight decay is not 0. It keeps no running average P, and
+        `MultiSteps` does not accumulate its norms. Updates have the gradients' shapes
+        and dtypes.
 
     Raises:
         ValueError: if a number is out of its range; from `init`, if there is no

@@ -32,16 +32,17 @@ def value_and_grad_with_input_norms(
             `(loss, variables)`, where `variables` is what the model mutated; with
             `has_aux`, `(loss, (variables, aux))`.
         p: the norm; see `capture_input_norms`.
-        has_aux: whether the loss returns something beside the variables.
+        has_aux: whether the loss function returns auxiliary data in addition to the
+            variables.
         conv_input: see `capture_input_norms`.
         norm_layers: see `capture_input_norms`.
         layers: see `capture_input_norms`.
 
     Returns:
         A function with the arguments of `loss_fn` that returns
-        `((loss, aux), grads, norms)`: the loss, what the loss returned beside it
-        without the input norms, the gradients with respect to the first argument, and
-        the input norms, for `update`'s `input_norms`.
+        `((loss, aux), grads, norms)`: the loss; the second value that `loss_fn`
+        returned, with the input norms removed; the gradients with respect to the first
+        argument; and the input norms, to pass to `update` as `input_norms`.
 
     Raises:
         ValueError: if the variables hold no "intermediates", or p is out of range.
@@ -85,7 +86,8 @@ def value_and_grad_with_input_covariances(
 
     Args:
         loss_fn: see `value_and_grad_with_input_norms`.
-        has_aux: whether the loss returns something beside the variables.
+        has_aux: whether the loss function returns auxiliary data in addition to the
+            variables.
         when: whether this pass measures, as in `capture_input_covariances`. It may be
             traced: inside a jitted step, `when=step % 10 == 0`.
         max_rows: see `capture_input_covariances`.

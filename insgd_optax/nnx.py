@@ -95,8 +95,8 @@ def capture_input_norms(
 
         mean over samples n of ||x_n||_p^p                       (Eq. 26, 29)
 
-    as `input_norm` each time it is called. What is one sample x_n, the rank of the
-    statistic, its dtype and its being cut off from differentiation are as for
+    as `input_norm` each time it is called. The definition of a sample x_n, and the
+    rank, dtype and stopped gradient of the statistic, are those of
     `insgd_optax.capture_input_norms`.
 
     Enter it inside the function that is traced. Under `nnx.scan` and `nnx.vmap` norms
@@ -252,8 +252,8 @@ def _stacked_over_time(original: Call, rnn: nnx.RNN, *args: Any, **kwargs: Any) 
 def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
     """Shapes and dtypes that a model sows in the open capture; computes nothing.
 
-    Feeds `input_norms_like`, which makes layers stacked by `nnx.vmap` or `nnx.scan`
-    keep one P each instead of sharing their mean.
+    Pass the result as `input_norms_like`, so that layers stacked by `nnx.vmap` or
+    `nnx.scan` keep one P each instead of sharing their mean.
 
     Args:
         model: an NNX module; neither it nor its state is changed.
@@ -294,8 +294,8 @@ def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
 def input_covariance_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
     """As `input_norm_shapes`, under `capture_input_covariances`.
 
-    Feeds `input_covariances_like`, which tells the optimizer how each kernel meets its
-    input, where its shape alone does not.
+    Pass the result as `input_covariances_like`, which tells the optimizer which axes of
+    a kernel belong to its input, where the shape alone does not.
 
     Example:
         >>> import jax.numpy as jnp
