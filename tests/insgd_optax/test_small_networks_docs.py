@@ -1,0 +1,61 @@
+"""docs/examples/small_networks.py: the comparison, and that runs are not repeated."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insgd_optax._input_power import divisor_function
+from tests.insgd_optax import docs_examples
+
+
+@pytest.fixture(scope="module")
+def example():
+    return docs_examples.load("small_networks")
+
+
+def test_the_divisors_are_the_librarys(example):
+    powers = jnp.array([0.1, 1.0, 1.005, 20.0])
+    for name, normalizer in (("insgd", "log"), ("insgd+log1p", "log1p")):
+        found = example.DIVISORS[name](powers)
+        np.testing.assert_allclose(found, divisor_function(normalizer, 0.01)(powers))
+    np.testing.assert_array_equal(example.DIVISORS["sgd"](powers), 1)
+
+
+def test_rates_are_half_decades_apart(example):
+    rates = [example.rate_at("sgd", index) for index in (-2, -1, 0, 1, 2)]
+    np.testing.assert_allclose(rates, [0.01, 0.03, 0.1, 0.3, 1])
+    assert example.neighbor("lms-newton", rates[2], 1) == rates[3]
+
+
+def test_it_finds_the_best_rate_and_runs_nothing_twice(example, tmp_path, monkeypatch):
+    calls = []
+
+    def program(task, compiled):
+        def run(seed, hyperparameters):
+            calls.append((seed, hyperparameters.rate))
+            distance = abs(math.log10(hyperparameters.rate) + 1.5)
+            return {"accuracy": 90 - distance, "loss": 1.0, "first_multipliers": {}}
+
+        return run
+
+    monkeypatch.setattr(example, "program", program)
+    path = tmp_path / "runs.json"
+    best = example.Results(path).best_rate("mlp", "sgd", "constant")
+    assert best == pytest.approx(0.03)
+    assert sorted(rate for _, rate in calls) == pytest.approx([0.01, 0.03, 0.1, 0.3])
+
+    before = len(calls)
+    assert example.Results(path).best_rate("mlp", "sgd", "constant") == best
+    assert len(calls) == before
+    runs = json.loads(path.read_text())["runs"]
+    assert next(iter(runs)) == "mlp sgd 0.1 inf constant 0"
+
+
+def test_a_cell_is_a_mean_and_a_sample_standard_deviation(example):
+    assert example.cell([97.0, 98.0, 99.0]) == "98.0 ± 1.0"
+    assert example.cell([-2.0, -2.1, -2.2]) == "2.100 ± 0.100"
+    assert example.cell([-2.5]) == "2.500"
+    assert example.cell([90.0, -math.inf]) == "diverged"
