@@ -11,6 +11,9 @@ from insgd_optax import (
     input_covariance_shapes,
     scale_by_input_covariance,
 )
+from insgd_optax._layer_covariances import LINEN as LINEN_COVARIANCES
+from insgd_optax._layer_types import LINEN
+from insgd_optax._nnx_layer_types import NNX, NNX_COVARIANCES
 
 EPS = 0.3
 
@@ -143,3 +146,11 @@ def test_inverse_is_that_of_the_jacobian(x64, name):
     )
     np.testing.assert_allclose(update.ravel(), wanted, rtol=1e-10, atol=1e-12)
     assert failures == 0
+
+
+@pytest.mark.parametrize(
+    ("norms", "covariances"), [(LINEN, LINEN_COVARIANCES), (NNX, NNX_COVARIANCES)]
+)
+def test_both_captures_handle_the_same_layers(norms, covariances):
+    for convolutions in norms.conv.values():
+        assert {*norms.dense, *convolutions} == {*covariances}

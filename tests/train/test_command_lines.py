@@ -55,7 +55,7 @@ PARSER = [
     ("eval a b", 2, "b"),
     ("table", 2, "Missing"),
     ("table 2 --dry-run", 2, "invalid choice"),
-    ("table 11 --dry-run", 2, "invalid choice"),
+    ("table 99 --dry-run", 2, "invalid choice"),
     ("table six", 2, "invalid choice"),
     ("table 6 --epochs 1.5", 2, "--epochs"),
     ("prepare", 2, "Missing"),
