@@ -73,7 +73,7 @@ def insgd(
         scope: see `scale_by_input_power`.
         missing: see `scale_by_input_power`.
         input_norms_like: see `scale_by_input_power`.
-        polyak_factor: c of `clip_by_polyak`, at least 0; 0.3 is a good first choice.
+        polyak_factor: c of `clip_by_polyak`, at least 0; 1 is a good first choice.
             None, the default, disables the bound. The bound's running mean has the
             decay `power_decay`.
         loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss; only with

@@ -72,7 +72,7 @@ def lms_newton(
         scope: see `scale_by_input_covariance`.
         missing: see `scale_by_input_covariance`.
         input_covariances_like: see `scale_by_input_covariance`.
-        polyak_factor: c of `clip_by_polyak`, at least 0, such as 0.3; None for no
+        polyak_factor: c of `clip_by_polyak`, at least 0, such as 1; None for no
             bound.
         loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss.
 

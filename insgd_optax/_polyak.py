@@ -53,7 +53,7 @@ def clip_by_polyak(
     learning_rate: optax.ScalarOrSchedule,
     scaling: optax.GradientTransformation | None = None,
     *,
-    factor: ArrayLike = 0.3,
+    factor: ArrayLike = 1.0,
     decay: ArrayLike = 0.9,
     lower_bound: ArrayLike = 0.0,
     momentum: ArrayLike | None = None,
@@ -81,7 +81,7 @@ def clip_by_polyak(
 
     where mu is `learning_rate`, c `factor`, beta `decay`, lambda `weight_decay`, gamma
     `momentum`, d `dampening` and k the factor by which momentum lengthens a step.
-    `insgd(1.0, polyak_factor=0.3)` is `clip_by_polyak(1.0, scale_by_input_power(),
+    `insgd(1.0, polyak_factor=1.0)` is `clip_by_polyak(1.0, scale_by_input_power(),
     momentum=0.9)`.
 
     Running mean. A small gradient on one mini-batch does not justify a step that is
@@ -116,12 +116,11 @@ def clip_by_polyak(
         scaling: the transformation from g to D g, such as `scale_by_input_power(...)`;
             None is the identity, which bounds SGD. The slope needs the gradient before
             and after it, so it is an argument and not an earlier link of a chain.
-        factor: c, at least 0. 1 is the Polyak step size, which is too large where the
-            loss stays far above L* and mini-batches are noisy; the default was best
-            in the experiments of docs/robustness.md. On a quadratic loss the linear
-            model predicts half of the way to the minimum: for one linear neuron, the
-            loss e^2 / 2, `normalizer="power"` and decay 0, a factor of 2 is NLMS. A
-            factor of infinity disables the bound.
+        factor: c, at least 0. 1, the default, is the Polyak step size. No value is
+            best for every network: see docs/robustness.md. On a quadratic loss the
+            linear model predicts half of the way to the minimum: for one linear neuron,
+            the loss e^2 / 2, `normalizer="power"` and decay 0, a factor of 2 is NLMS.
+            A factor of infinity disables the bound.
         decay: beta, in [0, 1). 0 uses each slope unmodified.
         lower_bound: L*, a lower bound on the loss, in its units; of the summed loss
             where `MultiSteps` sums gradients.

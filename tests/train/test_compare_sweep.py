@@ -1,6 +1,7 @@
 """`compare` and `sweep`: runs, tables, pictures, and what they are made of."""
 
 import dataclasses
+import inspect
 import json
 import signal
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import insgd_optax
 from train import cli
 from train.config import RunConfig
 from train.data.types import Split
@@ -341,6 +343,8 @@ def test_a_variant_changes_what_it_names():
     config = variants.parse("lms-newton+kron+polyak0.5").config(setting, seed=0)
     assert config.conv_covariance == "kronecker"
     assert config.polyak_factor == 0.5
+    bounded = inspect.signature(insgd_optax.clip_by_polyak).parameters["factor"]
+    assert variants.parse("sgd+polyak").changes == {"polyak_factor": bounded.default}
     assert variants.parse("adamw+cov+kron@0.01").optimizer == "adamw+cov"
     assert variants.parse("adam").config(setting, 0).initial_learning_rate == 0.001
     assert variants.parse("sgd").config(setting, 0, 0.7).learning_rate == 0.7

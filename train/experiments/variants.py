@@ -24,7 +24,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "kron": {"conv_covariance": "kronecker"},
 }
 _POLYAK = re.compile(r"polyak(\d+\.?\d*|\.\d+)?")
-_POLYAK_FACTOR = 0.3
+_POLYAK_FACTOR = 1.0
 FORM = "NAME[+layer][+log1p|+power][+kron][+polyak[FACTOR]][@RATE]"
 
 

@@ -44,7 +44,7 @@ class OptimizerConfig:
     clip_norm: float | None = None
     """Clip the gradient to this global norm. Default: no clipping."""
     polyak_factor: float | None = None
-    """Cap the learning rate at this multiple of the Polyak step size. Default: no cap."""
+    """Cap on the learning rate in Polyak step sizes, such as 1. Default: no cap."""
 
     damping: float = 1.0
     """Damping of the input covariance, relative to its mean eigenvalue."""
