@@ -587,6 +587,8 @@ def test_errors_name_the_place_and_the_remedy():
     x = jnp.ones((1, 3), jnp.complex64)
     with capture_input_covariances(), pytest.raises(ValueError, match="must be real"):
         nn.Dense(2).apply({"params": params["Dense_0"]}, x, mutable=["intermediates"])
+    with pytest.raises(ValueError, match="no ScaleByInputCovarianceState"):
+        covariance_cosines(optax.sgd(0.1).init(params))
     kept, _ = scale_by_input_covariance(missing="keep").update(
         params, state, input_covariances={}
     )

@@ -356,6 +356,8 @@ def test_an_injected_callable_that_was_taken_for_a_schedule():
     words = 'normalizer is a .*static_args=."normalizer",'
     with pytest.raises(TypeError, match=words):
         injected(normalizer=jnp.sqrt).init(PARAMS)
+    with pytest.raises(TypeError, match='scope is a .*static_args=."scope",'):
+        injected(scope=lambda path: jnp.ones(())).init(PARAMS)
 
 
 def test_one_array_without_a_name_has_no_norm():
