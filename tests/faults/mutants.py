@@ -134,13 +134,11 @@ MUTANTS = {
         ),
     ],
     "_layer_covariances": [
-        ("if not rows:", "if False:", "layer_covariances -k vector"),
         (
             "order = [*batch, *sorted(a % x.ndim for a in axis)]",
             "order = [*batch, *(a % x.ndim for a in axis)]",
             "layer_covariances -k general",
         ),
-        ("if x.shape[a] != kernel[k]:", "if False:", "layer_covariances -k einsum"),
         (
             "jnp.flip(fields, axis=range(rank + 1, 2 * rank + 1))",
             "fields",
@@ -191,7 +189,7 @@ MUTANTS = {
         (
             "jnp.sum(brings & ~good)",
             "jnp.sum(~good)",
-            "input_covariance -k pass_without",
+            "input_covariance -k counted_once",
         ),
         (
             "return x / largest, largest",

@@ -302,6 +302,17 @@ def test_singular_covariance_keeps_the_last_inverse_and_is_counted():
     assert state.failures == 1
 
 
+def test_a_failure_is_counted_once_whatever_other_layers_bring():
+    rows = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    tx = scale_by_input_covariance(decay=0.0, damping=0.0, eps=0.0)
+    grads = {name: {"kernel": jnp.ones((3, 2))} for name in "ab"}
+    update, state = jax.jit(tx.update), tx.init(grads)
+    for a in (rows * np.float32([1, 1, 0]), rows * np.float32(np.nan)):
+        sown = {"a": sown_of(a), "b": sown_of(rows)}
+        _, state = update(grads, state, input_covariances=sown)
+        assert state.failures == 1
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e15])
 @pytest.mark.parametrize("damping", [0.0, 1e-6, 1.0])
 def test_ill_conditioned_covariances_give_finite_steps(scale, damping):
