@@ -105,7 +105,7 @@ MUTANTS = {
         (
             "len(inputs) > 2 and size > max_dim",
             "len(inputs) > 2",
-            "covariance_forms -k assumes",
+            "layer_covariances -k conv-valid",
         ),
         (
             "max(max_dim // rest, 2)",
@@ -163,15 +163,14 @@ MUTANTS = {
         ),
     ],
     "_covariance_form": [
-        ("if n < size else 1", "if n <= size else 1", "covariance_forms -k blocks"),
         ("stacked > lead", "stacked > lead + 1", "covariance_forms -k refused"),
         (
             "all(f.blocks[i] == 1 for f in factors)",
             "True",
             "covariance_forms -k refused",
         ),
-        ("weight[-len(bias) :] == bias", "True", "covariance_forms -k assumes"),
-        ("[..., :n, :]", "[..., :n, :] * 1.5", "covariance_forms -k wider"),
+        ("weight[-len(bias) :] == bias", "True", "covariance_forms -k other_axes"),
+        ("[..., :n, :]", "[..., :n, :] * 1.5", "covariance_forms -k diagonal"),
     ],
     "_covariance_state": [
         (
@@ -236,7 +235,7 @@ MUTANTS = {
         (
             "failures=state.failures + failed",
             "failures=failed",
-            "input_covariance -k singular",
+            "input_covariance -k counted_once",
         ),
         (
             'if absent and missing == "error":',

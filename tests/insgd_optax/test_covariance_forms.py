@@ -15,7 +15,7 @@ from insgd_optax import (
     scale_by_input_covariance,
 )
 from insgd_optax._covariance import InputCovariance
-from insgd_optax._covariance_form import form_of, reduced
+from insgd_optax._covariance_form import assumed_form, form_of, reduced
 from insgd_optax._covariance_state import total
 from insgd_optax._matching import ShapeMismatchError
 
@@ -183,6 +183,18 @@ def test_a_covariance_that_lacks_what_is_kept_is_refused():
     sown = InputCovariance((jnp.zeros((2, 2, 1, 2, 2, 1)),), jnp.zeros(()))
     with pytest.raises(ShapeMismatchError, match="not laid out like a kernel"):
         total([sown], form, jnp.float32)
+
+
+def test_blocks_are_cut_from_the_diagonal():
+    whole = jnp.arange(16.0).reshape(4, 1, 4, 1)
+    (blocks,) = reduced([whole], 0, form_of([(4, 1, 2, 1)], (4, 3)))
+    wanted = [[0, 1], [4, 5], [10, 11], [14, 15]]
+    np.testing.assert_array_equal(blocks.reshape(4, 2), wanted)
+
+
+def test_a_bias_of_other_axes_tells_nothing_of_the_outputs():
+    form = assumed_form((2, 3, 4), (5, 5), 768)
+    assert form == assumed_form((2, 3, 4), None, 768)
 
 
 @pytest.mark.parametrize("make", [capture_input_covariances, lms_newton])
