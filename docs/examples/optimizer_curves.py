@@ -1,8 +1,8 @@
-"""Draws test accuracy over epochs and over seconds, from the report of a `compare`.
+"""Draws test accuracy over epochs and over time, from the report of a `compare`.
 
-The seconds are computed: epochs times 390 steps times the median step time that
-`python -m train benchmark --optimizer NAME` measured, so that runs whose processes
-shared their cores can be drawn. SGD's time is the mean over the benchmarks.
+The time is computed: epochs times the ratio of the step to SGD's that `python -m train
+benchmark --optimizer NAME` measured, so that runs on other devices, or of processes
+that shared their cores, can be drawn. One unit is an epoch of SGD.
 
 python docs/examples/optimizer_curves.py IMAGE COMPARE_JSON BENCHMARK_FOLDER...
 """
@@ -14,7 +14,6 @@ import sys
 import numpy as np
 from matplotlib import pyplot as plt
 
-STEPS = 390  # An epoch of 50,000 images in batches of 128.
 LABELS = {
     "sgd": "SGD",
     "adamw": "AdamW",
@@ -24,20 +23,20 @@ LABELS = {
 }
 
 
-def step_seconds(folders):
-    """The median seconds per step of each optimizer, scaled to one speed of SGD."""
-    times, sgd = {}, []
+def step_ratios(folders):
+    """The step time of each optimizer, relative to SGD's."""
+    ratios = {"sgd": 1.0}
     for folder in folders:
         path = pathlib.Path(folder) / "benchmark.json"
         for result in json.loads(path.read_text())["results"]:
-            sgd.append(result["seconds"]["sgd"]["median"])
-            times[result["optimizer"]] = result["overhead"]["of_medians"]
-    return {"sgd": np.mean(sgd)} | {name: r * np.mean(sgd) for name, r in times.items()}
+            name = {"insgd": "insgd-l2"}.get(result["optimizer"], result["optimizer"])
+            ratios[name] = result["overhead"]["of_medians"]
+    return ratios
 
 
 def main() -> None:
     image, report, *benchmarks = sys.argv[1:]
-    seconds = step_seconds(benchmarks)
+    ratios = step_ratios(benchmarks)
     curves = json.loads(pathlib.Path(report).read_text())["test_top1"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     # The best last: its line is on top.
@@ -45,14 +44,14 @@ def main() -> None:
         name, _, rate = text.partition("@")
         seeds = np.array(found)
         epochs = np.arange(1, seeds.shape[1] + 1)
-        for ax, x in zip(axes, (epochs, epochs * STEPS * seconds[name]), strict=True):
+        for ax, x in zip(axes, (epochs, epochs * ratios[name]), strict=True):
             label = f"{LABELS.get(name, name)}, learning rate {rate}"
             (line,) = ax.plot(x, seeds.mean(0), label=label)
             ax.fill_between(
                 x, seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.15
             )
     axes[0].set(xlabel="Epoch", ylabel="Test accuracy (%)")
-    axes[1].set_xlabel("Seconds of training steps, two CPU cores")
+    axes[1].set_xlabel("Training time (epochs of SGD), two CPU cores")
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles[::-1], labels[::-1], fontsize="small", loc="lower right")
     for ax in axes:
