@@ -72,7 +72,7 @@ HELP = ConstructorRegistry()
 
 @HELP.struct_rule
 def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Leaves None out of the help: as a choice, and as a default that the text states."""
+    """Leaves None out of the help, as a choice and as a default already stated."""
     if not dataclasses.is_dataclass(info.type) or _deferring:
         return None
     _deferring.append(info)  # To tyro's own rule, for all but the types.

@@ -75,7 +75,7 @@ class NetworkConfig:
     """Options of the network and the dataset."""
 
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
-    """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS/, test/CLASS/."""
+    """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS, test/CLASS."""
     image_size: int | None = None
     """Resize images of folder:PATH to this shorter side and crop the middle square."""
     model: Annotated[
@@ -101,7 +101,7 @@ class LoopConfig:
     epochs: int = 20
     """Number of training epochs."""
     validation_fraction: float = 0.0
-    """Fraction of training images to select the best epoch on; 0: on the test images."""
+    """Fraction of training images that select the best epoch; 0: test images do."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, such as 0.999, which is evaluated."""
     label_smoothing: float = 0.0

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: exit immediately before training starts, gracefully during it.
 
-This module imports only fast modules, because `exit_at_once` must run before slow imports.
+This module imports only fast modules, because `exit_at_once` must run before slow
+imports.
 """
 
 import contextlib

@@ -145,7 +145,7 @@ def sources(*names: str) -> dict[str, str]:
 
 @functools.cache
 def _checksum(reference: str) -> str:
-    """SHA-256 of the file in which something is defined; what it imports is not in it."""
+    """SHA-256 of the file that defines something; it does not cover its imports."""
     defined_in = getattr(load(reference), "__module__", reference.partition(":")[0])
     path = _file(sys.modules.get(defined_in))
     return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""

@@ -120,7 +120,8 @@ def benchmark(config: BenchmarkConfig) -> int:
                 f"{one.network} on images of {config.image_size}x{config.image_size} "
                 f"pixels: {error}"
             ) from error
-        # Written after each workload, to keep the results of a benchmark that is stopped.
+        # Written after each workload, to keep the results of a benchmark that is
+        # stopped.
         found = benchmark_report.to_json(costs, config.image_size, config.rounds)
         files.write(record, strict_json.encode(found))
         files.write(table, benchmark_report.to_markdown(costs).encode())

@@ -1,7 +1,7 @@
 """Peak FLOP/s of devices, for model FLOP utilization."""
 
-# Dense TFLOP/s from data sheets, by prefix of JAX's device kind; the first match counts.
-# For float32 on GPUs with TF32 this is the peak of TF32, which JAX uses.
+# Dense TFLOP/s from data sheets, by prefix of JAX's device kind; the first match
+# counts. For float32 on GPUs with TF32 this is the peak of TF32, which JAX uses.
 _TERA: dict[str, dict[str, float]] = {
     "NVIDIA H100 PCIe": {"bfloat16": 756, "float32": 378},
     "NVIDIA H100 NVL": {"bfloat16": 835, "float32": 417},

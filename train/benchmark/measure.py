@@ -126,7 +126,7 @@ class Stepper:
         return _LOOP_STEPS if epoch.loops_are_fast() else 1
 
     def run_from(self, state: TrainState, period: int = 1) -> Callable[[int], None]:
-        """Returns a function that runs `period` calls, times its argument, and waits."""
+        """Returns a function that makes N times `period` calls, given N, and waits."""
 
         def run(times: int) -> None:
             nonlocal state

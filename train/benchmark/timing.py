@@ -40,8 +40,8 @@ def interleave(
 ) -> dict[str, Times]:
     """Times programs in interleaved rounds, each in a new random order.
 
-    Slow changes, such as of the clock rate or the load, then affect all programs equally,
-    and no program benefits from its position.
+    Slow changes, such as of the clock rate or the load, then affect all programs
+    equally, and no program benefits from its position.
 
     Args:
         programs: functions by name that run a program a given number of times and wait.

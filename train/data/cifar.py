@@ -160,8 +160,8 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
 def _find(cifar: Cifar) -> Path:
     return find(
         cifar.name,
-        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; without a "
-        f"network, put that file in {data_dir() / 'downloads'} first.",
+        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; without "
+        f"a network, put that file in {data_dir() / 'downloads'} first.",
     )
 
 

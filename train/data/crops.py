@@ -82,8 +82,8 @@ def draw_box(
     """Draws the box of a random crop.
 
     Its area is uniform from 0.08 to 1 of the image's, its aspect ratio log-uniform from
-    3/4 to 4/3, its position uniform. After ten draws that do not fit in the image, it is
-    the largest centered box of an allowed aspect ratio.
+    3/4 to 4/3, its position uniform. After ten draws that do not fit in the image, it
+    is the largest centered box of an allowed aspect ratio.
 
     Args:
         width: width of the image.

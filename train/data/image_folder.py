@@ -72,8 +72,8 @@ def scan(path: str) -> ImageFolder:
     for split in SPLITS:
         if not (root / split).is_dir():
             raise UserError(
-                f"The image folder {root} has no folder {split}/. {LAYOUT} It contains: "
-                f"{_contents(root)}."
+                f"The image folder {root} has no folder {split}/. {LAYOUT} It "
+                f"contains: {_contents(root)}."
             )
         folders = _folders(root / split)
         found = {folder.name: _images(folder, digest) for folder in folders}
@@ -165,8 +165,8 @@ def _warn_of(left_out: list[str], not_in_test: list[str], root: Path) -> None:
         more = len(left_out) - _MOST_NAMED
         print(
             f"Warning: these files in {root} are not read: {names}"
-            f"{f' and {more} more' if more > 0 else ''}. Images must be directly in the "
-            f"class folders and end in {', '.join(SUFFIXES)}.",
+            f"{f' and {more} more' if more > 0 else ''}. Images must be directly in "
+            f"the class folders and end in {', '.join(SUFFIXES)}.",
             file=sys.stderr,
         )
     if not_in_test:

@@ -1,8 +1,8 @@
 """Batches of decoded images from worker processes, each a function of its index.
 
-A batch does not depend on the worker that makes it or on the batches before it, so a run
-can start at any step with any number of workers. Worker processes import this module, so
-it does not import JAX.
+A batch does not depend on the worker that makes it or on the batches before it, so a
+run can start at any step with any number of workers. Worker processes import this
+module, so it does not import JAX.
 """
 
 import contextlib

@@ -64,7 +64,8 @@ class Dataset:
     preprocessing: Preprocessing
     # Hash of the images, their labels and their order.
     fingerprint: str = dataclasses.field(default="", kw_only=True)
-    # Hash of the encoded files of a folder. Earlier versions recorded it as fingerprint.
+    # Hash of the encoded files of a folder. Earlier versions recorded it as
+    # fingerprint.
     files_fingerprint: str = dataclasses.field(default="", kw_only=True)
 
     @property

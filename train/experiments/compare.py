@@ -61,8 +61,8 @@ def compare(config: CompareConfig) -> int:
         ],
     )
     note = (
-        "Top-1 on the test images in percent, mean ± standard deviation over seeds; the "
-        f"best epoch is selected on {_picked_on(config)}."
+        "Top-1 on the test images in percent, mean ± standard deviation over seeds; "
+        f"the best epoch is selected on {_picked_on(config)}."
     )
     folder = series.report_folder("compare", config)
     values = {

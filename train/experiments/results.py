@@ -48,8 +48,8 @@ def accuracies(runs: Sequence[Sequence[EpochMetrics]]) -> Accuracies:
 def mean_multiplier(rows: Sequence[EpochMetrics]) -> float:
     """Returns the mean factor of INSGD and a Polyak cap on the learning rate.
 
-    INSGD's factor is the mean over all scaled parameters at the end of each epoch, that of
-    a cap is the mean over steps. For other optimizers, the result is 1.
+    INSGD's factor is the mean over all scaled parameters at the end of each epoch, that
+    of a cap is the mean over steps. For other optimizers, the result is 1.
     """
     return statistics.fmean(
         row.get("mean_multiplier", 1.0) * row.get("train_polyak_scale", 1.0)

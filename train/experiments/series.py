@@ -1,8 +1,8 @@
 """Runs many configurations, resuming and reusing existing runs.
 
-A run's folder is named after its options. A table and a sweep with the same run share it,
-and a series that was stopped continues where it was. Runs are locked during training, so
-several processes can work on the same series.
+A run's folder is named after its options. A table and a sweep with the same run share
+it, and a series that was stopped continues where it was. Runs are locked during
+training, so several processes can work on the same series.
 """
 
 import dataclasses
@@ -76,8 +76,8 @@ def _affects_results(name: str, value: Any) -> bool:
 def finished_metrics(config: RunConfig) -> list[EpochMetrics] | None:
     """Returns the metrics of each epoch of a run; None if it is not finished.
 
-    If the run was extended, these are the first `config.epochs` epochs, since schedules do
-    not depend on the total.
+    If the run was extended, these are the first `config.epochs` epochs, since schedules
+    do not depend on the total.
 
     Raises:
         UserError: if the run in the folder has other options or an unreadable record.
@@ -171,7 +171,7 @@ def _check_data(configs: Iterable[RunConfig]) -> None:
 
 
 def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
-    """Orders runs by seed, so that a series stopped early has all rows, with fewer seeds.
+    """Orders runs by seed: a series stopped early has all rows, with fewer seeds.
 
     Args:
         rows: for each row, its runs ordered by seed; None for a run not known yet.
@@ -183,8 +183,8 @@ def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
 def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
     """Runs what is missing, in order.
 
-    Runs held by another process come last: this process waits for them, and takes over if
-    the other process stops.
+    Runs held by another process come last: this process waits for them, and takes over
+    if the other process stops.
 
     Args:
         configs: the runs, without `run_dir` and `resume`.
@@ -194,8 +194,8 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
         0, or the exit status of a run that was stopped.
 
     Raises:
-        UserError: if `processes` is out of range, a worker fails, or the folder of a run
-            has another run.
+        UserError: if `processes` is out of range, a worker fails, or the folder of a
+            run has another run.
     """
     if processes < 1:
         raise UserError(f"--processes must be at least 1, got {processes}")

@@ -47,7 +47,7 @@ class Variant:
     def config(
         self, setting: TrainingConfig, seed: int, learning_rate: float | None = None
     ) -> RunConfig:
-        """Returns the configuration of one run; `learning_rate` overrides the variant's."""
+        """Returns a run's configuration; `learning_rate` overrides the variant's."""
         shared = {
             field.name: getattr(setting, field.name)
             for field in dataclasses.fields(TrainingConfig)

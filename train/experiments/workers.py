@@ -121,8 +121,8 @@ def complete(
 
     A worker that crashes, as in native code, is restarted and resumes its run.
 
-    Must be called before this process initializes JAX's devices, which would take most of
-    an accelerator's memory.
+    Must be called before this process initializes JAX's devices, which would take most
+    of an accelerator's memory.
 
     Args:
         configs: the missing runs.
@@ -244,6 +244,7 @@ def _report(worker: _Worker) -> str:
     lines = [line.rpartition("\r")[2].rstrip() for line in text.rstrip().split("\n")]
     shown = "\n".join(f"  {line}" for line in lines[-_LINES_SHOWN:])
     return (
-        f"A worker ended with {worker.how_it_ended}; the others were stopped and have saved. Its last "
-        f"lines, from {worker.log}:\n{shown}\nRun the same command again to resume."
+        f"A worker ended with {worker.how_it_ended}; the others were stopped and have "
+        f"saved. Its last lines, from {worker.log}:\n{shown}\nRun the same command "
+        "again to resume."
     )

@@ -29,7 +29,7 @@ class EvalConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run folder."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best on the validation images, or without any on the test images."""
+    """Checkpoint; the best is by validation images, or without any by test images."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="|".join(registry.NAMES))] = (
         None
     )
@@ -99,8 +99,8 @@ def _check_fits(dataset: Dataset, trained_on: RecordedDataset) -> None:
     names, expected = dataset.class_names, trained_on.class_names
     if len(names) != len(expected):
         raise UserError(
-            f"--dataset {dataset.name} has {len(names)} classes, the run was trained on "
-            f"{len(expected)}. Give data with the same classes."
+            f"--dataset {dataset.name} has {len(names)} classes, the run was trained "
+            f"on {len(expected)}. Give data with the same classes."
         )
     differing = [
         f"{number} is {ours!r}, was {theirs!r}"

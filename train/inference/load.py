@@ -76,8 +76,8 @@ class TrainedModel:
         """Decodes an image file and brings it to the size of the network's images.
 
         It is resized until it covers that size, or until its shorter side is
-        `preprocessing.shorter_side`, and its middle is cut out: as test images are, where
-        those of the run were resized. An image of the right size stays as it is.
+        `preprocessing.shorter_side`, and its middle is cut out: as test images are,
+        where those of the run were resized. An image of the right size stays as it is.
 
         Args:
             encoded: the bytes of a file, of any format that Pillow reads.
@@ -87,13 +87,14 @@ class TrainedModel:
             channel.
 
         Raises:
-            ValueError: if it is no image, or the network's images are of other channels.
+            ValueError: if it is no image, or the network's images are of other
+                channels.
         """
         height, width, channels = self.image_shape
         if channels not in (1, 3):
             raise ValueError(
-                f"images of {channels} channels cannot be read from files: give arrays to "
-                "`predict`"
+                f"images of {channels} channels cannot be read from files: give arrays "
+                "to `predict`"
             )
         try:
             image = decode.image(encoded)

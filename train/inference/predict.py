@@ -1,4 +1,4 @@
-"""`python -m train predict`: classes of images in files, by a finished run's network."""
+"""`python -m train predict`: classes of images in files, by a run's network."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ class PredictConfig:
     ]
     """Image files, and folders, whose images are found at any depth."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best on the validation images, or without any on the test images."""
+    """Checkpoint; the best is by validation images, or without any by test images."""
     top: int = 1
     """Number of classes to list for each image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"

@@ -49,8 +49,8 @@ class Restored(NamedTuple):
         if self.rows is not None:
             return None
         return (
-            f"The checkpoint of step {self.step} was saved by an earlier version without a "
-            "checksum, so damage that leaves it readable goes unnoticed."
+            f"The checkpoint of step {self.step} was saved by an earlier version "
+            "without a checksum, so damage that leaves it readable goes unnoticed."
         )
 
 
@@ -263,7 +263,7 @@ class Checkpoints:
         return tree, beside["rows"]
 
     def _is_old(self, step: int) -> bool:
-        """Returns whether an earlier version saved a step; damage cannot imitate that."""
+        """Returns whether an earlier version saved a step; no damage looks like it."""
         return (self._directory / str(step) / _OLD_METRICS).exists()
 
     def _read_test_top1(self, step: int) -> float:

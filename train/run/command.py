@@ -50,7 +50,8 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.peers_watched())
         if not distributed.is_first():
-            # All processes compute and save; only process 0 prints and writes other files.
+            # All processes compute and save; only process 0 prints and writes other
+            # files.
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         return _run(config, lock or stack.enter_context(RunLock()), stack)
 
@@ -203,7 +204,8 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     if diverged is not None:
         kept = f"Its latest checkpoint is that of step {last_good}" if last_good else ""
         print(
-            f"Error: {diverged} The run was stopped. {kept or 'It has no checkpoint yet'}. "
+            f"Error: {diverged} The run was stopped. "
+            f"{kept or 'It has no checkpoint yet'}. "
             "To train to the last epoch anyway, pass --on-divergence continue.",
             file=sys.stderr,
         )
@@ -233,7 +235,8 @@ def _best_epoch(rows: list[EpochMetrics]) -> str:
     if not rows:
         return ""
     best = metrics.best(rows)
-    return f"\nBest epoch {best['epoch']}, selected on the {metrics.selected_on(best)} images"
+    images = metrics.selected_on(best)
+    return f"\nBest epoch {best['epoch']}, selected on the {images} images"
 
 
 def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:

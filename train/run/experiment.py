@@ -265,7 +265,7 @@ class Experiment:
         return self._trainer.train_chunk(loop_state, step, num_steps)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
-        """Returns loss and accuracies on the test images, of the average if there is one."""
+        """Returns loss and accuracies on the test images, of any averaged weights."""
         return self._evaluator.evaluate(state)
 
     def validate(self, state: TrainState) -> dict[str, jax.Array]:

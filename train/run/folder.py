@@ -156,9 +156,9 @@ class RunFolder:
                     else name
                 )
                 raise UserError(
-                    f"The dataset does not match that of the run {self.path}: {what} was "
-                    f"{recorded.get(name)}, is {value}. Restore the original data, or "
-                    "start a new run."
+                    f"The dataset does not match that of the run {self.path}: {what} "
+                    f"was {recorded.get(name)}, is {value}. Restore the original data, "
+                    "or start a new run."
                 )
 
     def changed_code(self) -> list[str]:
@@ -179,8 +179,8 @@ class RunFolder:
         if not (changed := self.changed_code()):
             return None
         return (
-            f"the code of {' and '.join(changed)} was changed since the run {self.path} "
-            "was started."
+            f"the code of {' and '.join(changed)} was changed since the run "
+            f"{self.path} was started."
         )
 
     @property
@@ -199,7 +199,8 @@ class RunFolder:
         if changes:
             print(
                 f"Warning: {'; '.join(changes)}. From here on, the last bits of the "
-                f"results may differ from those of an uninterrupted run.{_masks(last, environment)}",
+                "results may differ from those of an uninterrupted "
+                f"run.{_masks(last, environment)}",
                 file=sys.stderr,
             )
         if {**last, "command": None} != {**environment, "command": None}:
@@ -209,8 +210,8 @@ class RunFolder:
         """Warns if the record cannot reveal replaced images."""
         if not self.has_fingerprint:
             print(
-                f"Warning: {self.path / RECORD} was written by an earlier version without a "
-                "fingerprint of the data, so replaced images go unnoticed.",
+                f"Warning: {self.path / RECORD} was written by an earlier version "
+                "without a fingerprint of the data, so replaced images go unnoticed.",
                 file=sys.stderr,
             )
 

@@ -68,8 +68,8 @@ class RunLock:
             with file:
                 raise RunInProgress(
                     f"The run {path} is in progress: {_holder(file)} has locked its "
-                    f"file {NAME}. Wait for it to finish, or stop it with Ctrl-C or SIGTERM (it "
-                    "saves a checkpoint), then resume it."
+                    f"file {NAME}. Wait for it to finish, or stop it with Ctrl-C or "
+                    "SIGTERM (it saves a checkpoint), then resume it."
                 ) from error
         except OSError as error:
             file.close()

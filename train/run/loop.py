@@ -105,8 +105,8 @@ def _without_count(loop_state: LoopState) -> LoopState:
 def _remaining(lengths: list[int], done: int) -> list[int]:
     """Returns the lengths of an epoch's chunks after its first `done` steps.
 
-    The first one is cut if a run is resumed within a chunk, which happens when chunks had
-    another length before.
+    The first one is cut if a run is resumed within a chunk, which happens when chunks
+    had another length before.
     """
     ends = itertools.accumulate(lengths)
     return [

@@ -31,7 +31,7 @@ _MOST_SHOWN = 5
 
 
 def score(row: EpochMetrics) -> float:
-    """Returns the accuracy that selects the best epoch: on validation images, if any."""
+    """Returns the accuracy that selects the best epoch, on any validation images."""
     return row["val_top1"] if "val_top1" in row else row["test_top1"]
 
 
@@ -63,7 +63,8 @@ class MetricsWriter:
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
 
-            # Purged: steps of epochs that a crashed run wrote and that are trained again.
+            # Purged: steps of epochs that a crashed run wrote and that are trained
+            # again.
             self._tensorboard = SummaryWriter(
                 str(tensorboard), purge_step=len(rows) + 1
             )

@@ -18,9 +18,9 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
 
     What its threads log is held back, and dropped if the body raises one of `errors`.
 
-    The other arrays that Orbax writes at that time may outlast the body. Their errors are
-    never retrieved, and the event loop that they call at the end is closed. What drops
-    these two messages therefore stays in place after an error.
+    The other arrays that Orbax writes at that time may outlast the body. Their errors
+    are never retrieved, and the event loop that they call at the end is closed. What
+    drops these two messages therefore stays in place after an error.
 
     Args:
         errors: type of the errors that the caller reports.

@@ -113,7 +113,8 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") 
         axes.locator_params("x", integer=True)
     first, last = (row["mean_multiplier"] for row in (rows[0], rows[-1]))
     figure.suptitle(
-        f"{title}\nMean multiplier {first:.3g} after epoch {rows[0]['epoch']}, {last:.3g} "
+        f"{title}\nMean multiplier {first:.3g} after epoch {rows[0]['epoch']}, "
+        f"{last:.3g} "
         f"after epoch {rows[-1]['epoch']}".strip(),
         fontsize="medium",
     )

@@ -49,8 +49,8 @@ def of_divergence(config: RunConfig, step: int, steps_per_epoch: int) -> str:
     ):
         remedies.append("--polyak-factor 1")
     return (
-        f"training diverged: the loss or a parameter is not finite after step {step}, in "
-        f"epoch {epoch} of {config.epochs}. Start a new run with "
+        f"training diverged: the loss or a parameter is not finite after step {step}, "
+        f"in epoch {epoch} of {config.epochs}. Start a new run with "
         f"{' or '.join(remedies)}."
     )
 

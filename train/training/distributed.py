@@ -153,8 +153,8 @@ def check_equal(values: dict[str, object]) -> None:
     """Raises, in all processes, unless values are equal in all of them.
 
     Args:
-        values: values to compare, as JSON can hold them, by name for messages. The names
-            must be equal in all processes.
+        values: values to compare, as JSON can hold them, by name for messages. The
+            names must be equal in all processes.
 
     Raises:
         UserError: naming the first process that differs, and the differences.

@@ -118,7 +118,7 @@ def _scores(
     valid: jax.Array,
     like: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    """Sums the scores of the valid samples of a batch; names and shapes as in `like`."""
+    """Sums the scores of valid samples of a batch; names and shapes as in `like`."""
     logits = state.apply_fn(state.variables, inputs, train=False)
     _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     hits = top5 == labels[:, None]

@@ -34,7 +34,8 @@ def check_name(name: str) -> None:
             models.check_options(name, {})
         except models.NetworkError as error:
             raise ValueError(
-                f"{str(error).removesuffix('.')}, or {own_code.FORM} for one of your own"
+                f"{str(error).removesuffix('.')}, or {own_code.FORM} for one of your "
+                "own"
             ) from error
 
 

@@ -177,8 +177,8 @@ def _advance(
 def loops_are_fast() -> bool:
     """Returns whether steps in a compiled loop are as fast as separate calls.
 
-    On CPUs, XLA compiles the gradient of a convolution inside a loop to code about twenty
-    times slower than outside (https://github.com/jax-ml/jax/issues/12868).
+    On CPUs, XLA compiles the gradient of a convolution inside a loop to code about
+    twenty times slower than outside (https://github.com/jax-ml/jax/issues/12868).
     """
     return jax.default_backend() != "cpu"
 

@@ -1,9 +1,9 @@
 """Connects processes before JAX does, and watches for the end of peers.
 
-JAX's service ends a process with a native stack trace if a process is missing, or if the
-port is in use or belongs to another service. This module turns each of these into a
-one-line error. The connections stay open: when a process dies, they are closed, which the
-others notice.
+JAX's service ends a process with a native stack trace if a process is missing, or if
+the port is in use or belongs to another service. This module turns each of these into a
+one-line error. The connections stay open: when a process dies, they are closed, which
+the others notice.
 """
 
 import contextlib
@@ -141,8 +141,9 @@ def _gather(
                 plural = "es" * (len(absent) > 1)
                 raise _refuse(
                     found.values(),
-                    f"Process{plural} {', '.join(map(str, absent))} of {hello['processes']} "
-                    f"did not connect to {address} within {timeout} s. Check that all "
+                    f"Process{plural} {', '.join(map(str, absent))} of "
+                    f"{hello['processes']} did not connect to {address} within "
+                    f"{timeout} s. Check that all "
                     "were started, with the same --coordinator and --num-processes, or "
                     "raise --connect-timeout.",
                 ) from None
@@ -192,7 +193,8 @@ def _problem(
     if said.get("versions") != hello["versions"]:
         return (
             f"Process {number} has different versions from process 0: "
-            f"{said.get('versions')}, not {hello['versions']}. Install the same versions."
+            f"{said.get('versions')}, not {hello['versions']}. Install the same "
+            "versions."
         )
     return None
 

@@ -65,8 +65,8 @@ def without_average(state: TrainState) -> TrainState:
 class LoopState(NamedTuple):
     """Training state and the metric sums of the current epoch.
 
-    `state.step` determines the position in the epoch and, with the run's seed, all random
-    numbers, so a resumed run repeats an uninterrupted one.
+    `state.step` determines the position in the epoch and, with the run's seed, all
+    random numbers, so a resumed run repeats an uninterrupted one.
     """
 
     state: TrainState
@@ -102,7 +102,6 @@ def create_state(
     Returns:
         The state before the first step.
     """
-
     # On CPUs, LLVM takes seconds to optimize the random draws, which run once.
     options = {"xla_backend_optimization_level": 1}
     return jax.jit(

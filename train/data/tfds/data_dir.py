@@ -42,12 +42,12 @@ def find(name: str, remedy: str) -> Path:
     if formats:
         folder, file_format = next(iter(formats.items()))
         raise UserError(
-            f"{folder} has {file_format} files, which only TensorFlow can read. Move the "
-            f"folder away and run: python -m train prepare {name}"
+            f"{folder} has {file_format} files, which only TensorFlow can read. Move "
+            f"the folder away and run: python -m train prepare {name}"
         )
     raise UserError(
-        f"{name} is not prepared: {place} does not contain it. {remedy} Set TFDS_DATA_DIR "
-        f"to use another directory than {data_dir()}."
+        f"{name} is not prepared: {place} does not contain it. {remedy} Set "
+        f"TFDS_DATA_DIR to use another directory than {data_dir()}."
     )
 
 

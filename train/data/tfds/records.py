@@ -1,7 +1,7 @@
 """Random access to encoded images and labels in array_record files.
 
-Worker processes import this module, so it does not import JAX. Files are opened when they
-are first read.
+Worker processes import this module, so it does not import JAX. Files are opened when
+they are first read.
 """
 
 import contextlib

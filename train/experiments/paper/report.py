@@ -64,7 +64,8 @@ class TableRow:
 
     def cells(self, columns: Iterable[str], top5: bool) -> list[str]:
         """Returns the cells of the row in Markdown."""
-        # If no run is known, only optimizer and learning rate differ from the row above.
+        # If no run is known, only optimizer and learning rate differ from the row
+        # above.
         sample = self.known[0] if self.known else None
         found = self.accuracies
         cells = [
@@ -195,8 +196,8 @@ def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
     """Lists how our experiments differ from the paper's."""
     how = (
         "Accuracies in percent, mean ± standard deviation over seeds. Best epoch: the "
-        "one with the highest top-1 on the test images, selected as in the paper, which "
-        "flatters every row. Last epoch: no selection."
+        "one with the highest top-1 on the test images, selected as in the paper, "
+        "which flatters every row. Last epoch: no selection."
     )
     found = [how]
     if epochs != table.epochs:

@@ -47,7 +47,7 @@ def within_margin(points: Sequence[Point], margin: float) -> list[Point]:
 
 
 def spanned_range(points: Sequence[Point], margin: float) -> UsableRange:
-    """Returns the range from the lowest to the highest rate within `margin` of the best.
+    """Returns the lowest and the highest rate within `margin` of the best.
 
     Rates between them may be worse by chance, see `within_margin`.
     """

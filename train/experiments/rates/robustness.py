@@ -1,4 +1,4 @@
-"""`python -m train robustness`: the range of learning rates that optimizers tolerate."""
+"""`python -m train robustness`: the learning rates that optimizers tolerate."""
 
 import dataclasses
 from typing import Annotated
@@ -156,9 +156,10 @@ def _table(config: RobustnessConfig, points: dict[str, list[Point]]) -> str:
     unit = "point" if config.margin == 1 else "points"
     header = ["Optimizer", "Best", "Usable rates", "Ratio", "Usable between", "Runs"]
     note = (
-        f"Usable: at most {config.margin:g} {unit} below the optimizer's own best, top-1 on "
-        "the test images after the last epoch in percent, mean ± standard deviation "
-        f"over {markdown.counted(config.seeds, 'seed')}. Usable between: how many of the rates tried from "
+        f"Usable: at most {config.margin:g} {unit} below the optimizer's own best, "
+        "top-1 on the test images after the last epoch in percent, mean ± standard "
+        f"deviation over {markdown.counted(config.seeds, 'seed')}. Usable between: how "
+        "many of the rates tried from "
         "the lowest to the highest usable one are usable."
     )
     return f"{markdown.table(header, rows)}\n\n{note}"

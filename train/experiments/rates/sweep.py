@@ -109,8 +109,8 @@ def _ranges(points: dict[str, list[Point]]) -> str:
     header = ["Optimizer", "Best", "Usable rates", "Factor"]
     header += ["Usable rate x multiplier", "Factor"]
     note = (
-        f"Usable: within {MARGIN:g} points of the optimizer's best, among the rates tried. "
-        "A shifted range means a rescaled learning rate; a larger factor means a wider "
-        "range."
+        f"Usable: within {MARGIN:g} points of the optimizer's best, among the rates "
+        "tried. A shifted range means a rescaled learning rate; a larger factor means "
+        "a wider range."
     )
     return f"{markdown.table(header, rows)}\n\n{note}"

@@ -1,9 +1,10 @@
 """Optimizers by name, configured as in the paper.
 
-The paper gives the learning rate, a momentum of 0.9 for SGD and INSGD, and a weight decay
-for all. Other options are PyTorch's defaults: decays of 0.9 and 0.999 for Adam, 0.9 for
-Adadelta and 0.99 for RMSprop, and no momentum for these and Adagrad. As in PyTorch,
-weight decay is an l2 term in the gradient, which these optimizers then rescale.
+The paper gives the learning rate, a momentum of 0.9 for SGD and INSGD, and a weight
+decay for all. Other options are PyTorch's defaults: decays of 0.9 and 0.999 for Adam,
+0.9 for Adadelta and 0.99 for RMSprop, and no momentum for these and Adagrad. As in
+PyTorch, weight decay is an l2 term in the gradient, which these optimizers then
+rescale.
 
 LARS is `optax.lars`: weight decay, the trust ratio ||w|| / ||g|| times 0.001, and
 momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilon.

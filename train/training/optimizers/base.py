@@ -35,7 +35,7 @@ class OptimizerConfig:
     normalizer: Literal["log", "power", "log1p"] = "log"
     """INSGD's divisor: max(log P, eps), eps + P, or 1 + log(1 + P)."""
     eps: float = 0.01
-    """INSGD's lower bound of log P, or term added to P by --normalizer power; above 0."""
+    """INSGD's lower bound of log P, or with --normalizer power added to P; above 0."""
     power_decay: float = 0.9
     """Decay (beta) of INSGD's running input power P, in [0, 1)."""
     conv_input: Literal["feature_map", "patch"] = "feature_map"

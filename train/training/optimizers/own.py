@@ -57,8 +57,8 @@ def maker(reference: str) -> Make:
             return made._replace(tx=optax.with_extra_args_support(made.tx))
         if not isinstance(made, optax.GradientTransformation):
             raise UserError(
-                f"{reference} must return an optax.GradientTransformation, but returned "
-                f"an object of type {type(made).__name__}."
+                f"{reference} must return an optax.GradientTransformation, but "
+                f"returned an object of type {type(made).__name__}."
             )
         return Optimizer(optax.with_extra_args_support(made))
 

@@ -1,7 +1,7 @@
 """Functions that make each optimizer.
 
-Each takes the learning rate, the options and the shapes that the network sows, and returns
-an `Optimizer`.
+Each takes the learning rate, the options and the shapes that the network sows, and
+returns an `Optimizer`.
 """
 
 import functools
