@@ -80,6 +80,20 @@ def test_data_that_do_not_fit_are_an_error(run_dir, capsys, name, words):
     assert len(err.splitlines()) == 1
 
 
+def test_the_cache_may_be_elsewhere_than_the_run_s(run_dir, tmp_path, capsys):
+    for name in "abc":
+        for split in ("train", "test"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / "0.png")
+    cache = tmp_path / "cache"
+    other = ("--dataset", f"folder:{tmp_path / 'images'}", "--cache-dir", str(cache))
+    # In color, which the run's images are not: refused when they are decoded.
+    assert cli.main(["eval", str(run_dir), *other]) == 2
+    assert "in 3 channels" in capsys.readouterr().err
+    assert any(cache.iterdir())
+
+
 def test_of_many_classes_the_worst_are_named():
     names = [f"class {number}" for number in range(30)]
     counts = np.diag(np.arange(30))

@@ -36,6 +36,8 @@ class EvalConfig:
     """Other dataset with the same classes. Default: the run's own."""
     output_dir: Path | None = None
     """Folder for eval.json and confusion.png. Default: neither is written."""
+    cache_dir: Path | None = None
+    """Cache of decoded images. Default: the run's."""
     skip_corrupt_images: bool = False
     """Skip images that cannot be decoded, and list them."""
     trust_code: bool = False
@@ -82,6 +84,8 @@ def _load_data(
     options = folder.config
     if config.skip_corrupt_images:
         options = dataclasses.replace(options, skip_corrupt_images=True)
+    if config.cache_dir is not None:
+        options = dataclasses.replace(options, cache_dir=config.cache_dir)
     if config.dataset is not None:
         height, width, _ = trained_on.image_shape
         resize = registry.can_resize(config.dataset) and height == width
