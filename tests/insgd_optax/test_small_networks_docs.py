@@ -13,6 +13,7 @@ from tests.insgd_optax import docs_examples
 
 @pytest.fixture(scope="module")
 def example():
+    pytest.importorskip("sklearn", reason="its digits are the script's data")
     return docs_examples.load("small_networks")
 
 
