@@ -27,6 +27,8 @@ PACKAGES = {
     "tqdm": "tqdm",
     "tyro": "tyro",
 }
+# Of these, those that only some data and options need, from the start of a run.
+_WHEN_USED = {"grain", "importlib_resources", "tensorboardX", "tensorflow-datasets"}
 
 
 class UserError(Exception):
@@ -41,8 +43,12 @@ class OwnCodeError(Exception):
 
 
 def missing_packages() -> list[str]:
-    """Returns the packages that are not installed, without importing any."""
-    return [name for name, module in PACKAGES.items() if not _is_installed(module)]
+    """Returns the packages of every run that are not installed; imports none."""
+    return [
+        name
+        for name, module in PACKAGES.items()
+        if name not in _WHEN_USED and not _is_installed(module)
+    ]
 
 
 def _is_installed(module: str) -> bool:
@@ -53,20 +59,23 @@ def _is_installed(module: str) -> bool:
 
 
 def require_packages(program: str) -> None:
-    """Exits with one line and status 2 unless all packages are installed.
+    """Exits with one line and status 2 unless the packages of every run are installed.
 
     Many are imported late, since they are slow to import: without this check, training
     could end in an error when the plot is drawn.
     """
     if missing := missing_packages():
-        are = "which is" if len(missing) == 1 else "which are"
-        print(
-            f"Error: {program} needs {', '.join(missing)}, {are} not installed. Run: "
-            "pip install 'insgd_optax[train]', or in this checkout, "
-            f"{Path(__file__).parents[1]}: pip install -e '.[train]'",
-            file=sys.stderr,
-        )
+        print(f"Error: {_advice(program, missing)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _advice(program: str, missing: list[str]) -> str:
+    are = "which is" if len(missing) == 1 else "which are"
+    return (
+        f"{program} needs {', '.join(missing)}, {are} not installed. Run: "
+        "pip install 'insgd_optax[train]', or in this checkout, "
+        f"{Path(__file__).parents[1]}: pip install -e '.[train]'"
+    )
 
 
 def report_errors(execute: Callable[[], int]) -> int:
@@ -86,6 +95,14 @@ def report_errors(execute: Callable[[], int]) -> int:
             trace = _from_own_code(error.__cause__.__traceback__)
             traceback.print_exception(error.__cause__.with_traceback(trace))
         print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        modules = {name: module.partition(".")[0] for name, module in PACKAGES.items()}
+        named = str(error.name).partition(".")[0]
+        missing = [name for name, module in modules.items() if module == named]
+        if not missing:
+            raise
+        print(f"Error: {_advice('this', missing)}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(
