@@ -70,6 +70,14 @@ _OF_SCHEDULE = {
 }
 
 
+def _named(what: str, choices: str) -> Any:
+    """The help of an option that takes a name, or one of the user's own code."""
+    # Words, which the help can wrap; a placeholder it breaks anywhere.
+    return tyro.conf.arg(
+        metavar="NAME", help=f"{what}: {choices} for your own (docs/own_code.md)."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """Options of the network and the dataset."""
@@ -78,14 +86,7 @@ class NetworkConfig:
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS, test/CLASS."""
     image_size: int | None = None
     """Resize images of folder:PATH to this shorter side and crop the middle square."""
-    model: Annotated[
-        str,
-        # Words, which the help can wrap; a placeholder it breaks anywhere.
-        tyro.conf.arg(
-            metavar="NAME",
-            help=f"Network: {networks.CHOICES} for your own (docs/own_code.md).",
-        ),
-    ] = "custom_cnn"
+    model: Annotated[str, _named("Network", networks.CHOICES)] = "custom_cnn"
     batch_norm: bool = True
     """Use batch normalization, in networks that have it."""
     model_options: tuple[str, ...] = ()
@@ -276,13 +277,7 @@ class TrainingConfig(
 class RunConfig(TrainingConfig):
     """Train a network on images and write the results to a run folder."""
 
-    optimizer: Annotated[
-        str,
-        tyro.conf.arg(
-            metavar="NAME",
-            help=f"Optimizer: {optimizers.CHOICES} for your own (docs/own_code.md).",
-        ),
-    ] = "insgd-l2"
+    optimizer: Annotated[str, _named("Optimizer", optimizers.CHOICES)] = "insgd-l2"
     learning_rate: float | None = None
     """Initial learning rate. Default: the optimizer's own, 0.1 for SGD and INSGD."""
     seed: int = 0
