@@ -1,6 +1,7 @@
 """(b) The time and memory of a step of several optimizers, in interleaved rounds."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,9 +12,13 @@ from benchmarks.task import Result
 from train.benchmark import measure, timing
 from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
+from train.training.optimizers import Capture, OptimizerConfig
+from train.training.step import train_step
 
+# LMS-Newton with one conditional a step, instead of one a layer.
+ONE_CONDITIONAL = "lms-newton, one conditional"
 # SGD is what the others are compared with.
-OPTIMIZERS = ("sgd", "insgd-l2", "lms-newton", "adamw", "muon")
+OPTIMIZERS = ("sgd", "insgd-l2", "lms-newton", ONE_CONDITIONAL, "adamw", "muon")
 # A second copy of SGD: what the method calls a difference where there is none.
 CONTROL = "sgd again"
 
@@ -35,10 +40,11 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
     steppers: dict[str, Stepper] = {}
     programs = {}
     # All take whole periods of whatever has the longest.
-    period = max(map(measure.calls_in_a_period, OPTIMIZERS))
+    period = max(measure.calls_in_a_period(_optimizer(name)) for name in OPTIMIZERS)
     for name in OPTIMIZERS:
+        step_fn = _with_one_conditional if name == ONE_CONDITIONAL else train_step
         try:
-            stepper = Stepper(workload, image_size, name)
+            stepper = Stepper(workload, image_size, _optimizer(name), step_fn=step_fn)
             run = stepper.run_from(jax.tree.map(jnp.copy, stepper.state), period)
             run(1)
         # Of many types; above all, out of memory.
@@ -93,6 +99,26 @@ def summary(seconds: np.ndarray, batch_size: int) -> Result:
         "quartiles": np.percentile(seconds, [25, 75]).tolist(),
         "images_per_second": batch_size / median,
     }
+
+
+def _optimizer(name: str) -> str:
+    return name.partition(",")[0]
+
+
+def _with_one_conditional(
+    state: Any, batch: Any, rng: jax.Array, *, capture: Capture
+) -> tuple[Any, Any]:
+    """`train_step`, compiled once with the capture and once without it.
+
+    On a GPU, the host waits for the value of every condition.
+    """
+    # Of numbers that are known now, the capture knows whether it is to capture.
+    with_it, without = (
+        functools.partial(train_step, capture=lambda _, step=step: capture(step))
+        for step in (0, 1)
+    )
+    captures = state.step % OptimizerConfig.covariance_every == 0
+    return jax.lax.cond(captures, with_it, without, state, batch, rng)
 
 
 def _time(

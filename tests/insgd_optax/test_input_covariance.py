@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -551,6 +552,43 @@ def test_loss_and_gradients_are_those_without_capture():
         ]
         assert all((count > 0) == when for count in counts)
     assert traced._cache_size() == 1
+
+
+def test_a_step_compiled_without_a_capture_branches_nowhere():
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    params = jax.jit(Small().init)(jax.random.key(1), x)["params"]
+    tx = lms_newton(0.1)
+
+    def train_step(params, opt_state, when):
+        def loss_fn(params):
+            with capture_input_covariances(when=when):
+                y, sown = Small().apply(
+                    {"params": params}, x, mutable=["intermediates"]
+                )
+            return jnp.mean(jnp.sin(y)), sown
+
+        grads, sown = jax.grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params, input_covariances=sown)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = tx.init(params)
+    two = jax.jit(train_step, static_argnames="when")
+    plain = two.lower(params, opt_state, when=False).compile()
+    assert not re.search(r"\b(conditional|while)\(", plain.as_text())
+    one = jax.jit(train_step)
+    both = one.lower(params, opt_state, True).compile().as_text()
+    assert re.search(r"\bconditional\(", both)
+    assert re.search(r"\bwhile\(", both)
+
+    ours, theirs = (params, opt_state), (params, opt_state)
+    for step in range(4):
+        ours = two(*ours, when=step % 2 == 0)
+        theirs = one(*theirs, step % 2 == 0)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        ours,
+        theirs,
+    )
 
 
 def test_no_activation_is_kept_for_the_backward_pass():

@@ -80,7 +80,15 @@ class StepCost:
 
 
 class Stepper:
-    """Compiled steps of one optimizer on one batch, with their initial state."""
+    """Compiled steps of one optimizer on one batch, with their initial state.
+
+    Args:
+        workload: network and batch.
+        image_size: height and width of the images.
+        optimizer_name: name of the optimizer.
+        polyak_factor: cap on the learning rate; None for none.
+        step_fn: `train_step`, or a function with its arguments.
+    """
 
     def __init__(
         self,
@@ -88,6 +96,7 @@ class Stepper:
         image_size: int,
         optimizer_name: str,
         polyak_factor: float | None = None,
+        step_fn: Callable[..., Any] = train_step,
     ):
         model = networks.create(
             workload.model,
@@ -112,7 +121,9 @@ class Stepper:
         )
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
         step = functools.partial(
-            _steps, capture=optimizer.capture, num_steps=self.steps_per_call()
+            _steps,
+            step_fn=functools.partial(step_fn, capture=optimizer.capture),
+            num_steps=self.steps_per_call(),
         )
         # Donate the state, as training does.
         self._compiled = (
@@ -149,7 +160,7 @@ class Stepper:
 
     def flops(self) -> float | None:
         """Returns the FLOPs of one step; None if they are not counted."""
-        step = functools.partial(_steps, capture=None, num_steps=1)
+        step = functools.partial(_steps, step_fn=train_step, num_steps=1)
         return operations.count_flops(step, self.state, self.batch)
 
 
@@ -157,12 +168,12 @@ def _steps(
     state: TrainState,
     batch: tuple[jax.Array, jax.Array],
     *,
-    capture: optimizers.Capture | None,
+    step_fn: Callable[..., Any],
     num_steps: int,
 ) -> TrainState:
     def body(state: TrainState, _: None) -> tuple[TrainState, None]:
         rng = jax.random.fold_in(jax.random.key(1), state.step)
-        return train_step(state, batch, rng, capture=capture)[0], None
+        return step_fn(state, batch, rng)[0], None
 
     if num_steps == 1:
         return body(state, None)[0]
