@@ -193,8 +193,8 @@ def lms_filter(
 
     The mean of w converges for 0 < lambda < 2 / lambda_max(R), with R = E[x x^T]; a
     step moves w closer to a noiseless solution for 0 < lambda < 2 / ||x_t||_2^2.
-    Neither is enforced: they depend on the signal. A step size beyond them makes the
-    weights grow to inf and nan.
+    Neither bound is enforced, because both depend on the signal. Beyond these bounds,
+    the weights grow to inf and nan.
 
     Args:
         u: the input, shape (T,), real or complex.
@@ -232,9 +232,9 @@ def lms_filter(
         [ 1.  -0.5]
 
     Source: Eq. 3-6; lambda absorbs the factor 2 of the gradient of |e|^2. For complex
-    signals the paper's d - u w is kept (Sayed's form): the weights converge to the
-    system's impulse response itself, where the form with y = w^H x (Haykin's)
-    converges to its conjugate.
+    signals, the error is d - u w as in the paper (Sayed's form), so the weights
+    converge to the system's impulse response. With y = w^H x (Haykin's form), they
+    would converge to its conjugate.
     """
     check_scalar("step_size", step_size, allow_zero=False)
     numbers = (step_size, 0.0)
@@ -274,9 +274,9 @@ def nlms_filter(
         num_taps: length of the filter.
         step_size: lambda > 0, without units for p = 2; may be traced.
         p: the norm, a number >= 1; `jnp.inf` divides by the largest magnitude.
-        eps: what is added to the divisor, >= 0, in units of |u|^p; may be traced. A
-            signal whose windows have less power than this is hardly learned from.
-        weights: the first weights: see `lms_filter`.
+        eps: what is added to the divisor, >= 0, in units of |u|^p; may be traced. The
+            filter hardly learns from windows whose power is below `eps`.
+        weights: the initial weights: see `lms_filter`.
         weight_history: whether to return all weights: see `lms_filter`.
 
     Returns:
@@ -298,10 +298,10 @@ def nlms_filter(
         [[1.  0. ]
          [0.5 0. ]]
 
-    Source: Eq. 7-9 and 20. Eq. 7-9 have no eps; Eq. 20 has, and gives it no value.
-    Eq. 9 is presented as a projection under another distance, but with p = 1 and
-    lambda = 1 the error after the step is not zero unless ||x||_1 = ||x||_2^2. Complex
-    signals are as in `lms_filter`.
+    Source: Eq. 7-9 and 20. Eq. 7-9 have no eps; Eq. 20 has one, without a value. Eq. 9
+    is presented as a projection under another distance, but with p = 1 and lambda = 1
+    the error after the step is not zero unless ||x||_1 = ||x||_2^2. Complex signals are
+    as in `lms_filter`.
     """
     check_p(p)
     check_scalar("step_size", step_size, allow_zero=False)

@@ -54,11 +54,11 @@ def capture_input_norms(
     - Dense, DenseGeneral, Einsum: the vector along the contracted axes. Every token
       of a sequence is a sample. One number for each kernel along batch axes.
     - Conv, ConvLocal, ConvTranspose: with `conv_input="feature_map"` the whole input
-      map of a sample, all heights, widths and channels ("the input feature maps of
-      each layer", section 3.1); with `conv_input="patch"` each receptive field ("the
-      inputs to the neuron", Eq. 25), padding counted as zeros, mean over groups.
-      The two differ by about height * width / kernel area, so a 1x1 convolution and a
-      Dense layer on the same map have different multipliers under the first reading.
+      map of a sample, all heights, widths and channels ("the input feature maps of each
+      layer", section 3.1); with `conv_input="patch"` each receptive field ("the inputs
+      to the neuron", Eq. 25), padding counted as zeros, mean over groups. The two
+      differ by about height * width / kernel area, so a 1x1 convolution and a Dense
+      layer on the same map have different multipliers with "feature_map".
     - normalization layers, with `norm_layers=True`: the vector LayerNorm and RMSNorm
       normalize; the whole input of a sample for the others.
 
@@ -75,8 +75,8 @@ def capture_input_norms(
     Args:
         p: the norm: any number >= 1, or `jnp.inf`.
         conv_input: "feature_map" or "patch".
-        norm_layers: also listen to BatchNorm, LayerNorm, RMSNorm, GroupNorm and
-            InstanceNorm, whose scale and bias `scope="layer"` scales.
+        norm_layers: whether BatchNorm, LayerNorm, RMSNorm, GroupNorm and InstanceNorm
+            also sow; their scale and bias are scaled with `scope="layer"`.
         layers: layer types of your own: a sequence of classes whose input vector is
             the last axis of their first argument, or a dict from class to the axis or
             axes, or to a function of the module and the call's arguments by name that
@@ -212,8 +212,9 @@ def sow_input_norm(
         module: the module whose `kernel` is multiplied with the input; `self` in its
             `__call__`.
         x: the input, an array of any dtype.
-        p: the norm; None takes that of the surrounding `capture_input_norms`, so that
-            all layers of a model agree, and 2 outside one.
+        p: the norm; None, the default, is the p of the surrounding
+            `capture_input_norms`, so that all layers of a model agree; outside of any,
+            it is 2.
         axis: the axis or axes of `x` that make up one input vector.
         weight: the name of the parameter of `module` that is multiplied with this
             input; None if the module has a single scaled weight, besides its bias. A

@@ -31,7 +31,8 @@ MAX_DIM = 768
 class InputCovariance(NamedTuple):
     """Sums over input vectors, which a layer sows as `input_covariance`.
 
-    Sums of micro-batches, of uses of a layer and of devices add up, in both fields.
+    Both fields are sums, so those of several micro-batches, devices or uses of a layer
+    can be added.
 
     Attributes:
         factors: sums of x x^T, laid out like the kernel: for a kernel (d, m), one array

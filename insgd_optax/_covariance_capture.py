@@ -76,8 +76,8 @@ def capture_input_covariances(
             strides over positions and samples; None for all. Under `pmap` and
             `shard_map` it applies to each device.
         max_dim: the largest matrix: see `scale_by_input_covariance`.
-        conv_covariance: "patch", or "kronecker" for the product of taps and channels
-            of every convolution, also of those within `max_dim`.
+        conv_covariance: "patch", or "kronecker" for a Kronecker product of kernel
+            positions and channels in every convolution, even within `max_dim`.
         layers: layer types of your own: a sequence of classes whose input vector is
             the last axis of their first argument, or a dict from class to the axis or
             axes, or to a function of the module and the call's arguments by name that
@@ -202,8 +202,8 @@ def sow_input_covariance(
     It does so only inside `capture_input_covariances`, with its settings.
 
     Args:
-        module: the module whose `kernel`, of shape `(*inputs, outputs)`, the input
-            meets; `self` in its `__call__`.
+        module: the module whose `kernel`, of shape `(*inputs, outputs)`, is multiplied
+            with the input; `self` in its `__call__`.
         x: the input, an array of any real dtype.
         axis: the axis or axes of `x` that make up one input vector.
         weight: the name of the parameter that is multiplied with this input; see

@@ -93,7 +93,7 @@ def learning_rate_multipliers(
 
 
 def warn_at_floor(opt_state: optax.OptState, *, eps: float = 0.01) -> list[str]:
-    """Warns of weights whose steps the floor of log P makes 1 / eps times too long.
+    """Warns of weights at the floor of log P, whose steps are 1 / eps times too long.
 
     If P is at most e^eps, as for a one-hot input, whose power is 1, `insgd` multiplies
     the gradient by 1 / eps = 100. The optimizer itself cannot warn: its step is
@@ -195,10 +195,10 @@ def _layer_covariances(opt_state: optax.OptState) -> dict[str, LayerCovariance]:
 def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Array]:
     """The condition number of every damped input covariance, for logging.
 
-    That is (l_1 + s) / (l_d + s), where l are the eigenvalues of A and s what damping
-    and eps add: 1 for a white input, at most about 1 + d / damping. For a weight with
-    several matrices, it is the ratio of the largest to the smallest eigenvalue over all
-    of them.
+    The condition number is (l_1 + s) / (l_d + s), where l_1 and l_d are the largest and
+    the smallest eigenvalue of A, and s is what damping and eps add. It is 1 for a white
+    input, and at most about 1 + d / damping. For a weight with several matrices, it is
+    the ratio of the largest to the smallest eigenvalue over all of them.
 
     Args:
         opt_state: the state of `lms_newton`, or of any chain, mask, partition or
@@ -233,8 +233,8 @@ def covariance_cosines(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
     Returns:
         By path, the cosine between the last update that `scale_by_input_covariance`
-        returned and the one it was given, in (0, 1]: 1 if that was zero. The mean over
-        stacked layers.
+        returned and the one it was given, in (0, 1]; 1 if the one it was given was
+        zero. For stacked layers, it is the mean over the stack.
 
     Raises:
         ValueError: as `covariance_condition_numbers`.

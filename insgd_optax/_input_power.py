@@ -84,9 +84,9 @@ def scale_by_input_power(
     where beta is `decay` and epsilon is `eps`. The norms are passed to `update` as the
     keyword `input_norms`; see `capture_input_norms`, which also sets p. P = 0 means
     that no norm above 0 has been seen yet; the divisor is then 1. A norm that is inf or
-    nan leaves P as it was, so that one bad batch neither poisons P nor takes a step of
-    1 / eps. A layer whose every norm overflows, as with a large p, therefore keeps P =
-    0 and is not scaled.
+    nan leaves P as it was, so that one bad batch neither poisons P nor causes a step
+    that is 1 / eps times too long. A layer whose every norm overflows, as with a large
+    p, therefore keeps P = 0 and is not scaled.
 
     Args:
         decay: beta, how much of P is kept from step to step, in [0, 1). 0 makes P the
@@ -131,8 +131,8 @@ def scale_by_input_power(
         (Array([0.25, 0.25], dtype=float32), Array([1.], dtype=float32))
 
     Source: Eq. 26-29 and Algorithm 1; `normalizer="power"` is Eq. 25. Algorithm 1
-    leaves P undefined at decay 0; "log1p", the guard against norms that are not
-    finite and `scope` are this library's.
+    leaves P undefined at decay 0; "log1p", `scope` and the guard against norms that are
+    not finite are specific to this library.
     """
     check_fraction(decay=decay)
     if missing not in ("error", "keep"):

@@ -50,15 +50,15 @@ def insgd(
     `optax.chain(scale_by_input_power(...), optax.add_decayed_weights(...),
     dampened_trace(...), optax.scale_by_learning_rate(...))`. With `polyak_factor`, it
     is `clip_by_polyak(learning_rate, scale_by_input_power(...), ...)`, which clips mu /
-    (1 - gamma), the total learning rate of a gradient under momentum, to that multiple
-    of the Polyak step size.
+    (1 - gamma), the total learning rate of a gradient under momentum, to
+    `polyak_factor` times the Polyak step size.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule. In the
             batch-normalized networks that were measured, the multiplier 1 / max(log P,
             eps) is about 0.1 to 0.2, so a learning rate five to ten times that of SGD
-            gives steps of the same size; without batch normalization it can be as large
-            as 1 / eps.
+            gives steps of the same size; without batch normalization, the multiplier
+            can be as large as 1 / eps.
         power_decay: beta, in [0, 1): see `scale_by_input_power`.
         momentum: gamma, in [0, 1); None disables momentum.
         dampening: d, in [0, 1]; None, the default, is 0, and

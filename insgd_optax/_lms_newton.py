@@ -77,8 +77,9 @@ def lms_newton(
         loss_lower_bound: L* of `clip_by_polyak`, in the units of the loss.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_covariances`, with
-        `polyak_factor` also `value`, the loss, and with weight decay the parameters.
+        A transformation whose `update` requires the keyword `input_covariances`. With
+        `polyak_factor`, it also requires the keyword `value`, the loss; with weight
+        decay, it also requires the parameters.
 
     Raises:
         ValueError: if a number is out of its range; see also

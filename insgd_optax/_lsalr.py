@@ -53,9 +53,9 @@ def scale_by_lsalr() -> optax.GradientTransformation:
         >>> print(updates["Dense_0"]["kernel"] / 0.6)  # 1 + log 2
         [1.6931472]
 
-    Source: Eq. 18, after Singh et al., "Layer-Specific Adaptive Learning Rates for
-    Deep Networks" (2015), who give "the entire layer" one rate. Eq. 18 writes w; the
-    layer's kernel and bias sharing one norm is this library's reading of it.
+    Source: Eq. 18, after Singh et al., "Layer-Specific Adaptive Learning Rates for Deep
+    Networks" (2015), who give "the entire layer" one rate. Eq. 18 only writes w; that a
+    layer's kernel and bias share one norm is this library's interpretation.
     `optax.lars`, by contrast, takes each array as a layer.
     """
 

@@ -41,13 +41,13 @@ def dampened_trace(
     Args:
         decay: gamma, in [0, 1).
         dampening: d. 0 is `optax.trace` itself; d = gamma is Algorithm 1.
-        nesterov: whether to look ahead.
+        nesterov: whether to use Nesterov momentum.
 
     Returns:
         A transformation; with a dampening of 0 its state is `optax.TraceState`, else
-        `DampenedTraceState`. As in `optax.trace`, the dtype of an update is that of
-        gradient and buffer promoted, and None takes the place of an update that has no
-        gradient. The buffer keeps the parameters' dtype.
+        `DampenedTraceState`. As in `optax.trace`, the dtype of an update is the
+        promoted dtype of gradient and buffer, and the update is None where the gradient
+        is None. The buffer keeps the parameters' dtype.
 
     Raises:
         ValueError: if decay lies outside [0, 1) or dampening outside [0, 1].

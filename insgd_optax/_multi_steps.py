@@ -44,10 +44,10 @@ class MultiSteps:
     `clip_by_polyak` takes as `value` is averaged, or summed, as the gradients are.
     Input covariances are summed.
 
-    A micro-batch whose gradient or loss is inf or nan makes those of its step inf or
-    nan, which `clip_by_polyak` and `optax.apply_if_finite` turn into a step of zero.
-    The next step starts afresh. To drop the micro-batch alone instead, give
-    `should_skip_update_fn=optax.skip_not_finite`.
+    If the gradient or the loss of a micro-batch is inf or nan, so is the accumulated
+    gradient or loss of its step, which `clip_by_polyak` and `optax.apply_if_finite`
+    turn into a step of zero. The next step starts afresh. To drop only this
+    micro-batch, pass `should_skip_update_fn=optax.skip_not_finite`.
 
     Args:
         opt: the optimizer, such as `insgd(...)`, or a chain with it.
@@ -57,8 +57,8 @@ class MultiSteps:
         should_skip_update_fn: as for `optax.MultiSteps`, a function of the gradients,
             the number of steps taken and the parameters. A skipped micro-batch skips
             its norms too.
-        accumulator_dtype: the dtype that gradients, norms and losses are summed in;
-            None for float32, or float64 where a weight is.
+        accumulator_dtype: the dtype in which gradients, norms and losses are summed.
+            None is float32, or float64 for float64 weights.
 
     Raises:
         ValueError: from `update`, as `scale_by_input_power` does.
@@ -123,7 +123,7 @@ class MultiSteps:
         value: ArrayLike | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.MultiStepsState]:
-        """Accumulates; zeros, or every k-th time the inner optimizer's updates."""
+        """Accumulates; returns zeros, or at every k-th call the inner updates."""
         bounded = bool(states_of(state.inner_opt_state, ClipByPolyakState))
         loss = checked_value(value) if bounded else None
         powers = _powers(state.inner_opt_state)

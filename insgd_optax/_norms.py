@@ -103,9 +103,10 @@ def input_norm(
         >>> print(input_norm(x), input_norm(x, p=1), input_norm(x, p=jnp.inf))
         13.0 4.0 2.5
 
-    Source: Eq. 26 (p = 2) and Eq. 29. The paper leaves the mini-batch open; the mean
-    over samples is this library's reading. It does not define the infinity norm's
-    "p-th power" either: here it is the largest magnitude, which is experimental.
+    Source: Eq. 26 (p = 2) and Eq. 29. The paper does not say how the samples of a
+    mini-batch are combined; the mean is this library's choice. Nor does it define the
+    "p-th power" of the infinity norm: here it is the largest magnitude, which is
+    experimental.
     """
     check_p(p)
     x = jnp.asarray(x)

@@ -50,8 +50,8 @@ def inverse_sigmoid(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Arra
         targets: any shape, meant to be in [0, 1], such as 0-1 labels.
         margin: m, between 0 and 0.5. The sigmoid reaches 0 and 1 only at infinity; with
             the default 0.01, such targets, and targets outside [0, 1], map to -4.6 or
-            4.6. It is raised to the dtype's resolution below 1: 6e-8 in float32, 0.004
-            in bfloat16.
+            4.6. A smaller margin is replaced by the spacing of the dtype just below 1:
+            6e-8 in float32, 0.004 in bfloat16.
 
     Returns:
         The pre-activations, in the targets' dtype and shape.
@@ -143,7 +143,7 @@ def inverse_leaky_relu(
 
 
 def inverse_relu(targets: ArrayLike) -> jax.Array:
-    """The inverse of the ReLU, which has none: negative values are set to zero.
+    """A substitute for the inverse of the ReLU: negative targets are set to zero.
 
     With d the `targets`, phi(d) = max(d, 0).
 
@@ -162,9 +162,9 @@ def inverse_relu(targets: ArrayLike) -> jax.Array:
         >>> print(inverse_relu(jnp.array([-1.0, 0.0, 2.0])))
         [0. 0. 2.]
 
-    Source: the text below Eq. 23. Every pre-activation <= 0 gives the target 0, and
-    the paper picks 0 among them: a neuron that is off, as its target asks, is pulled
-    to the edge all the same.
+    Source: the text below Eq. 23. The ReLU is not invertible: every pre-activation <= 0
+    gives 0. For the target 0, the paper picks the pre-activation 0, so a neuron that is
+    correctly inactive is still pulled to 0.
     """
     return jnp.maximum(_as_targets(targets), 0)
 

@@ -26,7 +26,8 @@ class ClipByPolyakState(NamedTuple):
         slope: the running mean of <g, D g>; 0 before the first.
         scale: the factor on the last update, in [0, 1].
         scaling: the state of the transformation given as `scaling`.
-        weight_decay: the state of the weight decay, which counts its schedule.
+        weight_decay: the state of the weight decay, with the step count of its
+        schedule.
     """
 
     # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
@@ -80,9 +81,8 @@ def clip_by_polyak(
         w &\leftarrow w - b_t
 
     where mu is `learning_rate`, c `factor`, beta `decay`, lambda `weight_decay`, gamma
-    `momentum`, d `dampening` and k the factor by which momentum lengthens a step.
-    `insgd(1.0, polyak_factor=1.0)` is `clip_by_polyak(1.0, scale_by_input_power(),
-    momentum=0.9)`.
+    `momentum` and d `dampening`. `insgd(1.0, polyak_factor=1.0)` is
+    `clip_by_polyak(1.0, scale_by_input_power(), momentum=0.9)`.
 
     Running mean. A small gradient on one mini-batch does not justify a step that is
     longer by the same ratio, so the slope counts as at least its running mean, which
@@ -94,12 +94,12 @@ def clip_by_polyak(
 
     Momentum. A gradient enters the buffer once and moves the weights over all steps
     that follow. The bound holds for the sum of these moves, which is k times u_t:
-    k = 1 + gamma + gamma^2 + ... = 1 / (1 - gamma), with or without Nesterov's look
-    ahead. With dampening, k = (1 - d) / (1 - gamma), or (1 - gamma d) / (1 - gamma)
-    with both; the first gradient is not dampened. The learning rate is applied before
-    the momentum, so that later changes of the learning rate do not change the moves of
-    earlier gradients: otherwise a gradient from the start of a warm-up would be applied
-    at the peak learning rate.
+    k = 1 + gamma + gamma^2 + ... = 1 / (1 - gamma), with or without Nesterov momentum.
+    With dampening, k = (1 - d) / (1 - gamma); with dampening and Nesterov momentum,
+    k = (1 - gamma d) / (1 - gamma). The first gradient is not dampened. The learning
+    rate is applied before the momentum, so that later changes of the learning rate do
+    not change the moves of earlier gradients: otherwise a gradient from the start of a
+    warm-up would be applied at the peak learning rate.
 
     Schedule. The bound applies to the largest learning rate so far, m_t: the step is
     (mu_t / m_t) min(m_t, a_t). A decaying schedule therefore also shortens the steps
@@ -122,8 +122,8 @@ def clip_by_polyak(
             the loss e^2 / 2, `normalizer="power"` and decay 0, a factor of 2 is NLMS.
             A factor of infinity disables the bound.
         decay: beta, in [0, 1). 0 uses each slope unmodified.
-        lower_bound: L*, a lower bound on the loss, in its units; of the summed loss
-            where `MultiSteps` sums gradients.
+        lower_bound: L*, a lower bound on the loss, in its units. If `MultiSteps` sums
+            gradients, it is a lower bound on the summed loss.
         momentum: gamma, in [0, 1); None disables momentum.
         dampening: d, in [0, 1]; None is 0. See `dampened_trace`.
         nesterov: whether to use Nesterov momentum.
@@ -133,15 +133,15 @@ def clip_by_polyak(
 
     Returns:
         An optimizer whose `update` requires the keyword `value`: the loss whose
-        gradients are passed, a scalar, averaged over devices as they are. All keywords
-        are passed on to `scaling`. The state holds a `ClipByPolyakState`, whose `scale`
-        is min(1, a_t / m_t); see `polyak_scale`. Nothing is added to the momentum if
-        the loss is at most `lower_bound`, or if the loss, an entry of the gradient or
-        the slope is inf or nan, as after an overflow in float16: no bound is known
-        then, and the slope's mean stays. `scaling` is given zeros instead of a gradient
-        whose loss or entries are inf or nan: Adam's moments decay, for example. Where
-        gradient and mean slope are both 0, or `factor` is infinite, the scale is 1 and
-        weight decay is applied in full.
+        gradients are passed, a scalar, averaged over devices like the gradients. All
+        keywords are passed on to `scaling`. The state holds a `ClipByPolyakState`,
+        whose `scale` is min(1, a_t / m_t); see `polyak_scale`. Nothing is added to the
+        momentum if the loss is at most `lower_bound`, or if the loss, an entry of the
+        gradient or the slope is inf or nan, as after an overflow in float16: no bound
+        is known then, and the slope's mean stays. `scaling` is given zeros instead of a
+        gradient whose loss or entries are inf or nan: Adam's moments decay, for
+        example. Where gradient and mean slope are both 0, or `factor` is infinite, the
+        scale is 1 and weight decay is applied in full.
 
     Raises:
         ValueError: on construction, if a number is out of its range; from `update`,
@@ -161,10 +161,10 @@ def clip_by_polyak(
     that this optimizer sees. With several groups, each with its own bound, the total
     step may exceed the bound by a factor of up to the number of groups.
 
-    Source: this library's. A Polyak step size with a largest learning rate is SPS_max
-    of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25, this bound is
-    the limit that makes NLMS (Eq. 7-9) stable: a step never changes the output by more
-    than the current error.
+    Source: this library's. The Polyak step size capped by a maximum learning rate is
+    SPS_max of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25, this
+    bound is the limit that makes NLMS (Eq. 7-9) stable: a step never changes the output
+    by more than the current error.
     """
     check_not_negative(learning_rate=learning_rate)
     dampening = 0.0 if dampening is None else dampening

@@ -75,11 +75,11 @@ def affine_projection_filter(
         w  <- w + lambda X_t^H (X_t X_t^H + eps I)^-1 e_t.
 
     Windows and desired outputs before the signal starts are zero. For lambda = 1 and
-    eps = 0, a step projects w onto the weights that have no error at any of the
-    `order` samples. 0 < lambda < 2 converges whatever the input's scale, and faster
-    than NLMS on a colored input: an autoregressive input of order q takes
-    `order` q + 1. The price is noise: the larger `order`, the larger the final error
-    at the same lambda. `order` 1 is `nlms_filter`.
+    eps = 0, a step projects w onto the weights that have no error at any of the `order`
+    samples. 0 < lambda < 2 converges whatever the input's scale, and faster than NLMS
+    on a colored input: for an autoregressive input of order q, `order` = q + 1 is
+    enough. The price is noise: the larger `order`, the larger the final error at the
+    same lambda. With `order` = 1, the filter is `nlms_filter`.
 
     Args:
         u: the input: see `lms_filter`.
@@ -90,9 +90,10 @@ def affine_projection_filter(
             many additions.
         step_size: lambda > 0, without units; may be traced.
         eps: what is added to the diagonal of X X^H, >= 0, in units of |u|^2; may be
-            traced. Rounding needs at least (num_taps + order) times the dtype's
-            epsilon times the trace of X X^H; a smaller `eps` is replaced by that.
-        weights: the first weights: see `lms_filter`.
+            traced. Because of rounding, `eps` must be at least (num_taps + order) times
+            the dtype's epsilon times the trace of X X^H; a smaller `eps` is replaced by
+            this value.
+        weights: the initial weights: see `lms_filter`.
         weight_history: whether to return all weights: see `lms_filter`.
 
     Returns:
@@ -196,9 +197,9 @@ def rls_filter(
         forgetting: beta, 0 < beta <= 1; may be traced. The filter remembers about
             1 / (1 - beta) samples, which should be several times `num_taps`. With 1 it
             never forgets and does not follow a system that changes.
-        delta: the weight of the first guess, > 0, in units of |u|^2; may be traced. A
-            small one trusts the first samples, a large one `weights`.
-        weights: the first weights: see `lms_filter`.
+        delta: how strongly the initial `weights` count, > 0, in units of |u|^2; may be
+            traced. With a small `delta`, the first samples count more than `weights`.
+        weights: the initial weights: see `lms_filter`.
         weight_history: whether to return all weights: see `lms_filter`.
 
     Returns:

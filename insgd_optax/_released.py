@@ -60,8 +60,8 @@ def insgd_as_released(
 
     where mu is `learning_rate`, gamma `momentum` and lambda `weight_decay`. P comes
     from `capture_released_norms`: one number per input channel of a convolution, one
-    for a Dense kernel, of this batch alone. Whatever is not named "kernel" (biases,
-    normalization layers, embeddings, class tokens) takes w - mu V.
+    for a Dense kernel, of this batch alone. Parameters with a name other than "kernel"
+    (biases, normalization layers, embeddings, class tokens) follow w <- w - mu V.
 
     P is the power of a standardized input and therefore, for p = 2, nearly the same at
     every step: close to height * width - 1 for a convolution, and to features - 0.9 for
@@ -195,7 +195,7 @@ def _missing(absent: list[Path], input_norms: Any) -> str:
 def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[None]:
     r"""Makes the layers of any Linen model sow what `insgd_as_released` needs.
 
-    The released code standardises a sample's input x before it takes its power,
+    The released code standardizes a sample's input x before it takes the power,
 
     .. math::
         z = (x - \mathrm{mean}(x)) / \max(\mathrm{std}(x), 0.01)
@@ -214,7 +214,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
     Args:
         p: the norm: any number >= 1, but not infinity.
         tokens: how a Dense layer's input with axes between the first and the features,
-            such as (batch, tokens, features), is standardised: "samples" treats each
+            such as (batch, tokens, features), is standardized: "samples" treats each
             token as a sample, as the released ImageNet script does; "as_is" computes
             mean and std over the tokens, feature by feature, as the CIFAR scripts do.
 
@@ -238,7 +238,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         >>> print(norm.round(4))  # ((3 - 1) + 0) / 2 + 0.1
         [[1.1]]
 
-    Source: the authors' released PyTorch code; the paper has no standardisation. That
+    Source: the authors' released PyTorch code; the paper has no standardization. That
     code fails on grouped convolutions, which are extended here.
     """
     check_p(p)

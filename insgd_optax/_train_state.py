@@ -54,8 +54,8 @@ class TrainState(train_state.TrainState):
             input_norms: the "intermediates" of the same pass. None for an optimizer
                 that takes no norms.
             input_covariances: likewise, for `scale_by_input_covariance`.
-            value: the loss that the gradients are of, for `clip_by_polyak` and others
-                that take it. None for an optimizer that does not.
+            value: the loss whose gradients are passed, for `clip_by_polyak` and other
+                optimizers that use it. None for an optimizer that does not use it.
             **kwargs: further fields to replace, such as `batch_stats`.
 
         Returns:

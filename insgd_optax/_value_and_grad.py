@@ -27,10 +27,10 @@ def value_and_grad_with_input_norms(
     """`jax.value_and_grad` of a loss that also returns the input norms.
 
     Args:
-        loss_fn: a function of the parameters and whatever else it needs, which
-            applies a Linen model with "intermediates" in `mutable` and returns
+        loss_fn: a function of the parameters and whatever else it needs, which applies
+            a Linen model with "intermediates" in `mutable` and returns
             `(loss, variables)`, where `variables` is what the model mutated; with
-            `has_aux`, `(loss, (variables, aux))`.
+            `has_aux`, `(loss, (variables, extra))`.
         p: the norm; see `capture_input_norms`.
         has_aux: whether the loss function returns auxiliary data in addition to the
             variables.
@@ -41,8 +41,9 @@ def value_and_grad_with_input_norms(
     Returns:
         A function with the arguments of `loss_fn` that returns
         `((loss, aux), grads, norms)`: the loss; the second value that `loss_fn`
-        returned, with the input norms removed; the gradients with respect to the first
-        argument; and the input norms, to pass to `update` as `input_norms`.
+        returned (`variables`, or with `has_aux` the pair `(variables, extra)`), with
+        the input norms removed; the gradients with respect to the first argument; and
+        the input norms, to pass to `update` as `input_norms`.
 
     Raises:
         ValueError: if the variables hold no "intermediates", or p is out of range.

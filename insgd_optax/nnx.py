@@ -1,7 +1,8 @@
 """Input norms for models of Flax NNX.
 
-NNX layers are captured as Linen's are; the optimizers are the same, and
-`nnx.Optimizer.update` forwards `input_norms` to them. A whole training loop:
+The inputs of NNX layers are captured like those of Linen layers. The optimizers are the
+same, and `nnx.Optimizer.update` forwards `input_norms` to them. A complete training
+loop:
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -103,9 +104,9 @@ def capture_input_norms(
     follow the axes of the model: with `in_axes=0` layers are stacked, and so are their
     norms. A model that is shared or carried there needs an axis for what it sows:
     `nnx.StateAxes({nnx.Intermediate: 0, ...: None})` if it is shared,
-    `nnx.StateAxes({nnx.Intermediate: 0, ...: nnx.Carry})` if it is carried. The capture
-    gives `nnx.RNN` such an axis. `nnx.remat` and `nnx.jit` need nothing;
-    `nnx.while_loop` and `nnx.fori_loop`, which cannot stack, raise an error.
+    `nnx.StateAxes({nnx.Intermediate: 0, ...: nnx.Carry})` if it is carried. For
+    `nnx.RNN`, the capture adds such an axis by itself. `nnx.remat` and `nnx.jit` need
+    no change; `nnx.while_loop` and `nnx.fori_loop`, which cannot stack, raise an error.
 
     Args:
         p: see `insgd_optax.capture_input_norms`, as for all arguments.

@@ -102,9 +102,9 @@ class LoopConfig:
     epochs: int = 20
     """Number of training epochs."""
     validation_fraction: float = 0.0
-    """Fraction of training images that select the best epoch; 0: test images do."""
+    """Fraction of training images held out to select the best epoch; 0: test images."""
     ema_decay: float | None = None
-    """Decay of a moving average of the weights, such as 0.999, which is evaluated."""
+    """Evaluate a moving average of the weights with this decay. Default: no average."""
     label_smoothing: float = 0.0
     """Label smoothing of the training loss, in [0, 1)."""
     batch_size: int = 128
@@ -286,7 +286,7 @@ class RunConfig(TrainingConfig):
     run_dir: Path | None = None
     """Folder of the new run. Default: a new one in --runs-dir."""
     resume: Path | None = None
-    """Run folder to resume from its latest checkpoint, with its own options."""
+    """Resume this run folder from its latest checkpoint, with the run's options."""
     on_divergence: Literal["stop", "continue"] = "stop"
     """If the loss or a parameter is not finite: stop, or continue to the last epoch."""
     launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(

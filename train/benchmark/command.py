@@ -41,11 +41,11 @@ class BenchmarkConfig:
     rounds: int = 30
     """Rounds of timing; each times every program once."""
     axis: Literal["width", "depth", "batch"] | None = None
-    """Vary one property of the first network instead."""
+    """Measure only the first network, at several values of this property."""
     values: tuple[int, ...] = ()
-    """Values along --axis. Default: width 8 16 32, depth 1 2 3, batch 8 32 128."""
+    """Default: width 8 16 32, depth (blocks per stage) 1 2 3, batch 8 32 128."""
     output_dir: Path | None = None
-    """Folder of benchmark.json and .md. Default: a new runs/benchmark-DATE."""
+    """Folder for benchmark.json and .md files. Default: a new runs/benchmark-DATE."""
 
     def __post_init__(self) -> None:
         for name, most in (("image_size", MOST_PIXELS), ("rounds", MOST_ROUNDS)):

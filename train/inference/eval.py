@@ -29,7 +29,7 @@ class EvalConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run folder."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best is by validation images, or without any by test images."""
+    """Checkpoint to load; best is by validation accuracy, or else by test accuracy."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="|".join(registry.NAMES))] = (
         None
     )

@@ -35,7 +35,7 @@ class PredictConfig:
     ]
     """Image files, and folders, whose images are found at any depth."""
     checkpoint: Checkpoint = "latest"
-    """Checkpoint; the best is by validation images, or without any by test images."""
+    """Checkpoint to load; best is by validation accuracy, or else by test accuracy."""
     top: int = 1
     """Number of classes to list for each image, the most probable first."""
     format: Literal["csv", "jsonl"] = "csv"

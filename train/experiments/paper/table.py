@@ -41,7 +41,7 @@ class _TableOptions:
     controls: bool = False
     """Add controls to INSGD: SGD at its effective rate, scope layer, and log1p."""
     dry_run: bool = False
-    """Print the presets without running anything."""
+    """Print the runs and their options without running anything."""
 
 
 @dataclasses.dataclass(frozen=True)

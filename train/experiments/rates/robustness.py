@@ -50,7 +50,7 @@ class RobustnessConfig(SeriesConfig):
     gap: float = 0.125
     """Refine the ends of the usable range to gaps of at most this many decades."""
     margin: float = 1.0
-    """Usable accuracy below the optimizer's best, in percentage points."""
+    """A rate is usable if its accuracy is at most this many points below the best."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,26 +25,26 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD, LARS, LSALR, Momo, lms-newton and INSGD, in [0, 1)."""
     dampening: float = 0.0
-    """Dampening of the momentum (SGD, INSGD, lms-newton); Algorithm 1: the momentum."""
+    """Dampening of the momentum (SGD, INSGD, lms-newton). In the paper: --momentum."""
     nesterov: bool = False
     """Use Nesterov momentum (SGD, LARS, LSALR, INSGD, lms-newton)."""
     weight_decay: float = 5e-4
-    """l2 weight decay; optax's form in AdamW, Muon, Momo, Prodigy and D-Adaptation."""
+    """Weight decay: l2, or Optax's in AdamW, Muon, Momo, Prodigy and D-Adaptation."""
     scope: Literal["kernel", "layer"] = "kernel"
     """Parameters INSGD scales: kernels, or also biases and normalization layers."""
     normalizer: Literal["log", "power", "log1p"] = "log"
     """INSGD's divisor: max(log P, eps), eps + P, or 1 + log(1 + P)."""
     eps: float = 0.01
-    """INSGD's lower bound of log P, or with --normalizer power added to P; above 0."""
+    """Lower bound of log P in INSGD; --normalizer power adds it to P. Above 0."""
     power_decay: float = 0.9
     """Decay (beta) of INSGD's running input power P, in [0, 1)."""
     conv_input: Literal["feature_map", "patch"] = "feature_map"
-    """Input of a convolution for INSGD: its feature map, or the mean patch."""
+    """Input of a convolution for INSGD: its whole feature map, or each patch of it."""
 
     clip_norm: float | None = None
     """Clip the gradient to this global norm. Default: no clipping."""
     polyak_factor: float | None = None
-    """Cap on the learning rate in Polyak step sizes, such as 1. Default: no cap."""
+    """Cap the learning rate at this multiple of the Polyak step size. Default: none."""
 
     damping: float = 1.0
     """Damping of the input covariance, relative to its mean eigenvalue."""
@@ -57,7 +57,7 @@ class OptimizerConfig:
     covariance_max_dim: int = 768
     """Maximum rows of an input covariance matrix."""
     conv_covariance: Literal["patch", "kronecker"] = "patch"
-    """Convolution covariance: full patch, or Kronecker product of taps and channels."""
+    """Convolution covariance: full, or Kronecker factors for positions and channels."""
 
 
 class Optimizer(NamedTuple):
