@@ -27,13 +27,15 @@ _PUBLIC = {
 }
 
 
-# Imported when used: `python -m train` handles Ctrl-C before anything takes seconds.
-def __getattr__(name: str) -> Any:
-    import importlib
+if not TYPE_CHECKING:  # A type checker would take any name for one of this package.
 
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    def __getattr__(name: str) -> Any:
+        # Imported when used: `python -m train` handles Ctrl-C before anything slow.
+        import importlib
+
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -16,9 +16,9 @@ from benchmarks.parts.pytorch import network, step
 from benchmarks.parts.pytorch.images import Images
 from benchmarks.parts.pytorch.step import Step
 from benchmarks.task import Stopped
-from train import files, model_options
+from train import files
 from train.data.types import ImageDataset
-from train.training import optimizers
+from train.training import networks, optimizers
 from train.training.state import create_state
 
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ def train(
 
 def _initial_model(dataset: ImageDataset, texts: Sequence[str]) -> nn.Module:
     """The network with the weights with which a run with seed 0 starts."""
-    options = model_options.parse_all(texts)
+    options = networks.parse_options(texts)
     num_classes = len(dataset.class_names)
     ours = models.create("resnet20", num_classes=num_classes, **options)
     sgd = optimizers.create("sgd", 0.1, optimizers.OptimizerConfig())
