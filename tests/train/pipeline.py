@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import insgd_optax
-from train.training import distributed, optimizers, parallel, programs
+from train.training import distributed, in_memory, optimizers, parallel
 from train.training.state import LoopState, create_state
 from train.training.step import train_step
 
@@ -54,12 +54,13 @@ def run_steps(devices, batch_norm, dtype, num_steps):
     )
     program = devices.compile(
         functools.partial(
-            programs.train_chunk,
+            in_memory.train_chunk,
             step_fn=functools.partial(
                 train_step, capture=optimizer.capture, axis_name=devices.axis_name
             ),
             num_steps=1,
-            batching=programs.Batching(batch_size=16, steps_per_epoch=3),
+            batch_size=16,
+            steps_per_epoch=3,
             preprocessing=dataset.preprocessing,
             local_shard=devices.local_shard,
         ),
@@ -71,7 +72,7 @@ def run_steps(devices, batch_norm, dtype, num_steps):
     progress = devices.replicate(LoopState(state, metric_sums))
     for step in range(num_steps):
         order = devices.replicate(
-            programs.shuffle(rng, step // 3, len(dataset.train.labels))
+            in_memory.shuffle(rng, step // 3, len(dataset.train.labels))
         )
         progress = program(*progress, order, *arrays)
     state, metric_sums = jax.device_get(progress)

@@ -10,7 +10,7 @@ import pytest
 import models
 from train import cli
 from train.benchmark import device_peaks, measure, operations
-from train.training import programs
+from train.training import in_memory
 
 from .tiny_cnn import TinyCNN
 
@@ -38,7 +38,7 @@ def benchmark(monkeypatch, tmp_path):
 @pytest.mark.parametrize("loop", [False, True])
 def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     # As on an accelerator: many steps in one program.
-    monkeypatch.setattr(programs, "loops_are_fast", lambda: loop)
+    monkeypatch.setattr(in_memory, "loops_are_fast", lambda: loop)
     monkeypatch.setattr(measure, "_LOOP_STEPS", 3)
     monkeypatch.setattr(device_peaks, "peak_flops", lambda kind, dtype: 1e12)
 

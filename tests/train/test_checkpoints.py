@@ -12,8 +12,9 @@ import pytest
 import models
 from train.errors import UserError
 from train.run.checkpoints import Checkpoints
-from train.training import optimizers, programs
+from train.training import optimizers
 from train.training.state import LoopState, create_state
+from train.training.step import zero_metric_sums
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def progress(batch_norm=True, name="insgd-l2"):
     ).tx
     model = models.create("custom_cnn", batch_norm=batch_norm)
     state = create_state(model, tx, jax.random.key(0), (8, 8, 1))
-    return LoopState(state, programs.zero_metric_sums())
+    return LoopState(state, zero_metric_sums())
 
 
 def test_a_train_state_comes_back_bit_by_bit(checkpoints):

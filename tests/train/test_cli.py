@@ -24,7 +24,7 @@ from train.data.types import Preprocessing, Split
 from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
 from train.run.experiment import Experiment
-from train.training import programs
+from train.training.in_memory import InMemoryTrainer
 
 from .results import final_state, without_times
 from .tiny_cnn import TinyCNN
@@ -211,7 +211,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_in_other_chunks(
         patch.setattr(Experiment, "train_chunk", stop)
         train(*options, run_dir="stopped")
     run = tmp_path / "stopped"
-    monkeypatch.setattr(programs, "default_chunk_steps", lambda: chunk_steps)
+    monkeypatch.setattr(InMemoryTrainer, "default_chunk_steps", chunk_steps)
 
     assert cli.main(["--resume", str(run)]) == 0
 

@@ -9,7 +9,7 @@ import models
 from train.config import RunConfig
 from train.run import loop
 from train.run.experiment import Experiment
-from train.training import programs
+from train.training import in_memory
 from train.training.state import LoopState
 
 from .tiny_cnn import TinyCNN
@@ -18,7 +18,7 @@ from .tiny_cnn import TinyCNN
 @pytest.fixture
 def experiment(monkeypatch, small_dataset):
     """Makes an experiment of chunks in compiled loops, as on an accelerator."""
-    monkeypatch.setattr(programs, "loops_are_fast", lambda: True)
+    monkeypatch.setattr(in_memory, "loops_are_fast", lambda: True)
     monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
 
     def make(**options):

@@ -10,7 +10,9 @@ import pytest
 
 from train.data.augment import Augmentation
 from train.data.types import Preprocessing
-from train.training import programs
+from train.run.experiment import chunk_lengths
+from train.training import in_memory
+from train.training.step import zero_metric_sums
 
 NUM_SAMPLES, BATCH_SIZE, STEPS = 23, 4, 5
 
@@ -45,10 +47,11 @@ def run(chunks, padding=1):
     def program(num_steps):
         return jax.jit(
             functools.partial(
-                programs.train_chunk,
+                in_memory.train_chunk,
                 step_fn=record,
                 num_steps=num_steps,
-                batching=programs.Batching(BATCH_SIZE, STEPS),
+                batch_size=BATCH_SIZE,
+                steps_per_epoch=STEPS,
                 preprocessing=Preprocessing(
                     (0.5,), (0.25,), Augmentation(padding, flip=True)
                 ),
@@ -62,10 +65,10 @@ def run(chunks, padding=1):
         jnp.zeros((2, STEPS)),
     )
     metric_sums = []
-    progress = (state, programs.zero_metric_sums())
+    progress = (state, zero_metric_sums())
     rng = jax.random.key(0)
     for num_steps in chunks:
-        order = programs.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
+        order = in_memory.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
         progress = program(num_steps)(*progress, order, images, labels, rng)
         metric_sums.append(progress.metric_sums)
     return progress.state, metric_sums
@@ -93,7 +96,7 @@ def test_every_step_has_its_own_key_and_augmentation():
 
 @pytest.mark.parametrize("loop", [True, False])
 def test_chunks_do_not_change_what_is_done(monkeypatch, loop):
-    monkeypatch.setattr(programs, "loops_are_fast", lambda: loop)
+    monkeypatch.setattr(in_memory, "loops_are_fast", lambda: loop)
     whole, whole_totals = run([5, 5])
     parts, parts_totals = run([2, 3, 2, 2, 1])
 
@@ -108,7 +111,7 @@ def test_chunks_do_not_change_what_is_done(monkeypatch, loop):
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 97, 390, 391])
 @pytest.mark.parametrize("most", [1, 7, 50, 1000])
 def test_chunks_fill_the_epoch_with_few_lengths_near_the_most(steps_per_epoch, most):
-    lengths = programs.chunk_lengths(steps_per_epoch, most)
+    lengths = chunk_lengths(steps_per_epoch, most)
     assert sum(lengths) == steps_per_epoch
     assert max(lengths) <= most
     assert max(lengths) > min(most, steps_per_epoch) // 2

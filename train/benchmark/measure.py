@@ -14,8 +14,7 @@ import numpy as np
 import insgd_optax
 from train.benchmark import device_peaks, operations, timing
 from train.benchmark.workload import Workload
-from train.training import networks, optimizers
-from train.training import programs as epoch
+from train.training import in_memory, networks, optimizers
 from train.training.optimizers.covariance import sown_shapes
 from train.training.state import TrainState, create_state
 from train.training.step import train_step
@@ -134,7 +133,7 @@ class Stepper:
     def steps_per_call() -> int:
         """Returns the number of steps per call, more than one where loops are fast."""
         # As in `train_chunk`; otherwise the call's overhead would dominate the time.
-        return _LOOP_STEPS if epoch.loops_are_fast() else 1
+        return _LOOP_STEPS if in_memory.loops_are_fast() else 1
 
     def run_from(self, state: TrainState, period: int = 1) -> Callable[[int], None]:
         """Returns a function that makes N times `period` calls, given N, and waits."""

@@ -18,7 +18,6 @@ from train.data.types import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
 from train.run import validation
 from train.training import networks, optimizers, parallel, schedules
-from train.training import programs as epoch
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
 from train.training.multipliers import summarize
 from train.training.optimizers.covariance import sown_shapes
@@ -29,7 +28,7 @@ from train.training.state import (
     create_state,
     with_average,
 )
-from train.training.step import train_step
+from train.training.step import FINITE_STEPS, train_step, zero_metric_sums
 from train.training.streamed import StreamedEvaluator, StreamedTrainer
 
 
@@ -149,14 +148,15 @@ class Experiment:
             ema_decay=config.ema_decay,
             axis_name=self._devices.axis_name,
         )
-        batching = epoch.Batching(config.batch_size, self.steps_per_epoch)
-        programs = self._devices, step_fn, batching, self._run_rng
+        batches = config.batch_size, self.steps_per_epoch, self._run_rng
         if isinstance(self._dataset, ImageDataset):
-            return InMemoryTrainer(self._dataset, *programs)
+            return InMemoryTrainer(self._dataset, self._devices, step_fn, *batches)
         assert isinstance(self._dataset, StreamedDataset)
         return StreamedTrainer(
             self._dataset,
-            *programs,
+            self._devices,
+            step_fn,
+            *batches,
             seed=config.seed,
             num_steps=config.epochs * self.steps_per_epoch,
             num_workers=config.num_data_workers,
@@ -218,20 +218,20 @@ class Experiment:
         )
 
     def _loop_state(self, state: TrainState) -> LoopState:
-        return LoopState(state, epoch.zero_metric_sums(self._optimizer.extra_metrics))
+        return LoopState(state, zero_metric_sums(self._optimizer.extra_metrics))
 
     def count_finite(self, loop_state: LoopState) -> LoopState:
         """Adds the count of finite steps to the metric sums."""
         done = int(loop_state.state.step) % self.steps_per_epoch
         count = self._devices.replicate(jnp.asarray(done, jnp.int32))
         return loop_state._replace(
-            metric_sums=loop_state.metric_sums | {epoch.FINITE_STEPS: count}
+            metric_sums=loop_state.metric_sums | {FINITE_STEPS: count}
         )
 
     def chunk_lengths(self) -> list[int]:
         """Returns the lengths of an epoch's chunks in steps."""
         most = self._config.chunk_steps or self._trainer.default_chunk_steps
-        return epoch.chunk_lengths(self.steps_per_epoch, most)
+        return chunk_lengths(self.steps_per_epoch, most)
 
     def describe_environment(self) -> dict[str, Any]:
         """Describes where the run is trained, for its record."""
@@ -314,3 +314,17 @@ def create_evaluator(
     return StreamedEvaluator(
         dataset, devices, config.batch_size, config.num_data_workers, confusion
     )
+
+
+def chunk_lengths(steps_per_epoch: int, most: int) -> list[int]:
+    """Divides an epoch into chunks of at most `most` steps.
+
+    Each length is compiled separately. Chunks are equal if a divisor of the epoch is
+    close to `most`; otherwise the last one is shorter.
+    """
+    most = min(most, steps_per_epoch)
+    for length in range(most, most // 2, -1):
+        if steps_per_epoch % length == 0:
+            return [length] * (steps_per_epoch // length)
+    whole, rest = divmod(steps_per_epoch, most)
+    return [most] * whole + [rest] * (rest > 0)

@@ -13,8 +13,8 @@ from train import progress as progress_bars
 from train.run.experiment import Experiment
 from train.run.metrics import EpochMetrics
 from train.training import distributed
-from train.training.programs import FINITE_STEPS
 from train.training.state import AveragedTrainState, LoopState, without_average
+from train.training.step import FINITE_STEPS
 
 
 def fit(

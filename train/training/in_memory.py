@@ -1,14 +1,17 @@
 """Training and evaluation on datasets that fit in device memory."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from train.data.types import ImageDataset
-from train.training import programs
+from train.data import augment
+from train.data.types import ImageDataset, Preprocessing
 from train.training.evaluate import evaluate
 from train.training.parallel import Devices, Program
 from train.training.state import LoopState, TrainState
+from train.training.step import TrainStep, advance, of_this_epoch, step_rngs
 
 _EVALUATION_BATCH = 1000
 
@@ -20,7 +23,8 @@ class InMemoryTrainer:
         dataset: the dataset, which is copied to the devices.
         devices: strategy for the devices.
         step_fn: `train_step` with its options bound.
-        batching: batch size and steps per epoch.
+        batch_size: batch size over all devices.
+        steps_per_epoch: steps per epoch; samples that fill no batch are dropped.
         rng: key of the run.
     """
 
@@ -28,36 +32,49 @@ class InMemoryTrainer:
         self,
         dataset: ImageDataset,
         devices: Devices,
-        step_fn: programs.TrainStep,
-        batching: programs.Batching,
+        step_fn: TrainStep,
+        batch_size: int,
+        steps_per_epoch: int,
         rng: jax.Array,
     ):
         self._devices = devices
-        self._batching = batching
+        self._steps_per_epoch = steps_per_epoch
         self._rng = rng
         self._train = devices.replicate(
             (dataset.train.images, dataset.train.labels, rng)
         )
         self._shuffle_program = jax.jit(
-            functools.partial(programs.shuffle, num_samples=dataset.num_train)
+            functools.partial(shuffle, num_samples=dataset.num_train)
         )
         self._order = functools.lru_cache(maxsize=1)(self._shuffle)
         # Each chunk length needs its own program.
         self._chunk_program = functools.cache(
-            functools.partial(self._compile_chunk, step_fn, dataset)
+            lambda num_steps: devices.compile(
+                functools.partial(
+                    train_chunk,
+                    step_fn=step_fn,
+                    num_steps=num_steps,
+                    batch_size=batch_size,
+                    steps_per_epoch=steps_per_epoch,
+                    preprocessing=dataset.preprocessing,
+                    local_shard=devices.local_shard,
+                ),
+                donate_state=True,
+            )
         )
 
     @property
     def default_chunk_steps(self) -> int:
-        """Default of the maximum number of steps in a chunk."""
-        return programs.default_chunk_steps()
+        """Default of the maximum number of steps in a chunk, to keep a device busy."""
+        # Without loops every step of a chunk would be compiled separately.
+        return 50 if loops_are_fast() else 1
 
     def train_chunk(
         self, loop_state: LoopState, step: int, num_steps: int
     ) -> LoopState:
         """See `Experiment.train_chunk`."""
-        order = self._order(step // self._batching.steps_per_epoch)
-        program = self._chunk_program(num_steps)
+        order = self._order(step // self._steps_per_epoch)
+        program: Program = self._chunk_program(num_steps)
         return program(loop_state.state, loop_state.metric_sums, order, *self._train)
 
     def close(self) -> None:
@@ -66,19 +83,6 @@ class InMemoryTrainer:
     def _shuffle(self, number: int) -> jax.Array:
         """Returns the order of the training images in an epoch, counted from 0."""
         return self._devices.replicate(self._shuffle_program(self._rng, number))
-
-    def _compile_chunk(
-        self, step_fn: programs.TrainStep, dataset: ImageDataset, num_steps: int
-    ) -> Program:
-        program = functools.partial(
-            programs.train_chunk,
-            step_fn=step_fn,
-            num_steps=num_steps,
-            batching=self._batching,
-            preprocessing=dataset.preprocessing,
-            local_shard=self._devices.local_shard,
-        )
-        return self._devices.compile(program, donate_state=True)
 
 
 class InMemoryEvaluator:
@@ -105,3 +109,82 @@ class InMemoryEvaluator:
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
         """See `Experiment.evaluate`."""
         return self._program(state, *self._test)
+
+
+def shuffle(rng: jax.Array, epoch: jax.Array | int, num_samples: int) -> jax.Array:
+    """Returns the order of the samples in an epoch, given the run's key."""
+    epoch_rng = jax.random.fold_in(jax.random.fold_in(rng, 0), epoch)
+    return jax.random.permutation(epoch_rng, num_samples)
+
+
+def train_chunk(
+    state: TrainState,
+    metric_sums: dict[str, jax.Array],
+    order: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    rng: jax.Array,
+    *,
+    step_fn: TrainStep,
+    num_steps: int,
+    batch_size: int,
+    steps_per_epoch: int,
+    preprocessing: Preprocessing,
+    local_shard: Callable[[Any], Any] = lambda tree: tree,
+) -> LoopState:
+    """Runs `num_steps` training steps within the current epoch.
+
+    An epoch visits the samples in random order, each at most once. Samples that do not
+    fill a batch are dropped, different ones in each epoch.
+
+    Args:
+        state: the training state. Its step determines the position in the epoch.
+        metric_sums: sums over the steps of this epoch so far.
+        order: order of this epoch, from `shuffle`.
+        images: all training images, uint8, replicated.
+        labels: their labels.
+        rng: key of the run.
+        step_fn: `train_step` with its options bound.
+        num_steps: number of steps, which must not exceed the rest of the epoch.
+        batch_size: batch size over all devices.
+        steps_per_epoch: number of steps in an epoch.
+        preprocessing: parameters of augmentation and normalization.
+        local_shard: takes a device's shard of a batch, see `train.training.parallel`.
+
+    Returns:
+        The new state and sums.
+    """
+
+    def body(loop_state: LoopState) -> LoopState:
+        step = loop_state.state.step
+        first = (step % steps_per_epoch) * batch_size
+        indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
+        augment_rng, dropout_rng = step_rngs(rng, step)
+        draws = augment.draw(augment_rng, batch_size, preprocessing.augmentation)
+        # Drawn for the global batch before sharding, so that images and their
+        # augmentation do not depend on the number of devices.
+        indices, draws = local_shard((indices, draws))
+        taken = augment.take_augmented(
+            images, indices, draws, preprocessing.augmentation
+        )
+        batch = taken, labels[indices]
+        return advance(loop_state, batch, dropout_rng, step_fn, preprocessing)
+
+    metric_sums = of_this_epoch(metric_sums, state.step, steps_per_epoch)
+    loop_state = LoopState(state, metric_sums)
+    if loops_are_fast():
+        return jax.lax.scan(
+            lambda loop_state, _: (body(loop_state), None), loop_state, length=num_steps
+        )[0]
+    for _ in range(num_steps):
+        loop_state = body(loop_state)
+    return loop_state
+
+
+def loops_are_fast() -> bool:
+    """Returns whether steps in a compiled loop are as fast as separate calls.
+
+    On CPUs, XLA compiles the gradient of a convolution inside a loop to code about
+    twenty times slower than outside (https://github.com/jax-ml/jax/issues/12868).
+    """
+    return jax.default_backend() != "cpu"

@@ -1,19 +1,25 @@
-"""The train step."""
+"""The train step, and the sums of its metrics over an epoch."""
 
 import contextlib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from train.data import augment
+from train.data.types import Preprocessing
 from train.training.optimizers import Capture, ExtraMetric
-from train.training.state import AveragedTrainState, TrainState
+from train.training.state import AveragedTrainState, LoopState, TrainState
 
 Metrics = dict[str, jax.Array]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+# Optional entry of `metric_sums`: number of steps of the epoch after which the loss and
+# all parameters were finite.
+FINITE_STEPS = "finite_steps"
 
 
 def train_step(
@@ -96,6 +102,70 @@ def train_step(
         assert ema_decay is not None
         state = state.updated(ema_decay)
     return state, metrics
+
+
+def zero_metric_sums(extra_metrics: Iterable[str] = ()) -> Metrics:
+    """Returns the metric sums at the start of an epoch.
+
+    Args:
+        extra_metrics: names of the metrics of `train_step` besides loss and accuracy.
+    """
+    return {name: jnp.zeros(()) for name in ("loss", "top1", *extra_metrics)}
+
+
+def step_rngs(rng: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a step, for augmentation and dropout, given the run's."""
+    rng = jax.random.fold_in(jax.random.fold_in(rng, 1), step)
+    augment_rng, dropout_rng = jax.random.split(rng)
+    return augment_rng, dropout_rng
+
+
+def of_this_epoch(
+    metric_sums: Metrics, step: jax.Array | int, steps_per_epoch: int
+) -> Metrics:
+    """Resets the sums before the first step of an epoch."""
+    starts_epoch = step % steps_per_epoch == 0
+    return jax.tree.map(
+        lambda total: jnp.where(starts_epoch, jnp.zeros_like(total), total), metric_sums
+    )
+
+
+def advance(
+    loop_state: LoopState,
+    batch: tuple[jax.Array, jax.Array],
+    dropout_rng: jax.Array,
+    step_fn: TrainStep,
+    preprocessing: Preprocessing,
+) -> LoopState:
+    """Runs a step on augmented uint8 images and their labels, and sums its metrics.
+
+    Args:
+        loop_state: the training state, and the sums of this epoch so far.
+        batch: images and labels; within a mapped axis, this device's shard.
+        dropout_rng: from `step_rngs`.
+        step_fn: `train_step` with its options bound.
+        preprocessing: parameters of the normalization.
+
+    Returns:
+        The new state and sums.
+    """
+    state, metric_sums = loop_state
+    images, labels = batch
+    inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
+    state, metrics = step_fn(state, (inputs, labels), dropout_rng)
+    sums = {
+        name: metric_sums[name] + metrics[name]
+        for name in metric_sums
+        if name in metrics
+    }
+    if FINITE_STEPS in metric_sums:
+        # Non-finite values persist in sums and parameters, so the finite steps are a
+        # prefix of the epoch.
+        finite = jnp.isfinite(sums["loss"])
+        for weight in jax.tree.leaves(state.params):
+            finite &= jnp.isfinite(weight).all()
+        sums[FINITE_STEPS] = metric_sums[FINITE_STEPS] + finite.astype(jnp.int32)
+    return LoopState(state, sums)
 
 
 def cross_entropy(

@@ -5,10 +5,11 @@ import functools
 import jax
 
 from train.data import loader as batches
-from train.data.types import StreamedDataset
-from train.training import evaluate, programs
+from train.data.types import Preprocessing, StreamedDataset
+from train.training import evaluate
 from train.training.parallel import Devices
 from train.training.state import LoopState, TrainState
+from train.training.step import TrainStep, advance, of_this_epoch, step_rngs
 
 
 class StreamedTrainer:
@@ -21,7 +22,8 @@ class StreamedTrainer:
         dataset: the dataset.
         devices: strategy for the devices.
         step_fn: `train_step` with its options bound.
-        batching: batch size and steps per epoch.
+        batch_size: batch size over all devices.
+        steps_per_epoch: steps per epoch; samples that fill no batch are dropped.
         rng: key of the run.
         seed: seed of the order, the crops and the flips.
         num_steps: number of steps of the whole run.
@@ -35,8 +37,9 @@ class StreamedTrainer:
         self,
         dataset: StreamedDataset,
         devices: Devices,
-        step_fn: programs.TrainStep,
-        batching: programs.Batching,
+        step_fn: TrainStep,
+        batch_size: int,
+        steps_per_epoch: int,
         rng: jax.Array,
         *,
         seed: int,
@@ -45,16 +48,17 @@ class StreamedTrainer:
     ):
         self._dataset = dataset
         self._devices = devices
-        self._batching = batching
+        self._batch_size = batch_size
+        self._steps_per_epoch = steps_per_epoch
         self._seed = seed
         self._num_steps = num_steps
         self._num_workers = num_workers
         self._rng = devices.replicate(rng)
         self._step_program = devices.compile(
             functools.partial(
-                programs.train_batch,
+                train_batch,
                 step_fn=step_fn,
-                steps_per_epoch=batching.steps_per_epoch,
+                steps_per_epoch=steps_per_epoch,
                 preprocessing=dataset.preprocessing,
             ),
             donate_state=True,
@@ -86,14 +90,13 @@ class StreamedTrainer:
             self._stream = None
 
     def _open(self, step: int) -> batches.Stream:
-        batch_size = self._batching.batch_size
         load = batches.TrainBatches(
             self._dataset.train,
             self._dataset.crops,
             self._seed,
-            batch_size,
-            self._batching.steps_per_epoch,
-            self._devices.rows(batch_size),
+            self._batch_size,
+            self._steps_per_epoch,
+            self._devices.rows(self._batch_size),
         )
         return batches.stream(load, step, self._num_steps, self._num_workers)
 
@@ -156,3 +159,35 @@ class StreamedEvaluator:
         finally:
             stream.close()
         return evaluate.means(sums, num_samples)
+
+
+def train_batch(
+    state: TrainState,
+    metric_sums: dict[str, jax.Array],
+    rng: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    step_fn: TrainStep,
+    steps_per_epoch: int,
+    preprocessing: Preprocessing,
+) -> LoopState:
+    """Runs one training step on a batch that is already cropped and flipped.
+
+    Args:
+        state: the training state. Its step determines the position in the epoch.
+        metric_sums: sums over the steps of this epoch so far.
+        rng: key of the run.
+        images: images of the batch, uint8; within a mapped axis, this device's shard.
+        labels: their labels, of shape (batch,).
+        step_fn: `train_step` with its options bound.
+        steps_per_epoch: number of steps in an epoch.
+        preprocessing: parameters of the normalization.
+
+    Returns:
+        The new state and sums.
+    """
+    _, dropout_rng = step_rngs(rng, state.step)
+    metric_sums = of_this_epoch(metric_sums, state.step, steps_per_epoch)
+    loop_state = LoopState(state, metric_sums)
+    return advance(loop_state, (images, labels), dropout_rng, step_fn, preprocessing)
