@@ -30,7 +30,7 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
         with (made / _ARRAYS).open("wb") as file:
             # By NumPy's types, an array could be named allow_pickle.
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        checksum = _checksum(made / _ARRAYS)
+        checksum = sha256_of(made / _ARRAYS)
         os.replace(made / _ARRAYS, folder / _ARRAYS)
         with (made / _RECORD).open("w") as file:
             json.dump({"sha256": checksum, **record}, file)
@@ -74,6 +74,7 @@ def file_state(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
-def _checksum(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

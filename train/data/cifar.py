@@ -20,7 +20,7 @@ from train.data import cache as array_cache
 from train.data import decode
 from train.data.augment import Augmentation
 from train.data.tfds import reader
-from train.data.tfds.data_dir import data_dir, find
+from train.data.tfds.reader import data_dir
 from train.data.types import ImageDataset, Preprocessing, Split
 from train.errors import UserError
 
@@ -136,7 +136,11 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
     Raises:
         UserError: if it is not prepared, or not as array_record files.
     """
-    folder = _find(cifar)
+    folder = reader.find(
+        cifar.name,
+        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; without "
+        f"a network, put that file in {data_dir() / 'downloads'} first.",
+    )
     files = sorted(path for path in folder.iterdir() if path.is_file())
     states = [(path.name, *array_cache.file_state(path.stat())) for path in files]
     fingerprint = hashlib.sha256(repr(states).encode()).hexdigest()
@@ -154,14 +158,6 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
         test=Split(arrays["test_images"], arrays["test_labels"]),
         class_names=tuple(record["class_names"]),
         preprocessing=cifar.preprocessing,
-    )
-
-
-def _find(cifar: Cifar) -> Path:
-    return find(
-        cifar.name,
-        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; without "
-        f"a network, put that file in {data_dir() / 'downloads'} first.",
     )
 
 
@@ -192,18 +188,13 @@ def find_archive(cifar: Cifar) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _download(cifar, path)
-    sha256 = _sha256(path)
+    sha256 = array_cache.sha256_of(path)
     if sha256 != cifar.sha256:
         raise UserError(
             f"{path} is not {cifar.url} as published: its SHA-256 is {sha256}, not "
             f"{cifar.sha256}. Remove it and run this again."
         )
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(cifar: Cifar, path: Path) -> None:
@@ -213,7 +204,7 @@ def _download(cifar: Cifar, path: Path) -> None:
         partial = Path(folder) / path.name
         _fetch(cifar, partial)
         # `read` does not raise if the connection is cut.
-        if (sha256 := _sha256(partial)) != cifar.sha256:
+        if (sha256 := array_cache.sha256_of(partial)) != cifar.sha256:
             raise UserError(
                 f"The download of {cifar.url} is incomplete or is not the published "
                 f"file: its SHA-256 is {sha256}, not {cifar.sha256}. Run this again."

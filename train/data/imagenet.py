@@ -14,7 +14,7 @@ from PIL import Image
 from train.data import decode
 from train.data.crops import Crops
 from train.data.tfds import reader
-from train.data.tfds.data_dir import INFO, data_dir, find
+from train.data.tfds.reader import INFO, data_dir
 from train.data.tfds.records import Records
 from train.data.types import Preprocessing, StreamedDataset
 from train.errors import UserError
@@ -58,7 +58,7 @@ def load() -> StreamedDataset:
         UserError: if it is not prepared.
     """
     files = " and ".join(archive.file for archive in ARCHIVES.values())
-    folder = find(
+    folder = reader.find(
         NAME,
         f"Download {files} from {_URL} (after registration) into {_manual()} and run: "
         f"python -m train prepare {NAME}.",

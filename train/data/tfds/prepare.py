@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import tyro
 
 from train.data import cifar, imagenet
-from train.data.tfds.data_dir import data_dir
+from train.data.tfds.reader import data_dir
 
 
 def _cifar(name: str) -> None:
