@@ -14,6 +14,7 @@ from benchmarks.pieces import MORE, Piece
 from benchmarks.results import Results
 from benchmarks.settings import Settings
 from train import markdown
+from train.config import option
 from train.data import registry
 from train.errors import UserError
 from train.interrupt import StopRequest
@@ -48,9 +49,7 @@ class GpuConfig:
         for name in ("minutes", "piece_minutes"):
             value = getattr(self, name)
             if not 0 < value < 1e6:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be above 0, got {value}"
-                )
+                raise ValueError(f"{option(name)} must be above 0, got {value}")
         tasks = plan.tasks(Settings(self.miniature, None), self.out)
         unknown = [
             pattern

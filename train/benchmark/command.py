@@ -12,14 +12,14 @@ from train import files, strict_json
 from train.benchmark import measure, workload
 from train.benchmark import report as benchmark_report
 from train.benchmark.workload import Workload
+from train.config import MOST_PIXELS, check_numbers, option
 from train.errors import UserError
 from train.training import optimizers
 
 # Three kinds of networks, small enough for two CPU cores.
 DEFAULT_NETWORKS = ("custom_cnn@128", "resnet20@32", "vit:width=128,depth=4@32")
 
-MOST_PIXELS = 4096
-MOST_ROUNDS = 1_000_000
+_MOST_ROUNDS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +48,11 @@ class BenchmarkConfig:
     """Folder for benchmark.json and .md files. Default: a new runs/benchmark-DATE."""
 
     def __post_init__(self) -> None:
-        for name, most in (("image_size", MOST_PIXELS), ("rounds", MOST_ROUNDS)):
-            value = getattr(self, name)
-            if not 1 <= value <= most:
-                bound = "least 1" if value < 1 else f"most {most}"
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be at {bound}, got {value}"
-                )
+        check_numbers(self, image_size=(1, MOST_PIXELS), rounds=(1, _MOST_ROUNDS))
         for name in ("batch_sizes", "values"):
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(
-                    f"--{name.replace('_', '-')} must all be at least 1, got "
-                    f"{getattr(self, name)}"
+                    f"{option(name)} must all be at least 1, got {getattr(self, name)}"
                 )
         if self.values and self.axis is None:
             raise ValueError("--values needs --axis")
@@ -70,8 +63,8 @@ class BenchmarkConfig:
             values = getattr(self, name)
             if self.axis and len(values) > 1 and values != getattr(type(self), name):
                 raise ValueError(
-                    f"--axis varies one network: --{name.replace('_', '-')} takes one "
-                    f"value with it, got {' '.join(map(str, values))}"
+                    f"--axis varies one network: {option(name)} takes one value with "
+                    f"it, got {' '.join(map(str, values))}"
                 )
         if not (self.models and self.batch_sizes and self.dtypes):
             raise ValueError("--models, --batch-sizes and --dtypes need a value each")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from train import provenance
+from train import markdown, provenance
 from train.benchmark.measure import StepCost
 from train.benchmark.timing import Ratio
 
@@ -90,9 +90,9 @@ def to_markdown(costs: Sequence[StepCost]) -> str:
     shown = [any(row[place] for row in rows) for place in range(len(columns))]
     lines = [
         [cell for cell, show in zip(line, shown, strict=True) if show]
-        for line in (columns, ["---"] * len(columns), *rows)
+        for line in (columns, *rows)
     ]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    table = markdown.table(lines[0], lines[1:])
     return f"{table}\n\n{_LEGEND.format(other=other)}\n"
 
 

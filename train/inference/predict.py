@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import tyro
 
 from train import files
 from train import progress as progress_bars
+from train.config import check_numbers
 from train.data.image_folder import SUFFIXES
 from train.errors import UserError
 from train.inference.load import Checkpoint, TrainedModel, restore_model
@@ -50,11 +52,7 @@ class PredictConfig:
     """Import the code, MODULE:NAME, that the run's record names."""
 
     def __post_init__(self) -> None:
-        for name in ("top", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be at least 1, got {value}"
-                )
+        check_numbers(self, top=(1, math.inf), batch_size=(1, math.inf))
         if not self.images:
             raise ValueError("give image files or folders after the run folder")
 
