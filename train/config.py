@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -222,7 +222,7 @@ class TrainingConfig(
                 f"warm-up, got {self.milestones}"
             )
         for name, (cause, remedy) in sorted(_without_effect(vars(self)).items()):
-            if getattr(self, name) != getattr(TrainingConfig, name):
+            if _is_given(self, name):
                 raise ValueError(
                     f"{option(name)} has no effect with {cause}. Remove it, or {remedy}"
                 )
@@ -298,14 +298,7 @@ class RunConfig(TrainingConfig):
         super().__post_init__()
         optimizers.check_name(self.optimizer)
         check_numbers(self, learning_rate=(0, FLOAT32_MAX), seed=(0, MOST_SEED))
-        for name, owners in optimizers.OPTIONS.items():
-            if not optimizers.has_option(self.optimizer, name) and _is_given(
-                self, name
-            ):
-                raise ValueError(
-                    f"{option(name)} applies only to {owners}; it has no effect with "
-                    f"--optimizer {self.optimizer}. Remove it"
-                )
+        check_effect(self, [self.optimizer], f"with --optimizer {self.optimizer}")
         if self.learning_rate is None and not self._default_learning_rate:
             raise ValueError(
                 f"{self.optimizer} has no default learning rate: give --learning-rate, "
@@ -442,9 +435,26 @@ def _without_effect(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _is_given(config: Any, name: str) -> bool:
+def check_effect(config: TrainingConfig, names: Iterable[str], where: str) -> None:
+    """Raises a ValueError if an option is given that no optimizer in use takes.
+
+    Args:
+        config: the options.
+        names: of the optimizers.
+        where: ends the sentence "it has no effect ...".
+    """
+    for name, owners in optimizers.OPTIONS.items():
+        taken = any(optimizers.has_option(each, name) for each in names)
+        if not taken and _is_given(config, name):
+            raise ValueError(
+                f"{option(name)} applies only to {owners}; it has no effect {where}. "
+                "Remove it"
+            )
+
+
+def _is_given(config: TrainingConfig, name: str) -> bool:
     """Returns whether an option differs from its default."""
-    return getattr(config, name) != getattr(RunConfig, name)
+    return getattr(config, name) != getattr(TrainingConfig, name)
 
 
 def option(field: str) -> str:

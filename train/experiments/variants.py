@@ -9,7 +9,7 @@ from train.config import (
     MOST_SEEDS,
     RunConfig,
     TrainingConfig,
-    option,
+    check_effect,
     with_effect,
 )
 from train.experiments.workers import Processes
@@ -119,15 +119,8 @@ class SeriesConfig(TrainingConfig):
             raise ValueError(
                 f"--seeds must be at least 1, at most {MOST_SEEDS}, got {self.seeds}"
             )
-        for name, owners in optimizers.OPTIONS.items():
-            given = getattr(self, name) != getattr(TrainingConfig, name)
-            if given and not any(
-                optimizers.has_option(each.optimizer, name) for each in found
-            ):
-                raise ValueError(
-                    f"{option(name)} applies only to {owners}; it has no effect on "
-                    f"{', '.join(texts)}. Remove it"
-                )
+        names = [each.optimizer for each in found]
+        check_effect(self, names, f"on {', '.join(texts)}")
         for variant in found:
             variant.config(self, seed=0)
 
