@@ -74,7 +74,8 @@ def load(reference: str) -> Callable[..., Any]:
     found = getattr(module, name)
     if not callable(found):
         raise UserError(
-            f"{reference} must be a function or a class, but is {_kind(found)}."
+            f"{reference} must be a function or a class, but is of type "
+            f"{type(found).__name__}."
         )
     return found
 
@@ -154,7 +155,3 @@ def _checksum(reference: str) -> str:
 def _file(module: Any) -> Path | None:
     file = getattr(module, "__file__", None)
     return None if file is None else Path(file)
-
-
-def _kind(value: Any) -> str:
-    return f"of type {type(value).__name__}"

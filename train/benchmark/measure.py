@@ -146,10 +146,6 @@ class Stepper:
 
         return run
 
-    def per_step(self, seconds: np.ndarray) -> np.ndarray:
-        """Converts the time of a call to that of a step."""
-        return seconds / self.steps_per_call()
-
     def memory(self) -> Memory:
         """Returns the memory of the compiled program."""
         analysis = self._compiled.memory_analysis()
@@ -221,7 +217,8 @@ def measure(
     }
     rng = np.random.default_rng(0)
     times = timing.interleave(programs, rounds, rng)
-    seconds = {name: sgd.per_step(one.seconds) / period for name, one in times.items()}
+    steps = period * Stepper.steps_per_call()
+    seconds = {name: one.seconds / steps for name, one in times.items()}
     processor = {name: one.processor_seconds for name, one in times.items()}
     on_cpu = jax.default_backend() == "cpu"
     return StepCost(
