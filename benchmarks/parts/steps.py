@@ -13,7 +13,7 @@ from train.benchmark import measure, timing
 from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
 from train.training.optimizers import Capture, OptimizerConfig
-from train.training.step import train_step
+from train.training.step import TrainStep, train_step
 
 # LMS-Newton with one conditional a step, instead of one a layer.
 ONE_CONDITIONAL = "lms-newton, one conditional"
@@ -112,13 +112,13 @@ def _with_one_conditional(
 
     On a GPU, the host waits for the value of every condition.
     """
-    # Of numbers that are known now, the capture knows whether it is to capture.
-    with_it, without = (
-        functools.partial(train_step, capture=lambda _, step=step: capture(step))
-        for step in (0, 1)
-    )
+
+    def at(step: int) -> TrainStep:
+        # Of a number that is known now, the capture knows whether it is to capture.
+        return functools.partial(train_step, capture=lambda _: capture(step))
+
     captures = state.step % OptimizerConfig.covariance_every == 0
-    return jax.lax.cond(captures, with_it, without, state, batch, rng)
+    return jax.lax.cond(captures, at(0), at(1), state, batch, rng)
 
 
 def _time(
