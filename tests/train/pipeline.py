@@ -68,7 +68,7 @@ def run_steps(devices, batch_norm, dtype, num_steps):
     )
     metric_sums = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
     rng = jax.random.key(5)
-    arrays = devices.replicate((*dataset.train, rng))
+    arrays = devices.replicate((*dataset.train, rng, jnp.zeros(())))
     progress = devices.replicate(LoopState(state, metric_sums))
     for step in range(num_steps):
         order = devices.replicate(

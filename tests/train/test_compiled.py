@@ -65,6 +65,32 @@ def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
     assert memory.alias_size_in_bytes == state_bytes
 
 
+@pytest.mark.parametrize("schedule", ["constant", "steps", "cosine"])
+def test_one_program_serves_all_learning_rates(experiment, schedule):
+    def lowered(learning_rate):
+        one = experiment(
+            learning_rate=learning_rate, schedule=schedule, warmup_epochs=1
+        )
+        return chunk_program(one, one.start(), 1).as_text()
+
+    assert lowered(0.01) == lowered(0.02)
+
+
+def test_it_takes_the_steps_of_an_optimizer_made_with_the_learning_rate(experiment):
+    params = []
+    for made_within in (True, False):
+        one = experiment(optimizer="lms-newton", learning_rate=0.02, schedule="cosine")
+        if not made_within:
+            one._make_tx = None
+        progress = one.start()
+        for step in range(2):
+            progress = one.train_chunk(progress, step, 1)
+        params.append(progress.state.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *params
+    )
+
+
 def test_bfloat16_computes_and_float32_remembers(experiment):
     one = experiment(parallel="jit", dtype="bfloat16")
     progress = one.start()

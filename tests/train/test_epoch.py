@@ -27,7 +27,8 @@ class Recorder:
     pixels: jax.Array  # shape=(epochs, STEPS): sums of the batches
 
 
-def record(state, batch, rng):
+def record(state, batch, rng, learning_rate):
+    del learning_rate
     images, labels = batch
     where = state.step // STEPS, state.step % STEPS
     state = Recorder(
@@ -69,7 +70,8 @@ def run(chunks, padding=1):
     rng = jax.random.key(0)
     for num_steps in chunks:
         order = in_memory.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
-        progress = program(num_steps)(*progress, order, images, labels, rng)
+        arrays = (order, images, labels, rng, jnp.zeros(()))
+        progress = program(num_steps)(*progress, *arrays)
         metric_sums.append(progress.metric_sums)
     return progress.state, metric_sums
 

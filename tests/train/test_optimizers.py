@@ -1,5 +1,7 @@
 """Optimizers by name against what they are meant to be."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -266,6 +268,18 @@ def test_a_polyak_factor_bounds(x64, name):
     assert (
         optimizers.create(name, 50.0, OptimizerConfig(**SETTINGS)).extra_metrics == {}
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in optimizers.NAMES if not re.search("newton|cov|as-rel", name)],
+)
+def test_a_learning_rate_may_be_traced(x64, name):
+    def trained(rate):
+        schedule = optax.constant_schedule(rate)
+        return trajectory(optimizers.create(name, schedule, OptimizerConfig()).tx, 2)
+
+    assert_close(jax.jit(trained)(0.02), trained(0.02))
 
 
 def test_rates_that_are_found_by_the_optimizer_are_optax_s(x64):

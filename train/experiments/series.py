@@ -275,7 +275,10 @@ def _finish(config: RunConfig, title: str) -> int:
 
 
 def _keep_compiled(folder: Path) -> None:
-    """Enables the compilation cache, since runs that differ in seed share programs."""
+    """Enables JAX's compilation cache: runs that differ in their seeds share programs.
+
+    So do those that differ in the learning rate.
+    """
     # JAX adds its options dynamically.
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(folder))

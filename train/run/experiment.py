@@ -10,9 +10,10 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import models
-from train import provenance
+from train import own_code, provenance
 from train.config import MOST_STEPS, RunConfig, option
 from train.data.types import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
@@ -61,16 +62,10 @@ class Experiment:
         self._check_batch()
         self.steps_per_epoch = dataset.num_train // config.batch_size
         self._check_steps()
-        self.schedule = schedules.create(
-            config, config.initial_learning_rate, self.steps_per_epoch
-        )
+        self.schedule = self._make_schedule(config.initial_learning_rate)
         self.model = self._create_model()
-        self._optimizer = optimizers.create(
-            config.optimizer,
-            self.schedule,
-            config,
-            sown_shapes=self._sown_shapes,
-        )
+        self._shapes: Any = None
+        self._optimizer = self._make_optimizer(self.schedule)
         self._init_rng, self._run_rng = jax.random.split(jax.random.key(config.seed))
         self._diagnostics_program = self._optimizer.diagnostics and jax.jit(
             self._optimizer.diagnostics
@@ -121,10 +116,29 @@ class Experiment:
         networks.check_logits(name, model, self._dataset.image_shape, num_classes)
         return model
 
+    def _make_schedule(self, learning_rate: float | jax.Array) -> optax.Schedule:
+        return schedules.create(self._config, learning_rate, self.steps_per_epoch)
+
+    def _make_optimizer(self, schedule: optax.Schedule) -> optimizers.Optimizer:
+        config = self._config
+        return optimizers.create(
+            config.optimizer, schedule, config, sown_shapes=self._sown_shapes
+        )
+
+    def _make_tx(
+        self, learning_rate: jax.Array
+    ) -> optax.GradientTransformationExtraArgs:
+        """Makes the optimizer within a program that serves all learning rates."""
+        return self._make_optimizer(self._make_schedule(learning_rate)).tx
+
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
-        """Returns the shapes that the network sows within a capture."""
-        with self._fitting():
-            return sown_shapes(self.model, self._dataset.image_shape, capture)
+        """Returns the shapes that the network sows within the optimizer's capture."""
+        if self._shapes is None:
+            with self._fitting():
+                self._shapes = sown_shapes(
+                    self.model, self._dataset.image_shape, capture
+                )
+        return self._shapes
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -140,23 +154,31 @@ class Experiment:
     def _trainer(self) -> InMemoryTrainer | StreamedTrainer:
         """The trainer, created on demand, since restoring a state needs no images."""
         config = self._config
+        # Code of the user's own may look at the numbers of its schedule.
+        own = own_code.is_reference(config.optimizer)
         step_fn = functools.partial(
             train_step,
+            make_tx=None if own else self._make_tx,
             capture=self._optimizer.capture,
             extra_metrics=self._optimizer.extra_metrics,
             label_smoothing=config.label_smoothing,
             ema_decay=config.ema_decay,
             axis_name=self._devices.axis_name,
         )
-        batches = config.batch_size, self.steps_per_epoch, self._run_rng
+        numbers = (
+            config.batch_size,
+            self.steps_per_epoch,
+            self._run_rng,
+            jnp.asarray(config.initial_learning_rate, jnp.float32),
+        )
         if isinstance(self._dataset, ImageDataset):
-            return InMemoryTrainer(self._dataset, self._devices, step_fn, *batches)
+            return InMemoryTrainer(self._dataset, self._devices, step_fn, *numbers)
         assert isinstance(self._dataset, StreamedDataset)
         return StreamedTrainer(
             self._dataset,
             self._devices,
             step_fn,
-            *batches,
+            *numbers,
             seed=config.seed,
             num_steps=config.epochs * self.steps_per_epoch,
             num_workers=config.num_data_workers,

@@ -26,6 +26,7 @@ class InMemoryTrainer:
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that fill no batch are dropped.
         rng: key of the run.
+        learning_rate: the initial learning rate of the run.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class InMemoryTrainer:
         batch_size: int,
         steps_per_epoch: int,
         rng: jax.Array,
+        learning_rate: jax.Array,
     ):
         self._devices = devices
         self._steps_per_epoch = steps_per_epoch
         self._rng = rng
         self._train = devices.replicate(
-            (dataset.train.images, dataset.train.labels, rng)
+            (dataset.train.images, dataset.train.labels, rng, learning_rate)
         )
         self._shuffle_program = jax.jit(
             functools.partial(shuffle, num_samples=dataset.num_train)
@@ -124,6 +126,7 @@ def train_chunk(
     images: jax.Array,
     labels: jax.Array,
     rng: jax.Array,
+    learning_rate: jax.Array,
     *,
     step_fn: TrainStep,
     num_steps: int,
@@ -144,6 +147,7 @@ def train_chunk(
         images: all training images, uint8, replicated.
         labels: their labels.
         rng: key of the run.
+        learning_rate: the initial learning rate of the run.
         step_fn: `train_step` with its options bound.
         num_steps: number of steps, which must not exceed the rest of the epoch.
         batch_size: batch size over all devices.
@@ -168,7 +172,9 @@ def train_chunk(
             images, indices, draws, preprocessing.augmentation
         )
         batch = taken, labels[indices]
-        return advance(loop_state, batch, dropout_rng, step_fn, preprocessing)
+        return advance(
+            loop_state, batch, dropout_rng, learning_rate, step_fn, preprocessing
+        )
 
     metric_sums = of_this_epoch(metric_sums, state.step, steps_per_epoch)
     loop_state = LoopState(state, metric_sums)

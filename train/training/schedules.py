@@ -25,7 +25,7 @@ class ScheduleConfig:
 
 
 def create(
-    config: ScheduleConfig, learning_rate: float, steps_per_epoch: int
+    config: ScheduleConfig, learning_rate: float | jax.Array, steps_per_epoch: int
 ) -> optax.Schedule:
     """Creates a learning rate schedule.
 
@@ -58,7 +58,9 @@ def create(
     return optax.join_schedules([warmup, schedule], [warmup_steps])
 
 
-def _cosine_with_restarts(learning_rate: float, period: int) -> optax.Schedule:
+def _cosine_with_restarts(
+    learning_rate: float | jax.Array, period: int
+) -> optax.Schedule:
     def schedule(step: jax.Array) -> jax.Array:
         return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * (step % period) / period))
 

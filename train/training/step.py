@@ -16,6 +16,8 @@ from train.training.optimizers import Capture, ExtraMetric
 from train.training.state import AveragedTrainState, LoopState, TrainState
 
 Metrics = dict[str, jax.Array]
+# From the initial learning rate to the optimizer.
+MakeTx = Callable[[jax.Array], optax.GradientTransformationExtraArgs]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 # Optional entry of `metric_sums`: number of steps of the epoch after which the loss and
 # all parameters were finite.
@@ -26,7 +28,9 @@ def train_step(
     state: TrainState,
     batch: tuple[jax.Array, jax.Array],
     rng: jax.Array,
+    learning_rate: jax.Array | None = None,
     *,
+    make_tx: MakeTx | None = None,
     capture: Capture | None = None,
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({}),
     label_smoothing: float = 0.0,
@@ -40,6 +44,9 @@ def train_step(
         batch: images of shape (batch, height, width, channels), normalized, and labels
             of shape (batch,). Within a mapped axis, this device's shard.
         rng: key of the step, for dropout; equal on all devices.
+        learning_rate: the initial learning rate of the run, for `make_tx`. As an
+            argument of the program, it changes nothing that is compiled.
+        make_tx: makes the optimizer, whose state `state` holds. Default: `state.tx`.
         capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
         extra_metrics: the optimizer's, likewise.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
@@ -82,7 +89,12 @@ def train_step(
         grads, sown, batch_stats, metrics = jax.lax.pmean(
             (grads, sown, batch_stats, metrics), axis_name
         )
-    updates, opt_state = state.tx.update(
+    if make_tx is None:
+        tx = state.tx
+    else:
+        assert learning_rate is not None
+        tx = make_tx(learning_rate)
+    updates, opt_state = tx.update(
         grads,
         state.opt_state,
         state.params,
@@ -134,6 +146,7 @@ def advance(
     loop_state: LoopState,
     batch: tuple[jax.Array, jax.Array],
     dropout_rng: jax.Array,
+    learning_rate: jax.Array,
     step_fn: TrainStep,
     preprocessing: Preprocessing,
 ) -> LoopState:
@@ -143,6 +156,7 @@ def advance(
         loop_state: the training state, and the sums of this epoch so far.
         batch: images and labels; within a mapped axis, this device's shard.
         dropout_rng: from `step_rngs`.
+        learning_rate: the initial learning rate of the run.
         step_fn: `train_step` with its options bound.
         preprocessing: parameters of the normalization.
 
@@ -152,7 +166,7 @@ def advance(
     state, metric_sums = loop_state
     images, labels = batch
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
-    state, metrics = step_fn(state, (inputs, labels), dropout_rng)
+    state, metrics = step_fn(state, (inputs, labels), dropout_rng, learning_rate)
     sums = {
         name: metric_sums[name] + metrics[name]
         for name in metric_sums

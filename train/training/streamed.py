@@ -25,6 +25,7 @@ class StreamedTrainer:
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that fill no batch are dropped.
         rng: key of the run.
+        learning_rate: the initial learning rate of the run.
         seed: seed of the order, the crops and the flips.
         num_steps: number of steps of the whole run.
         num_workers: number of worker processes; 0 reads and decodes in this process.
@@ -41,6 +42,7 @@ class StreamedTrainer:
         batch_size: int,
         steps_per_epoch: int,
         rng: jax.Array,
+        learning_rate: jax.Array,
         *,
         seed: int,
         num_steps: int,
@@ -53,7 +55,7 @@ class StreamedTrainer:
         self._seed = seed
         self._num_steps = num_steps
         self._num_workers = num_workers
-        self._rng = devices.replicate(rng)
+        self._of_the_run = devices.replicate((rng, learning_rate))
         self._step_program = devices.compile(
             functools.partial(
                 train_batch,
@@ -79,7 +81,7 @@ class StreamedTrainer:
             batch = self._devices.shard_batch(next(self._stream))
             self._stream_step += 1
             loop_state = self._step_program(
-                loop_state.state, loop_state.metric_sums, self._rng, *batch
+                loop_state.state, loop_state.metric_sums, *self._of_the_run, *batch
             )
         return loop_state
 
@@ -165,6 +167,7 @@ def train_batch(
     state: TrainState,
     metric_sums: dict[str, jax.Array],
     rng: jax.Array,
+    learning_rate: jax.Array,
     images: jax.Array,
     labels: jax.Array,
     *,
@@ -178,6 +181,7 @@ def train_batch(
         state: the training state. Its step determines the position in the epoch.
         metric_sums: sums over the steps of this epoch so far.
         rng: key of the run.
+        learning_rate: the initial learning rate of the run.
         images: images of the batch, uint8; within a mapped axis, this device's shard.
         labels: their labels, of shape (batch,).
         step_fn: `train_step` with its options bound.
@@ -190,4 +194,7 @@ def train_batch(
     _, dropout_rng = step_rngs(rng, state.step)
     metric_sums = of_this_epoch(metric_sums, state.step, steps_per_epoch)
     loop_state = LoopState(state, metric_sums)
-    return advance(loop_state, (images, labels), dropout_rng, step_fn, preprocessing)
+    batch = images, labels
+    return advance(
+        loop_state, batch, dropout_rng, learning_rate, step_fn, preprocessing
+    )
