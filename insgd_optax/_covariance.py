@@ -36,8 +36,8 @@ class InputCovariance(NamedTuple):
 
     Attributes:
         factors: sums of x x^T, laid out like the kernel: for a kernel (d, m), one array
-            of shape (d, 1, d, 1). Or two arrays, whose Kronecker product, divided by
-            its trace and by `count`, approximates the covariance.
+            of shape (d, 1, d, 1). Or two arrays with the same trace, whose Kronecker
+            product, divided by this trace and by `count`, approximates the covariance.
         count: the number of input vectors, in the dtype of `factors`: shape (), or that
             of the stacked axes; 0 if this pass did not capture, or its inputs were not
             finite.

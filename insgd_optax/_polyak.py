@@ -27,7 +27,7 @@ class ClipByPolyakState(NamedTuple):
         scale: the factor on the last update, in [0, 1].
         scaling: the state of the transformation given as `scaling`.
         weight_decay: the state of the weight decay, with the step count of its
-        schedule.
+            schedule.
     """
 
     # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.

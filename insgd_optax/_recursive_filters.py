@@ -222,13 +222,13 @@ def rls_filter(
     Numerics: P is kept as a square root S, P = S S^H (Potter's form), which is
     Hermitian and positive whatever the rounding; the recursion above, in float32, ends
     in nan on some inputs. Where the input brings no information (silence, a sinusoid),
-    P grows as beta^-t. To bound it, each sample adds machine epsilon times
-    (delta + ||x_t||^2) to one diagonal entry of P^-1, for each tap in turn, and does
-    not forget while tr(P) (delta + ||x_t||^2) exceeds num_taps / epsilon. Both stay
-    within the rounding error of the recursion. They also mean that float32 hardly
-    learns from amplitudes below sqrt(1e-7 delta). After a silence much longer than
-    1 / (1 - beta) samples P is large all the same, and the first samples move the
-    weights far.
+    P grows as beta^-t. To bound it, each update adds machine epsilon times
+    (delta + ||x_t||^2) to one diagonal entry of P^-1, that of each tap in turn, and the
+    filter pauses forgetting while tr(P) (delta + ||x_t||^2) exceeds num_taps / epsilon.
+    Both changes stay within the rounding error of the recursion. They also mean that
+    float32 hardly learns from amplitudes below sqrt(1e-7 delta). After a silence much
+    longer than 1 / (1 - beta) samples P is large all the same, and the first samples
+    move the weights far.
 
     Source: S. Haykin, Adaptive Filter Theory, 4th ed., 2002, ch. 9; A. H. Sayed,
     Adaptive Filters, 2008, ch. 30; for the square root, G. J. Bierman, Factorization

@@ -133,7 +133,7 @@ def capture_input_norms(
         (Array([[13.]], dtype=float32),)
 
     Source: section 3.1, Eq. 26 and 29. NNX has no interceptors: while a context is
-    open the classes' `__call__` are replaced.
+    open, the `__call__` of each layer class is replaced.
     """
     check_p(p)
     table = takes(input_norm_fns(NNX, conv_input, norm_layers, layers), p)
@@ -293,7 +293,7 @@ def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def input_covariance_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
-    """As `input_norm_shapes`, under `capture_input_covariances`.
+    """Like `input_norm_shapes`, but for the capture `capture_input_covariances`.
 
     Pass the result as `input_covariances_like`, which tells the optimizer which axes of
     a kernel belong to its input, where the shape alone does not.

@@ -43,7 +43,7 @@ class BenchmarkConfig:
     axis: Literal["width", "depth", "batch"] | None = None
     """Measure only the first network, at several values of this property."""
     values: tuple[int, ...] = ()
-    """Default: width 8 16 32, depth (blocks per stage) 1 2 3, batch 8 32 128."""
+    """Axis values. Default: width 8 16 32, depth 1 2 3 (blocks), batch 8 32 128."""
     output_dir: Path | None = None
     """Folder for benchmark.json and .md files. Default: a new runs/benchmark-DATE."""
 
