@@ -20,6 +20,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # Formulas without a CDN.
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -29,6 +30,8 @@ nitpicky = False
 
 # Markdown. The notebook carries its outputs, which a test computes again.
 myst_enable_extensions = ["dollarmath"]
+# GitHub renders such a block, too.
+myst_fence_as_directive = {"math"}
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 copybutton_prompt_text = r">>> |\.\.\. "

@@ -182,14 +182,15 @@ def lms_filter(
     weights: ArrayLike | None = None,
     weight_history: bool = True,
 ) -> FilterResult:
-    """Least mean squares: fits a filter to a signal by stochastic gradient descent.
+    r"""Least mean squares: fits a filter to a signal by stochastic gradient descent.
 
     With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
-    sample t, zero before the signal starts, d_t the desired output `d`, w the
-    `weights` and lambda the `step_size`,
+    sample t, zero before the signal starts, x_t^* its complex conjugate, d_t the
+    desired output `d`, w the `weights` and lambda the `step_size`,
 
-        e_t = d_t - sum_i w_i x_t,i
-        w  <- w + lambda e_t conj(x_t).
+    .. math::
+        e_t &= d_t - x_t^T w \\
+        w &\leftarrow w + \lambda e_t x_t^*
 
     The mean of w converges for 0 < lambda < 2 / lambda_max(R), with R = E[x x^T]; a
     step moves w closer to a noiseless solution for 0 < lambda < 2 / ||x_t||_2^2.
@@ -213,7 +214,7 @@ def lms_filter(
 
         - `weights`: (T, num_taps); row t holds the weights after the update with sample
           t, so row -1 is the final filter. (1, num_taps) without `weight_history`.
-        - `outputs`: (T,), sum_i w_i x_t,i with the weights before that update.
+        - `outputs`: (T,), x_t^T w with the weights before that update.
         - `errors`: (T,), d - outputs.
 
     Raises:
@@ -254,13 +255,14 @@ def nlms_filter(
     weights: ArrayLike | None = None,
     weight_history: bool = True,
 ) -> FilterResult:
-    """Normalized least mean squares: LMS whose step is divided by the input's power.
+    r"""Normalized least mean squares: LMS whose step is divided by the input's power.
 
     With x_t the window of the input `u` at sample t, d_t the desired output `d`, w the
-    `weights` and lambda the `step_size`, as in `lms_filter`,
+    `weights`, lambda the `step_size` and epsilon `eps`, as in `lms_filter`,
 
-        e_t = d_t - sum_i w_i x_t,i
-        w  <- w + lambda e_t conj(x_t) / (eps + ||x_t||_p^p).
+    .. math::
+        e_t &= d_t - x_t^T w \\
+        w &\leftarrow w + \lambda e_t x_t^* / (\epsilon + \|x_t\|_p^p)
 
     For p = 2 and lambda = 1 a step projects w onto the hyperplane of weights without
     error at t, and 0 < lambda < 2 converges whatever the input's scale. For p = 1, the

@@ -41,15 +41,16 @@ def capture_input_norms(
     norm_layers: bool = False,
     layers: LayerTypes | None = None,
 ) -> Iterator[None]:
-    """Makes the layers of any Linen model sow the power of their input.
+    r"""Makes the layers of any Linen model sow the power of their input.
 
     Inside the context every Dense, DenseGeneral, Einsum, Conv, ConvTranspose and
     ConvLocal, those within attention and recurrent cells included, sows
 
-        mean over samples n of ||x_n||_p^p                       (Eq. 26, 29)
+    .. math::
+        \frac{1}{N} \sum_n \|x_n\|_p^p
 
-    as `input_norm` into the collection "intermediates" each time it is called. A sample
-    x_n is:
+    as `input_norm` into the collection "intermediates" each time it is called, where N
+    is the number of samples (Eq. 26 and 29). A sample x_n is:
 
     - Dense, DenseGeneral, Einsum: the vector along the contracted axes. Every token
       of a sequence is a sample. One number for each kernel along batch axes.

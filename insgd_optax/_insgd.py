@@ -141,17 +141,19 @@ def insgd(
 def nlms(
     learning_rate: optax.ScalarOrSchedule = 1.0, *, eps: ArrayLike = 1e-3
 ) -> optax.GradientTransformationExtraArgs:
-    """Normalized least mean squares for the kernels of a network.
+    r"""Normalized least mean squares for the kernels of a network.
 
     For a layer with kernel w and input x, with g the gradient of w,
 
-        w <- w - learning_rate * g / (eps + ||x||_p^p).
+    .. math::
+        w \leftarrow w - \lambda g / (\epsilon + \|x\|_p^p)
 
-    For one linear neuron, the loss e^2 / 2 and a batch of one sample, g = -e x, and
-    this is `nlms_filter`, step for step; with `learning_rate` 1 and p = 2 it projects
-    w onto the hyperplane of the weights without error at this sample. With p = 2,
-    learning rates between 0 and 2 converge at any scale of the input. With the loss
-    `projection_loss` the same holds for the neurons of a non-linear last layer.
+    where lambda is `learning_rate` and epsilon `eps`. For one linear neuron, the loss
+    e^2 / 2 and a batch of one sample, g = -e x, and this is `nlms_filter`, step for
+    step; with `learning_rate` 1 and p = 2 it projects w onto the hyperplane of the
+    weights without error at this sample. With p = 2, learning rates between 0 and 2
+    converge at any scale of the input. With the loss `projection_loss` the same holds
+    for the neurons of a non-linear last layer.
 
     Args:
         learning_rate: lambda, a number of at least 0 or a schedule.

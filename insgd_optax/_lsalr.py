@@ -27,11 +27,12 @@ def _factor(square_sum: jax.Array) -> jax.Array:
 
 
 def scale_by_lsalr() -> optax.GradientTransformation:
-    """Scales each layer's gradient up by the logarithm of its inverse norm.
+    r"""Scales each layer's gradient up by the logarithm of its inverse norm.
 
     With g_l all gradients of layer l together,
 
-        g_l  <-  (1 + log(1 + 1 / ||g_l||_2)) g_l.
+    .. math::
+        g_l \leftarrow (1 + \log(1 + 1 / \|g_l\|_2)) \, g_l
 
     The factor is never below 1; it is 1.69 at norm 1 and 5.6 at norm 0.01, so that a
     layer with vanishing gradients, or at a saddle point, moves faster. A layer consists
@@ -93,13 +94,16 @@ def lsalr(
     weight_decay: optax.ScalarOrSchedule | None = None,
     weight_decay_mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with layer-specific adaptive rates, the method INSGD takes its log from.
+    r"""SGD with layer-specific adaptive rates, the method INSGD takes its log from.
 
-    With g_l the gradient of layer l, mu the `learning_rate` and gamma the `momentum`:
+    With g_l the gradient of layer l,
 
-        g_l <- (1 + log(1 + 1 / ||g_l||_2)) g_l + weight_decay * w_l
-        b_l <- gamma b_l + g_l
-        w_l <- w_l - mu b_l
+    .. math::
+        g_l &\leftarrow (1 + \log(1 + 1 / \|g_l\|_2)) \, g_l + \lambda w_l \\
+        b_l &\leftarrow \gamma b_l + g_l \\
+        w_l &\leftarrow w_l - \mu b_l
+
+    where mu is `learning_rate`, gamma `momentum` and lambda `weight_decay`.
 
     Args:
         learning_rate: mu, a number of at least 0 or a schedule.

@@ -75,13 +75,14 @@ def mean_power(
 def input_norm(
     x: jax.Array, p: float = 2, *, axis: int | Sequence[int] = -1
 ) -> jax.Array:
-    """The mean over samples of ||x_n||_p^p, the number whose average is P.
+    r"""The mean over samples of ||x_n||_p^p, the number whose average is P.
 
     With x_n the entries of one sample along `axis` and N the number of samples,
     which are all other axes of `x` together,
 
-        (1 / N) sum_n sum_i |x_n,i|^p                 for finite p,
-        (1 / N) sum_n max_i |x_n,i|                   for p = inf.
+    .. math::
+        \frac{1}{N} \sum_n \sum_i |x_{n,i}|^p \ \text{ for finite } p, \qquad
+        \frac{1}{N} \sum_n \max_i |x_{n,i}| \ \text{ for } p = \infty
 
     Args:
         x: real or complex array of any dtype.

@@ -40,11 +40,12 @@ def _check_slope(negative_slope: Any) -> None:
 
 
 def inverse_sigmoid(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
-    """The inverse of the sigmoid, with targets kept inside its range.
+    r"""The inverse of the sigmoid, with targets kept inside its range.
 
     With d the `targets` and m the `margin`,
 
-        phi(d) = log(c / (1 - c)),   c = min(max(d, m), 1 - m).
+    .. math::
+        \phi(d) = \log \frac{c}{1 - c}, \quad c = \min(\max(d, m), 1 - m)
 
     Args:
         targets: any shape, meant to be in [0, 1], such as 0-1 labels.
@@ -76,11 +77,12 @@ def inverse_sigmoid(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Arra
 
 
 def inverse_tanh(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
-    """The inverse of tanh, with targets kept inside its range.
+    r"""The inverse of tanh, with targets kept inside its range.
 
     With d the `targets` and m the `margin`,
 
-        phi(d) = artanh(min(max(d, m - 1), 1 - m)).
+    .. math::
+        \phi(d) = \operatorname{artanh}(\min(\max(d, m - 1), 1 - m))
 
     Args:
         targets: any shape, meant to be in [-1, 1].
@@ -111,11 +113,12 @@ def inverse_tanh(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
 def inverse_leaky_relu(
     targets: ArrayLike, *, negative_slope: ArrayLike = 0.01
 ) -> jax.Array:
-    """The inverse of the leaky ReLU; every target is in its range.
+    r"""The inverse of the leaky ReLU; every target is in its range.
 
     With d the `targets` and a the `negative_slope`,
 
-        phi(d) = d if d >= 0, else d / a.
+    .. math::
+        \phi(d) = \begin{cases} d & d \ge 0 \\ d / a & d < 0 \end{cases}
 
     Args:
         targets: any shape.
@@ -174,16 +177,19 @@ def projection_loss(
     targets: ArrayLike,
     inverse_activation: Callable[[ArrayLike], jax.Array] | None = None,
 ) -> jax.Array:
-    """The loss whose NLMS step projects a layer's neurons onto their targets.
+    r"""The loss whose NLMS step projects a layer's neurons onto their targets.
 
     With z_i = w_i . x the `preactivations`, d_i the `targets` and phi the
     `inverse_activation`,
 
-        loss = 1/2 sum_i (phi(d_i) - z_i)^2,    d loss / d w_i = -(phi(d_i) - z_i) x,
+    .. math::
+        L = \frac{1}{2} \sum_i (\phi(d_i) - z_i)^2, \qquad
+        \frac{\partial L}{\partial w_i} = -(\phi(d_i) - z_i) \, x
 
     so that with one sample `nlms(1.0, eps=eps)` makes the step
 
-        w_i <- w_i + (phi(d_i) - w_i . x) x / (eps + ||x||_2^2),
+    .. math::
+        w_i \leftarrow w_i + \frac{(\phi(d_i) - w_i \cdot x) \, x}{\epsilon + \|x\|_2^2}
 
     after which (for eps = 0) psi(w_i . x) = d_i: the new weights are the nearest ones
     that meet the target. The activation psi itself is never differentiated, so a

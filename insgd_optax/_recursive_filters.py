@@ -64,15 +64,16 @@ def affine_projection_filter(
     weights: ArrayLike | None = None,
     weight_history: bool = True,
 ) -> FilterResult:
-    """Affine projection: NLMS on the last few samples at once.
+    r"""Affine projection: NLMS on the last few samples at once.
 
     With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
     sample t, X_t the matrix whose rows are the last `order` windows x_t, x_{t-1}, ...,
     d_t the vector of the desired outputs `d` at the same samples, w the `weights` and
     lambda the `step_size`,
 
-        e_t = d_t - X_t w
-        w  <- w + lambda X_t^H (X_t X_t^H + eps I)^-1 e_t.
+    .. math::
+        e_t &= d_t - X_t w \\
+        w &\leftarrow w + \lambda X_t^H (X_t X_t^H + \epsilon I)^{-1} e_t
 
     Windows and desired outputs before the signal starts are zero. For lambda = 1 and
     eps = 0, a step projects w onto the weights that have no error at any of the `order`
@@ -170,21 +171,25 @@ def rls_filter(
     weights: ArrayLike | None = None,
     weight_history: bool = True,
 ) -> FilterResult:
-    """Recursive least squares: the weights that fit all samples so far best.
+    r"""Recursive least squares: the weights that fit all samples so far best.
 
     With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
     sample t, zero before the signal starts, d_t the desired output `d`, w the
-    `weights`, beta = `forgetting` and P = I / `delta` before the first sample,
+    `weights`, beta `forgetting`, delta `delta`, x_t^* the complex conjugate of x_t and
+    P = I / delta before the first sample,
 
-        e_t = d_t - sum_i w_i x_t,i
-        k   = P conj(x_t) / (beta + x_t^T P conj(x_t))
-        w  <- w + k e_t
-        P  <- (P - k x_t^T P) / beta.
+    .. math::
+        e_t &= d_t - x_t^T w \\
+        k &= P x_t^* / (\beta + x_t^T P x_t^*) \\
+        w &\leftarrow w + k e_t \\
+        P &\leftarrow (P - k x_t^T P) / \beta
 
     After sample t, w minimizes the exponentially weighted squared error, with w_0 the
     first weights:
 
-        sum_{i<=t} beta^(t-i) |d_i - x_i^T w|^2 + beta^(t+1) delta ||w - w_0||^2.
+    .. math::
+        \sum_{i \le t} \beta^{t-i} |d_i - x_i^T w|^2
+        + \beta^{t+1} \delta \|w - w_0\|^2
 
     P^-1 is the input's covariance, times the number of samples remembered. So the
     rate of convergence depends neither on the input's level nor on its color.

@@ -88,17 +88,18 @@ def capture_input_norms(
     norm_layers: bool = False,
     layers: LayerTypes | None = None,
 ) -> Iterator[None]:
-    """Makes the layers of any NNX model sow the power of their input.
+    r"""Makes the layers of any NNX model sow the power of their input.
 
     Inside the context, and inside `nnx.capture`, every Linear, LinearGeneral, Einsum,
     Conv and ConvTranspose, those within MultiHeadAttention and recurrent cells
     included, sows
 
-        mean over samples n of ||x_n||_p^p                       (Eq. 26, 29)
+    .. math::
+        \frac{1}{N} \sum_n \|x_n\|_p^p
 
-    as `input_norm` each time it is called. The definition of a sample x_n, and the
-    rank, dtype and stopped gradient of the statistic, are those of
-    `insgd_optax.capture_input_norms`.
+    as `input_norm` each time it is called, where N is the number of samples (Eq. 26 and
+    29). The definition of a sample x_n, and the rank, dtype and stopped gradient of the
+    statistic, are those of `insgd_optax.capture_input_norms`.
 
     Enter it inside the function that is traced. Under `nnx.scan` and `nnx.vmap` norms
     follow the axes of the model: with `in_axes=0` layers are stacked, and so are their
