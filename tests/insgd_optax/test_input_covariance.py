@@ -247,6 +247,88 @@ def test_kronecker_form_against_the_reference(x64, captured):
     assert state.failures == 0
 
 
+def test_kronecker_form_of_one_tap_is_one_matrix():
+    model = nn.Conv(2, (1, 1), use_bias=False)
+    x = jnp.ones((2, 3, 3, 4))
+    with capture_input_covariances(conv_covariance="kronecker"):
+        shapes = input_covariance_shapes(model, jax.random.key(0), x)
+    (factor,) = shapes["input_covariance"][0].factors
+    assert factor.shape == (1, 1, 4, 1, 1, 1, 4, 1)
+
+
+def test_kronecker_form_takes_an_eigenvalue_below_zero_for_rounding():
+    taps = jnp.diag(jnp.array([1.0, -1e-6])).reshape(2, 1, 1, 2, 1, 1)
+    channels = (jnp.eye(3) / 3).reshape(1, 3, 1, 1, 3, 1)
+    sown = {
+        "input_covariance": (InputCovariance((taps, channels), jnp.ones(())),),
+    }
+    tx = scale_by_input_covariance(0.0, eps=1e-8, **PLAIN, input_covariances_like=sown)
+    g = {"kernel": jnp.ones((2, 3, 1))}
+    updates, state = jax.jit(tx.update)(g, tx.init(g), input_covariances=sown)
+    assert state.failures == 0
+    # The eigenvalues 1 and 0 times 1/3, and eps.
+    wanted = np.repeat([3, 1e8], 3)
+    np.testing.assert_allclose(updates["kernel"].ravel(), wanted, rtol=1e-5)
+
+
+def test_what_is_sown_is_cut_off_from_differentiation():
+    model = nn.Dense(2, use_bias=False)
+    params = {"kernel": jnp.ones((3, 2))}
+
+    @jax.jit
+    @jax.grad
+    def gradient(x):
+        with capture_input_covariances():
+            _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        return sown["intermediates"]["input_covariance"][0].factors[0].sum()
+
+    np.testing.assert_array_equal(gradient(jnp.ones((4, 3))), 0)
+
+
+def test_bfloat16_inputs_are_summed_in_float32():
+    x = jax.random.normal(jax.random.key(0), (300, 3), jnp.bfloat16)
+    model = nn.Dense(2, use_bias=False, dtype=jnp.bfloat16)
+    params = {"kernel": jnp.ones((3, 2))}
+    with capture_input_covariances(max_rows=None):
+        _, sown = jit_apply(model)({"params": params}, x, mutable=("intermediates",))
+    (factor,) = sown["intermediates"]["input_covariance"][0].factors
+    rows = np.asarray(x, np.float64)
+    np.testing.assert_allclose(factor.reshape(3, 3), rows.T @ rows, rtol=1e-5)
+
+
+def matrix_products(jaxpr):
+    """All matrix products of a traced function, those within loops included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for part in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield from matrix_products(inner)
+
+
+@pytest.mark.parametrize("form", ["patch", "kronecker"])
+def test_matrix_products_have_the_highest_precision(form):
+    """GPUs and TPUs round the factors of others, CPUs do not."""
+    model = nn.Conv(2, (3, 3), use_bias=False)  # Itself no matrix product.
+    x = jnp.ones((2, 4, 4, 65))
+    params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    with capture_input_covariances(conv_covariance=form):
+        like = input_covariance_shapes(model, jax.random.key(0), x)
+    tx = scale_by_input_covariance(input_covariances_like=like)
+
+    def step(params, state):
+        with capture_input_covariances(conv_covariance=form):
+            _, sown = model.apply({"params": params}, x, mutable=["intermediates"])
+        return tx.update(params, state, input_covariances=sown)
+
+    state = jax.eval_shape(tx.init, params)
+    found = list(matrix_products(jax.make_jaxpr(step)(params, state).jaxpr))
+    assert len(found) >= 6
+    highest = jax.lax.Precision.HIGHEST
+    assert {each.params["precision"] for each in found} == {(highest, highest)}
+
+
 def sgd_and(rows_by_step, **options):
     """Updates of one weight over steps, each with input vectors or None."""
     d = 3
@@ -359,7 +441,8 @@ def test_uses_of_a_layer_and_micro_batches_add_up():
 
     kernel = params["Dense_0"]["kernel"]
     rows = np.concatenate([x, jnp.tanh(x @ kernel)])
-    tx = scale_by_input_covariance()
+    # With Newton's lengths: a number of rows that is wrong would only stretch a step.
+    tx = scale_by_input_covariance(preserve_norm=False)
     halves = jax.tree.map(lambda a, b: (a + b) / 2, sown(x[:3]), sown(x[3:]))
     plain = {"Dense_0": sown_of(rows, dtype=jnp.float32)}
     results = [
