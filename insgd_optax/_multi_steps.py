@@ -157,8 +157,8 @@ class MultiSteps:
                 state.inner_opt_state,
                 params,
             )
-        if value is not None and not bounded:
-            # As in optax.MultiSteps, the last micro-batch's value is passed on.
+        if value is not None:
+            # As in optax.MultiSteps, that of the last micro-batch, unless accumulated.
             extra_args["value"] = value
         every_k = self._every_k_schedule
         k = every_k(state.gradient_step) if callable(every_k) else every_k

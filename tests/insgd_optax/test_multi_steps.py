@@ -8,12 +8,14 @@ import optax
 import pytest
 
 from insgd_optax import (
+    InputCovariance,
     MultiSteps,
     capture_input_covariances,
     clip_by_polyak,
     insgd,
     lms_newton,
     polyak_scale,
+    scale_by_input_power,
 )
 
 MODEL = nn.Sequential([nn.Dense(3), nn.tanh, nn.Dense(2)])
@@ -82,6 +84,27 @@ def test_missing_covariances_are_an_error():
         tx.update(params, state, params, input_covariances={})
 
 
+def test_covariances_that_are_not_finite_are_left_out():
+    params = {"d": {"kernel": jnp.ones((2, 1))}}
+    tx = MultiSteps(lms_newton(0.1), 2)
+    state, update = tx.init(params), jax.jit(tx.update)
+    good = jnp.array([[4.0, 1.0], [1.0, 2.0]]).reshape(2, 1, 2, 1)
+    for factor in (good * jnp.nan, good):
+        sown = {"d": {"input_covariance": InputCovariance((factor,), jnp.ones(()))}}
+        _, state = update(params, state, params, input_covariances=sown)
+    layer = state.inner_opt_state[0].layers["d"]["kernel"]
+    np.testing.assert_allclose(layer.factors[0] / layer.mass, good, rtol=1e-6)
+
+
+def test_sums_have_the_widest_dtype_of_the_weights(x64):
+    params = {
+        name: {"kernel": jnp.ones((2, 1), dtype)}
+        for name, dtype in (("a", jnp.float32), ("b", jnp.float64))
+    }
+    state = jax.eval_shape(MultiSteps(insgd(0.1), 2).init, params)
+    assert {x.dtype for x in jax.tree.leaves(state.acc_grads)} == {jnp.dtype("float64")}
+
+
 def test_accumulator_dtype(x64):
     params = {"d": {"kernel": jnp.ones((2, 1), jnp.float32)}}
     tx = MultiSteps(insgd(0.1), 2, accumulator_dtype=jnp.float64)
@@ -119,6 +142,25 @@ def steps_of(tx, grads, values=None):
         )
         updates.append(float(update_of["d"]["kernel"][0, 0]))
     return updates, state
+
+
+def test_a_micro_batch_that_overflows_moves_no_weight_before_its_step_ends():
+    tx = MultiSteps(insgd(0.1, momentum=None), 2)
+    updates, _ = steps_of(tx, [jnp.inf, 1.0, 1.0])
+    assert updates[::2] == [0, 0] and not np.isfinite(updates[1])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_powers_the_one_with_more_axes_is_accumulated(order):
+    norm = jnp.array([10.0, 20.0, 30.0]).reshape(3, 1, 1)
+    norms = {"d": {"input_norm": norm}}
+    both = [scale_by_input_power(), scale_by_input_power(input_norms_like=norms)]
+    tx = MultiSteps(optax.chain(*both[::order]), 1)
+    params = {"d": {"kernel": jnp.ones((3, 2, 2))}}
+    _, state = tx.update(params, tx.init(params), params, input_norms=norms)
+    whole, stacked = state.inner_opt_state[::order]
+    assert whole.power["d"]["kernel"] == 20
+    np.testing.assert_array_equal(stacked.power["d"]["kernel"], norm)
 
 
 @pytest.mark.parametrize("mean", [True, False])

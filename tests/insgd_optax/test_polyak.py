@@ -387,9 +387,10 @@ def test_scaled_float16_updates_that_overflow_take_no_step():
     assert state[0].slope == 0
 
 
-def test_a_gradient_of_zero():
+@pytest.mark.parametrize("value", [1.0, 0.0])
+def test_a_gradient_of_zero(value):
     tx, weight = clip_by_polyak(1.0, weight_decay=0.5), jnp.ones(2)
-    updates, state = tx.update(0 * weight, tx.init(weight), weight, value=1.0)
+    updates, state = tx.update(0 * weight, tx.init(weight), weight, value=value)
     np.testing.assert_array_equal(updates, -0.5 * weight)  # weight decay alone
     assert polyak_scale(state) == 1
 
