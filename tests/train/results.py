@@ -1,4 +1,7 @@
-"""What a run leaves: its rows of metrics and the arrays of its last checkpoint."""
+"""What a run leaves: its metrics, record, and the arrays of its last checkpoint."""
+
+import contextlib
+import json
 
 import jax
 
@@ -14,6 +17,15 @@ def without_times(path):
         {name: value for name, value in row.items() if name != "seconds"}
         for row in metrics.read(path / "metrics.jsonl")
     ]
+
+
+@contextlib.contextmanager
+def edited_record(path):
+    """Edits a run's record, as it was without a checksum in earlier versions."""
+    record = json.loads((path / "record.json").read_text())
+    record.pop("sha256", None)
+    yield record
+    (path / "record.json").write_text(json.dumps(record))
 
 
 def row(epoch, **changes):

@@ -26,7 +26,7 @@ from train.run import folder as run_folder
 from train.run.experiment import Experiment
 from train.training.in_memory import InMemoryTrainer
 
-from .results import final_state, without_times
+from .results import edited_record, final_state, without_times
 from .tiny_cnn import TinyCNN
 
 ROOT = Path(__file__).parents[2]
@@ -285,9 +285,8 @@ def test_replaced_images_are_noticed(
             f"The dataset does not match that of the run {run}: images, labels" in err
         )
     # A record of an earlier version has none to compare.
-    record = json.loads((run / "record.json").read_text())
-    del record["dataset"]["fingerprint"]
-    (run / "record.json").write_text(json.dumps(record))
+    with edited_record(run) as record:
+        del record["dataset"]["fingerprint"]
     assert cli.main(["--resume", str(run), "--epochs", "2"]) == 0
     assert "Warning: " in capsys.readouterr().err
     assert len(without_times(run)) == 2
@@ -366,10 +365,8 @@ def test_eval_finds_the_accuracies_of_the_run(finished, tmp_path, capsys):
 
 def test_eval_needs_no_batch_that_the_devices_divide(train, tmp_path, capsys):
     train("--epochs", "1", "--batch-size", "12")
-    record = tmp_path / "run/record.json"
-    record.write_text(
-        record.read_text().replace('"parallel": "jit"', '"parallel": "auto"')
-    )
+    with edited_record(tmp_path / "run") as record:
+        record["config"]["parallel"] = "auto"
     assert cli.main(["eval", str(tmp_path / "run")]) == 0
     assert "20 test images" in capsys.readouterr().out
 

@@ -20,6 +20,7 @@ from train.run import folder as run_folder
 from train.run import plots
 from train.run.experiment import Experiment
 
+from .results import edited_record
 from .tiny_cnn import TinyCNN
 
 
@@ -90,9 +91,8 @@ def compared(train, made_once, tmp_path, monkeypatch, capsys):
 
 
 def change_record(path, part, **values):
-    record = json.loads((path / "record.json").read_text())
-    record[part].update(values)
-    (path / "record.json").write_text(json.dumps(record))
+    with edited_record(path) as record:
+        record[part].update(values)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,8 @@ def test_a_run_on_other_images_is_not_reused(
         )
         assert "Move the folder away" in err
     # Of an earlier version, it is reused, but not without a word.
-    record = json.loads((compared / "record.json").read_text())
-    del record["dataset"]["fingerprint"]
-    (compared / "record.json").write_text(json.dumps(record))
+    with edited_record(compared) as record:
+        del record["dataset"]["fingerprint"]
     assert train(*COMPARE) == 0
     assert (
         "Warning: these runs were started by an earlier version"

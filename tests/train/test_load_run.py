@@ -1,7 +1,5 @@
 """A trained network in a script of one's own: `train.load_run`."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -11,6 +9,8 @@ from tests.docs import python_blocks, run_block
 from train import cli
 from train.errors import UserError
 from train.run import metrics
+
+from .results import edited_record
 
 pytestmark = pytest.mark.usefixtures("tiny_setting")
 
@@ -26,9 +26,8 @@ def without_data(monkeypatch):
 
 
 def change_record(path, change):
-    record = json.loads((path / "record.json").read_text())
-    change(record)
-    (path / "record.json").write_text(json.dumps(record))
+    with edited_record(path) as record:
+        change(record)
 
 
 def test_a_loaded_network_predicts_as_the_run_measured(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 
 import pytest
 
@@ -133,6 +134,71 @@ def test_other_parts_of_the_record_are_checked(tmp_path, part):
     (path / "record.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=rf"'{part}\.\w+' is "):
         run_folder.load(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("dataset", "train_images", 0, "'dataset.train_images' is 0, not at least 1"),
+        ("dataset", "image_shape", [], "'dataset.image_shape' is [], not a height"),
+        ("dataset", "image_shape", [8, 8], "'dataset.image_shape' is [8, 8], not"),
+        ("dataset", "image_shape", [8, 0, 1], "'dataset.image_shape' is [8, 0, 1]"),
+        ("dataset", "class_names", [], "'dataset.class_names' is empty"),
+        ("preprocessing", "mean", [], "'preprocessing.mean' is [], not a number for"),
+        ("preprocessing", "mean", [1e999], "is not JSON"),
+        ("preprocessing", "std", [1, 2], "'preprocessing.std' is [1, 2], not"),
+        ("preprocessing", "std", [0.0], "'preprocessing.std' is [0.0], not above 0"),
+        ("preprocessing", "std", None, "'preprocessing.std' is null, not a list"),
+    ],
+)
+def test_values_of_the_data_s_that_no_run_has_are_named(
+    tmp_path, part, name, value, words
+):
+    data = DATA | {"test_images": 3, "image_shape": [8, 8, 1]}
+    normalization = {"mean": [0.5], "std": [0.25]}
+    config = RunConfig(runs_dir=tmp_path)
+    path = run_folder.create(config, data, preprocessing=normalization).path
+    values = json.loads((path / "record.json").read_text())
+    values[part][name] = value
+    (path / "record.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        run_folder.load(path)
+    assert words in str(error.value)
+    del values[part][name]
+    (path / "record.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"has no '{name}'|do not match its 'sha256'"):
+        run_folder.load(path)
+
+
+def test_no_flipped_bit_of_a_record_is_silent(tmp_path):
+    path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
+    file, rng = path / "record.json", random.Random(0)
+    content, expected = file.read_bytes(), run_folder.load(path).record
+    noticed = 0
+    for _ in range(300):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(flipped)
+        try:
+            assert run_folder.load(path).record == expected
+        except UserError:
+            noticed += 1
+    assert noticed > 200
+
+
+def test_an_edited_record_is_read_without_its_checksum(tmp_path):
+    path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
+    values = json.loads((path / "record.json").read_text())
+    values["config"]["cache_dir"] = "elsewhere"
+    (path / "record.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="if you edited it, remove its 'sha256'"):
+        run_folder.load(path)
+    del values["sha256"]
+    (path / "record.json").write_text(json.dumps(values))
+    folder = run_folder.load(path)
+    assert str(folder.config.cache_dir) == "elsewhere"
+    folder.record_environment(provenance.describe(3, "jit"))
+    assert run_folder.load(path).environments[-1]["chunk_steps"] == 3
 
 
 def test_a_record_is_there_whole_or_not_at_all(tmp_path, monkeypatch):

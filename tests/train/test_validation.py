@@ -1,7 +1,6 @@
 """Training images set aside to pick the best epoch, and averaged weights."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from train.run import metrics, validation
 from train.run.command import _best_epoch
 from train.training.state import AveragedTrainState, with_average, without_average
 
-from .results import without_times
+from .results import edited_record, without_times
 
 OPTIONS = "--batch-size 8 --epochs 3 --parallel jit"
 
@@ -126,10 +125,14 @@ def test_a_run_tells_what_its_best_epoch_was_picked_on(
 
     # And one without these options is as before.
     assert cli.main([*OPTIONS.split(), "--epochs", "1", "--run-dir", "plain"]) == 0
-    record = json.loads((tmp_path / "plain/record.json").read_text())
-    for name in ("validation_fraction", "ema_decay", "label_smoothing", "clip_norm"):
-        del record["config"][name]
-    (tmp_path / "plain/record.json").write_text(json.dumps(record))
+    with edited_record(tmp_path / "plain") as record:
+        for name in (
+            "validation_fraction",
+            "ema_decay",
+            "label_smoothing",
+            "clip_norm",
+        ):
+            del record["config"][name]
     assert cli.main(["--resume", "plain", "--epochs", "2"]) == 0
     assert "selected on the test images" in capsys.readouterr().out
 

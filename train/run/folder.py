@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from train import command_line, files, json_fields, own_code, provenance, strict_json
+from train import command_line, files, json_fields, own_code, provenance
 from train.config import RunConfig
 from train.data.types import Dataset, Preprocessing, RecordedDataset
 from train.errors import UserError
@@ -86,7 +86,7 @@ class RunFolder:
 
     def _write(self, **parts: Any) -> None:
         self.record |= parts
-        files.write(self.path / RECORD, strict_json.encode(self.record))
+        files.write(self.path / RECORD, record.encode(self.record))
 
     def recorded_dataset(self) -> RecordedDataset:
         """Returns the description of the run's dataset.
@@ -251,7 +251,7 @@ def create(
         "environment": environment or provenance.describe(),
     }
     try:
-        files.create(path / RECORD, strict_json.encode(values))
+        files.create(path / RECORD, record.encode(values))
     except FileExistsError as error:  # Another command found the folder empty, too.
         raise _already_exists(path, config) from error
     folder = RunFolder(path, values)
@@ -277,6 +277,7 @@ def load(path: Path, trusted: Collection[str] | None = ()) -> RunFolder:
         if trusted is not None:
             _check_code(folder, trusted)
         _ = folder.config
+        record.verify(folder.record)
     except OSError as error:
         raise UserError(
             f"{path} is not a run folder: {error.strerror}: {path / RECORD}. Pass "

@@ -1,9 +1,11 @@
-"""Validates `record.json`, which may come from anywhere."""
+"""Encodes and validates `record.json`, which may come from anywhere."""
 
+import hashlib
 import json
+import math
 from typing import Any
 
-from train import json_fields
+from train import json_fields, strict_json
 from train.config import NOT_STORED, RunConfig
 
 _ENVIRONMENT: dict[str, Any] = {
@@ -38,14 +40,41 @@ _PARTS: dict[str, dict[str, Any]] = {
 _OPTIONAL_PARTS = {"preprocessing", "own_code", "environment"}
 
 
-def parse(content: bytes) -> dict[str, Any]:
-    """Parses a record.
+_CHECKSUM = "sha256"
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """Encodes a record, with a checksum of its contents."""
+    return strict_json.encode(record | {_CHECKSUM: _checksum(record)})
+
+
+def verify(record: dict[str, Any]) -> None:
+    """Removes the checksum, which earlier versions did not write, and compares it.
 
     Raises:
-        FieldError: if a field is missing, unknown or of another type.
+        FieldError: if the contents are not those that were written.
+    """
+    if record.pop(_CHECKSUM, checksum := _checksum(record)) != checksum:
+        raise json_fields.FieldError(
+            f"its contents do not match its {_CHECKSUM!r} (if you edited it, remove "
+            f"its {_CHECKSUM!r})"
+        )
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    values = {name: part for name, part in record.items() if name != _CHECKSUM}
+    text = json.dumps(strict_json.to_null(values), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse(content: bytes) -> dict[str, Any]:
+    """Parses a record, without comparing its checksum: see `verify`.
+
+    Raises:
+        FieldError: if a field is missing, unknown, of another type or out of range.
     """
     try:
-        record = json.loads(content)
+        record = json.loads(content, parse_constant=_refuse)
     except RecursionError as error:
         raise json_fields.FieldError("it is nested too deeply") from error
     except ValueError as error:
@@ -72,8 +101,43 @@ def parse(content: bytes) -> dict[str, Any]:
         for name, hint in fields.items():
             if name in values:
                 json_fields.check(f"{part}.{name}", values[name], hint)
+    _check_data(record["dataset"], record.get("preprocessing"))
     _check_config(record["config"])
     return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _check_data(dataset: dict[str, Any], preprocessing: dict[str, Any] | None) -> None:
+    """Raises unless a network can take the data, of which parts may be missing."""
+    for name in ("train_images", "test_images"):
+        if dataset.get(name, 1) < 1:
+            raise _out_of_range(f"dataset.{name}", dataset[name], "at least 1")
+    shape = dataset.get("image_shape", [1, 1, 1])
+    if len(shape) != 3 or min(shape) < 1:
+        what = "a height, a width and a number of channels"
+        raise _out_of_range("dataset.image_shape", shape, what)
+    if not dataset.get("class_names", [""]):
+        raise json_fields.FieldError("its 'dataset.class_names' is empty")
+    if preprocessing is None:
+        return
+    for name in ("mean", "std"):
+        if name not in preprocessing:
+            raise json_fields.FieldError(f"its 'preprocessing' has no {name!r}")
+        values = preprocessing[name]
+        if not all(map(math.isfinite, values)) or (
+            "image_shape" in dataset and len(values) != shape[-1]
+        ):
+            what = "a number for each channel"
+            raise _out_of_range(f"preprocessing.{name}", values, what)
+    if min(preprocessing["std"], default=1) <= 0:
+        raise _out_of_range("preprocessing.std", preprocessing["std"], "above 0")
+
+
+def _out_of_range(where: str, value: Any, expected: str) -> json_fields.FieldError:
+    return json_fields.FieldError(f"{where!r} is {json.dumps(value)}, not {expected}")
 
 
 def _check_config(values: dict[str, Any]) -> None:
