@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, that they come back whole, and damage."""
 
+import os
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 import models
 from train.errors import UserError
-from train.run.checkpoints import Checkpoints
+from train.run.checkpoints import Checkpoints, latest_rows
 from train.training import optimizers
 from train.training.state import LoopState, create_state
 from train.training.step import zero_metric_sums
@@ -200,6 +201,35 @@ def test_the_last_good_checkpoint_comes_back_with_its_rows(tmp_path, checkpoints
         (message,) = restored.damaged.values()
         assert str(tmp_path / "checkpoints/20") in message
     assert steps(tmp_path) == [10, 20]  # Nothing is moved without being told to.
+
+
+def test_a_damaged_accuracy_hides_no_better_checkpoint(tmp_path, checkpoints):
+    for step, top1 in ((1, 0.75), (2, 0.5), (3, 0.625)):
+        checkpoints.save(step, tree(step), top1)
+    path = tmp_path / "checkpoints/1/_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace("0.75", "0.15"))
+    again = Checkpoints(tmp_path / "checkpoints")
+    restored = again.restore_best(like=tree(0))
+    again.close()
+    assert (restored.step, list(restored.damaged)) == (3, [1])
+    assert restored.tree["a"][0, 0] == 3
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, tree(step), 1 / step)
+    for path in (
+        tmp_path / "checkpoints/3/_CHECKPOINT_METADATA",
+        largest_file(tmp_path / "checkpoints/2"),
+    ):
+        path.unlink()
+        os.mkfifo(path)
+    assert latest_rows(tmp_path / "checkpoints") is None
+    again = Checkpoints(tmp_path / "checkpoints")
+    restored = again.restore_latest(like=tree(0))
+    again.close()
+    assert restored.step == 1
+    assert all("is not a regular file" in each for each in restored.damaged.values())
 
 
 def test_damaged_checkpoints_are_moved_aside_under_names_of_their_own(

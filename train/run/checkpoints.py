@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from train import files
 from train.errors import UserError
 from train.run import checksums, orbax_output
 from train.training import distributed
@@ -180,8 +181,19 @@ class Checkpoints:
         )
 
     def restore_best(self, like: Any) -> Restored | None:
-        """Restores the intact checkpoint with the best test accuracy."""
-        return self._restore_first(self._by_accuracy(), like)
+        """Restores the intact checkpoint with the best test accuracy.
+
+        The others are verified, too: a damaged accuracy may hide a better one.
+        """
+        steps = self._by_accuracy()
+        restored = self._restore_first(steps, like)
+        if restored is not None:
+            for step in steps[steps.index(restored.step) + 1 :]:
+                try:
+                    self._restore(step, like)
+                except DamagedCheckpoint as error:
+                    restored.damaged[step] = str(error)
+        return restored
 
     def set_aside(self, steps: Collection[int]) -> list[Path]:
         """Moves damaged checkpoints to a folder next to the directory.
@@ -248,6 +260,7 @@ class Checkpoints:
     def _restore_here(self, step: int, like: Any) -> tuple[Any, list[Any] | None]:
         import orbax.checkpoint as ocp
 
+        _check_regular(self._directory / str(step))
         beside = None
         if not self._is_old(step):
             beside = _read_metadata(self._directory / str(step))
@@ -271,12 +284,19 @@ class Checkpoints:
         try:
             if self._is_old(step):
                 folder = self._directory / str(step) / _OLD_METRICS
-                value = json.loads((folder / _OLD_METRICS).read_text())["test_top1"]
+                value = json.loads(files.read(folder / _OLD_METRICS))["test_top1"]
             else:
                 value = _read_metadata(self._directory / str(step))["test_top1"]
             value = float(value)
         # An unreadable checkpoint cannot be the best; `restore` reports it.
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (
+            UserError,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ):
             return _NEVER_BEST
         return value if math.isfinite(value) else _NEVER_BEST
 
@@ -315,17 +335,24 @@ def latest_rows(directory: Path) -> list[Any] | None:
     try:
         steps = [int(name) for name in os.listdir(directory) if name.isdecimal()]
         rows = _read_metadata(directory / str(max(steps)))["rows"]
-    except (OSError, ValueError, RecursionError):
+    except (UserError, OSError, ValueError, RecursionError):
         return None
     return rows if isinstance(rows, list) else None
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
-    value = json.loads((folder / _METADATA).read_text())
+    value = json.loads(files.read(folder / _METADATA))
     found = value.get("custom_metadata") if isinstance(value, dict) else None
     if not isinstance(found, dict) or found.keys() != _BESIDE:
         raise ValueError("its metadata is incomplete")
     return found
+
+
+def _check_regular(folder: Path) -> None:
+    """Raises if a file is not regular: Orbax would wait for a pipe."""
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file")
 
 
 class _KeepBest:
