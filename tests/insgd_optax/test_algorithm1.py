@@ -1,5 +1,6 @@
 """The library against the NumPy reference of Algorithm 1."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -79,6 +80,19 @@ def sown_by_capture(p, dtype, steps):
     return [sow(image, vector)["intermediates"] for image, vector, _ in steps]
 
 
+@functools.cache
+def optimizer(scope, options):
+    """INSGD and a step of it, compiled once for all norms."""
+    tx = insgd(0.1, eps=0.01, scope=scope, **dict(options))
+
+    @jax.jit
+    def update(params, state, grads, norms):
+        updates, state = tx.update(grads, state, params, input_norms=norms)
+        return optax.apply_updates(params, updates), state
+
+    return tx, update
+
+
 def assert_steps_agree(weights, steps, sown, p, options, scope, tolerance):
     reference = Algorithm1(
         weights,
@@ -88,15 +102,9 @@ def assert_steps_agree(weights, steps, sown, p, options, scope, tolerance):
         eps=0.01,
         **{k: v for k, v in options.items() if k != "power_decay"},
     )
-    tx = insgd(0.1, eps=0.01, scope=scope, **options)
+    tx, update = optimizer(scope, tuple(options.items()))
     params = nested(weights)
     state = tx.init(params)
-
-    @jax.jit
-    def update(params, state, grads, norms):
-        updates, state = tx.update(grads, state, params, input_norms=norms)
-        return optax.apply_updates(params, updates), state
-
     for (image, vector, grads), norms in zip(steps, sown, strict=True):
         params, state = update(params, state, nested(grads), norms)
         reference.step(

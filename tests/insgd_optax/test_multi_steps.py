@@ -1,5 +1,7 @@
 """Gradient accumulation: covariances, the accumulators' dtype, bad micro-batches."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ MODEL = nn.Sequential([nn.Dense(3), nn.tanh, nn.Dense(2)])
 X = jax.random.normal(jax.random.key(0), (8, 4)) * jnp.array([[1.0, 2.0, 0.5, 3.0]])
 
 
+@functools.partial(jax.jit, static_argnames="when")
 def pass_of(params, x, when=True):
     def loss_fn(params):
         with capture_input_covariances(when=when):
@@ -55,7 +58,8 @@ def test_covariances_of_two_micro_batches_are_those_of_one_batch(k):
     tx = lms_newton(0.1, damping=0.1)
     grads, sown = pass_of(params, X)
     state = tx.init(params)
-    expected, inner = tx.update(grads, state, params, input_covariances=sown)
+    update = jax.jit(tx.update)
+    expected, inner = update(grads, state, params, input_covariances=sown)
     steps = MultiSteps(tx, k)
     state, update = steps.init(params), jax.jit(steps.update)
     # The last pass brings no rows, which must add nothing: a second step keeps A.

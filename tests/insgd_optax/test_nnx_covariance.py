@@ -97,12 +97,18 @@ def test_shapes_tell_the_form_of_every_layer(name):
     make, shape = LAYERS[name]
     layer = make(nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), shape)
+
+    @nnx.jit
+    def measured(layer, x):
+        with capture_input_covariances():
+            return nnx.capture(layer, nnx.Intermediate)(x)[1]
+
     with capture_input_covariances():
         like = input_covariance_shapes(layer, x)
-        _, sown = nnx.capture(layer, nnx.Intermediate)(x)
     params = nnx.state(layer, nnx.Param)
     tx = insgd_optax.scale_by_input_covariance(input_covariances_like=like)
-    _, state = tx.update(params, tx.init(params), input_covariances=sown)
+    sown = measured(layer, x)
+    _, state = jax.jit(tx.update)(params, tx.init(params), input_covariances=sown)
     (cosine,) = insgd_optax.covariance_cosines(state).values()
     assert 0 < cosine < 1
 

@@ -132,22 +132,25 @@ def with_settings(settings, program, *args):
 
 
 @functools.cache
+def block_params():
+    return jax.jit(Block().init)(jax.random.key(1), X)["params"]
+
+
+@functools.cache
 def expected(setting):
-    params = Block().init(jax.random.key(1), X)["params"]
-    return params, with_settings(SETTINGS[setting], PROGRAMS["plain"])(params, X)
+    return with_settings(SETTINGS[setting], PROGRAMS["plain"])(block_params(), X)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_each_setting_reaches_a_cached_linen_function(program):
     for setting in [*SETTINGS, "outside", "p=2"]:
-        params, sown = expected(setting)
-        ours = with_settings(SETTINGS[setting], PROGRAMS[program])(params, X)
-        assert_same(ours, sown)
+        ours = with_settings(SETTINGS[setting], PROGRAMS[program])(block_params(), X)
+        assert_same(ours, expected(setting))
 
 
 def test_a_cached_function_called_within_the_context():
     """Without an outer jit of its own."""
-    params = Block().init(jax.random.key(1), X)["params"]
+    params = block_params()
     assert not flat(jitted(params, X))
     found = []
     for p in (2, 1, 2):
@@ -204,8 +207,7 @@ def test_equal_settings_are_traced_once():
 
 def test_a_capture_without_a_key_shares_no_trace():
     """Its statistic may depend on a tracer of the function around it."""
-    model = JIT_BLOCK()
-    params = model.init(jax.random.key(0), X)["params"]
+    model, params = JIT_BLOCK(), block_params()
 
     @jax.jit
     def step(when):
@@ -286,22 +288,25 @@ NNX_SETTINGS = {key: SETTINGS[key] for key in ("outside", "p=2", "p=1", "patch")
 }
 
 
+def nnx_captured(layer, setting, function):
+    settings = NNX_SETTINGS[setting]
+    x = X[None] if function is scan else X
+    if settings is None:
+        return flat(nnx.capture(function, nnx.Intermediate)(layer, x)[1])
+    with insgd_optax.nnx.capture_input_norms(**settings):
+        return flat(nnx.capture(function, nnx.Intermediate)(layer, x)[1])
+
+
+@functools.cache
+def nnx_expected(setting):
+    return nnx_captured(Layer(), setting, lambda layer, x: layer(x))
+
+
 @pytest.mark.parametrize("run", [remat, nnx_jit, scan], ids=["remat", "jit", "scan"])
 def test_each_setting_reaches_a_cached_nnx_function(run):
     layer = Layer()
-
-    def captured(settings, function):
-        def program(x):
-            if settings is None:
-                return nnx.capture(function, nnx.Intermediate)(layer, x)[1]
-            with insgd_optax.nnx.capture_input_norms(**settings):
-                return nnx.capture(function, nnx.Intermediate)(layer, x)[1]
-
-        return flat(program(X[None] if function is scan else X))
-
-    for settings in [*NNX_SETTINGS.values(), None, {"p": 2}]:
-        ours = captured(settings, run)
-        expected = captured(settings, lambda layer, x: layer(x))
+    for setting in [*NNX_SETTINGS, "outside", "p=2"]:
+        ours, expected = nnx_captured(layer, setting, run), nnx_expected(setting)
         assert ours.keys() == expected.keys()
         for key, value in ours.items():
             np.testing.assert_allclose(
