@@ -7,8 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 import insgd_optax
 from train import command_line
 from train.benchmark.command import BenchmarkConfig, benchmark
@@ -112,12 +110,8 @@ def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
     named = {argument.rpartition("=")[2] for argument in arguments}
     recorded = run_folder.load(path, named).config
     recorded = dataclasses.replace(recorded, run_dir=None)
-    config = tyro.cli(
-        RunConfig,
-        args=arguments,
-        default=recorded,
-        prog=f"{PROGRAM} {DEFAULT}",
-        registry=command_line.HELP,
+    config = command_line.parse_options(
+        arguments, RunConfig, program=f"{PROGRAM} {DEFAULT}", defaults=recorded
     )
     changed = [
         f"{option(field.name)} is {getattr(recorded, field.name)} in the run, "

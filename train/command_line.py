@@ -51,6 +51,9 @@ def parse(
     Raises:
         SystemExit: for help and for invalid options.
     """
+    name, *options = arguments
+    if name in commands:
+        return parse_options(options, commands[name], program=f"{program} {name}")
     subcommands: Any = [
         Annotated[
             Any,
@@ -63,14 +66,29 @@ def parse(
         args=arguments,
         prog=program,
         description=description,
-        registry=HELP,
+        registry=_HELP,
     )
 
 
-HELP = ConstructorRegistry()
+def parse_options(
+    arguments: Sequence[str], config: type[Any], *, program: str, defaults: Any = None
+) -> Any:
+    """Parses the options of one command, see `parse`.
+
+    Args:
+        arguments: without the name of the command.
+        config: its dataclass.
+        program: the program's name and the command's.
+        defaults: an instance with other defaults. Default: the dataclass's own.
+    """
+    given = {} if defaults is None else {"default": defaults}
+    return tyro.cli(config, args=arguments, prog=program, registry=_HELP, **given)
 
 
-@HELP.struct_rule
+_HELP = ConstructorRegistry()
+
+
+@_HELP.struct_rule
 def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
     """Leaves None out of the help, as a choice and as a default already stated."""
     if not dataclasses.is_dataclass(info.type) or _deferring:
@@ -94,7 +112,8 @@ _deferring: list[StructTypeInfo] = []
 
 def _documented(hint: Any) -> Any:
     """Returns the type of an option with what the help shows of it."""
-    inner, *given = typing.get_args(hint) if _is_annotated(hint) else [hint]
+    annotated = typing.get_origin(hint) is Annotated
+    inner, *given = typing.get_args(hint) if annotated else [hint]
     if dataclasses.is_dataclass(inner):
         return hint
     shown = tyro.conf.arg(metavar=_metavar(inner), help_behavior_hint=_default)
@@ -116,10 +135,6 @@ def _metavar(hint: Any) -> str | None:
     if typing.get_origin(inner) is typing.Literal:
         return "{" + ",".join(typing.get_args(inner)) + "}"
     return inner.__name__.upper()
-
-
-def _is_annotated(hint: Any) -> bool:
-    return typing.get_origin(hint) is Annotated
 
 
 def understood(
