@@ -1,14 +1,24 @@
 """Small data and runs for the tests of the application."""
 
+import copy
+import dataclasses
+import functools
 import shutil
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.jax_settings import jax_settings
 from train import cli
+from train.config import RunConfig
+from train.data.types import ImageDataset
+from train.run import experiment
+from train.run.experiment import Experiment
+from train.training import in_memory
 
 from .stripes import stripes
 from .tiny_cnn import TinyCNN
@@ -97,6 +107,64 @@ def blank_pictures(request, monkeypatch):
             plot_test_error=write_blank, plot_multipliers=write_blank
         )
         monkeypatch.setattr("train.run.command.plots", blank)
+
+
+# What a run's programs do not depend on.
+_NOT_COMPILED = {
+    *("epochs", "seed", "runs_dir", "run_dir", "resume", "cache_dir", "tensorboard"),
+    *("on_divergence", "skip_corrupt_images", "config", "launch"),
+}
+_COMPILED = [
+    field.name
+    for field in dataclasses.fields(RunConfig)
+    if field.name not in _NOT_COMPILED
+]
+
+
+@pytest.fixture(scope="package")
+def experiments():
+    """The experiments that runs share, by options and data, and by seed."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def shared_programs(experiments, monkeypatch):
+    """A run like an earlier one has its programs: to trace them again takes a second.
+
+    A run in another process traces its own: `test_distributed.py`, tests/faults.
+    """
+
+    def shared(config, dataset):
+        made = Experiment(config, dataset)
+        if not isinstance(dataset, ImageDataset) or config.validation_fraction:
+            return made
+        key = (
+            *(getattr(config, name) for name in _COMPILED),
+            *(dataset.fingerprint, dataset.preprocessing, dataset.class_names),
+            *(type(made.model), repr(made.model)),
+            *(experiment.train_step, in_memory.loops_are_fast),
+            *config.own_code().items(),
+        )
+        by_seed = experiments.setdefault(key, {})
+        if config.seed not in by_seed:
+            if by_seed:
+                made = with_programs_of(next(iter(by_seed.values())), made)
+            by_seed[config.seed] = made
+            made.start = functools.partial(copied, functools.cache(made.start))
+        return by_seed[config.seed]
+
+    def with_programs_of(other, made):
+        one = copy.copy(other)
+        del one.start
+        one._init_rng, one._run_rng = made._init_rng, made._run_rng
+        vars(one)["_trainer"] = made._trainer
+        made._trainer._chunk_program = other._trainer._chunk_program
+        return one
+
+    def copied(start):  # A state is donated when it is trained.
+        return jax.tree.map(jnp.copy, start())
+
+    monkeypatch.setattr("train.run.command.Experiment", shared)
 
 
 @pytest.fixture(scope="package", autouse=True)

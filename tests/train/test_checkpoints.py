@@ -14,7 +14,7 @@ import models
 from train.errors import UserError
 from train.run.checkpoints import Checkpoints, latest_rows
 from train.training import optimizers
-from train.training.state import LoopState, create_state
+from train.training.state import LoopState, abstract_state
 from train.training.step import zero_metric_sums
 
 
@@ -68,7 +68,11 @@ def progress(batch_norm=True, name="insgd-l2"):
         optimizers.OptimizerConfig(),
     ).tx
     model = models.create("custom_cnn", batch_norm=batch_norm)
-    state = create_state(model, tx, jax.random.key(0), (8, 8, 1))
+    # Zeros: to draw parameters is to compile for seconds.
+    state = jax.tree.map(
+        lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)),
+        abstract_state(model, tx, (8, 8, 1)),
+    )
     return LoopState(state, zero_metric_sums())
 
 

@@ -1,14 +1,17 @@
 """Runs that diverge: the step is known, and the last good state is kept."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from train import cli
 from train.experiments import series
-from train.run import experiment, metrics
+from train.run import experiment, loop, metrics
 from train.run.checkpoints import Checkpoints
-from train.training.step import train_step
+from train.training.state import LoopState
+from train.training.step import FINITE_STEPS, train_step
 
 pytestmark = pytest.mark.usefixtures("tiny_setting")
 
@@ -39,10 +42,57 @@ def latest_step(path):
     return checkpoints.latest_step
 
 
-# Three steps an epoch: in the midst of one, and at its end.
-@pytest.mark.parametrize("chunk", ["1", "3"])
+class Counted(NamedTuple):
+    """Stands in for a train state."""
+
+    step: int
+
+
+class Experiment:
+    """Stands in for one of three steps an epoch, spoiled from a step on."""
+
+    steps_per_epoch = 3
+
+    def __init__(self, lengths, spoiled):
+        self.chunk_lengths = lambda: lengths
+        self._spoiled = spoiled
+
+    def count_finite(self, loop_state):
+        return loop_state
+
+    def train_chunk(self, loop_state, step, num_steps):
+        assert loop_state.state.step == step
+        step += num_steps
+        before = (step - 1) // 3 * 3
+        finite = max(0, min(step, self._spoiled - 1) - before)
+        return LoopState(Counted(step), {"loss": 0.0, FINITE_STEPS: finite})
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [2, 1], [3]])
 @pytest.mark.parametrize(
-    ("what", "step"), [("weight", 5), ("weight", 6), ("loss", 4), ("loss", 6)]
+    ("first", "step"), [(f, s) for f in range(4) for s in range(f + 1, 11)]
+)
+def test_the_first_step_that_diverged_is_found(monkeypatch, lengths, first, step):
+    found = []
+    monkeypatch.setattr(loop, "_row", lambda experiment, loop_state, step: {})
+    loop.fit(
+        Experiment(lengths, step),
+        LoopState(Counted(first), {"loss": 0.0, FINITE_STEPS: first % 3}),
+        3,
+        stopped=lambda: False,
+        on_epoch=lambda loop_state, row: None,
+        on_divergence=found.append,
+    )
+    assert found == [step] * (step <= 9)
+
+
+# Three steps an epoch: in the midst of one, and at its end.
+@pytest.mark.parametrize(
+    ("what", "step", "chunk"),
+    [("weight", 5, "3"), ("weight", 6, "1"), ("loss", 4, "1"), ("loss", 6, "3")],
 )
 def test_a_run_stops_where_it_diverges(
     tmp_path, monkeypatch, capsys, what, step, chunk

@@ -71,7 +71,7 @@ def train(tmp_path, tiny_setting):
     def run(*arguments):
         return cli.main(
             ["robustness", *arguments, "--batch-size", "16", "--epochs", "1"]
-            + ["--runs-dir", str(tmp_path)]
+            + ["--runs-dir", str(tmp_path), "--parallel", "jit"]
         )
 
     return run

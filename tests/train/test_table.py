@@ -25,7 +25,7 @@ def table(tmp_path, tiny_setting, monkeypatch):
     def run(*arguments, runs="runs"):
         return cli.main(
             ["table", "6", "--dataset", "digits", "--runs-dir", str(tmp_path / runs)]
-            + ["--epochs", "2", *arguments]
+            + ["--epochs", "2", "--parallel", "jit", *arguments]
         )
 
     return run
