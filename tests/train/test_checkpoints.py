@@ -109,7 +109,7 @@ def test_a_loop_state_is_saved_under_the_keys_of_earlier_versions(checkpoints):
 @pytest.mark.parametrize("other", [{"batch_norm": False}, {"name": "sgd"}])
 def test_a_checkpoint_of_another_configuration_is_an_error(checkpoints, other):
     checkpoints.save(3, progress(), 0.5)
-    with pytest.raises(UserError, match="does not match the run's configuration"):
+    with pytest.raises(UserError, match="names, shapes or dtypes of its arrays differ"):
         checkpoints.restore(3, like=progress(**other))
 
 
@@ -133,7 +133,10 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, checkpoints):
     assert checkpoints.restore(10, like=tree(0))["a"][0, 0] == 10
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "\x00", "[" * 100_000, None])
+@pytest.mark.parametrize(
+    "damage",
+    ["", "[]", "\x00", "[" * 100_000, None, '{"custom_metadata": {"sha256": ""}}'],
+)
 def test_damaged_metadata_are_an_error_that_names_the_folder(
     tmp_path, checkpoints, damage
 ):
@@ -141,6 +144,7 @@ def test_damaged_metadata_are_an_error_that_names_the_folder(
     file = tmp_path / "checkpoints/3/_CHECKPOINT_METADATA"
     file.unlink()
     file.mkdir() if damage is None else file.write_text(damage)
+    assert latest_rows(tmp_path / "checkpoints") is None
     again = Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(UserError, match=f"{tmp_path}/checkpoints/3 is damaged"):
         again.restore_latest(like=tree(0))
@@ -220,20 +224,13 @@ def test_a_damaged_accuracy_hides_no_better_checkpoint(tmp_path, checkpoints):
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, checkpoints):
-    for step in (1, 2, 3):
-        checkpoints.save(step, tree(step), 1 / step)
-    for path in (
-        tmp_path / "checkpoints/3/_CHECKPOINT_METADATA",
-        largest_file(tmp_path / "checkpoints/2"),
-    ):
-        path.unlink()
-        os.mkfifo(path)
+    checkpoints.save(1, tree(1), 0.5)
+    path = tmp_path / "checkpoints/1/_CHECKPOINT_METADATA"
+    path.unlink()
+    os.mkfifo(path)
     assert latest_rows(tmp_path / "checkpoints") is None
-    again = Checkpoints(tmp_path / "checkpoints")
-    restored = again.restore_latest(like=tree(0))
-    again.close()
-    assert restored.step == 1
-    assert all("is not a regular file" in each for each in restored.damaged.values())
+    with pytest.raises(UserError, match=f"{path} is not a regular file"):
+        Checkpoints(tmp_path / "checkpoints")
 
 
 def test_damaged_checkpoints_are_moved_aside_under_names_of_their_own(

@@ -62,7 +62,7 @@ class Checkpoints:
         directory: folder of the checkpoints; created if it does not exist.
 
     Raises:
-        UserError: if the directory cannot be read.
+        UserError: if the directory cannot be read, or has files that are not regular.
     """
 
     def __init__(self, directory: Path):
@@ -80,6 +80,7 @@ class Checkpoints:
             # A damaged checkpoint must not prevent opening the others.
             lightweight_initialize=True,
         )
+        _check_regular(self._directory)
         with self._listing_errors():
             self._manager = ocp.CheckpointManager(self._directory, options=options)
             steps = self._manager.all_steps()
@@ -260,7 +261,6 @@ class Checkpoints:
     def _restore_here(self, step: int, like: Any) -> tuple[Any, list[Any] | None]:
         import orbax.checkpoint as ocp
 
-        _check_regular(self._directory / str(step))
         beside = None
         if not self._is_old(step):
             beside = _read_metadata(self._directory / str(step))
@@ -348,11 +348,11 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check_regular(folder: Path) -> None:
-    """Raises if a file is not regular: Orbax would wait for a pipe."""
-    for path in folder.rglob("*"):
-        if not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is not a regular file")
+def _check_regular(directory: Path) -> None:
+    """Raises a UserError if there is a pipe, which Orbax would wait for."""
+    for path in directory.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is not a regular file. Move it away.")
 
 
 class _KeepBest:
