@@ -63,13 +63,25 @@ def gradients(digits, tiny, quick_jit):
 
 @pytest.fixture(scope="module")
 def optimizer(quick_jit):
-    """Maps a scope, and a network's name to keep compilations apart, to INSGD."""
+    """Maps a scope, and a network's name to keep compilations apart, to INSGD.
+
+    It is an `init`, and an update that also applies itself and tells multipliers.
+    """
 
     @functools.cache
     def make(name, scope):
         del name
         transform = insgd(0.1, scope=scope)
-        return quick_jit(transform.init), quick_jit(transform.update)
+
+        @quick_jit
+        def update(grads, opt_state, params, norms):
+            updates, opt_state = transform.update(
+                grads, opt_state, params, input_norms=norms
+            )
+            params = optax.apply_updates(params, updates)
+            return params, opt_state, learning_rate_multipliers(opt_state)
+
+        return transform.init, update
 
     return make
 
@@ -89,9 +101,8 @@ def test_ten_steps(name, dtype, p, scope, tiny, gradients, optimizer):
             params, batch_stats
         )
         losses.append(float(loss))
-        updates, opt_state = update(grads, opt_state, params, input_norms=norms[p])
-        params = optax.apply_updates(params, updates)
-        multipliers.append(learning_rate_multipliers(opt_state))
+        params, opt_state, found = update(grads, opt_state, params, norms[p])
+        multipliers.append(found)
 
     # Lower at every step, until almost nothing is left of it.
     assert losses[-1] < losses[0]
