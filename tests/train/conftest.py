@@ -109,10 +109,10 @@ def blank_pictures(request, monkeypatch):
         monkeypatch.setattr("train.run.command.plots", blank)
 
 
-# What a run's programs do not depend on.
+# What a run's programs do not depend on, or have as arguments.
 _NOT_COMPILED = {
-    *("epochs", "seed", "runs_dir", "run_dir", "resume", "cache_dir", "tensorboard"),
-    *("on_divergence", "skip_corrupt_images", "config", "launch"),
+    *("epochs", "seed", "learning_rate", "runs_dir", "run_dir", "resume", "config"),
+    *("cache_dir", "tensorboard", "on_divergence", "skip_corrupt_images", "launch"),
 }
 _COMPILED = [
     field.name
@@ -123,7 +123,7 @@ _COMPILED = [
 
 @pytest.fixture(scope="package")
 def experiments():
-    """The experiments that runs share, by options and data, and by seed."""
+    """The experiments that runs share, by options and data, and by seed and rate."""
     return {}
 
 
@@ -136,27 +136,31 @@ def shared_programs(experiments, monkeypatch):
 
     def shared(config, dataset):
         made = Experiment(config, dataset)
-        if not isinstance(dataset, ImageDataset) or config.validation_fraction:
+        if not isinstance(dataset, ImageDataset):
             return made
         key = (
             *(getattr(config, name) for name in _COMPILED),
             *(dataset.fingerprint, dataset.preprocessing, dataset.class_names),
             *(type(made.model), repr(made.model)),
             *(experiment.train_step, in_memory.loops_are_fast),
-            *config.own_code().items(),
+            *(own := config.own_code()).items(),
+            config.initial_learning_rate if config.optimizer in own else None,
+            config.seed if config.validation_fraction else None,  # Of the choice.
         )
-        by_seed = experiments.setdefault(key, {})
-        if config.seed not in by_seed:
-            if by_seed:
-                made = with_programs_of(next(iter(by_seed.values())), made)
-            by_seed[config.seed] = made
+        alike = experiments.setdefault(key, {})
+        numbers = config.seed, config.initial_learning_rate
+        if numbers not in alike:
+            if alike:
+                made = with_programs_of(next(iter(alike.values())), made)
+            alike[numbers] = made
             made.start = functools.partial(copied, functools.cache(made.start))
-        return by_seed[config.seed]
+        return alike[numbers]
 
     def with_programs_of(other, made):
         one = copy.copy(other)
         del one.start
-        one._init_rng, one._run_rng = made._init_rng, made._run_rng
+        for name in ("schedule", "_config", "_init_rng", "_run_rng"):
+            setattr(one, name, getattr(made, name))
         vars(one)["_trainer"] = made._trainer
         made._trainer._chunk_program = other._trainer._chunk_program
         return one
