@@ -38,6 +38,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be created: .*--run-dir"):
         run_folder.create(RunConfig(runs_dir=tmp_path / "file"), DATA)
+    with pytest.raises(UserError, match="file cannot be created: File exists. Use"):
+        run_folder.make(tmp_path / "file", exist_ok=True)
 
 
 def test_options_come_back(tmp_path):

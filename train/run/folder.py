@@ -359,9 +359,9 @@ def make(path: Path, exist_ok: bool = False) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
-    except FileExistsError:
-        raise
     except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
         raise UserError(
             f"The run folder {path} cannot be created: {error.strerror}. Use another "
             "--run-dir or --runs-dir."
