@@ -201,6 +201,46 @@ def test_a_class_that_metadata_name_is_not_imported(
     assert not (tmp_path / "was_run").exists()
 
 
+def test_features_that_are_named_twice_are_refused(tmp_path):
+    known = reader._FEATURES_DICT
+    (tmp_path / "features.json").write_text(
+        f'{{"pythonClassName": "evil.Evil", "pythonClassName": "{known}",'
+        ' "featuresDict": {"features": {}}}'
+    )
+    with pytest.raises(UserError, match="'pythonClassName' twice"):
+        reader.check_features(tmp_path)
+
+
+def test_damaged_files_are_one_error_that_names_the_folder(
+    data_dir, cache, monkeypatch
+):
+    write_archive("cifar10", data_dir, monkeypatch)
+    assert cli.main(["prepare", "cifar10"]) == 0
+    folder = data_dir / "cifar10/3.0.2"
+    (shard,) = folder.glob("*train.array_record*")
+    labels = folder / "label.labels.txt"
+    features = json.loads((folder / "features.json").read_text())
+    features["featuresDict"]["features"]["image"]["image"] = {}
+    flipped = bytearray(shard.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    for path, content in (
+        (shard, None),
+        (shard, b""),
+        (shard, shard.read_bytes()[: shard.stat().st_size // 2]),
+        (shard, bytes(flipped)),
+        (labels, None),
+        (labels, b"only\none\n"),
+        (folder / "dataset_info.json", b'{"fileFormat": "array_record", "name": 3}'),
+        (folder / "features.json", json.dumps(features).encode()),
+    ):
+        before = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=f"{folder} is damaged .*prepare"):
+            registry.load("cifar10", cache)
+        path.write_bytes(before)
+    assert registry.load("cifar10", cache).num_train == 5 * PER_FILE
+
+
 @pytest.mark.parametrize("content", [b"", b"null", b"\xff", b"[" * 100_000, b"{}"])
 def test_damaged_metadata_are_named(content, data_dir, cache):
     folder = data_dir / "cifar10/3.0.2"

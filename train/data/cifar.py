@@ -163,17 +163,21 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
 
 def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     arrays: dict[str, np.ndarray] = {}
-    for split in SPLITS:
-        source = reader.open_split(folder, split)
-        images, labels = [], []
-        for example in progress_bars.bar(
-            source, f"Decoding {split} images", leave=False
-        ):
-            images.append(decode.rgb(example["image"]))
-            labels.append(example["label"])
-        arrays[f"{split}_images"] = np.stack(images)
-        arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
-    class_names = (folder / "label.labels.txt").read_text().splitlines()
+    with reader.naming_damage(folder):
+        for split in SPLITS:
+            source = reader.open_split(folder, split)
+            images, labels = [], []
+            for example in progress_bars.bar(
+                source, f"Decoding {split} images", leave=False
+            ):
+                images.append(decode.rgb(example["image"]))
+                labels.append(example["label"])
+            arrays[f"{split}_images"] = np.stack(images)
+            arrays[f"{split}_labels"] = np.asarray(labels, np.int32)
+        class_names = (folder / "label.labels.txt").read_text().splitlines()
+        numbers = np.concatenate([arrays[f"{split}_labels"] for split in SPLITS])
+        if not 0 <= numbers.min() <= numbers.max() < len(class_names):
+            raise ValueError(f"a label is of none of {len(class_names)} classes")
     return arrays, class_names
 
 

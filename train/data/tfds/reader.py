@@ -4,8 +4,10 @@ tensorflow-datasets imports the module of any class named in `features.json`, ev
 the current folder. Only the classes of image classification are allowed.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,21 +91,40 @@ def open_split(folder: Path, split: str) -> Any:
         The data source, with examples as dicts.
 
     Raises:
-        UserError: see `check_features`.
+        UserError: if it is damaged, or as `check_features`.
     """
     check_features(folder)
     import tensorflow_datasets as tfds  # Slow to import.
 
-    return tfds.builder_from_directory(folder).as_data_source(
-        split, decoders={"image": tfds.decode.SkipDecoding()}
-    )
+    with naming_damage(folder):
+        return tfds.builder_from_directory(folder).as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+
+
+@contextlib.contextmanager
+def naming_damage(folder: Path) -> Iterator[None]:
+    """Turns errors that a damaged dataset causes within this context into a UserError.
+
+    tensorflow-datasets, array_record and Pillow raise many types.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{folder} is damaged ({reason[:200]}). Move it away and prepare the "
+            "dataset again."
+        ) from error
 
 
 def check_features(folder: Path) -> None:
     """Raises a UserError unless a dataset has only known features."""
     path = folder / FEATURES
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read: {error}. Move {folder} away and prepare the "
@@ -115,6 +136,16 @@ def check_features(folder: Path) -> None:
             f"{path} {problem}. Only dictionaries of Image, ClassLabel and Text "
             f"features are supported. Move {folder} away and prepare the dataset again."
         )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses duplicates, of which another parser may take the other one."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has {name!r} twice")
+        found[name] = value
+    return found
 
 
 def _problem(value: Any) -> str | None:

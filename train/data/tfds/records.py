@@ -39,8 +39,9 @@ class Records:
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """Reads the records with these indices."""
-        examples = self._source.__getitems__([int(index) for index in indices])
-        return [Record(example["image"], example["label"]) for example in examples]
+        with reader.naming_damage(self.folder):
+            examples = self._source.__getitems__([int(index) for index in indices])
+            return [Record(example["image"], example["label"]) for example in examples]
 
     @functools.cached_property
     def _source(self) -> Any:
