@@ -3,6 +3,7 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 
 from train import cli
@@ -98,6 +99,25 @@ def test_processes_that_differ_refuse_to_start(tmp_path, option, words):
         assert f"Process 1 differs from process 0: {words}" in text
         assert "Traceback" not in text
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_settings_of_jax_refuse_to_start(monkeypatch, x64):
+    """As with JAX_ENABLE_X64 in the environment of one: the others would hang."""
+    values = {"--seed": 1}
+    said = {"versions": distributed._versions(), **distributed._settings(), **values}
+    other = json.dumps(said | {"jax_enable_x64": False}).encode()
+
+    def gather(array):
+        if not array.ndim:
+            return np.array([array, len(other)])
+        padded = np.zeros_like(array)
+        padded[: len(other)] = np.frombuffer(other, np.uint8)
+        return np.stack([array, padded])
+
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+    with pytest.raises(UserError, match="jax_enable_x64 is False, not True"):
+        distributed.check_equal(values)
 
 
 @pytest.mark.slow

@@ -14,6 +14,14 @@ from train import provenance
 from train.errors import UserError
 from train.training import rendezvous
 
+# JAX's settings, also set by environment variables of these names.
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+)
 # Time for the watcher thread to report a dead peer.
 _WATCH_SECONDS = 15
 
@@ -161,7 +169,7 @@ def check_equal(values: dict[str, object]) -> None:
     """
     if jax.process_count() == 1:
         return
-    values = {"versions": _versions(), **values}
+    values = {"versions": _versions(), **_settings(), **values}
     mine = np.frombuffer(json.dumps(values).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.asarray(len(mine), np.int32))
     padded = np.zeros(int(lengths.max()), np.uint8)
@@ -180,12 +188,21 @@ def check_equal(values: dict[str, object]) -> None:
         if differences:
             raise UserError(
                 f"Process {number} differs from process 0: {'; '.join(differences)}. "
-                "Start all processes with the same options, data and versions."
+                "Start all processes with the same options, data, versions, devices and "
+                "settings of JAX."
             )
 
 
 def _versions() -> dict[str, str | None]:
     return provenance.versions(("jax", "jaxlib", "flax", "optax", "insgd_optax"))
+
+
+def _settings() -> dict[str, object]:
+    """Returns what makes processes compile different programs, which then hang."""
+    kinds = [device.device_kind for device in jax.local_devices()]
+    return {"number of devices": len(kinds), "kinds of devices": sorted({*kinds})} | {
+        name: getattr(jax.config, name) for name in _SETTINGS
+    }
 
 
 def is_first() -> bool:
