@@ -188,8 +188,8 @@ def check_equal(values: dict[str, object]) -> None:
         if differences:
             raise UserError(
                 f"Process {number} differs from process 0: {'; '.join(differences)}. "
-                "Start all processes with the same options, data, versions, devices and "
-                "settings of JAX."
+                "Start all processes with the same options, data, versions, devices "
+                "and settings of JAX."
             )
 
 
