@@ -40,18 +40,27 @@ def create_optimizer():
     )
 
 
+@functools.cache
+def first_state(batch_norm, dtype):
+    """The state before the first step, on the host: devices may donate theirs."""
+    model, tx = TinyCNN(batch_norm, dtype=dtype), create_optimizer().tx
+    state = create_state(model, tx, jax.random.key(0), stripes().image_shape)
+    params, batch_stats = jax.tree.map(
+        lambda w: w.astype(dtype), (state.params, state.batch_stats)
+    )
+    state = state.replace(
+        params=params, opt_state=tx.init(params), batch_stats=batch_stats
+    )
+    return jax.device_get(state)
+
+
 def run_steps(devices, batch_norm, dtype, num_steps):
     """All that training changes after some steps, and P by weight."""
     dataset = stripes()
     optimizer = create_optimizer()
     model = TinyCNN(batch_norm, dtype=dtype, axis_name=devices.axis_name)
-    state = create_state(model, optimizer.tx, jax.random.key(0), dataset.image_shape)
-    params, batch_stats = jax.tree.map(
-        lambda w: w.astype(dtype), (state.params, state.batch_stats)
-    )
-    state = state.replace(
-        params=params, opt_state=state.tx.init(params), batch_stats=batch_stats
-    )
+    state = first_state(batch_norm, dtype)
+    state = state.replace(apply_fn=model.apply, tx=optimizer.tx)
     program = devices.compile(
         functools.partial(
             in_memory.train_chunk,

@@ -160,6 +160,7 @@ def test_each_optimizer_has_a_panel_that_shows_all_of_its_curve(
         "create_figure",
         lambda *args, **kw: drawn.append(make(*args, **kw)) or drawn[0],
     )
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)  # It takes seconds.
     found = {f"o{n}": points({1: 0.5, 10: 100, 100: 9}) for n in range(number)}
     plots.plot_robustness(found, 1.0, tmp_path / "plot.png", "cnn on digits")
     ((figure, _),) = drawn
