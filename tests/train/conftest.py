@@ -131,7 +131,8 @@ def experiments():
 def shared_programs(experiments, monkeypatch):
     """A run like an earlier one has its programs: to trace them again takes a second.
 
-    A run in another process traces its own: `test_distributed.py`, tests/faults.
+    Whatever else a test patches that programs are made of belongs in the key. A run in
+    another process traces its own: `test_distributed.py`, tests/faults.
     """
 
     def shared(config, dataset):
