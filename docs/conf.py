@@ -45,6 +45,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False
 napoleon_custom_sections = ["Source"]
 
 html_theme = "sphinx_book_theme"

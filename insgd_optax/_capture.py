@@ -88,7 +88,7 @@ def capture_input_norms(
             passes are compiled again; run the pass under `jax.jit` to avoid this.
 
     Yields:
-        Nothing. Contexts nest: of those that sow the same statistic, only the innermost
+        Nothing. Contexts nest; of those that sow the same statistic, only the innermost
         is active. Other threads are unaffected, and so are other asyncio tasks, except
         that a task must not `await` between entering the context and calling a jitted
         function.

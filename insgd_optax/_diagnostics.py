@@ -28,8 +28,8 @@ def input_powers(opt_state: optax.OptState) -> dict[str, jax.Array]:
             that holds `scale_by_input_power`.
 
     Returns:
-        P by path, such as "Conv_0/kernel": a scalar, or an array where stacked layers
-        keep one P each; 0 before the first norm above 0. Units of |x|^p.
+        A dict from paths, such as "Conv_0/kernel", to P, a scalar, or an array where
+        stacked layers keep one P each; 0 before the first norm above 0. Units of |x|^p.
 
     Raises:
         ValueError: if no `scale_by_input_power` is in the state, or two of them scale
@@ -67,8 +67,8 @@ def learning_rate_multipliers(
             normalizer is "log".
 
     Returns:
-        The multiplier by path, such as "Conv_0/kernel": shaped like P; 1 where P
-        is 0.
+        A dict from paths, such as "Conv_0/kernel", to multipliers, shaped like P; 1
+        where P is 0.
 
     Raises:
         ValueError: as `input_powers`, or for a normalizer or eps out of range.

@@ -108,7 +108,7 @@ def scale_by_input_power(
             mean over every stacked axis.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_norms`: the
+        A transformation whose `update` requires the keyword `input_norms`, the
         unmodified tree of mutated variables from the forward pass whose gradients are
         passed. Other sown values in it are ignored. Updates have the gradients' shapes
         and dtypes. Its state is a `ScaleByInputPowerState`.

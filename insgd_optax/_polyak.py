@@ -132,7 +132,7 @@ def clip_by_polyak(
             them to one: where weight decay applies.
 
     Returns:
-        An optimizer whose `update` requires the keyword `value`: the loss whose
+        An optimizer whose `update` requires the keyword `value`, the loss whose
         gradients are passed, a scalar, averaged over devices like the gradients. All
         keywords are passed on to `scaling`. The state holds a `ClipByPolyakState`,
         whose `scale` is min(1, a_t / m_t); see `polyak_scale`. Nothing is added to the

@@ -219,7 +219,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
             mean and std over the tokens, feature by feature, as the CIFAR scripts do.
 
     Yields:
-        Nothing. Contexts nest: the innermost one is active. `capture_input_norms` may
+        Nothing. Contexts nest; the innermost one is active. `capture_input_norms` may
         be open at the same time, and layers then sow both. Enter it inside the traced
         function.
 

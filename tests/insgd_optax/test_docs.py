@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import insgd_optax
+import insgd_optax.nnx
 from tests.docs import python_blocks
 from tests.docs import run_block as run
 
@@ -49,11 +50,25 @@ def test_the_first_page_of_the_site():
     assert float(printed.removeprefix("loss ")) < 0.1
 
 
+LISTED = re.findall(r"auto\w+:: (\w+)", (ROOT / "docs/api.md").read_text())
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_docstring_reads_well_in_the_api_reference(name):
+    for module in (insgd_optax, insgd_optax.nnx):
+        text = inspect.getdoc(getattr(module, name, None)) or ""
+        # Sphinx takes what precedes a colon in this line for a type.
+        for line in re.findall(r"^(?:Returns|Yields):\n +(.*)", text, re.MULTILINE):
+            assert ": " not in re.sub(r"`[^`]*`", "", line + " ")
+        # An indented formula would be run together into one paragraph.
+        for before, block in re.findall(r"^(\S.*)\n\n( {4}\S.*)", text, re.MULTILINE):
+            assert before.endswith(":"), block
+
+
 def test_the_api_reference_lists_every_public_name():
-    listed = re.findall(r"auto\w+:: (\w+)", (ROOT / "docs/api.md").read_text())
     public = {
         name
         for name, value in vars(insgd_optax).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
-    assert set(listed) == public
+    assert set(LISTED) == public
