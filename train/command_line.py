@@ -1,14 +1,21 @@
 """Parses command lines: misspelled names, files of options, and the help."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import io
+import itertools
 import operator
+import os
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, TextIO, Union
+from unittest import mock
 
 import tyro
 import yaml
@@ -61,12 +68,11 @@ def parse(
         ]
         for name, config in commands.items()
     ]
-    return tyro.cli(
+    return _run_parser(
         functools.reduce(operator.or_, subcommands),
-        args=arguments,
-        prog=program,
+        arguments,
+        program=program,
         description=description,
-        registry=_HELP,
     )
 
 
@@ -82,7 +88,69 @@ def parse_options(
         defaults: an instance with other defaults. Default: the dataclass's own.
     """
     given = {} if defaults is None else {"default": defaults}
-    return tyro.cli(config, args=arguments, prog=program, registry=_HELP, **given)
+    return _run_parser(config, arguments, program=program, **given)
+
+
+def _run_parser(
+    options: Any, arguments: Sequence[str], *, program: str, **more: Any
+) -> Any:
+    """Parses arguments; says what is wrong with them in one line, without a frame.
+
+    Args:
+        options: a dataclass, or a union of subcommands, for `tyro.cli`.
+        arguments: without the program's name.
+        program: the program's name, and the command's if there is one.
+        **more: further arguments of `tyro.cli`.
+
+    Returns:
+        An instance of the dataclass.
+
+    Raises:
+        SystemExit: for help and for invalid options.
+    """
+    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    output = _Captured(like=sys.stdout) if wants_help else _Captured()
+    errors = _Captured()
+    width = {} if wants_help else {"COLUMNS": "100000"}
+    try:
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            mock.patch.dict(os.environ, width),
+        ):
+            return tyro.cli(
+                options, args=arguments, prog=program, registry=_HELP, **more
+            )
+    except SystemExit:
+        # A list of all commands in braces is wider than a terminal.
+        print(re.sub(r"\[\{.*,.*\}\]", "[COMMAND]", output.getvalue()), end="")
+        if errors.getvalue():
+            reason = _without_frame(errors.getvalue())
+            print(f"Error: {reason} All options: {program} --help", file=sys.stderr)
+        raise
+
+
+class _Captured(io.StringIO):
+    """What the parser prints as if to a UTF-8 file, or to another output."""
+
+    def __init__(self, like: TextIO | None = None) -> None:
+        super().__init__()
+        self._like = like
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._like.encoding if self._like else "utf-8"
+
+    def isatty(self) -> bool:
+        return self._like is not None and self._like.isatty()
+
+
+def _without_frame(text: str) -> str:
+    """The reason of a parser's error, which is above a line across its frame."""
+    lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    reason = " ".join(itertools.takewhile(lambda line: set(line) != {"─"}, lines))
+    reason = re.sub(r"^Error parsing (\w+Config: )?", "", reason) or text.strip()
+    return reason if reason.endswith((".", "?")) else f"{reason}."
 
 
 _HELP = ConstructorRegistry()

@@ -494,9 +494,14 @@ def test_a_command_line(line, status, words, places, capsys):
     except SystemExit as stop:
         got = stop.code
     seconds = time.process_time() - started
-    # The parser wraps its words, and frames them.
-    said = " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+    printed = capsys.readouterr()
+    # The help wraps its words, and frames them.
+    said = " ".join("".join(printed).replace("│", " ").split())
     assert got == status, said
     assert words.format(**made) in said
     assert "Traceback" not in said
+    if status == 2:  # The last line says why.
+        assert printed.err.splitlines()[-1].startswith("Error: ")
+        assert "│" not in printed.err
+    assert all(len(row) <= 80 for row in printed.out.splitlines() if "usage:" in row)
     assert seconds < _LONGEST_SECONDS
