@@ -40,7 +40,7 @@ def dampened_trace(
 
     Args:
         decay: gamma, in [0, 1).
-        dampening: d. 0 is `optax.trace` itself; d = gamma is Algorithm 1.
+        dampening: d, in [0, 1]: 0 is `optax.trace` itself, gamma Algorithm 1.
         nesterov: whether to use Nesterov momentum.
 
     Returns:

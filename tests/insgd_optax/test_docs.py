@@ -63,6 +63,8 @@ def test_a_docstring_reads_well_in_the_api_reference(name):
         # An indented formula would be run together into one paragraph.
         for before, block in re.findall(r"^(\S.*)\n\n( {4}\S.*)", text, re.MULTILINE):
             assert before.endswith(":"), block
+        # "d. 0 is" would be the fourth item of a list.
+        assert not re.search(r"^ +(\w+: )?[a-z]\. ", text, re.MULTILINE)
 
 
 def test_the_api_reference_lists_every_public_name():
