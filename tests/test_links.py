@@ -27,3 +27,9 @@ def test_links_lead_somewhere(page):
         found = page.parent / path if path else page
         assert found.exists(), target
         assert not anchor or anchor in headings(found), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_are_described(page):
+    for description in re.findall(r"!\[(.*?)\]\(", page.read_text()):
+        assert len(description.split()) > 2

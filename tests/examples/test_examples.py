@@ -98,6 +98,7 @@ def test_the_notebook(tmp_path):
     for cell in cells:
         pictures = [output for output in cell.outputs if "data" in output]
         assert bool(pictures) == ("plt.subplots" in cell.source)
+        assert not pictures or cell.metadata.mystnb.image.alt
     script = tmp_path / "cells.py"
     script.write_text("\n".join(cell.source for cell in cells))
     script.write_text(script.read_text().replace("STEPS = 300", "STEPS = 20"))
