@@ -1,6 +1,7 @@
 """User errors and how they are reported."""
 
 import importlib.util
+import os
 import signal
 import sys
 import traceback
@@ -78,6 +79,18 @@ def _advice(program: str, missing: list[str]) -> str:
     )
 
 
+def _drop_closed_output() -> bool:
+    """Whether nobody reads stdout anymore; if so, it goes nowhere from now on."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Or Python would complain when it flushes at its exit.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
+
+
 def report_errors(execute: Callable[[], int]) -> int:
     """Runs a command and prints user errors without a traceback.
 
@@ -86,6 +99,11 @@ def report_errors(execute: Callable[[], int]) -> int:
     """
     try:
         return execute()
+    except BrokenPipeError as error:
+        if _drop_closed_output():  # As with `| head`.
+            return 128 + signal.SIGPIPE
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
     # An OSError already names the path.
     except (UserError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

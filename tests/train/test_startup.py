@@ -1,8 +1,11 @@
 """The start of `python -m train`: quick, and clear without the packages it needs."""
 
+import errno
 import functools
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -120,3 +123,22 @@ def test_the_packages_looked_for_are_those_of_the_extra():
     ]
     assert sorted(errors.PACKAGES) == sorted(declared)
     assert errors.missing_packages() == []
+
+
+def test_output_that_nobody_reads_ends_a_command_in_silence(monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        status = errors.report_errors(lambda: print("a line", flush=True) or 0)
+        print("another")
+    assert status == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
+
+
+def test_another_broken_pipe_is_reported(capsys):
+    def use():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe", "worker")
+
+    assert errors.report_errors(use) == 2
+    assert "Broken pipe: 'worker'" in capsys.readouterr().err
