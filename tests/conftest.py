@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+from pathlib import Path
 
 # Before JAX is imported. Tests compile far more than they compute: with less of XLA's
 # work they take a quarter of the time. `XLA_FLAGS= pytest` runs them with all of it.
@@ -15,6 +16,8 @@ os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax
 import pytest
+
+_MOST_RESIDENT_BYTES = 2 << 30
 
 # Before the first use of JAX: the multi-device tests need eight CPU devices.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -32,6 +35,17 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Forgets compiled programs before they take gigabytes, where that can be seen."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if resident > _MOST_RESIDENT_BYTES:
+            jax.clear_caches()
 
 
 @pytest.fixture
