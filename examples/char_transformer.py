@@ -1,7 +1,8 @@
 """A character-level transformer on the sources of Python's standard library.
 
 Trains with AdamW, with AdamW redirected by the covariance of each layer's input, with
-LMS-Newton, or with Muon. Nothing is downloaded.
+LMS-Newton, with Muon, or with Muon where each layer's input is whitened. Nothing is
+downloaded.
 
     python examples/char_transformer.py --optimizer adamw+covariance
 """
@@ -17,10 +18,16 @@ import jax
 import numpy as np
 import optax
 
-from insgd_optax import capture_input_covariances, lms_newton, scale_by_input_covariance
+from insgd_optax import (
+    capture_input_covariances,
+    lms_newton,
+    scale_by_input_covariance,
+    whiten_inputs,
+)
 
 VOCABULARY, LENGTH, BATCH = 128, 128, 16  # The characters are ASCII.
-RATES = {"adamw": 0.003, "adamw+covariance": 0.01, "lms_newton": 0.3, "muon": 0.01}
+RATES = {"adamw": 0.003, "adamw+covariance": 0.01, "lms_newton": 0.3}
+RATES |= {"muon": 0.03, "muon+whitened": 0.03}
 
 
 class Transformer(nn.Module):
@@ -67,6 +74,11 @@ def muon_dimensions(params):
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
+def in_blocks(path):
+    """Whether Muon trains a weight."""
+    return path[-1] == "kernel" and path[0] != "head"
+
+
 def make_optimizer(name, learning_rate, steps):
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 10, steps)
     if name == "adamw+covariance":
@@ -78,13 +90,20 @@ def make_optimizer(name, learning_rate, steps):
         )
     if name == "lms_newton":
         return lms_newton(rate, weight_decay=1e-4)
-    if name == "muon":
-        return optax.contrib.muon(
-            rate,
-            weight_decay=1e-4,
+    if name in ("muon", "muon+whitened"):
+        tx = optax.contrib.muon(
+            1.0,
             adam_b2=0.95,
-            adam_learning_rate=lambda step: 0.3 * rate(step),
+            adam_learning_rate=0.3,
             muon_weight_dimension_numbers=muon_dimensions,
+        )
+        if name == "muon+whitened":
+            tx = whiten_inputs(tx, scope=in_blocks)
+        return optax.chain(
+            tx,
+            optax.scale(-1.0),  # Muon's updates are already descent directions.
+            optax.add_decayed_weights(1e-4),
+            optax.scale_by_learning_rate(rate),
         )
     return optax.adamw(rate, b2=0.95, weight_decay=1e-4)
 
@@ -98,7 +117,7 @@ def main(args):
     tx = make_optimizer(args.optimizer, args.learning_rate, args.steps)
     tx = optax.with_extra_args_support(tx)  # AdamW and Muon ignore the covariances.
     state = params, tx.init(params)
-    captures = args.optimizer in ("adamw+covariance", "lms_newton")
+    captures = args.optimizer not in ("adamw", "muon")
 
     def loss_fn(params, batch):
         x, y = batch[:, :-1], batch[:, 1:]

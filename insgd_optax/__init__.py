@@ -66,5 +66,7 @@ from insgd_optax._value_and_grad import (
 from insgd_optax._value_and_grad import (
     value_and_grad_with_input_norms as value_and_grad_with_input_norms,
 )
+from insgd_optax._whiten_inputs import WhitenInputsState as WhitenInputsState
+from insgd_optax._whiten_inputs import whiten_inputs as whiten_inputs
 
 __version__ = "0.1.0"

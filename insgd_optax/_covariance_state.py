@@ -54,6 +54,10 @@ class ScaleByInputCovarianceState(NamedTuple):
     layers: Any
 
 
+class InverseRootState(ScaleByInputCovarianceState):
+    """The same, but `inverse` of each layer is the square root of D."""
+
+
 def flat_layers(layers: Any) -> tuple[list[Path], list[Any], Any]:
     """The covariances of a state with their weights' paths."""
 
@@ -139,8 +143,9 @@ def next_layer(
     decay: ArrayLike,
     damping: ArrayLike,
     eps: ArrayLike,
+    root: bool,
 ) -> tuple[LayerCovariance, jax.Array]:
-    """The running mean and its inverse; and whether the factorization failed."""
+    """The running mean, and D or its root; and whether the factorization failed."""
     dtype = layer.mass.dtype
     decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
     batch = InputCovariance(
@@ -165,7 +170,7 @@ def next_layer(
     corrected = tuple(
         x / leading(jnp.where(mass > 0, mass, 1), x.ndim) for x in factors
     )
-    inverse, good = _whitening.inverse(form, corrected, damping, eps)
+    inverse, good = _whitening.inverse(form, corrected, damping, eps, root)
     inverse = tuple(
         kept(new, old, brings & good)
         for new, old in zip(inverse, layer.inverse, strict=True)

@@ -7,6 +7,7 @@ import optax
 from jax.typing import ArrayLike
 
 from insgd_optax._covariance_state import (
+    InverseRootState,
     LayerCovariance,
     ScaleByInputCovarianceState,
     flat_layers,
@@ -175,20 +176,24 @@ def _by_weight(opt_state: optax.OptState, field: str) -> dict[str, jax.Array]:
     return values
 
 
-def _layer_covariances(opt_state: optax.OptState) -> dict[str, LayerCovariance]:
+def _layer_covariances(
+    opt_state: optax.OptState,
+) -> dict[str, tuple[LayerCovariance, bool]]:
+    """The covariance of each weight, and whether it holds the root of D."""
     states = states_of(opt_state, ScaleByInputCovarianceState)
     if not states:
         raise ValueError(
             f"the state ({type(opt_state).__name__}) holds no"
-            " ScaleByInputCovarianceState: give the optimizer state of lms_newton or"
-            " scale_by_input_covariance"
+            " ScaleByInputCovarianceState: give the optimizer state of lms_newton,"
+            " scale_by_input_covariance or whiten_inputs"
         )
-    layers: dict[str, LayerCovariance] = {}
+    layers: dict[str, tuple[LayerCovariance, bool]] = {}
     for state in states:
+        root = isinstance(state, InverseRootState)
         paths, nodes, _ = flat_layers(state.layers)
         for path, node in zip(paths, nodes, strict=True):
             if not is_masked(node):
-                layers[path_string(path)] = node
+                layers[path_string(path)] = node, root
     return layers
 
 
@@ -202,7 +207,7 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
 
     Args:
         opt_state: the state of `lms_newton`, or of any chain, mask, partition or
-            wrapper that holds `scale_by_input_covariance`.
+            wrapper that holds `scale_by_input_covariance` or `whiten_inputs`.
 
     Returns:
         A scalar for each scaled weight, by path, such as "Conv_0/kernel"; 1 before the
@@ -221,7 +226,8 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
     layers = _layer_covariances(opt_state)
     return {
         name: condition_number(layer.factors[-1], layer.mass.ndim, layer.inverse)
-        for name, layer in layers.items()
+        ** (2 if root else 1)
+        for name, (layer, root) in layers.items()
     }
 
 
@@ -234,7 +240,8 @@ def covariance_cosines(opt_state: optax.OptState) -> dict[str, jax.Array]:
     Returns:
         By path, the cosine between the last update that `scale_by_input_covariance`
         returned and the one it was given, in (0, 1]; 1 if the one it was given was
-        zero. For stacked layers, it is the mean over the stack.
+        zero. For stacked layers, it is the mean over the stack. In `whiten_inputs`, it
+        is that between the update and the inner transformation's.
 
     Raises:
         ValueError: as `covariance_condition_numbers`.
@@ -247,4 +254,4 @@ def covariance_cosines(opt_state: optax.OptState) -> dict[str, jax.Array]:
         {'Dense_0/kernel': Array(1., dtype=float32)}
     """
     layers = _layer_covariances(opt_state)
-    return {name: layer.cosine.mean() for name, layer in layers.items()}
+    return {name: layer.cosine.mean() for name, (layer, _) in layers.items()}

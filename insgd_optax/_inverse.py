@@ -1,4 +1,4 @@
-"""The inverse of positive definite matrices, fast on every platform."""
+"""The inverse of positive definite matrices, and its square root."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,11 @@ import jax.numpy as jnp
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Rows eliminated per step of `_by_blocks`, chosen by timing.
 _BLOCK = 64
+# Of `positive_definite_inverse_root`. It takes 12 iterations at a condition number of
+# 20, and 28 at 10^7.
+_MOST_ITERATIONS = 60
+# Y, Z, the errors of the last two iterations, and their number.
+_Iterate = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
@@ -20,6 +25,50 @@ def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
     flat = matrices.reshape(-1, *shape[-2:])
     result = jax.lax.platform_dependent(flat, cpu=_by_blocks, default=_by_cholesky)
     return result.reshape(shape)
+
+
+def positive_definite_inverse_root(matrices: jax.Array) -> jax.Array:
+    """The inverse of the square root of each symmetric matrix of shape (..., d, d).
+
+    By the coupled Newton-Schulz iteration, in matrix products alone: of Y, which goes
+    from M / ||M|| to its square root, and Z, which goes from I to the root's inverse.
+    It converges if M is positive definite, since ||M||, the Frobenius norm, is at least
+    the largest eigenvalue.
+
+    Source: Higham, Functions of Matrices (2008), Eq. 6.35.
+
+    Returns:
+        The roots. Where a matrix is not positive definite, some entries are not finite.
+    """
+    shape = matrices.shape
+    flat = matrices.reshape(-1, *shape[-2:])
+    identities = jnp.broadcast_to(jnp.eye(shape[-1], dtype=flat.dtype), flat.shape)
+    norm = jnp.linalg.norm(flat, axis=(-2, -1), keepdims=True)
+    rounding = jnp.finfo(flat.dtype).eps
+
+    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.matmul(a, b, precision=_HIGHEST)
+
+    def goes_on(carry: _Iterate) -> jax.Array:
+        _, _, error, before, iteration = carry
+        far = error > 0.01
+        # Until rounding is all that is left.
+        falls = (error < 0.7 * before) & (error > rounding)
+        return (far | falls).any() & (iteration < _MOST_ITERATIONS)
+
+    def iterate(carry: _Iterate) -> _Iterate:
+        y, z, before, _, iteration = carry
+        correction = 0.5 * (identities - multiply(z, y))
+        error = jnp.abs(correction).max(axis=(-2, -1))
+        y, z = y + multiply(y, correction), z + multiply(correction, z)
+        return y, z, error, before, iteration + 1
+
+    begun = jnp.full(len(flat), jnp.inf, flat.dtype)
+    _, z, error, _, _ = jax.lax.while_loop(
+        goes_on, iterate, (flat / norm, identities, begun, begun, jnp.zeros((), int))
+    )
+    good = (error <= 0.01)[:, None, None]
+    return jnp.where(good, z / jnp.sqrt(norm), jnp.nan).reshape(shape)
 
 
 def _by_cholesky(matrices: jax.Array) -> jax.Array:

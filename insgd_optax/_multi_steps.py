@@ -13,6 +13,7 @@ from insgd_optax import _matching
 from insgd_optax._compat import is_placeholder
 from insgd_optax._covariance import InputCovariance, checked
 from insgd_optax._covariance_capture import covariances_by_layer
+from insgd_optax._covariance_link import naming as naming_covariance
 from insgd_optax._covariance_state import (
     LayerCovariance,
     ScaleByInputCovarianceState,
@@ -20,7 +21,6 @@ from insgd_optax._covariance_state import (
     form_of_state,
     total,
 )
-from insgd_optax._input_covariance import naming as naming_covariance
 from insgd_optax._input_power import ScaleByInputPowerState
 from insgd_optax._last_norms import accumulated
 from insgd_optax._norms import statistic_dtype

@@ -8,7 +8,10 @@ from jax.typing import DTypeLike
 
 from insgd_optax._covariance import Factor, Shape, to_matrices
 from insgd_optax._covariance_form import Form
-from insgd_optax._inverse import positive_definite_inverse
+from insgd_optax._inverse import (
+    positive_definite_inverse,
+    positive_definite_inverse_root,
+)
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -34,9 +37,13 @@ def identity(form: Form, dtype: DTypeLike) -> tuple[jax.Array, ...]:
 
 
 def inverse(
-    form: Form, factors: tuple[jax.Array, ...], damping: jax.Array, eps: jax.Array
+    form: Form,
+    factors: tuple[jax.Array, ...],
+    damping: jax.Array,
+    eps: jax.Array,
+    root: bool,
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """(A + (damping tr(A) / d + eps) I)^-1, exactly for either form.
+    """(A + (damping tr(A) / d + eps) I)^-1 or its root, exactly for either form.
 
     Each matrix of a batch axis or group has a trace of its own; the blocks of one
     input vector share theirs.
@@ -63,6 +70,8 @@ def inverse(
     scale = jnp.where(known, scale, one)
     shift = jnp.where(known, damping + eps / scale, one)[..., None, None]
     scale = scale[..., None, None]
+    invert = positive_definite_inverse_root if root else positive_definite_inverse
+    unit = jnp.sqrt(unit) if root else unit
 
     def damped(matrix: jax.Array, shift: jax.Array) -> jax.Array:
         eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
@@ -72,7 +81,7 @@ def inverse(
     result: tuple[jax.Array, ...]
     if len(matrices) == 1:
         whole = damped(matrices[0] / scale, shift)
-        result = (positive_definite_inverse(whole) / unit,)
+        result = (invert(whole) / unit,)
     else:
         # A = A1 x A2 / tr(A), where both factors have the trace of A. In the basis of
         # A1 there is one matrix of channels for each of its eigenvalues.
@@ -83,7 +92,7 @@ def inverse(
         values = jnp.maximum(values, 0)[..., None, None]
         products = values * (channels / scale)[..., None, :, :]
         each = damped(products, shift[..., None])
-        result = basis, positive_definite_inverse(each) / unit[..., None]
+        result = basis, invert(each) / unit[..., None]
     finite = [jnp.isfinite(x).all(axis=tuple(range(lead, x.ndim))) for x in result]
     return result, jnp.stack(finite).all(axis=0)
 

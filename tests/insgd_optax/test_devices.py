@@ -16,6 +16,7 @@ from insgd_optax import (
     input_powers,
     insgd,
     lms_newton,
+    whiten_inputs,
 )
 from insgd_optax._paths import states_of
 
@@ -34,6 +35,7 @@ OPTIMIZERS = {
     # The loss of this net may be negative. At this rate the bound rules.
     "bounded": insgd(20.0, weight_decay=1e-3, polyak_factor=0.1, loss_lower_bound=-3.0),
     "covariance": lms_newton(0.1, weight_decay=1e-3),
+    "whitened": optax.chain(whiten_inputs(optax.trace(0.9)), optax.scale(-0.1)),
 }
 
 

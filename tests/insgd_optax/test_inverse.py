@@ -25,7 +25,37 @@ def test_the_inverse_is_numpy_s(x64, form, size):
     np.testing.assert_allclose(result / scale, wanted / scale, atol=1e-10)
 
 
-@pytest.mark.parametrize("form", [_inverse._by_blocks, _inverse._by_cholesky])
+@pytest.mark.parametrize("size", [1, 5, 65])
+def test_the_root_s_square_is_the_inverse(x64, size):
+    a = matrices(size)
+    root = jax.jit(_inverse.positive_definite_inverse_root)(jnp.asarray(a))
+    np.testing.assert_allclose(root, root.mT, atol=1e-9 * np.abs(root).max())
+    assert np.linalg.eigvalsh(root).min() > 0
+    wanted = np.linalg.inv(a)
+    scale = np.abs(wanted).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(root @ root / scale, wanted / scale, atol=1e-8)
+
+
+@pytest.mark.parametrize("smallest", [1e-1, 1e-3, 1e-5])
+def test_the_root_in_float32(smallest):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    values = np.geomspace(smallest, 1, 40)
+    a = (basis * values) @ basis.T
+    wanted = (basis / np.sqrt(values)) @ basis.T
+    root = _inverse.positive_definite_inverse_root(jnp.asarray(a, jnp.float32))
+    error = np.abs(root - wanted).max() / np.abs(wanted).max()
+    assert error < 2e-6 / smallest**0.5
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        _inverse._by_blocks,
+        _inverse._by_cholesky,
+        _inverse.positive_definite_inverse_root,
+    ],
+)
 @pytest.mark.parametrize("size", [5, 65])
 def test_what_is_not_positive_definite_is_not_finite(x64, form, size):
     good, bad = matrices(size)

@@ -30,6 +30,7 @@ from insgd_optax import (
     scale_by_input_covariance,
     scale_by_input_power,
     scale_by_lsalr,
+    whiten_inputs,
 )
 from insgd_optax._covariance import InputCovariance
 from insgd_optax._paths import states_of
@@ -103,6 +104,10 @@ def norms_and_loss(step):
     return norms(step) | loss(step)
 
 
+def whitened_adam(decay, damping):
+    return whiten_inputs(optax.scale_by_adam(), decay, damping=damping)
+
+
 ROWS = {
     "scale_by_input_power": Row(
         scale_by_input_power, {"decay": 0.9, "eps": 0.01}, norms
@@ -171,6 +176,7 @@ ROWS = {
         {"learning_rate": 0.1, "damping": 0.5, "weight_decay": 0.01},
         covariances,
     ),
+    "whiten_inputs": Row(whitened_adam, {"decay": 0.5, "damping": 0.1}, covariances),
     "nlms": Row(nlms, {"learning_rate": 1.0, "eps": 0.1}, norms),
     "insgd_as_released": Row(
         insgd_as_released,

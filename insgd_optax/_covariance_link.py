@@ -1,0 +1,273 @@
+"""The link behind `scale_by_input_covariance` and `whiten_inputs`."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from insgd_optax import _matching
+from insgd_optax._compat import is_placeholder
+from insgd_optax._covariance import MAX_DIM
+from insgd_optax._covariance_capture import covariances_by_layer
+from insgd_optax._covariance_form import assumed_form
+from insgd_optax._covariance_state import (
+    InverseRootState,
+    LayerCovariance,
+    ScaleByInputCovarianceState,
+    flat_layers,
+    form_of_sown,
+    form_of_state,
+    initial_layer,
+    next_layer,
+    redirected,
+    total,
+)
+from insgd_optax._input_power import nothing_in_scope
+from insgd_optax._last_norms import warn_of_optax_multi_steps
+from insgd_optax._norms import statistic_dtype
+from insgd_optax._numbers import (
+    check_fraction,
+    check_not_negative,
+    check_whole_number,
+    is_number,
+)
+from insgd_optax._paths import (
+    Path,
+    Scope,
+    flatten,
+    is_masked,
+    path_list,
+    path_string,
+    replace,
+    scope_predicate,
+)
+
+_CAUSES = _matching.likely_causes(_matching.COVARIANCE_NAME)
+_LIKE = (
+    "tell the optimizer what the model sows: inside the capture, shapes ="
+    " insgd_optax.input_covariance_shapes(model, rngs, x), then give it"
+    " input_covariances_like=shapes. This is needed where a kernel's shape does not"
+    " tell which of its axes are inputs: attention without biases, DenseGeneral with"
+    " batch_dims, grouped convolutions, ConvLocal, ConvTranspose with transpose_kernel,"
+    " Einsum, layers stacked by nn.scan or nn.vmap"
+)
+_MISMATCH = (
+    f"If max_dim is given, give the capture and the optimizer the same; else {_LIKE}"
+)
+
+
+def covariance_link(
+    decay: ArrayLike,
+    *,
+    damping: ArrayLike,
+    eps: ArrayLike,
+    preserve_norm: bool,
+    max_dim: int | None,
+    scope: Scope,
+    missing: str,
+    input_covariances_like: Any,
+    initial_covariance: float | None = None,
+    root: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by D or, with `root`, by its square root.
+
+    See `scale_by_input_covariance` for the arguments.
+    """
+    state_type = InverseRootState if root else ScaleByInputCovarianceState
+    check_fraction(decay=decay)
+    check_not_negative(damping=damping, eps=eps)
+    if is_number(damping) and damping == float("inf"):
+        raise ValueError("damping=inf leaves nothing of the covariance: give a number")
+    if missing not in ("error", "keep"):
+        raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
+    if max_dim is None:  # inject_hyperparams would make an array of a number.
+        max_dim = MAX_DIM
+    check_whole_number(
+        "max_dim",
+        max_dim,
+        least=2,
+        hint=" (with optax.inject_hyperparams, name it in static_args)",
+    )
+    if is_number(initial_covariance) and not initial_covariance > 0:
+        raise ValueError(f"initial_covariance={initial_covariance} must be positive")
+    if scope == "layer":
+        raise ValueError(
+            'scope="layer" is only available in scale_by_input_power: covariances do'
+            " not apply to biases and normalization layers. Give a function from a"
+            " parameter's path, such as ('Dense_0', 'kernel'), to True or False"
+        )
+    in_scope = scope_predicate(scope)
+    like = (
+        None
+        if input_covariances_like is None
+        else covariances_by_layer(input_covariances_like)
+    )
+
+    def init_fn(params: optax.Params) -> ScaleByInputCovarianceState:
+        warn_of_optax_multi_steps("input covariances")
+        # Two arrays, not one twice: each may be donated once.
+        count, failures = (jnp.zeros([], jnp.int32) for _ in range(2))
+        if is_placeholder(params):
+            # The matrices do not mirror them: they are replicated.
+            return state_type(count, failures, jnp.zeros([]))
+        flat = flatten(params)
+        shapes = {
+            path: weight.shape
+            for path, weight in zip(flat.paths, flat.weights, strict=True)
+            if not is_masked(weight)
+        }
+        layers: list[Any] = [optax.MaskedNode()] * len(flat.paths)
+        no_like: list[Path] = []
+        for i, (path, weight) in enumerate(zip(flat.paths, flat.weights, strict=True)):
+            if is_masked(weight) or not in_scope(path):
+                continue
+            _check_real(path, weight)
+            bias = shapes.get((*path[:-1], "bias"))
+            form = assumed_form(weight.shape, bias, max_dim)
+            if like is not None:
+                sown = _matching.find(like, path)
+                if sown is None:
+                    no_like.append(path)
+                else:
+                    with naming(path):
+                        form = form_of_sown(sown[0], weight.shape)
+            dtype = statistic_dtype(weight.dtype)
+            layers[i] = initial_layer(form, dtype, initial_covariance)
+        if not any(isinstance(layer, LayerCovariance) for layer in layers):
+            raise ValueError(nothing_in_scope(scope, "scaled", flat))
+        if no_like and missing == "error":
+            raise ValueError(
+                "input_covariances_like has no covariance for these scaled weights:\n"
+                f"{path_list(no_like)}\n{_CAUSES}"
+            )
+        return state_type(count, failures, jax.tree.unflatten(flat.treedef, layers))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByInputCovarianceState,
+        params: optax.Params | None = None,
+        *,
+        input_covariances: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
+        del params, extra_args
+        if input_covariances is None:
+            raise ValueError(_matching.missing_argument(_matching.COVARIANCE_NAME))
+        sown = covariances_by_layer(input_covariances)
+        flat = flatten(updates)
+        grads = dict(zip(flat.paths, flat.weights, strict=True))
+        paths, layers, treedef = flat_layers(state.layers)
+        scaled = {
+            path: layer
+            for path, layer in zip(paths, layers, strict=True)
+            if path in grads and not is_masked(layer) and not is_masked(grads[path])
+        }
+        forms, totals, absent = {}, {}, []
+        for path, layer in scaled.items():
+            with naming(path):
+                forms[path] = form_of_state(layer, grads[path].shape)
+                found = _matching.find(sown, path)
+                if found is None:
+                    absent.append(path)
+                else:
+                    batch = total(found, forms[path], layer.mass.dtype)
+                    # Without axes of length 1: XLA copies an array whose layout
+                    # differs in these alone.
+                    factors = tuple(map(jnp.squeeze, batch.factors))
+                    totals[path] = batch._replace(factors=factors)
+        if absent and missing == "error":
+            raise ValueError(
+                f"these scaled weights have no input covariance:\n{path_list(absent)}\n"
+                f"The covariances are of these layers:\n"
+                f"{path_list(list(sown)) or '  none'}\n{_CAUSES}"
+            )
+
+        _matching.check_not_shared(sown, totals, _matching.COVARIANCE_NAME)
+
+        def refreshed(
+            old: dict[Path, LayerCovariance],
+        ) -> tuple[dict[Path, LayerCovariance], jax.Array]:
+            new, failures = {}, jnp.zeros([], jnp.int32)
+            for path, layer in old.items():
+                new[path], failed = next_layer(
+                    layer, totals[path], forms[path], decay, damping, eps, root
+                )
+                failures += failed
+            return new, failures
+
+        old = {path: scaled[path] for path in totals}
+        if old:
+            any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
+            any_rows = _after(any_rows, [grads[path] for path in totals])
+            # A loop of no or one round: unlike `lax.cond` it leaves the matrices where
+            # they are, and does not copy them in steps that bring nothing.
+            _, (new, failed) = jax.lax.while_loop(
+                lambda carry: carry[0],
+                lambda carry: (jnp.zeros_like(any_rows), refreshed(carry[1][0])),
+                (any_rows, (old, jnp.zeros([], jnp.int32))),
+            )
+            scaled |= new
+        else:
+            failed = jnp.zeros([], jnp.int32)
+        layers = [scaled.get(p, layer) for p, layer in zip(paths, layers, strict=True)]
+        state = state_type(
+            count=optax.safe_increment(state.count),
+            failures=state.failures + failed,
+            layers=jax.tree.unflatten(treedef, layers),
+        )
+        return multiply(updates, state, preserve_norm)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def multiply(
+    updates: optax.Updates, state: ScaleByInputCovarianceState, preserve_norm: bool
+) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
+    """Each scaled weight's update times what its state holds, and the cosines."""
+    flat = flatten(updates)
+    grads = dict(zip(flat.paths, flat.weights, strict=True))
+    paths, layers, treedef = flat_layers(state.layers)
+    for i, (path, layer) in enumerate(zip(paths, layers, strict=True)):
+        if path in grads and not is_masked(layer) and not is_masked(grads[path]):
+            form = form_of_state(layer, grads[path].shape)
+            grads[path], layers[i] = redirected(grads[path], layer, form, preserve_norm)
+    return (
+        replace(updates, [grads[path] for path in flat.paths]),
+        state._replace(layers=jax.tree.unflatten(treedef, layers)),
+    )
+
+
+def naming(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Adds the weight's path to the message of a mismatch."""
+    return _matching.naming(path, _matching.COVARIANCE_NAME, _MISMATCH)
+
+
+def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:
+    """The flag, computed after the arrays.
+
+    XLA schedules what depends on the forward pass alone in the middle of the backward
+    pass, where memory is scarcest, and drops `optimization_barrier` before it does so.
+    So the flag is joined with a condition on the arrays that is always true but that
+    XLA cannot fold: a sign bit, shifted right as a signed number, is 0 or -1.
+    """
+
+    def depending(flag: jax.Array, *arrays: jax.Array) -> jax.Array:
+        firsts = [x[(0,) * x.ndim].astype(jnp.float32) for x in arrays]
+        bits = jax.lax.bitcast_convert_type(jnp.stack(firsts), jnp.int32)
+        return flag & ((bits >> 31) <= 0).all()
+
+    return jax.lax.platform_dependent(
+        flag, *arrays, cpu=depending, default=lambda flag, *_: flag
+    )
+
+
+def _check_real(path: Path, weight: jax.Array) -> None:
+    if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{path_string(path)} is {weight.dtype}: scale_by_input_covariance is for"
+            " real weights. Leave it out by scope, a function from paths to True or"
+            " False"
+        )
