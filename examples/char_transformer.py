@@ -1,8 +1,7 @@
 """A character-level transformer on the sources of Python's standard library.
 
 Trains with AdamW, with AdamW redirected by the covariance of each layer's input, with
-LMS-Newton, with Muon, or with Muon where each layer's input is whitened. Nothing is
-downloaded.
+LMS-Newton, with Muon, or with Muon on whitened inputs. Nothing is downloaded.
 
     python examples/char_transformer.py --optimizer adamw+covariance
 """
@@ -18,12 +17,8 @@ import jax
 import numpy as np
 import optax
 
-from insgd_optax import (
-    capture_input_covariances,
-    lms_newton,
-    scale_by_input_covariance,
-    whiten_inputs,
-)
+import insgd_optax
+from insgd_optax import lms_newton, scale_by_input_covariance, whiten_inputs
 
 VOCABULARY, LENGTH, BATCH = 128, 128, 16  # The characters are ASCII.
 RATES = {"adamw": 0.003, "adamw+covariance": 0.01, "lms_newton": 0.3}
@@ -74,38 +69,25 @@ def muon_dimensions(params):
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def in_blocks(path):
-    """Whether Muon trains a weight."""
-    return path[-1] == "kernel" and path[0] != "head"
-
-
 def make_optimizer(name, learning_rate, steps):
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 10, steps)
-    if name == "adamw+covariance":
-        return optax.chain(
-            optax.scale_by_adam(b2=0.95),
-            scale_by_input_covariance(),
-            optax.add_decayed_weights(1e-4),
-            optax.scale_by_learning_rate(rate),
-        )
     if name == "lms_newton":
         return lms_newton(rate, weight_decay=1e-4)
-    if name in ("muon", "muon+whitened"):
-        tx = optax.contrib.muon(
-            1.0,
-            adam_b2=0.95,
-            adam_learning_rate=0.3,
-            muon_weight_dimension_numbers=muon_dimensions,
-        )
-        if name == "muon+whitened":
-            tx = whiten_inputs(tx, scope=in_blocks)
-        return optax.chain(
-            tx,
-            optax.scale(-1.0),  # Muon's updates are already descent directions.
-            optax.add_decayed_weights(1e-4),
-            optax.scale_by_learning_rate(rate),
-        )
-    return optax.adamw(rate, b2=0.95, weight_decay=1e-4)
+    adam = optax.scale_by_adam(b2=0.95)
+    muon = optax.contrib.muon(
+        -1.0,  # Its updates are to have the sign of gradients, as Adam's.
+        adam_b2=0.95,
+        adam_learning_rate=-0.3,
+        muon_weight_dimension_numbers=muon_dimensions,
+    )
+    directions = {
+        "adamw": adam,
+        "adamw+covariance": optax.chain(adam, scale_by_input_covariance()),
+        "muon": muon,
+        "muon+whitened": whiten_inputs(muon),
+    }
+    descent = optax.scale_by_learning_rate(rate)
+    return optax.chain(directions[name], optax.add_decayed_weights(1e-4), descent)
 
 
 def main(args):
@@ -115,7 +97,6 @@ def main(args):
     model = Transformer(depth=1, width=32) if args.tiny else Transformer(4, 128)
     params = model.init(jax.random.key(args.seed), test[0, :, 1:])["params"]
     tx = make_optimizer(args.optimizer, args.learning_rate, args.steps)
-    tx = optax.with_extra_args_support(tx)  # AdamW and Muon ignore the covariances.
     state = params, tx.init(params)
     captures = args.optimizer not in ("adamw", "muon")
 
@@ -127,7 +108,7 @@ def main(args):
 
     @jax.jit
     def train_step(params, opt_state, batch, step):
-        with capture_input_covariances(when=captures and step % 10 == 0):
+        with insgd_optax.capture_input_covariances(when=captures and step % 10 == 0):
             grads, sown = jax.grad(loss_fn, has_aux=True)(params, batch)
         updates, opt_state = tx.update(grads, opt_state, params, input_covariances=sown)
         return optax.apply_updates(params, updates), opt_state

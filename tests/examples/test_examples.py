@@ -23,7 +23,7 @@ def run(monkeypatch, name, *options):
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["adamw", "adamw+covariance", "lms_newton", "muon"]
+    "optimizer", ["adamw", "adamw+covariance", "lms_newton", "muon", "muon+whitened"]
 )
 def test_char_transformer(monkeypatch, capsys, tmp_path, optimizer):
     path = tmp_path / "result.json"
