@@ -344,7 +344,10 @@ def test_a_variant_changes_what_it_names():
     assert config.polyak_factor == 0.5
     bounded = inspect.signature(insgd_optax.clip_by_polyak).parameters["factor"]
     assert variants.parse("sgd+polyak").changes == {"polyak_factor": bounded.default}
-    assert variants.parse("adamw+cov+kron@0.01").optimizer == "adamw+cov"
+    for name in ("adamw+cov", "muon+whitened"):
+        variant = variants.parse(f"{name}+kron@0.01")
+        assert variant.optimizer == name
+        assert variant.changes == {"conv_covariance": "kronecker"}
     assert variants.parse("adam").config(setting, 0).initial_learning_rate == 0.001
     assert variants.parse("sgd").config(setting, 0, 0.7).learning_rate == 0.7
 

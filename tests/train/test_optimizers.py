@@ -272,7 +272,11 @@ def test_a_polyak_factor_bounds(x64, name):
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in optimizers.NAMES if not re.search("newton|cov|as-rel", name)],
+    [
+        name
+        for name in optimizers.NAMES
+        if not re.search("newton|cov|white|as-rel", name)
+    ],
 )
 def test_a_learning_rate_may_be_traced(x64, name):
     def trained(rate):
@@ -349,6 +353,7 @@ def test_only_optimizers_of_the_input_capture():
         "lms-newton",
         "adamw+cov",
         "muon+cov",
+        "muon+whitened",
     }
 
 
@@ -366,7 +371,12 @@ def sown_covariance(step):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"), [("adamw+cov", optax.adamw), ("muon+cov", rules.muon)]
+    ("name", "rule"),
+    [
+        ("adamw+cov", optax.adamw),
+        ("muon+cov", rules.muon),
+        ("muon+whitened", rules.muon),
+    ],
 )
 def test_the_link_is_between_the_steps_and_weight_decay(x64, name, rule):
     # One input has but one direction: only where weight decay comes in can differ.

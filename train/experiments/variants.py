@@ -69,8 +69,8 @@ def parse(text: str) -> Variant:
     """
     words, at, rate = text.partition("@")
     name, *parts = words.split("+")
-    if parts[:1] == ["cov"]:  # Part of the optimizer's name.
-        name, parts = f"{name}+cov", parts[1:]
+    if parts and f"{name}+{parts[0]}" in optimizers.NAMES:
+        name, parts = f"{name}+{parts[0]}", parts[1:]
     optimizers.check_name(name)
     changes: dict[str, Any] = {}
     for part in parts:

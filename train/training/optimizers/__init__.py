@@ -48,6 +48,7 @@ __all__ = [
     "register",
 ]
 
+_WITH_COVARIANCE = "lms-newton, adamw+cov, muon+cov and muon+whitened"
 # Options of some optimizers only, and the optimizers that take them, for messages.
 OPTIONS = {
     "momentum": "SGD, LARS, LSALR, Momo, lms-newton and INSGD",
@@ -59,12 +60,12 @@ OPTIONS = {
     "power_decay": "INSGD",
     "conv_input": "INSGD",
     "polyak_factor": "SGD, INSGD and lms-newton",
-    "damping": "lms-newton, adamw+cov and muon+cov",
-    "covariance_every": "lms-newton, adamw+cov and muon+cov",
-    "conv_covariance": "lms-newton, adamw+cov and muon+cov",
-    "covariance_decay": "lms-newton, adamw+cov and muon+cov",
-    "covariance_max_rows": "lms-newton, adamw+cov and muon+cov",
-    "covariance_max_dim": "lms-newton, adamw+cov and muon+cov",
+    "damping": _WITH_COVARIANCE,
+    "covariance_every": _WITH_COVARIANCE,
+    "conv_covariance": _WITH_COVARIANCE,
+    "covariance_decay": _WITH_COVARIANCE,
+    "covariance_max_rows": _WITH_COVARIANCE,
+    "covariance_max_dim": _WITH_COVARIANCE,
 }
 _MOMENTUM = frozenset({"momentum", "nesterov"})
 _BOUNDED = _MOMENTUM | {"dampening", "polyak_factor"}
@@ -107,6 +108,7 @@ _OPTIMIZERS = {
     "lms-newton": _Entry(rules.lms_newton, 0.03, _BOUNDED | _COVARIANCE),
     "adamw+cov": _Entry(rules.redirected(optax.adamw), 0.003, _COVARIANCE),
     "muon+cov": _Entry(rules.redirected(rules.muon), 0.01, _COVARIANCE),
+    "muon+whitened": _Entry(rules.whitened(rules.muon), 0.01, _COVARIANCE),
     "insgd-as-released": _Entry(rules.insgd_as_released, 0.1, _MOMENTUM),
 }
 _INSGD_PREFIX = "insgd-l"

@@ -70,17 +70,33 @@ def lms_newton(
 
 def redirected(rule: Callable[..., Any]) -> Make:
     """Redirects a rule's updates by the inverse covariance, keeping their norms."""
+    return _before_weight_decay(
+        lambda decay, **options: optax.chain(
+            _direction(rule), insgd_optax.scale_by_input_covariance(decay, **options)
+        )
+    )
 
+
+def whitened(rule: Callable[..., Any]) -> Make:
+    """Makes a rule that sees the layers' inputs whitened."""
+    return _before_weight_decay(
+        lambda decay, **options: insgd_optax.whiten_inputs(
+            _direction(rule), decay, **options
+        )
+    )
+
+
+def _direction(rule: Callable[..., Any]) -> optax.GradientTransformation:
+    """A rule's updates with the sign of gradients, without weight decay."""
+    return optax.chain(rule(1.0, weight_decay=0.0), optax.scale(-1.0))
+
+
+def _before_weight_decay(link: Callable[..., Any]) -> Make:
     def make(
         learning_rate: LearningRate, config: OptimizerConfig, shapes: SownShapes | None
     ) -> Optimizer:
         tx = optax.chain(
-            rule(1.0, weight_decay=0.0),
-            insgd_optax.scale_by_input_covariance(
-                config.covariance_decay, **covariance.options(config, shapes)
-            ),
-            # The rule's updates are already descent directions.
-            optax.scale(-1.0),
+            link(config.covariance_decay, **covariance.options(config, shapes)),
             optax.add_decayed_weights(config.weight_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
