@@ -37,9 +37,9 @@ def whiten_inputs(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Runs an optimizer in coordinates in which each layer's input is white.
 
-    A layer that computes W^T x also computes (D^{-1/2} W)^T (D^{1/2} x), where D is the
-    inverse of the input's damped covariance, so that D^{1/2} x is nearly white. The
-    inner transformation sees the gradient with respect to D^{-1/2} W, and its update is
+    A layer that computes W^T x also computes (D^{-1/2} W)^T (D^{1/2} x). D is the
+    inverse of the input's damped covariance, so D^{1/2} x is nearly white. The inner
+    transformation is given the gradient with respect to D^{-1/2} W, and its update is
     mapped back to W:
 
     .. math::

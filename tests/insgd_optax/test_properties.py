@@ -104,8 +104,8 @@ def norms_and_loss(step):
     return norms(step) | loss(step)
 
 
-def whitened_adam(decay, damping):
-    return whiten_inputs(optax.scale_by_adam(), decay, damping=damping)
+def whitened_momentum(decay, damping):
+    return whiten_inputs(optax.trace(0.9), decay, damping=damping)
 
 
 ROWS = {
@@ -176,7 +176,9 @@ ROWS = {
         {"learning_rate": 0.1, "damping": 0.5, "weight_decay": 0.01},
         covariances,
     ),
-    "whiten_inputs": Row(whitened_adam, {"decay": 0.5, "damping": 0.1}, covariances),
+    "whiten_inputs": Row(
+        whitened_momentum, {"decay": 0.5, "damping": 0.1}, covariances
+    ),
     "nlms": Row(nlms, {"learning_rate": 1.0, "eps": 0.1}, norms),
     "insgd_as_released": Row(
         insgd_as_released,
