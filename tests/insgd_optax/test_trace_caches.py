@@ -290,11 +290,17 @@ NNX_SETTINGS = {key: SETTINGS[key] for key in ("outside", "p=2", "p=1", "patch")
 
 def nnx_captured(layer, setting, function):
     settings = NNX_SETTINGS[setting]
-    x = X[None] if function is scan else X
-    if settings is None:
-        return flat(nnx.capture(function, nnx.Intermediate)(layer, x)[1])
-    with insgd_optax.nnx.capture_input_norms(**settings):
-        return flat(nnx.capture(function, nnx.Intermediate)(layer, x)[1])
+
+    def captured(layer, x):
+        if settings is None:
+            return nnx.capture(function, nnx.Intermediate)(layer, x)[1]
+        with insgd_optax.nnx.capture_input_norms(**settings):
+            return nnx.capture(function, nnx.Intermediate)(layer, x)[1]
+
+    # One by one, operations would be compiled again for each setting. Another outer
+    # jit each time, as in `with_settings`.
+    captured = captured if function is nnx_jit else nnx.jit(captured)
+    return flat(captured(layer, X[None] if function is scan else X))
 
 
 @functools.cache
