@@ -51,9 +51,9 @@ def test_a_dry_run_prints_times_and_runs_nothing(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "b-resnet50-bfloat16-batch256" in said
     assert "e-table6" not in said
-    # A second a step at a twentieth of the peak: 13 rounds of 20 steps of 6 programs.
+    # A second a step at a twentieth of the peak: 13 rounds of 20 steps of 7 programs.
     (row,) = (line for line in said.splitlines() if "b-resnet50" in line)
-    assert f" {(13 * 20 * 6 * 1.0 + 5 * 15) / 60:.1f} " in row
+    assert f" {(13 * 20 * 7 * 1.0 + 6 * 15) / 60:.1f} " in row
     assert f"On {kind}. Estimates:" in said
     assert not out.exists()
 
