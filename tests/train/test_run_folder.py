@@ -188,6 +188,14 @@ def test_no_flipped_bit_of_a_record_is_silent(tmp_path):
     assert noticed > 200
 
 
+def test_a_flipped_bit_in_the_name_of_the_checksum_is_not_silent(tmp_path):
+    path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
+    content = (path / "record.json").read_text()
+    (path / "record.json").write_text(content.replace('"sha256"', '"shq256"'))
+    with pytest.raises(UserError, match="its 'shq256' is no part of a record"):
+        run_folder.load(path)
+
+
 def test_an_edited_record_is_read_without_its_checksum(tmp_path):
     path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
     values = json.loads((path / "record.json").read_text())

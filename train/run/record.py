@@ -81,6 +81,8 @@ def parse(content: bytes) -> dict[str, Any]:
         raise json_fields.FieldError(f"it is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise json_fields.FieldError(f"it is {json_fields.kind(record)}, not an object")
+    if unknown := record.keys() - {*_PARTS, "resumed", _CHECKSUM}:
+        raise json_fields.FieldError(f"its {min(unknown)!r} is no part of a record")
     resumed = record.get("resumed", [])
     if not isinstance(resumed, list):
         raise json_fields.FieldError(
