@@ -62,6 +62,12 @@ def test_a_line_cut_short_ends_the_rows(path):
     assert metrics.read(path) == ROWS[:1]
 
 
+def test_no_row_is_read_behind_a_damaged_line(path):
+    first, second = path.read_text().splitlines()
+    path.write_text("\n".join([first, second[:-10], second]))
+    assert metrics.read(path) == ROWS[:1]
+
+
 def test_no_file_has_no_rows(tmp_path):
     assert metrics.read(tmp_path / "none") == []
 
