@@ -68,6 +68,14 @@ def test_no_row_is_read_behind_a_damaged_line(path):
     assert metrics.read(path) == ROWS[:1]
 
 
+def test_a_last_line_that_is_restored_is_warned_of_once(path):
+    copy = metrics.to_json(ROWS)
+    path.write_text(path.read_text()[:-10])
+    rows, (warning,) = metrics.recover(path, 6, copy)
+    assert metrics.to_json(rows) == copy
+    assert "line 2 is missing or damaged, and restored" in warning
+
+
 def test_no_file_has_no_rows(tmp_path):
     assert metrics.read(tmp_path / "none") == []
 
