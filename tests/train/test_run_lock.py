@@ -53,6 +53,19 @@ def test_a_killed_process_holds_nothing(tmp_path):
             process.kill()
 
 
+def test_a_folder_that_was_replaced_is_noticed(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    with RunLock() as lock:
+        lock.take(path)
+        lock.check()
+        path.rename(tmp_path / "moved")
+        path.mkdir()
+        (path / "lock").write_text("")
+        with pytest.raises(UserError, match="was moved, removed or replaced"):
+            lock.check()
+
+
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("!")
     (tmp_path / "lock").symlink_to(tmp_path / "precious")
