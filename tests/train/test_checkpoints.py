@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, that they come back whole, and damage."""
 
 import os
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -54,6 +55,18 @@ def test_a_step_saved_already_is_left_as_it_is(checkpoints):
     checkpoints.save(1, tree(2), None)
     assert checkpoints.restore(1, tree(0))["a"][0, 0] == 1
     assert checkpoints.best_step == 1
+
+
+def test_a_copy_under_another_step_is_damaged(tmp_path, checkpoints):
+    checkpoints.save(3, tree(3), 0.9)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "3", folder / "5")
+    again = Checkpoints(folder, lambda found: int(found["a"][0, 0]))
+    restored = again.restore_latest(like=tree(0))
+    again.close()
+    assert restored.step == 3
+    assert list(restored.damaged) == [5]
+    assert "it is the checkpoint of step 3, renamed or copied" in restored.damaged[5]
 
 
 def test_an_empty_folder_has_none(checkpoints):

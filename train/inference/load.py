@@ -243,7 +243,7 @@ def _restore(
 ) -> Restored:
     if not folder.checkpoints.is_dir():  # Which opening them would create.
         raise _without_checkpoint(folder)
-    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints, LoopState.step_of_checkpoint)
     try:
         start = experiment.abstract_start().to_checkpoint()
         restored = (

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,16 +60,19 @@ class Checkpoints:
 
     Args:
         directory: folder of the checkpoints; created if it does not exist.
+        step_of: returns the step in a state, which its folder's name must be. Default:
+            this is not checked.
 
     Raises:
         UserError: if the directory cannot be read, or has files that are not regular.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, step_of: Callable[[Any], int] | None = None):
         # Orbax takes a second to import, here and below: only when a run is under way.
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+        self._step_of = step_of
         self._directory = directory.absolute()  # Orbax rejects relative paths.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(
@@ -268,6 +271,8 @@ class Checkpoints:
                 raise ValueError("the names, shapes or dtypes of its arrays differ")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         tree = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        if self._step_of is not None and (found := self._step_of(tree)) != step:
+            raise ValueError(f"it is the checkpoint of step {found}, renamed or copied")
         if beside is None:
             return tree, None
         expected = beside.pop("sha256")

@@ -102,7 +102,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         "Start all processes again with --resume instead of --run-dir: "
         f"python -m train --resume {_short(folder.path)}{config.own_code_options()}"
     )
-    checkpoints = Checkpoints(folder.checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints, LoopState.step_of_checkpoint)
     stack.callback(checkpoints.close)
     restored = checkpoints.restore_latest(like=loop_state.to_checkpoint())
     if restored is not None:

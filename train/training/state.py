@@ -84,6 +84,11 @@ class LoopState(NamedTuple):
         """Inverts `to_checkpoint`."""
         return cls(tree["state"], tree["totals"])
 
+    @staticmethod
+    def step_of_checkpoint(tree: dict[str, Any]) -> int:
+        """Returns the step of a tree of `to_checkpoint`."""
+        return int(tree["state"].step)
+
 
 def create_state(
     model: nn.Module,
