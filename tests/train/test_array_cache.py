@@ -54,6 +54,11 @@ def test_a_lost_or_cut_file_is_noticed(folder, name, damage):
     assert array_cache.read(folder, "1") is None
 
 
+def test_a_record_nested_too_deeply_is_noticed(folder):
+    (folder / "record.json").write_text("[" * 100_000)
+    assert array_cache.read(folder, "1") is None
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 

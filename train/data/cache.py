@@ -61,7 +61,7 @@ def read(
             file.seek(0)
             with np.load(file) as arrays:
                 return dict(arrays), record
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
