@@ -51,9 +51,10 @@ def whiten_inputs(
     where A_t is the running covariance of the input, delta `damping`, epsilon `eps`,
     and the root is the symmetric one: see `scale_by_input_covariance`, of which this
     is the generalization. With `optax.identity()` for `inner`, the two are the same.
-    With an inner transformation that is equivariant under rotations of the input, such
-    as Muon, and without damping and `preserve_norm`, training does not change if the
-    input of a layer goes through an invertible linear map.
+    With an inner transformation that is stateless and equivariant under rotations of
+    the input, such as Muon without momentum, and without damping and `preserve_norm`,
+    training does not change if the input of a layer goes through an invertible linear
+    map.
 
     With `preserve_norm`, both multiplications keep each weight's Frobenius norm, so
     that the update is as long as that of `inner`, and learning rates that suit `inner`

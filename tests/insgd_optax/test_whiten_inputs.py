@@ -120,7 +120,7 @@ def orthogonalized():
     return optax.stateless(lambda updates, _: jax.tree.map(one, updates))
 
 
-def test_muon_does_not_notice_a_linear_map_of_the_input(x64):
+def test_muon_without_momentum_does_not_notice_a_linear_map_of_the_input(x64):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4)) * [9, 3, 1, 0.1]
     y = np.sin(x @ rng.normal(size=(4, 3)))
