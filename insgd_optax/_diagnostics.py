@@ -214,7 +214,8 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
         first capture. It is estimated by power iteration, at worst a few percent low.
 
     Raises:
-        ValueError: if no `scale_by_input_covariance` is in the state.
+        ValueError: if the state holds neither `scale_by_input_covariance` nor
+            `whiten_inputs`.
 
     Example:
         >>> import jax.numpy as jnp

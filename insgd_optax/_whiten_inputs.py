@@ -38,9 +38,9 @@ def whiten_inputs(
     r"""Runs an optimizer in coordinates in which each layer's input is white.
 
     A layer that computes W^T x also computes (D^{-1/2} W)^T (D^{1/2} x). D is the
-    inverse of the input's damped covariance, so D^{1/2} x is nearly white. The inner
-    transformation is given the gradient with respect to D^{-1/2} W, and its update is
-    mapped back to W:
+    inverse of the input's damped covariance: D^{1/2} x is white without damping, and
+    closer to white than x with it. The inner transformation is given the gradient with
+    respect to D^{-1/2} W, and its update is mapped back to W:
 
     .. math::
         D_t &= \Bigl(\hat A_t + \bigl(\delta \operatorname{tr}(\hat A_t) / d
@@ -51,14 +51,14 @@ def whiten_inputs(
     where A_t is the running covariance of the input, delta `damping`, epsilon `eps`,
     and the root is the symmetric one: see `scale_by_input_covariance`, of which this
     is the generalization. With `optax.identity()` for `inner`, the two are the same.
-    With an inner transformation that is stateless and equivariant under rotations of
-    the input, such as Muon without momentum, and without damping and `preserve_norm`,
-    training does not change if the input of a layer goes through an invertible linear
-    map.
+    With an inner transformation that keeps no state and is equivariant under rotations
+    of the input, such as Muon without momentum, and without damping, `eps` and
+    `preserve_norm`, training does not change if an invertible linear map is applied to
+    the input of a layer and undone in its initial kernel.
 
-    With `preserve_norm`, both multiplications keep each weight's Frobenius norm, so
-    that the update is as long as that of `inner`, and learning rates that suit `inner`
-    are a good first choice.
+    With `preserve_norm`, both multiplications keep the Frobenius norm of each weight's
+    gradient or update, so that the update is as long as that of `inner`, and learning
+    rates that suit `inner` are a good first choice.
 
     Args:
         inner: the transformation. It is given the parameters W as they are: leave
@@ -68,8 +68,8 @@ def whiten_inputs(
         eps: epsilon, at least 0, in units of the input squared.
         preserve_norm: whether each weight's update keeps its Frobenius norm.
         max_dim: see `scale_by_input_covariance`.
-        scope: see `scale_by_input_covariance`. `inner` sees all weights; those out of
-            scope as they are.
+        scope: see `scale_by_input_covariance`. `inner` is given the gradients of all
+            weights; those of weights out of scope are unchanged.
         missing: see `scale_by_input_covariance`.
         input_covariances_like: see `scale_by_input_covariance`.
 
@@ -113,10 +113,10 @@ def whiten_inputs(
         >>> losses[-1] < 0.01 * losses[0]
         True
 
-    Source: specific to this library. Natural gradient descent with a block-diagonal
-    Fisher matrix whitens both sides of a layer in this way (Desjardins et al., Natural
-    Neural Networks, 2015, arXiv:1507.00210); SOAP (Vyas et al., 2024,
-    arXiv:2409.11321) runs Adam in a rotated, not whitened, basis.
+    Source: specific to this library. Natural Neural Networks (Desjardins et al., 2015,
+    arXiv:1507.00210) also whiten the input of each layer by a reparametrization of its
+    weights; SOAP (Vyas et al., 2024, arXiv:2409.11321) runs Adam in a rotated, not
+    whitened, basis.
     """
     link = covariance_link(
         decay,
