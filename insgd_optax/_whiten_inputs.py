@@ -88,7 +88,7 @@ def whiten_inputs(
         >>> from insgd_optax import capture_input_covariances, whiten_inputs
         >>> model = nn.Dense(4)
         >>> x = jax.random.normal(jax.random.key(0), (64, 8))
-        >>> x = x * jnp.array([9.0, 3.0] + [1.0] * 6)
+        >>> x = x * jnp.array([[9.0, 3.0] + [1.0] * 6])
         >>> params = model.init(jax.random.key(1), x)["params"]
         >>> learning_rate = optax.linear_schedule(0.2, 0.0, 50)
         >>> tx = whiten_inputs(optax.contrib.muon(learning_rate))

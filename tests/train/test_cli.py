@@ -447,7 +447,7 @@ def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys)
     [
         (["--optimiser", "sgd"], "Did you mean --optimizer?"),
         (["--learning-rate", "-1"], "--learning-rate must be at least 0"),
-        (["--epochs", "many"], "see python -m train run --help"),
+        (["--epochs", "many"], "All options: python -m train run --help"),
         (["--optimizer", "sdg"], "unknown optimizer 'sdg': expected one of sgd, adam"),
         (["evaluate", "x"], "Available subcommands: run, eval, "),
         (["eval"], "Missing from python -m train eval"),
