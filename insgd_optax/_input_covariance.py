@@ -49,7 +49,7 @@ def scale_by_input_covariance(
     Args:
         decay: beta, in [0, 1). 0 takes the covariance of the last capture.
         damping: delta, at least 0 and finite, in units of the mean eigenvalue of A.
-            Large values leave the update nearly unchanged.
+            With `preserve_norm`, large values leave the update nearly unchanged.
         eps: epsilon, at least 0, in units of the input squared.
         preserve_norm: whether each weight's update keeps its Frobenius norm. Without
             it the update has Newton's scale, in units of 1 / x^2, and the learning rate
@@ -76,9 +76,9 @@ def scale_by_input_covariance(
             in RLS. None starts from the first capture.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_covariances`, the
-        mutated variables, or the "intermediates" collection, of the pass that gave the
-        gradients. Updates have the gradients' shapes and dtypes. If a factorization
+        A transformation whose `update` requires the keyword `input_covariances`: the
+        mutated variables of the pass that gave the gradients, or their "intermediates"
+        collection. Updates have the gradients' shapes and dtypes. If a factorization
         fails (A singular, no damping), the previous D, at first the identity, is kept,
         and `failures` in the state is incremented. Its state is a
         `ScaleByInputCovarianceState`. `update` can be differentiated with respect to

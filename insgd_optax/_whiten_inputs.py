@@ -38,9 +38,9 @@ def whiten_inputs(
     r"""Runs an optimizer in coordinates in which each layer's input is white.
 
     A layer that computes W^T x also computes (D^{-1/2} W)^T (D^{1/2} x). D is the
-    inverse of the input's damped covariance: D^{1/2} x is white without damping, and
-    closer to white than x with it. The inner transformation is given the gradient with
-    respect to D^{-1/2} W, and its update is mapped back to W:
+    inverse of the input's damped covariance: without damping, D^{1/2} x is white; with
+    damping, it is closer to white than x. The inner transformation is given the
+    gradient with respect to D^{-1/2} W, and its update is mapped back to W:
 
     .. math::
         D_t &= \Bigl(\hat A_t + \bigl(\delta \operatorname{tr}(\hat A_t) / d
@@ -48,11 +48,12 @@ def whiten_inputs(
         \tilde U_t &= \text{inner}\bigl(D_t^{1/2} G_t\bigr) \\
         U_t &= D_t^{1/2} \, \tilde U_t
 
-    where A_t is the running covariance of the input, delta `damping`, epsilon `eps`,
-    and the root is the symmetric one: see `scale_by_input_covariance`, of which this
-    is the generalization. With `optax.identity()` for `inner`, the two are the same.
-    With an inner transformation that keeps no state and is equivariant under rotations
-    of the input, such as Muon without momentum, and without damping, `eps` and
+    where A_t with a hat is the bias-corrected running covariance of the input, d the
+    length of an input vector, G_t the gradient, delta `damping`, epsilon `eps`, and the
+    root is the symmetric one: see `scale_by_input_covariance`, of which this is the
+    generalization. With `optax.identity()` for `inner`, the two are the same. With an
+    inner transformation that keeps no state and is equivariant under rotations of the
+    input, such as Muon without momentum, and without damping, `eps` and
     `preserve_norm`, training does not change if an invertible linear map is applied to
     the input of a layer and undone in its initial kernel.
 
@@ -74,11 +75,11 @@ def whiten_inputs(
         input_covariances_like: see `scale_by_input_covariance`.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_covariances`, as
-        `scale_by_input_covariance`'s, and passes all keywords on to `inner`. If a root
-        cannot be computed (A singular, no damping), the previous one, at first the
-        identity, is kept, and `failures` in the state is incremented. Its state is a
-        `WhitenInputsState`.
+        A transformation whose `update`, like that of `scale_by_input_covariance`,
+        requires the keyword `input_covariances`, and passes all keywords on to `inner`.
+        If a root cannot be computed (A singular, no damping), the previous one, at
+        first the identity, is kept, and `failures` in the state is incremented. Its
+        state is a `WhitenInputsState`.
 
     Raises:
         ValueError: as `scale_by_input_covariance`.
