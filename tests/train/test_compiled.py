@@ -1,5 +1,7 @@
 """The training program as it is compiled: nothing leaves the device on its way."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,12 +78,15 @@ def test_one_program_serves_all_learning_rates(experiment, schedule):
     assert lowered(0.01) == lowered(0.02)
 
 
-def test_it_takes_the_steps_of_an_optimizer_made_with_the_learning_rate(experiment):
+def test_it_takes_the_steps_of_an_optimizer_made_with_the_learning_rate(
+    experiment, monkeypatch
+):
     params = []
-    for made_within in (True, False):
+    for made_before in (False, True):
         one = experiment(optimizer="lms-newton", learning_rate=0.02, schedule="cosine")
-        if not made_within:
-            one._make_tx = None
+        if made_before:  # As an optimizer of one's own.
+            own = types.SimpleNamespace(is_reference=lambda name: True)
+            monkeypatch.setattr("train.run.experiment.own_code", own)
         progress = one.start()
         for step in range(2):
             progress = one.train_chunk(progress, step, 1)

@@ -62,10 +62,14 @@ class Experiment:
         self._check_batch()
         self.steps_per_epoch = dataset.num_train // config.batch_size
         self._check_steps()
-        self.schedule = self._make_schedule(config.initial_learning_rate)
+        self.schedule = schedules.create(
+            config, config.initial_learning_rate, self.steps_per_epoch
+        )
         self.model = self._create_model()
         self._shapes: Any = None
-        self._optimizer = self._make_optimizer(self.schedule)
+        self._optimizer = optimizers.create(
+            config.optimizer, self.schedule, config, sown_shapes=self._sown_shapes
+        )
         self._init_rng, self._run_rng = jax.random.split(jax.random.key(config.seed))
         self._diagnostics_program = self._optimizer.diagnostics and jax.jit(
             self._optimizer.diagnostics
@@ -116,28 +120,10 @@ class Experiment:
         networks.check_logits(name, model, self._dataset.image_shape, num_classes)
         return model
 
-    def _make_schedule(self, learning_rate: float | jax.Array) -> optax.Schedule:
-        return schedules.create(self._config, learning_rate, self.steps_per_epoch)
-
-    def _make_optimizer(self, schedule: optax.Schedule) -> optimizers.Optimizer:
-        config = self._config
-        return optimizers.create(
-            config.optimizer, schedule, config, sown_shapes=self._sown_shapes
-        )
-
-    def _make_tx(
-        self, learning_rate: jax.Array
-    ) -> optax.GradientTransformationExtraArgs:
-        """Makes the optimizer within a program that serves all learning rates."""
-        return self._make_optimizer(self._make_schedule(learning_rate)).tx
-
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
-        """Returns the shapes that the network sows within the optimizer's capture."""
-        if self._shapes is None:
-            with self._fitting():
-                self._shapes = sown_shapes(
-                    self.model, self._dataset.image_shape, capture
-                )
+        """Returns and keeps the shapes that the network sows within a capture."""
+        with self._fitting():
+            self._shapes = sown_shapes(self.model, self._dataset.image_shape, capture)
         return self._shapes
 
     @contextlib.contextmanager
@@ -154,11 +140,14 @@ class Experiment:
     def _trainer(self) -> InMemoryTrainer | StreamedTrainer:
         """The trainer, created on demand, since restoring a state needs no images."""
         config = self._config
+        make_tx = functools.partial(
+            _make_tx, config, self.steps_per_epoch, self._shapes
+        )
         # Code of the user's own may look at the numbers of its schedule.
         own = own_code.is_reference(config.optimizer)
         step_fn = functools.partial(
             train_step,
-            make_tx=None if own else self._make_tx,
+            make_tx=None if own else make_tx,
             capture=self._optimizer.capture,
             extra_metrics=self._optimizer.extra_metrics,
             label_smoothing=config.label_smoothing,
@@ -314,6 +303,19 @@ class Experiment:
             sizes = {name: weight.size for name, weight in params.items()}
             row |= summarize(found["multipliers"], sizes, self._config.eps)
         return row
+
+
+def _make_tx(
+    config: RunConfig, steps_per_epoch: int, shapes: Any, learning_rate: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the optimizer within a program that serves all learning rates.
+
+    Not a method: JAX keeps the functions of its programs, and would keep the data.
+    """
+    schedule = schedules.create(config, learning_rate, steps_per_epoch)
+    return optimizers.create(
+        config.optimizer, schedule, config, sown_shapes=lambda capture: shapes
+    ).tx
 
 
 def create_evaluator(
