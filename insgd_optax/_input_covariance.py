@@ -76,7 +76,7 @@ def scale_by_input_covariance(
             in RLS. None starts from the first capture.
 
     Returns:
-        A transformation whose `update` requires the keyword `input_covariances`: the
+        A transformation whose `update` requires the keyword `input_covariances`, the
         mutated variables of the pass that gave the gradients, or their "intermediates"
         collection. Updates have the gradients' shapes and dtypes. If a factorization
         fails (A singular, no damping), the previous D, at first the identity, is kept,
