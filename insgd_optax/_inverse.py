@@ -9,6 +9,7 @@ _BLOCK = 64
 # Of `positive_definite_inverse_root`. It takes 12 iterations at a condition number of
 # 20, and 28 at 10^7.
 _MOST_ITERATIONS = 60
+_CONVERGED = 0.01  # An entry of (I - Z Y) / 2, from where convergence is quadratic.
 # Y, Z, the errors of the last two iterations, and their number.
 _Iterate = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -51,7 +52,7 @@ def positive_definite_inverse_root(matrices: jax.Array) -> jax.Array:
 
     def goes_on(carry: _Iterate) -> jax.Array:
         _, _, error, before, iteration = carry
-        far = error > 0.01
+        far = error > _CONVERGED
         # Until rounding is all that is left.
         falls = (error < 0.7 * before) & (error > rounding)
         return (far | falls).any() & (iteration < _MOST_ITERATIONS)
@@ -67,7 +68,7 @@ def positive_definite_inverse_root(matrices: jax.Array) -> jax.Array:
     _, z, error, _, _ = jax.lax.while_loop(
         goes_on, iterate, (flat / norm, identities, begun, begun, jnp.zeros((), int))
     )
-    good = (error <= 0.01)[:, None, None]
+    good = (error <= _CONVERGED)[:, None, None]
     return jnp.where(good, z / jnp.sqrt(norm), jnp.nan).reshape(shape)
 
 

@@ -99,13 +99,10 @@ def report_errors(execute: Callable[[], int]) -> int:
     """
     try:
         return execute()
-    except BrokenPipeError as error:
-        if _drop_closed_output():  # As with `| head`.
-            return 128 + signal.SIGPIPE
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
     # An OSError already names the path.
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _drop_closed_output():
+            return 128 + signal.SIGPIPE  # As with `| head`.
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except OwnCodeError as error:

@@ -1,12 +1,12 @@
 """Encodes and validates `record.json`, which may come from anywhere."""
 
-import hashlib
 import json
 import math
 from typing import Any
 
 from train import json_fields, strict_json
 from train.config import NOT_STORED, RunConfig
+from train.run import checksums
 
 _ENVIRONMENT: dict[str, Any] = {
     "commit": str | None,
@@ -63,8 +63,7 @@ def verify(record: dict[str, Any]) -> None:
 
 def _checksum(record: dict[str, Any]) -> str:
     values = {name: part for name, part in record.items() if name != _CHECKSUM}
-    text = json.dumps(strict_json.to_null(values), sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return checksums.of_contents((), strict_json.to_null(values))
 
 
 def parse(content: bytes) -> dict[str, Any]:
