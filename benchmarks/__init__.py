@@ -1,1 +1,1 @@
-"""`python -m benchmarks`: what a GPU is wanted for, in pieces that stop and go on."""
+"""`python -m benchmarks`: measurements on an accelerator, which can be resumed."""

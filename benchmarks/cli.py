@@ -23,7 +23,7 @@ def main() -> int:
         {name: config for name, (config, _) in _COMMANDS.items()},
         program="python -m benchmarks",
         description=(
-            "Measurements that need an accelerator, in pieces that stop and go on."
+            "Measurements that need an accelerator; they can be stopped and resumed."
         ),
     )
     execute = _COMMANDS[arguments[0]][1]

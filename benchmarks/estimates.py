@@ -15,13 +15,13 @@ from train.training import optimizers
 from train.training.state import abstract_state
 from train.training.step import train_step
 
-# Told with every plan. The last three are what ResNet-20 took on an H100
-# (docs/scaling.md), which it does not fill; the first is assumed, for large networks.
+# Printed with every plan. The first is an assumption for large networks. The others are
+# measurements of ResNet-20, which does not saturate an H100 (docs/scaling.md).
 _UTILIZATION = 0.05
 _LEAST_STEP_SECONDS = 1.9e-3
 _COMPILE_SECONDS = 15.0
 _EPOCH_SECONDS = 0.4
-# Of a device whose peak is not known, such as a CPU.
+# Assumed FLOP/s of a device whose peak is unknown, such as a CPU.
 _UNKNOWN_PEAK = 2e11
 MODEL = (
     f"Estimates: {_COMPILE_SECONDS:g} s to compile a step, {_EPOCH_SECONDS:g} s to "
@@ -52,7 +52,7 @@ class Estimates:
         }
 
     def seconds(self, task: Task) -> float:
-        """Of a task from its start to its end."""
+        """Returns the estimated duration of a task in seconds."""
         work = task.work
         fixed = work.programs * _COMPILE_SECONDS + work.epochs * _EPOCH_SECONDS
         if work.workload is None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: everything a GPU is wanted for, in pieces."""
+"""`python -m benchmarks gpu`: runs the measurements in worker processes."""
 
 import dataclasses
 import shlex
@@ -22,28 +22,28 @@ from train.interrupt import StopRequest
 
 @dataclasses.dataclass(frozen=True)
 class GpuConfig:
-    """Measure on an accelerator; the same command again goes on where it stopped."""
+    """Measure on an accelerator; run the same command again to resume."""
 
     out: Path
-    """Folder of the results; made if it is not there."""
+    """Folder of the results; created if it does not exist."""
     minutes: float = 45
     """Minutes after which to stop."""
     piece_minutes: float = 9
-    """Most minutes of a piece; each is a process of its own."""
+    """Maximum minutes of a worker process; they run one after another."""
     only: Annotated[str, tyro.conf.arg(metavar="PART|TASK,...")] = ",".join(plan.PARTS)
     """Parts to run, such as b,c, or tasks, such as b-resnet20-* (see --dry-run)."""
     data: Path | None = None
     """Folder of images, train/CLASS/ and test/CLASS/, for parts c to f."""
     miniature: bool = False
-    """All of it in minutes on a CPU, at tiny sizes and on images made for it."""
+    """Run everything on a CPU in minutes, at tiny sizes and on generated images."""
     dry_run: bool = False
     """Print the plan with estimated times, and run nothing."""
     device_kind: str | None = None
-    """Device of a dry run, such as "NVIDIA H100". Default: the one here."""
+    """Device that --dry-run estimates for, such as "NVIDIA H100". Default: this one."""
     retry_failed: bool = False
     """Run failed tasks again."""
     commit: str | None = None
-    """Commit to record, where the checkout is a copy. Default: what git says."""
+    """Commit to record, for copies without .git. Default: that of the checkout."""
 
     def __post_init__(self) -> None:
         for name in ("minutes", "piece_minutes"):
@@ -72,11 +72,11 @@ def gpu(config: GpuConfig) -> int:
     """Runs what is missing, or prints the plan.
 
     Returns:
-        0 if nothing is left; `MORE` if there is; or 128 plus the number of the
-        signal that stopped it.
+        0 if nothing is left to do; `MORE` if something is; or 128 plus the number of
+        the signal that stopped it.
 
     Raises:
-        UserError: if a worker cannot start, or the folder was begun otherwise.
+        UserError: if a worker cannot start, or the folder has other settings.
     """
     out = config.out.expanduser().absolute()
     if config.dry_run:
@@ -88,7 +88,7 @@ def gpu(config: GpuConfig) -> int:
         dataset = f"folder:{images.make(out / 'images')}"
     elif config.data is not None:
         if not config.data.expanduser().is_dir():
-            raise UserError(f"--data {config.data} is no folder")
+            raise UserError(f"--data {config.data} is not a folder")
         dataset = registry.absolute(f"folder:{config.data}")
     held = settings.keep(out, Settings(config.miniature, dataset))
     store = Results(out)
@@ -100,7 +100,7 @@ def gpu(config: GpuConfig) -> int:
         while True:
             left = end - time.monotonic()
             if left <= 0:
-                print("Time is over. The same command again goes on.")
+                print("The time is up. Run the same command again to resume.")
                 return MORE
             piece = Piece(
                 str(out),
@@ -115,16 +115,16 @@ def gpu(config: GpuConfig) -> int:
             )
             status = pieces.run(piece, stop)
             if stop.signal is not None:
-                print(f"Stopped by {stop.signal.name}. The same command goes on.")
+                print(f"Stopped by {stop.signal.name}. Run it again to resume.")
                 return 128 + stop.signal
             if status == 0:
-                print(f"All is done. Tables: python -m benchmarks report --out {out}")
+                print(f"Finished. Tables: python -m benchmarks report --out {out}")
                 return 0
 
 
 def dry_run(config: GpuConfig, out: Path) -> None:
     """Prints the tasks, with what they are estimated to take."""
-    # JAX is asked only here: a GPU's memory is the workers'.
+    # JAX initializes devices only here: the workers need the GPU's memory.
     import jax
 
     from benchmarks import estimates
@@ -139,7 +139,7 @@ def dry_run(config: GpuConfig, out: Path) -> None:
         total += 0 if store.is_done(task.name) else seconds
         cells = (_minutes(seconds), _minutes(total), record["status"] if record else "")
         rows.append((task.name, task.title, *cells))
-    header = ("Task", "What", "Minutes", "In all, to do", "Status")
+    header = ("Task", "What", "Minutes", "Cumulative, to do", "Status")
     print(f"{markdown.table(header, rows)}\n\nOn {kind}. {estimates.MODEL}")
 
 

@@ -13,10 +13,10 @@ _PER_CLASS = {"train": 64, "test": 8}  # A batch of training images.
 
 
 def make(folder: Path) -> Path:
-    """Makes a folder of images with a bright row, whose place is the class.
+    """Creates a folder of images with a bright row, whose position is the class.
 
     Args:
-        folder: which is made, unless it is there.
+        folder: the folder; left unchanged if it exists.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""One piece after another: a worker is started, told to stop in time, and outlived."""
+"""Runs pieces of work in worker processes, and ends each within its time limit."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from train import files
 from train.errors import UserError
 from train.interrupt import StopRequest
 
-# The exit status of a worker, and of the command, that has left something to do.
+# Exit status of a worker, or of the command, if tasks are left.
 MORE = 10
 SIGNAL_SECONDS = 2.0
 _POLL_SECONDS = 0.5
@@ -32,17 +32,18 @@ _QUICK_COMPILATION = (
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What a worker is told; JSON.
+    """Instructions for a worker, passed as JSON.
 
     Attributes:
         out: folder of the results.
         miniature: see `Settings`.
         dataset: see `Settings`.
         wanted: see `plan.tasks`.
-        seconds: after which the worker must have ended.
-        is_whole: whether that is all a piece may have, not the rest of a call's time.
-        command: the command line it works for.
-        commit: to be recorded; None for what git says.
+        seconds: time limit of the worker.
+        is_whole: whether this is the limit of every piece, not a shorter rest of
+            `--minutes`.
+        command: the command line to record.
+        commit: commit to record; None for that of the checkout.
     """
 
     out: str
@@ -56,36 +57,36 @@ class Piece:
 
     @property
     def folder(self) -> Path:
-        """Of the results."""
+        """Folder of the results."""
         return Path(self.out)
 
     @property
     def settings(self) -> Settings:
-        """Of the results."""
+        """Settings of the results."""
         return Settings(self.miniature, self.dataset)
 
     @property
     def grace_seconds(self) -> float:
-        """What the worker has to stop, when it is told to."""
+        """Seconds between the request to stop and the kill."""
         return min(30.0, 0.2 * self.seconds)
 
     @property
     def working_seconds(self) -> float:
-        """After which the worker is told to stop."""
+        """Seconds after which the worker is told to stop."""
         return self.seconds - self.grace_seconds
 
 
 def current(out: Path) -> Path:
-    """The file that says what a worker is doing, should it not live to tell."""
+    """File with the current task of the worker, in case the worker crashes."""
     return out / "current.json"
 
 
 def run(piece: Piece, stop: StopRequest) -> int:
-    """Lets a worker work.
+    """Runs a worker.
 
     Args:
-        piece: what it is told.
-        stop: whether it is to stop earlier.
+        piece: its instructions.
+        stop: true if a signal asked this command to stop.
 
     Returns:
         0 if nothing is left to do, else `MORE`.
@@ -112,14 +113,14 @@ def run(piece: Piece, stop: StopRequest) -> int:
                 process.kill()
                 process.wait()
             elif told is None or now - told > SIGNAL_SECONDS:
-                # More than once: between two runs nobody may have listened.
+                # Repeated, since a signal between two training runs may be missed.
                 told = now
                 process.terminate()
     news.tell()
     if process.returncode in (0, MORE):
         return process.returncode
     if told is not None and process.returncode == -signal.SIGTERM:
-        return MORE  # It was not listening, at its beginning or at its end.
+        return MORE  # SIGTERM ended it while it was starting or exiting.
     if not current(out).exists():
         # It may just have been too late for a first task.
         if told is not None:
@@ -140,7 +141,7 @@ def _record_end(piece: Piece, status: int, killed: bool, stopped: bool) -> None:
         return
     if killed and (stopped or task.goes_on or not values["fresh"]):
         return  # It may well end in another piece.
-    how = "took longer than a piece" if killed else f"ended its process: {status}"
+    how = "took longer than a piece" if killed else f"ended with status {status}"
     store.write(
         task,
         results.FAILED,
@@ -168,7 +169,7 @@ def _started(piece: Piece) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.PIPE,  # Stays open as long as this process lives.
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is passed on, not had by both.
+            start_new_session=True,  # Ctrl-C must not reach the worker twice.
         )
     try:
         yield process

@@ -14,15 +14,15 @@ from train.config import RunConfig
 from train.experiments.paper import controls, presets
 from train.markdown import counted
 
-# At least so many steps are in a call of a program, and in a round.
+# Minimum number of steps in a call of a program, and in a round.
 _ROUND_STEPS = 20
 _WARM_UP_ROUNDS = 3
 
 PARTS = {
     "a": "Smoke test of strategies, networks and optimizers",
     "b": "Step time, memory and FLOP utilization",
-    "c": "ResNet-20 to the end",
-    "d": "PyTorch's SGD beside ours",
+    "c": "Full training of ResNet-20",
+    "d": "PyTorch's SGD compared with ours",
     "e": "Tables 6 and 7 of the paper, with controls",
     "f": "Usable learning rates on ResNet-20",
 }
@@ -32,8 +32,8 @@ def tasks(settings: Settings, out: Path, wanted: Sequence[str] = ()) -> list[Tas
     """The tasks of a folder of results, in their order.
 
     Args:
-        settings: of the folder.
-        out: the folder, absolute.
+        settings: settings of the folder.
+        out: absolute path of the folder.
         wanted: letters of parts, or patterns of names; empty for all.
     """
     makers = (_smoke, _profiles, _steps, _resnet20, _pytorch, _tables, _rates)
@@ -192,7 +192,7 @@ def _runs(
     optimizers: tuple[str, ...],
     dtype: str,
 ) -> Work:
-    """Runs of batches of 128 images."""
+    """Returns the work of training runs at batch size 128."""
     batch = RunConfig.batch_size
     options = settings.sizes.resnet20 if model == "resnet20" else ()
     text = f"{model}:{','.join(options)}" if options else model

@@ -31,7 +31,7 @@ def report(config: ReportConfig) -> int:
     out = config.out.expanduser().absolute()
     records = Results(out).all()
     if not records:
-        raise UserError(f"{out} has no results. python -m benchmarks gpu makes some.")
+        raise UserError(f"{out} has no results. Run: python -m benchmarks gpu")
     text = to_markdown(records)
     files.write(out / "report.md", text.encode())
     print(text)
@@ -70,7 +70,7 @@ def _origin(records: Sequence[Record]) -> str:
         f"Dates: {min(dates)} to {max(dates)}.",
     ]
     miniature = any(each["settings"]["miniature"] for each in environments)
-    warning = "This is the miniature: it shows that all works, and measures nothing."
+    warning = "These are --miniature results: they test the code and measure nothing."
     return "\n".join(["# Results of `python -m benchmarks gpu`", "", *lines]) + (
         f"\n\n**{warning}**" * miniature
     )
@@ -180,7 +180,7 @@ def _trained(records: Sequence[Record]) -> str:
     rows = []
     for record in records:
         found = record["result"]
-        if "last_top1" not in found:  # Stopped on its way.
+        if "last_top1" not in found:  # Stopped before the end.
             continue
         rows.append(
             [
@@ -197,9 +197,9 @@ def _trained(records: Sequence[Record]) -> str:
     header = ["Optimizer", "Learning rate", "Dtype", "Epochs", "Seconds"]
     header += ["At the median epoch", "Last epoch", "Best epoch"]
     note = (
-        "Seconds of training and testing, compilation included; at the median epoch's "
-        "time, it is not. Top-1 on the test images in percent, one seed; the best "
-        "epoch is picked on these same images."
+        "Seconds of training and testing, including compilation. At the median epoch: "
+        "the median epoch's seconds times the number of epochs. Top-1 on the test "
+        "images in percent, one seed; the best epoch is selected on the same images."
     )
     return f"{markdown.table(header, rows)}\n\n{note}" if rows else ""
 

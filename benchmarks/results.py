@@ -1,4 +1,4 @@
-"""A folder of results: a file of JSON for each task, whole or not there."""
+"""A folder of results: one JSON file per task, written atomically."""
 
 import dataclasses
 import datetime
@@ -21,7 +21,7 @@ class Results:
     """The results in a folder.
 
     Attributes:
-        folder: whose subfolder has them.
+        folder: folder of `--out`; the files are in its subfolder.
     """
 
     folder: Path
@@ -52,15 +52,15 @@ class Results:
         result: dict[str, Any] | None = None,
         reason: str | None = None,
     ) -> None:
-        """Writes the record of a task at once.
+        """Writes the record of a task atomically.
 
         Args:
-            task: what was done.
-            status: what became of it.
-            seconds: that it took now; those it took before it was stopped are added.
+            task: the task.
+            status: its status.
+            seconds: time of this attempt; that of a stopped one before is added.
             environment: device, versions, commit, command and settings.
             result: what was measured.
-            reason: why it was not, or not wholly.
+            reason: why the task is not finished.
         """
         before = self.read(task.name)
         if before is not None and before["status"] == STOPPED:

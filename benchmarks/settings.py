@@ -18,8 +18,9 @@ class Sizes:
     Networks are texts as `train.benchmark.workload.parse` reads them.
     """
 
-    # (a) The network of every optimizer; that of every strategy, and its optimizers;
-    # every network, with the side of its images; and which optimizers are profiled.
+    # (a) Network on which every optimizer is tried; network and optimizers with which
+    # every strategy is tried; all networks, with their image sizes; optimizers to
+    # profile.
     optimizer_network: str
     strategy_network: str
     strategy_optimizers: tuple[str, ...]
@@ -28,15 +29,16 @@ class Sizes:
     dtypes: tuple[str, ...]
     every_combination: bool  # See `smoke.cases`.
     chunk_steps: int
-    # (b) Networks, sides of images, dtypes and rounds; the first is the batch of (d).
+    # (b) Networks, image sizes, dtypes and rounds. The first entry also gives batch,
+    # image size and rounds of (d).
     steps: tuple[tuple[str, int, str, int], ...]
     # (c) to (f)
     resnet20: tuple[str, ...]  # Options.
     dtype: str
     epochs: int
-    table6_rows: tuple[int, ...]  # None of them: all.
+    table6_rows: tuple[int, ...]  # Empty: all.
     table7_rows: tuple[int, ...]
-    table_seeds: tuple[int, ...]  # One after another; later ones go on from earlier.
+    table_seeds: tuple[int, ...]  # In order; each reuses earlier runs.
     rates: dict[str, Any]  # Options of `robustness`.
     num_train: int  # Training images, for the estimates.
 
@@ -131,7 +133,7 @@ MINIATURE = Sizes(
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a folder of results is about, the same in every call that goes on.
+    """Settings of a folder of results, the same in every command that resumes it.
 
     Attributes:
         miniature: whether the sizes are `MINIATURE`'s.
@@ -151,14 +153,14 @@ def keep(folder: Path, settings: Settings) -> Settings:
     """Writes the settings of a folder of results, or compares them with those there.
 
     Args:
-        folder: of the results.
-        settings: those of this call. Without a data set, the recorded one holds.
+        folder: folder of the results.
+        settings: settings of this command. Without a dataset, the recorded one is used.
 
     Returns:
-        The settings that hold.
+        The settings to use.
 
     Raises:
-        UserError: if the folder was begun with others.
+        UserError: if the folder has other settings.
     """
     recorded = load(folder)
     if recorded is not None:
@@ -168,8 +170,8 @@ def keep(folder: Path, settings: Settings) -> Settings:
             recorded = dataclasses.replace(recorded, dataset=dataset)
         if recorded != settings:
             raise UserError(
-                f"{folder} was begun with {recorded}, now it is {settings}. Give the "
-                "same options, or another --out."
+                f"{folder} was started with {recorded}, not {settings}. Pass the same "
+                "options, or another --out."
             )
     content = json.dumps(dataclasses.asdict(settings), indent=2) + "\n"
     files.write(folder / _FILE, content.encode())

@@ -1,4 +1,4 @@
-"""What is done as one: a result in one file."""
+"""Tasks: units of work, each with its result in one file."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import Any
 from train.benchmark.workload import Workload
 
 Result = dict[str, Any]
-# Asks whether to stop; a task that can go on later then raises `Stopped`.
+# Its argument returns whether to stop; a task that can be resumed then raises
+# `Stopped`.
 Run = Callable[[Callable[[], bool]], Result]
 
 
@@ -37,11 +38,11 @@ class Task:
     """Something to measure.
 
     Attributes:
-        name: of its file; begins with the letter of its part.
-        title: in words.
-        run: does it, and returns what JSON holds.
-        work: what it takes.
-        goes_on: whether it keeps what it has done when it is stopped.
+        name: name of its file; begins with the letter of its part.
+        title: description for people.
+        run: runs the task and returns a result that JSON can hold.
+        work: its work, for the estimate of its time.
+        goes_on: whether it can be resumed after it was stopped.
     """
 
     name: str
@@ -64,11 +65,11 @@ class Stopped(Exception):
     """A task was stopped, and has kept what it has done.
 
     Attributes:
-        result: of what is done; JSON.
+        result: the result so far, as JSON can hold it.
     """
 
     def __init__(self, result: Result):
-        super().__init__("stopped; the same command again goes on")
+        super().__init__("stopped; run the same command again to resume")
         self.result = result
 
 
@@ -76,7 +77,7 @@ class Failed(Exception):
     """A task found something wrong; says what.
 
     Attributes:
-        result: what was found beside; JSON.
+        result: what was measured nevertheless, as JSON can hold it.
     """
 
     def __init__(self, reason: str, result: Result):

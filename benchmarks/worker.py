@@ -55,8 +55,8 @@ def work(piece: Piece) -> int:
             if stop:
                 return MORE
             left = piece.working_seconds - (time.monotonic() - began)
-            # What cannot be stopped is begun only if it may end in time, or if no
-            # piece would leave it more.
+            # A task that cannot be resumed is started only if it should end in time, or
+            # if no later piece would give it more time.
             if not (task.goes_on or fresh or estimates.seconds(task) < left):
                 too_long = True
                 continue
@@ -70,7 +70,7 @@ def work(piece: Piece) -> int:
 
 
 def _take(lock: RunLock, out: Path) -> None:
-    """Takes the folder, when an earlier worker has let it go."""
+    """Locks the folder, after an earlier worker has released it."""
     end = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
@@ -97,7 +97,7 @@ def _attempt(
         status, reason = results.SKIPPED, str(error)
     except Failed as error:
         status, reason, result = results.FAILED, str(error), error.result
-    # A result too: whatever it is, the others go on.
+    # Any error is recorded as a result, and the next task starts.
     except Exception as error:  # noqa: BLE001
         traceback.print_exc()
         status, reason = results.FAILED, f"{type(error).__name__}: {error}"[:2000]
@@ -134,7 +134,7 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    # Told again while it ends, having stopped, it is to end as it would have.
+    # A repeated SIGTERM must not change how a worker that has stopped exits.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(work(Piece(**json.loads(sys.argv[1]))))

@@ -62,7 +62,7 @@ def main(args):
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
             return losses.mean(), sown
 
-        # The norms are measured in the pass itself: the loss scale does not reach them.
+        # The norms come from the forward pass, so the loss scale does not affect them.
         grad_fn = dynamic_scale.value_and_grad(loss_fn, has_aux=True)
         dynamic_scale, _, (loss, sown), grads = grad_fn(params)
         updates, opt_state = tx.update(grads, opt_state, params, input_norms=sown)
@@ -90,6 +90,8 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=1200, help="micro-batches")
-    parser.add_argument("--accumulate", type=int, default=4, help="of them an update")
+    parser.add_argument(
+        "--accumulate", type=int, default=4, help="micro-batches per update"
+    )
     parser.add_argument("--tiny", action="store_true", help="a small network")
     main(parser.parse_args())

@@ -75,7 +75,7 @@ def make_optimizer(name, learning_rate, steps):
         return lms_newton(rate, weight_decay=1e-4)
     adam = optax.scale_by_adam(b2=0.95)
     muon = optax.contrib.muon(
-        -1.0,  # Its updates are to have the sign of gradients, as Adam's.
+        -1.0,  # So that its updates have the sign of gradients, as Adam's do.
         adam_b2=0.95,
         adam_learning_rate=-0.3,
         muon_weight_dimension_numbers=muon_dimensions,

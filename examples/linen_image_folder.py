@@ -35,7 +35,7 @@ class CNN(nn.Module):
 
 
 class TrainState(insgd_optax.TrainState):
-    """Flax's train state, which hands the input norms on, with batch statistics."""
+    """The library's train state, which passes on input norms, with batch statistics."""
 
     batch_stats: Any
 

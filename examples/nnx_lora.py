@@ -80,7 +80,7 @@ def main(args):
     rotated = np.rot90(x.reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64)
     print(f"rotated, before fine-tuning: {accuracy(model, rotated):.1%}")
     model.add_adapters(args.rank, nnx.Rngs(1))
-    # An adapter's input meets lora_a; lora_b takes the full learning rate.
+    # INSGD scales lora_a, which takes the input; lora_b has the full learning rate.
     tx = insgd(args.lora_rate, momentum=0.9, scope=lambda path: path[-1] == "lora_a")
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
     frozen = np.array(model.hidden.base_module.kernel[...])
@@ -93,7 +93,7 @@ def main(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300, help="in each of the phases")
+    parser.add_argument("--steps", type=int, default=300, help="in each phase")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--lora-rate", type=float, default=0.03)
     parser.add_argument("--rank", type=int, default=4)

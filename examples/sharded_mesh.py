@@ -1,7 +1,7 @@
 """LMS-Newton on several devices: the batch is sharded, the widest weights are too.
 
-Under `jax.jit` the training step is the code of one device. Without several devices,
-eight CPU devices are simulated.
+Under `jax.jit` the training step is the code of one device. On a CPU, eight devices are
+simulated.
 
     python examples/sharded_mesh.py
 """
@@ -51,7 +51,7 @@ def main(args):
         params = model.init(rng, example)["params"]
         return params, tx.init(params)
 
-    # The optimizer's state is as the metadata of the parameters says, or replicated.
+    # The optimizer's state follows the parameters' sharding metadata, or is replicated.
     specs = nn.get_partition_spec(jax.eval_shape(init, jax.random.key(0)))
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),

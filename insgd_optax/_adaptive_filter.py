@@ -35,8 +35,8 @@ class FilterResult(NamedTuple):
 def check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
     if np.shape(value) != ():
         raise ValueError(
-            f"{name} is one number, not an array of shape {np.shape(value)}; for"
-            f" several at once, jax.vmap the filter over {name}"
+            f"{name} must be one number, not an array of shape {np.shape(value)}; for"
+            f" several values at once, jax.vmap the filter over {name}"
         )
     if isinstance(value, jax.core.Tracer):
         return  # inside jit or vmap: the value is not concrete
@@ -54,8 +54,8 @@ def check_signals(
     for name, signal in (("u", u), ("d", d)):
         if signal.ndim != 1:
             raise ValueError(
-                f"{name} is one signal of shape (T,), not {signal.shape}; for several"
-                " channels, jax.vmap the filter over the channel axis"
+                f"{name} must be one signal of shape (T,), not {signal.shape}; for"
+                " several channels, jax.vmap the filter over the channel axis"
             )
     if u.shape != d.shape:
         raise ValueError(
@@ -89,8 +89,9 @@ class Sample(NamedTuple):
     error: jax.Array  # (), d minus the output of the weights before the update
 
 
-# From the first weights, a filter's numbers and its static settings to its first state
-# and an update, which maps (weights, state, sample) to the next weights and state.
+# A rule maps the initial weights, a filter's numbers and its static settings to its
+# initial state and an update. An update maps (weights, state, sample) to the next
+# weights and state.
 Update = Callable[[jax.Array, Any, Sample], tuple[jax.Array, Any]]
 Rule = Callable[..., tuple[Any, Update]]
 
@@ -194,8 +195,8 @@ def lms_filter(
 
     The mean of w converges for 0 < lambda < 2 / lambda_max(R), with R = E[x x^T]; a
     step moves w closer to a noiseless solution for 0 < lambda < 2 / ||x_t||_2^2.
-    Neither bound is enforced, because both depend on the signal. Beyond these bounds,
-    the weights grow to inf and nan.
+    Neither bound is enforced, because both depend on the signal. Beyond them, the
+    weights can diverge to inf and nan.
 
     Args:
         u: the input, shape (T,), real or complex.
@@ -264,9 +265,9 @@ def nlms_filter(
         e_t &= d_t - x_t^T w \\
         w &\leftarrow w + \lambda e_t x_t^* / (\epsilon + \|x_t\|_p^p)
 
-    For p = 2 and lambda = 1 a step projects w onto the hyperplane of weights without
-    error at t, and 0 < lambda < 2 converges whatever the input's scale. For p = 1, the
-    bound on lambda depends on the input's scale: 0 < lambda < 2 ||x_t||_1 /
+    For p = 2, 0 < lambda < 2 converges whatever the input's scale; with lambda = 1 and
+    eps = 0, a step projects w onto the hyperplane of weights without error at t. For
+    p = 1, the bound on lambda depends on the input's scale: 0 < lambda < 2 ||x_t||_1 /
     ||x_t||_2^2, for which lambda < 2 / max |u| is sufficient. Neither is enforced. An
     all-zero window leaves the weights as they are, for eps = 0 too.
 

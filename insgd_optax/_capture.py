@@ -53,25 +53,27 @@ def capture_input_norms(
     is the number of samples (Eq. 26 and 29). A sample x_n is:
 
     - Dense, DenseGeneral, Einsum: the vector along the contracted axes. Every token
-      of a sequence is a sample. One number for each kernel along batch axes.
+      of a sequence is a sample. Each kernel along batch axes has its own number.
     - Conv, ConvLocal, ConvTranspose: with `conv_input="feature_map"` the whole input
       map of a sample, all heights, widths and channels ("the input feature maps of each
       layer", section 3.1); with `conv_input="patch"` each receptive field ("the inputs
-      to the neuron", Eq. 25), padding counted as zeros, mean over groups. The two
-      differ by about height * width / kernel area, so a 1x1 convolution and a Dense
-      layer on the same map have different multipliers with "feature_map".
+      to the neuron", Eq. 25), with padding counted as zeros and groups averaged. The
+      two differ by a factor of about height * width / kernel area, so a 1x1 convolution
+      and a Dense layer on the same map have different multipliers with "feature_map".
     - normalization layers, with `norm_layers=True`: the vector LayerNorm and RMSNorm
       normalize; the whole input of a sample for the others.
 
     The statistic has the rank of the kernel it scales, with singleton axes where it
-    does not vary, float32 (float64 for float64 inputs), cut off from differentiation.
+    does not vary. Its dtype is float32 (float64 for float64 inputs), and no gradient
+    flows through it.
 
-    Enter it inside the function that is traced, so that one compiled function has one
-    setting. The settings are a part of JAX's cache keys: a function that was traced
-    outside the context, or with other settings, is traced again. The model must be
-    applied with "intermediates" in `mutable`. `nn.scan`, `nn.vmap` and `nn.RNN` return
-    norms stacked along axis 0, whether or not their `variable_axes` mention
-    "intermediates"; if parameters are stacked along another axis, they must mention it.
+    Enter the context inside the function that is traced, so that one compiled function
+    has one setting. The settings are a part of JAX's cache keys: a function that was
+    traced outside the context, or with other settings, is traced again. The model must
+    be applied with "intermediates" in `mutable`. `nn.scan`, `nn.vmap` and `nn.RNN`
+    return norms stacked along axis 0 if their `variable_axes` do not mention
+    "intermediates". If they stack the parameters along another axis, `variable_axes`
+    must give "intermediates" the same axis.
 
     Args:
         p: the norm: any number >= 1, or `jnp.inf`.
@@ -95,6 +97,7 @@ def capture_input_norms(
 
     Raises:
         ValueError: if `p` is less than 1, or an option is unknown.
+        TypeError: if `layers` contains anything but subclasses of `nn.Module`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -174,8 +177,8 @@ def _check_not_fed_back(module: nn.Module, names: Iterable[str]) -> None:
     scope = module.scope
     if scope is None or module.path or not module.is_mutable_collection(COLLECTION):
         return
-    # A bound module may be called again; so may a lifted one, such as `nn.jit`'s,
-    # whose scope, named by its debug path, starts with what its last call sowed.
+    # A bound module may be called again. So may a lifted one, such as that of `nn.jit`:
+    # its scope, which has a debug path, starts with the values its last call sowed.
     if scope.root in _calls.started or scope.debug_path:
         return
     _calls.started.add(scope.root)
@@ -205,8 +208,9 @@ def sow_input_norm(
     """Sows the power of a hand-written layer's input, in one line of its `__call__`.
 
     Sows `input_norm(x, p, axis=axis)`, a scalar, beside the parameters of `module`.
-    With `input_norms_like`, a stacked scalar is read as one value per layer. In a
-    recurrent cell, whose steps share a kernel, sow it with the kernel's rank instead:
+    With `input_norms_like`, the scalars of a layer that `nn.scan` or `nn.vmap` stacks
+    are read as one value per layer. In a recurrent cell, whose steps share a kernel,
+    sow the norm with the kernel's rank instead:
     `self.sow("intermediates", "input_norm", input_norm(x).reshape(1, 1))`.
 
     Args:
@@ -255,10 +259,11 @@ def input_norm_shapes(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Shapes and dtypes that a model sows in the open capture; computes nothing.
+    """Returns the shapes and dtypes of what a model sows, without computing it.
 
-    Pass the result as `input_norms_like`, so that layers stacked by `nn.scan` or
-    `nn.vmap` keep one P each instead of sharing their mean.
+    Call this function inside the capture. Pass the result as `input_norms_like`, so
+    that layers stacked by `nn.scan` or `nn.vmap` keep one P each instead of sharing
+    their mean.
 
     Args:
         model: a Linen module.
@@ -270,7 +275,7 @@ def input_norm_shapes(
         A tree of `jax.ShapeDtypeStruct` like the model's "intermediates".
 
     Raises:
-        ValueError: if nothing is sown, because no capture is open.
+        ValueError: if nothing is sown, for example because no capture is open.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp

@@ -144,7 +144,7 @@ class Calls(threading.local):
 
     @contextlib.contextmanager
     def intercepted(self, context: Any) -> Iterator[bool]:
-        """Marks a call as being handled; yields whether none is around it."""
+        """Marks a call as being handled; yields whether it is the outermost."""
         self._intercepted.append(context)
         try:
             yield len(self._intercepted) == 1
@@ -154,7 +154,9 @@ class Calls(threading.local):
     def run(
         self, layers: Sequence[Hashable], function: Callable[[], Any]
     ) -> tuple[Any, list[bool]]:
-        """Runs one call of a layer; returns for each name whether it is the innermost.
+        """Runs one call of a layer.
+
+        Returns its output and, for each of `layers`, whether the call is innermost.
 
         A subclass may change the input before it calls `super().__call__`. The kernel
         sees the input of the innermost call, so only that one is sown.

@@ -1,6 +1,6 @@
-"""Private parts of Flax, Optax and JAX, which a release may change without notice.
+"""Private APIs of Flax, Optax and JAX, which a release may change without notice.
 
-Each has a test in tests/insgd_optax/test_compat.py, which names it when it moves.
+Each has a test in tests/insgd_optax/test_compat.py, which fails if the API changes.
 """
 
 import functools
@@ -30,7 +30,7 @@ def is_placeholder(params: Any) -> bool:
 
 
 def is_within_optax_multi_steps() -> bool:
-    """Whether the `init` of an `optax.MultiSteps` called what calls this."""
+    """Whether the caller runs inside the `init` of an `optax.MultiSteps`."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is optax.MultiSteps.init.__code__:
@@ -86,8 +86,9 @@ def export_sown(
                 axes[key] not in (0, None) for key in axes if in_filter(key, "params")
             ):
                 return into, out
-            # Last: `variable_broadcast` and `variable_carry` go first. Only out, since
-            # what the layers around have sown has no axis to scan over.
+            # Added last, since `variable_broadcast` and `variable_carry` take
+            # precedence, and to the outputs only, since what the surrounding layers
+            # have sown has no axis to scan over.
             return into, {**out, _Added(collection): 0}
 
         @functools.wraps(pack)
@@ -106,7 +107,7 @@ def export_sown(
             @functools.wraps(fn)
             def only_wanted(scope_fn: Any, repack_fn: Any, *args: Any) -> Any:
                 def repack(scopes: Any) -> Any:
-                    # The model's own sown values stay inside, as they would.
+                    # The model's own sown values stay inside, as without the patch.
                     *others, sown = repack_fn(scopes)
                     return (*others, tuple(_only(each, is_wanted) for each in sown))
 

@@ -84,13 +84,14 @@ def factor_sizes(
     Up to `max_dim` the input vector has one matrix. A longer one that runs along three
     axes or more, as in a two-dimensional convolution, has a Kronecker product of two:
     all axes but the last (the taps), and the last (the channels). Any other has
-    diagonal blocks. So the optimizer, which knows the shape of the kernel alone,
-    assumes what the layer sows.
+    diagonal blocks. The optimizer, which may know nothing but the kernel's shape, calls
+    this function to predict what the layer sows.
 
     Args:
         kernel: the shape of the kernel.
         inputs: the axes of the kernel that the input vector runs along.
-        batch: the axes with an input of their own for each index, and how many.
+        batch: the number of separate inputs along each axis that indexes them, such as
+            a batch axis, or the output axis of a grouped convolution.
         max_dim: the largest matrix, at least 2.
         kronecker: whether a vector along several axes has the product at any length.
     """
@@ -114,7 +115,7 @@ def factor_sizes(
 def _cut(blocks: dict[int, int], max_dim: int) -> dict[int, int]:
     """Cuts the leading axes into equal blocks until a matrix is small enough.
 
-    Blocks keep at least two entries along an axis: one is a batch axis's.
+    Blocks keep at least two entries along an axis, since one marks a batch axis.
     """
     blocks = dict(blocks)
     for axis, size in blocks.items():
@@ -138,7 +139,7 @@ def sum_of_products(
         axes: for each axis of `x` the axis of the kernel, or None for rows. An axis of
             groups stands for the output axis it groups.
         kernel: the shape of the kernel.
-        factors: what to compute, of `factor_sizes`.
+        factors: the layout of the sums, as returned by `factor_sizes`.
         dtype: the dtype of the sums.
     """
     rank = len(kernel)
@@ -191,7 +192,7 @@ def sum_of_products(
 
 
 def checked(covariance: InputCovariance) -> InputCovariance:
-    """The same, or no rows at all if a sum is not finite."""
+    """Returns a covariance unchanged, or zeros of no rows if a sum is not finite."""
     factors, count = covariance
     good = jnp.isfinite(count)
     for factor in factors:

@@ -49,10 +49,10 @@ def capture_input_covariances(
     layers sows
 
     .. math::
-        \sum_n x_n x_n^T \quad\text{and}\quad n
+        \sum_{i=1}^n x_i x_i^T \quad\text{and}\quad n
 
-    as `input_covariance` into the collection "intermediates" each time it is called.
-    The input vectors x_n are:
+    as `input_covariance` into the collection "intermediates" each time it is called,
+    where n is the number of input vectors. The input vectors x_i are:
 
     - Dense, DenseGeneral, Einsum, recurrent cells: the vectors along the contracted
       axes, one per token of a sequence. Each kernel along batch axes has a matrix.
@@ -60,18 +60,18 @@ def capture_input_covariances(
       group of a grouped convolution has a matrix; in ConvLocal, each position.
 
     Sums of micro-batches, devices and repeated uses add up. They are float32 (float64
-    for float64 inputs) and cut off from differentiation. Inputs that are not finite
-    sow n = 0.
+    for float64 inputs), and no gradient flows through them. A layer whose sums are not
+    finite sows zeros and n = 0.
 
-    Enter it inside the function that is traced. It may be open together with
-    `capture_input_norms`. As there, what is sown inside `nn.scan`, `nn.vmap` and
+    Enter the context inside the function that is traced. `capture_input_norms` may be
+    open at the same time. As there, what is sown inside `nn.scan`, `nn.vmap` and
     `nn.RNN` is returned stacked along axis 0; the cell of an RNN sows one matrix per
     time step.
 
     Args:
         when: whether to measure in this pass: a bool, or a traced boolean such as
-            `step % 10 == 0`, in one compiled program. A pass that does not measure
-            sows n = 0 at no cost.
+            `step % 10 == 0`, with which one compiled program serves both cases. A pass
+            that does not measure sows n = 0 at almost no cost.
         max_rows: the maximum number of input vectors per call of a layer, taken with
             strides over positions and samples; None for all. Under `pmap` and
             `shard_map` it applies to each device.
@@ -89,6 +89,7 @@ def capture_input_covariances(
 
     Raises:
         ValueError: if a number is out of range, or an option is not known.
+        TypeError: if `layers` contains anything but subclasses of `nn.Module`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -136,7 +137,7 @@ def covariance_capture(
             ' "kronecker"'
         )
     if jnp.shape(when) != ():
-        raise ValueError(f"when has the shape {jnp.shape(when)}, and must be a scalar")
+        raise ValueError(f"when has shape {jnp.shape(when)}, but must be a scalar")
     if not isinstance(when, jax.core.Tracer):
         when = bool(when)
     settings = Settings(max_rows, max_dim, conv_covariance)
@@ -240,10 +241,11 @@ def sow_input_covariance(
 def input_covariance_shapes(
     model: nn.Module, rngs: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Shapes and dtypes that a model sows in the open capture; computes nothing.
+    """Returns the shapes and dtypes of what a model sows, without computing it.
 
-    Pass the result as `input_covariances_like`, which tells the optimizer which axes of
-    a kernel belong to its input, where the shape alone does not.
+    Call this function inside the capture. Pass the result as `input_covariances_like`,
+    which tells the optimizer which axes of a kernel belong to its input, where the
+    shape alone does not.
 
     Args:
         model: a Linen module.
@@ -255,7 +257,7 @@ def input_covariance_shapes(
         A tree of `jax.ShapeDtypeStruct` like the model's "intermediates".
 
     Raises:
-        ValueError: if nothing is sown because no capture is open.
+        ValueError: if nothing is sown, for example because no capture is open.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp

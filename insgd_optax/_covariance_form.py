@@ -162,7 +162,7 @@ def reduced(factors: Sequence[jax.Array], lead: int, form: Form) -> list[jax.Arr
 
 
 def _diagonal_blocks(x: jax.Array, row: int, column: int, size: int) -> jax.Array:
-    """The blocks on the diagonal of two axes, as rows of their own columns."""
+    """The blocks on the diagonal of two axes: each row keeps its block's columns."""
     n = x.shape[row]
     count = -(-n // size)
     x = jnp.moveaxis(x, (row, column), (-2, -1))

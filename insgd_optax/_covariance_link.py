@@ -51,8 +51,9 @@ _LIKE = (
     " insgd_optax.input_covariance_shapes(model, rngs, x), then give it"
     " input_covariances_like=shapes. This is needed where a kernel's shape does not"
     " tell which of its axes are inputs: attention without biases, DenseGeneral with"
-    " batch_dims, grouped convolutions, ConvLocal, ConvTranspose with transpose_kernel,"
-    " Einsum, layers stacked by nn.scan or nn.vmap"
+    " batch_dims or with several output axes and no bias, grouped convolutions,"
+    " ConvLocal, ConvTranspose with transpose_kernel, Einsum, layers stacked by"
+    " nn.scan or nn.vmap"
 )
 _MISMATCH = (
     f"If max_dim is given, give the capture and the optimizer the same; else {_LIKE}"
@@ -181,7 +182,7 @@ def covariance_link(
         if absent and missing == "error":
             raise ValueError(
                 f"these scaled weights have no input covariance:\n{path_list(absent)}\n"
-                f"The covariances are of these layers:\n"
+                f"Layers with a covariance:\n"
                 f"{path_list(list(sown)) or '  none'}\n{_CAUSES}"
             )
 
@@ -202,8 +203,9 @@ def covariance_link(
         if old:
             any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
             any_rows = _after(any_rows, [grads[path] for path in totals])
-            # A loop of no or one round: unlike `lax.cond` it leaves the matrices where
-            # they are, and does not copy them in steps that bring nothing.
+            # A loop of zero or one iterations: unlike `lax.cond`, it leaves the
+            # matrices where they are, and does not copy them in steps without new
+            # covariances.
             _, (new, failed) = jax.lax.while_loop(
                 lambda carry: carry[0],
                 lambda carry: (jnp.zeros_like(any_rows), refreshed(carry[1][0])),
@@ -226,7 +228,7 @@ def covariance_link(
 def multiply(
     updates: optax.Updates, state: ScaleByInputCovarianceState, preserve_norm: bool
 ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
-    """Each scaled weight's update times what its state holds, and the cosines."""
+    """Multiplies updates by the matrices in the state, and records the cosines."""
     flat = flatten(updates)
     grads = dict(zip(flat.paths, flat.weights, strict=True))
     paths, layers, treedef = flat_layers(state.layers)
@@ -268,6 +270,6 @@ def _check_real(path: Path, weight: jax.Array) -> None:
     if jnp.issubdtype(weight.dtype, jnp.complexfloating):
         raise ValueError(
             f"{path_string(path)} is {weight.dtype}: scale_by_input_covariance is for"
-            " real weights. Leave it out by scope, a function from paths to True or"
+            " real weights. Exclude it with scope=, a function from paths to True or"
             " False"
         )

@@ -55,7 +55,7 @@ class ScaleByInputCovarianceState(NamedTuple):
 
 
 class InverseRootState(ScaleByInputCovarianceState):
-    """The same, but `inverse` of each layer is the square root of D."""
+    """A `ScaleByInputCovarianceState` whose `inverse` is the square root of D."""
 
 
 def flat_layers(layers: Any) -> tuple[list[Path], list[Any], Any]:

@@ -60,8 +60,7 @@ def learning_rate_multipliers(
     floor: its layer's input power is near or below 1.
 
     Args:
-        opt_state: as for `input_powers`. The optimizer keeps the multipliers of its
-            last update in it.
+        opt_state: as for `input_powers`. It holds the multipliers of the last update.
         normalizer: a normalizer to use instead of the optimizer's, with the same P; see
             `scale_by_input_power`. None uses the multipliers of the last update.
         eps: the eps of that normalizer, 0.01 by default. If only `eps` is given, the
@@ -94,7 +93,7 @@ def learning_rate_multipliers(
 
 
 def warn_at_floor(opt_state: optax.OptState, *, eps: float = 0.01) -> list[str]:
-    """Warns of weights at the floor of log P, whose steps are 1 / eps times too long.
+    """Warns of weights at the floor of log P, whose steps are 1 / eps times SGD's.
 
     If P is at most e^eps, as for a one-hot input, whose power is 1, `insgd` multiplies
     the gradient by 1 / eps = 100. The optimizer itself cannot warn: its step is
@@ -168,8 +167,8 @@ def _by_weight(opt_state: optax.OptState, field: str) -> dict[str, jax.Array]:
             name = path_string(path)
             if name in values and not is_masked(value):
                 raise ValueError(
-                    f"{name} is scaled by two scale_by_input_power of this state: look"
-                    " at their states one by one"
+                    f"{name} is scaled by two scale_by_input_power transformations in"
+                    " this state: look at their states one by one"
                 )
             if not is_masked(value):
                 values[name] = value
@@ -241,8 +240,8 @@ def covariance_cosines(opt_state: optax.OptState) -> dict[str, jax.Array]:
     Returns:
         By path, the cosine between the last update that `scale_by_input_covariance`
         returned and the one it was given, in (0, 1]; 1 if the one it was given was
-        zero. For stacked layers, it is the mean over the stack. In `whiten_inputs`, it
-        is that between the update and the inner transformation's.
+        zero. For stacked layers, it is the mean over the stack. For `whiten_inputs`, it
+        is the cosine between its update and that of the inner transformation.
 
     Raises:
         ValueError: as `covariance_condition_numbers`.

@@ -42,9 +42,10 @@ def scale_by_input_covariance(
 
     Place it directly after the transformation whose updates it should precondition:
     first in a chain for SGD, after `scale_by_input_power()` for INSGD, after
-    `optax.scale_by_adam()` for Adam, always before weight decay and momentum. With
-    `preserve_norm` only the directions of the updates change, so that a learning rate
-    that suited them is a good first choice.
+    `optax.scale_by_adam()` for Adam, always before weight decay and before a momentum
+    such as `dampened_trace`. With `preserve_norm` only the directions of the updates
+    change, so that a learning rate that suits the chain without this transformation is
+    a good first choice.
 
     Args:
         decay: beta, in [0, 1). 0 takes the covariance of the last capture.
@@ -68,12 +69,12 @@ def scale_by_input_covariance(
             "error", or "keep" its D.
         input_covariances_like: what `input_covariance_shapes` returns. It is needed
             where the shape of a kernel does not tell which of its axes are inputs:
-            attention without biases, `nn.DenseGeneral` with `batch_dims`, grouped
-            convolutions, `nn.ConvLocal`, `nn.ConvTranspose` with `transpose_kernel`,
-            `nn.Einsum`, layers stacked by `nn.scan` or `nn.vmap`; and for
-            `conv_covariance="kronecker"`.
-        initial_covariance: a number a: A_0 = a I, without correction for the start, as
-            in RLS. None starts from the first capture.
+            attention without biases, `nn.DenseGeneral` with `batch_dims` or with
+            several output axes and no bias, grouped convolutions, `nn.ConvLocal`,
+            `nn.ConvTranspose` with `transpose_kernel`, `nn.Einsum`, layers stacked by
+            `nn.scan` or `nn.vmap`; and for `conv_covariance="kronecker"`.
+        initial_covariance: a number a > 0: A_0 = a I, without bias correction, as in
+            RLS. None starts from the first capture.
 
     Returns:
         A transformation whose `update` requires the keyword `input_covariances`, the

@@ -58,7 +58,7 @@ _CAUSES = likely_causes(
   - scope="layer" also scales the scale and bias of normalization layers: capture with
     norm_layers=True
   - scope="layer" also scales a bias or scale that a module keeps outside any layer:
-    leave it out, scope=lambda path: path[-1] in ("kernel", "bias", "scale") and
+    exclude it with scope=lambda path: path[-1] in ("kernel", "bias", "scale") and
     path[:-1] != ("path", "of", "the", "module")
   - the norms are those of capture_released_norms, which only insgd_as_released uses""",
 )
@@ -85,7 +85,7 @@ def scale_by_input_power(
     keyword `input_norms`; see `capture_input_norms`, which also sets p. P = 0 means
     that no norm above 0 has been seen yet; the divisor is then 1. A norm that is inf or
     nan leaves P as it was, so that one bad batch neither poisons P nor causes a step
-    that is 1 / eps times too long. A layer whose every norm overflows, as with a large
+    1 / eps times as long as SGD's. A layer whose every norm overflows, as with a large
     p, therefore keeps P = 0 and is not scaled.
 
     Args:
@@ -210,7 +210,7 @@ def scale_by_input_power(
         if absent and missing == "error":
             raise ValueError(
                 f"these scaled weights have no input norm:\n{path_list(absent)}\n"
-                f"The norms are of these layers:\n{path_list(list(sown)) or '  none'}\n"
+                f"Layers with a norm:\n{path_list(list(sown)) or '  none'}\n"
                 f"{_CAUSES}"
             )
         check_not_shared(sown, scaled)
@@ -239,16 +239,16 @@ def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
         others = "1 other is" if masked == 1 else f"{masked} others are"
         return (
             f"{message}{others} masked away. A group of"
-            " optax.partition, or a mask, that holds no such weight, such as that of"
-            " biases and scales without weight decay, needs no input norms: give it"
-            " optax.sgd with the same learning rate and momentum. For weight decay on"
-            " some weights alone one optimizer and its weight_decay_mask are enough"
+            " optax.partition or optax.masked without a weight in scope, for example"
+            " biases and scales without weight decay, needs no input statistics: give"
+            " it optax.sgd with the same learning rate and momentum. If only some"
+            " weights should decay, one optimizer with a weight_decay_mask is enough"
         )
     if seen == [()]:
         return (
             f"{message}This is one array without a name, as optax.flatten makes of a"
-            " tree: leave optax.flatten out, which drops the names and input_norms; or"
-            " put only the transformations that need no names inside it"
+            " tree: leave optax.flatten out, which drops the names and the input"
+            " statistics, or flatten only the transformations that need neither"
         )
     return f"{message}Select the weights to scale with scope=, or use optax.sgd"
 

@@ -1,4 +1,4 @@
-"""The ready-made optimizers: Algorithm 1, and NLMS for networks, as one chain each."""
+"""Ready-made optimizers: INSGD (Algorithm 1) and NLMS for networks."""
 
 from typing import Any
 
@@ -66,8 +66,9 @@ def insgd(
         nesterov: whether to use Nesterov momentum.
         weight_decay: lambda, at least 0, or a schedule; None is 0. It is added after
             the division, so that decay is not normalized.
-        weight_decay_mask: a tree of bools like the parameters, or a function from
-            them to one: where weight decay applies.
+        weight_decay_mask: a tree of bools like the parameters, True where weight decay
+            applies, or a function that returns such a tree for given parameters. With
+            None, the default, it applies to all of them.
         normalizer: see `scale_by_input_power`.
         eps: see `scale_by_input_power`.
         scope: see `scale_by_input_power`.
@@ -148,10 +149,11 @@ def nlms(
     .. math::
         w \leftarrow w - \lambda g / (\epsilon + \|x\|_p^p)
 
-    where lambda is `learning_rate` and epsilon `eps`. For one linear neuron, the loss
-    e^2 / 2 and a batch of one sample, g = -e x, and this is `nlms_filter`, step for
-    step; with `learning_rate` 1 and p = 2 it projects w onto the hyperplane of the
-    weights without error at this sample. With p = 2, learning rates between 0 and 2
+    where lambda is `learning_rate` and epsilon `eps`. For one linear neuron with error
+    e and loss e^2 / 2, and a batch of one sample, g is -e x, and each step equals that
+    of `nlms_filter`. With `learning_rate` 1, p = 2 and an `eps` that is negligible
+    beside ||x||_2^2, a step projects w onto the hyperplane of the weights without error
+    at this sample. With p = 2, learning rates between 0 and 2
     converge at any scale of the input. With the loss `projection_loss` the same holds
     for the neurons of a non-linear last layer.
 
@@ -209,7 +211,10 @@ def chain_with_momentum(
     polyak_decay: ArrayLike,
     loss_lower_bound: ArrayLike,
 ) -> optax.GradientTransformationExtraArgs:
-    """A scaling, weight decay, momentum and the learning rate, clipped if asked."""
+    """Chains a scaling, weight decay, momentum and the learning rate.
+
+    With `polyak_factor`, the learning rate is clipped.
+    """
     dampening = 0.0 if dampening is None else dampening
     check_fraction(below_one=False, dampening=dampening)
     if momentum is not None:
@@ -232,8 +237,8 @@ def chain_with_momentum(
     check_not_negative(learning_rate=learning_rate)
     if is_number(loss_lower_bound) and loss_lower_bound != 0:
         raise ValueError(
-            f"loss_lower_bound={loss_lower_bound} is of the bound that polyak_factor"
-            " sets: give both or neither"
+            f"loss_lower_bound={loss_lower_bound} has no effect without polyak_factor:"
+            " give both or neither"
         )
     trace: list[optax.GradientTransformation] = []
     if momentum is not None:

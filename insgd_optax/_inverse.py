@@ -6,10 +6,11 @@ import jax.numpy as jnp
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Rows eliminated per step of `_by_blocks`, chosen by timing.
 _BLOCK = 64
-# Of `positive_definite_inverse_root`. It takes 12 iterations at a condition number of
-# 20, and 28 at 10^7.
+# For `positive_definite_inverse_root`, which takes 12 iterations at a condition number
+# of 20, and 28 at 10^7.
 _MOST_ITERATIONS = 60
-_CONVERGED = 0.01  # An entry of (I - Z Y) / 2, from where convergence is quadratic.
+# Convergence is quadratic where no entry of (I - Z Y) / 2 exceeds this.
+_CONVERGED = 0.01
 # Y, Z, the errors of the last two iterations, and their number.
 _Iterate = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -20,7 +21,7 @@ def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
     Where a matrix is not positive definite, some entries of the result are not finite.
 
     LAPACK's Cholesky factorization can stall for seconds when its threads compete for
-    cores, as in containers. On CPUs only matrix products are used.
+    cores, as in containers. CPUs therefore use blockwise Gauss-Jordan elimination.
     """
     shape = matrices.shape
     flat = matrices.reshape(-1, *shape[-2:])
@@ -31,10 +32,10 @@ def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
 def positive_definite_inverse_root(matrices: jax.Array) -> jax.Array:
     """The inverse of the square root of each symmetric matrix of shape (..., d, d).
 
-    By the coupled Newton-Schulz iteration, in matrix products alone: of Y, which goes
-    from M / ||M|| to its square root, and Z, which goes from I to the root's inverse.
-    It converges if M is positive definite, since ||M||, the Frobenius norm, is at least
-    the largest eigenvalue.
+    The coupled Newton-Schulz iteration needs matrix products alone: Y goes from
+    M / ||M|| to the square root of that matrix, and Z from I to the inverse of the
+    root. It converges if M is positive definite, since ||M||, the Frobenius norm, is at
+    least the largest eigenvalue.
 
     Source: Higham, Functions of Matrices (2008), Eq. 6.35.
 

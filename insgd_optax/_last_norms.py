@@ -28,8 +28,8 @@ def warn_of_optax_multi_steps(statistics: str) -> None:
     """
     if not _accumulated.get() and is_within_optax_multi_steps():
         warnings.warn(
-            f"optax.MultiSteps averages the gradients of k micro-batches, but hands on"
-            f" the {statistics} of the last one alone: use insgd_optax.MultiSteps in"
-            " its place",
+            f"optax.MultiSteps averages the gradients of k micro-batches, but passes on"
+            f" only the {statistics} of the last one: use insgd_optax.MultiSteps"
+            " instead",
             stacklevel=3,
         )

@@ -35,9 +35,9 @@ class Settings(NamedTuple):
 class Measurement(NamedTuple):
     """A layer's subsampled input, and how to compute its covariance.
 
-    The product is deferred into the capture's `cond`, and only the subsample is its
-    operand: the whole activation would stay alive for it, and could not be fused into
-    the layer.
+    The product is deferred into the capture's `cond`, whose only operand is the
+    subsample. The whole activation as an operand would stay alive until the `cond`, and
+    could not be fused into the layer.
     """
 
     x: jax.Array
@@ -49,7 +49,7 @@ LayerCovarianceFn = Callable[[Any, Mapping[str, Any], Settings], Measurement]
 
 
 def real(x: Any) -> jax.Array:
-    """An input in a floating-point dtype, cut off from differentiation."""
+    """An input in a floating-point dtype, through which no gradient flows."""
     x = jax.lax.stop_gradient(jnp.asarray(x))
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"a layer's input is {x.dtype}: its covariance must be real")

@@ -1,4 +1,4 @@
-"""Which Linen layers have an input vector, and how each takes its power."""
+"""The Linen layers that have an input vector, and the power of each one's input."""
 
 import contextlib
 import inspect
@@ -40,7 +40,7 @@ def call_arguments(
 
 
 def layer_input(call: Mapping[str, Any]) -> jax.Array:
-    """The first argument of a call, also where it came by keyword."""
+    """The first argument of a call, even if it was passed by keyword."""
     first = next(iter(call.values()))
     return first[0] if isinstance(first, VarArgs) else first
 
@@ -186,7 +186,7 @@ def naming_layer(layer: Any) -> Iterator[None]:
 
 
 def floating_input(call: Mapping[str, Any]) -> jax.Array:
-    """The first argument of a user's layer, which must be what meets its kernel."""
+    """The first argument of a user's layer, which its kernel must multiply."""
     x = layer_input(call)
     dtype = getattr(x, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
@@ -297,8 +297,8 @@ def _axes_key(own: int | Sequence[int] | OwnInput) -> Hashable:
         return tuple(own)
     if not isinstance(own, types.FunctionType):
         return own
-    # A lambda that is written inline is another object in each pass. It gives the same
-    # values if its code is the same and all that the code refers to.
+    # A lambda that is written inline is another object in each pass. Two lambdas give
+    # the same values if they have the same code and the code refers to the same values.
     values = [cell.cell_contents for cell in own.__closure__ or ()]
     values += [*(own.__defaults__ or ()), *(own.__kwdefaults__ or {}).values()]
     values += [own.__globals__.get(name) for name in _names(own.__code__)]

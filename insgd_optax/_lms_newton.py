@@ -64,8 +64,9 @@ def lms_newton(
             `dampened_trace`.
         nesterov: whether to use Nesterov momentum.
         weight_decay: lambda, at least 0, or a schedule; None is 0.
-        weight_decay_mask: a tree of bools like the parameters, or a function from
-            them to one: where weight decay applies.
+        weight_decay_mask: a tree of bools like the parameters, True where weight decay
+            applies, or a function that returns such a tree for given parameters. With
+            None, the default, it applies to all of them.
         eps: see `scale_by_input_covariance`.
         preserve_norm: see `scale_by_input_covariance`.
         max_dim: see `scale_by_input_covariance`.

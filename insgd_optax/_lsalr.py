@@ -57,7 +57,7 @@ def scale_by_lsalr() -> optax.GradientTransformation:
     Source: Eq. 18, after Singh et al., "Layer-Specific Adaptive Learning Rates for Deep
     Networks" (2015), who give "the entire layer" one rate. Eq. 18 only writes w; that a
     layer's kernel and bias share one norm is this library's interpretation.
-    `optax.lars`, by contrast, takes each array as a layer.
+    `optax.lars`, by contrast, treats each array as a layer.
     """
 
     def init_fn(params: optax.Params) -> optax.EmptyState:

@@ -38,7 +38,7 @@ Sown = dict[Path, list[Any]]
 
 
 def entry_name(name: str, weight: str | None) -> str:
-    """The name to sow a statistic under: "input_norm", or "input_norm.w1" of a weight.
+    """The name to sow a statistic under: "input_norm", or "input_norm.w1" for w1.
 
     Parameter names are Python identifiers, so that a dot cannot collide with one.
     """
@@ -144,7 +144,8 @@ def missing_argument(name: str) -> str:
         " where sown is the second value that"
         " model.apply(..., mutable=['intermediates']) returns inside"
         f" `with insgd_optax.capture_{name}s():`. flax's TrainState does not forward"
-        " it: use insgd_optax.TrainState; optax.lookahead and optax.flatten drop it too"
+        " it: use insgd_optax.TrainState; optax.lookahead and optax.contrib.sam do not"
+        " accept it"
     )
 
 
@@ -158,9 +159,8 @@ def likely_causes(name: str, more: str = "") -> str:
   - nn.scan or nn.vmap stacks the parameters along an axis other than 0 and lacks
     "intermediates" in its variable_axes
   - the layer is an NNX module inside nnx.bridge.ToLinen, which discards sown values
-  - the layer is inside nn.WeightNorm, nn.SpectralNorm or nn.while_loop, which discard
-    sown values, or inside nn.cond or nn.switch with `variables` that leave
-    "intermediates" out
+  - the layer is inside nn.WeightNorm or nn.while_loop, which discard sown values,
+    or inside nn.cond or nn.switch with `variables` that leave "intermediates" out
   - the layer's type is your own: name it in capture_{name}s(layers=...) or call
     insgd_optax.sow_{name}(self, x) in it{more}
   - the layer was not used in this pass: missing="keep" leaves its state as it is"""
@@ -187,7 +187,8 @@ class Match(NamedTuple):
 
 _NORM_HINT = (
     "A statistic has the rank of its kernel, with stacked axes where the parameters"
-    " have theirs; state and update must agree on input_norms_like"
+    " have theirs; init and update must be those of optimizers with the same"
+    " input_norms_like"
 )
 
 
@@ -290,8 +291,8 @@ def align(
         kernel: the shape of the layer's kernel; the weight's own if it has none.
 
     Returns:
-        The axes to average, the shape to reshape the statistic to before, and the
-        shape of the result, which broadcasts against the weight.
+        The axes to average, the shape to which the statistic is reshaped beforehand,
+        and the shape of the result, which broadcasts against the weight.
     """
     shape = _padded(call.shape, len(kernel))
     axes = averaged_axes(shape, kernel)

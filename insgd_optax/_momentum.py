@@ -40,7 +40,8 @@ def dampened_trace(
 
     Args:
         decay: gamma, in [0, 1).
-        dampening: d, in [0, 1]: 0 is `optax.trace` itself, gamma Algorithm 1.
+        dampening: d, in [0, 1]. With 0, the transformation is `optax.trace` itself;
+            with gamma, it is the momentum of Algorithm 1.
         nesterov: whether to use Nesterov momentum.
 
     Returns:
@@ -110,7 +111,7 @@ def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule | None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """`optax.add_decayed_weights`, or nothing for None and 0, as in `optax.sgd`.
+    """`optax.add_decayed_weights`, or `optax.identity` for None and 0.
 
     The default of the optimizers is None because `optax.inject_hyperparams` turns 0.0
     into an array, which cannot be recognized as zero; `update` would then require

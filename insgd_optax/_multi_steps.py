@@ -40,7 +40,8 @@ class MultiSteps:
     Every k calls of `update` take one step of the inner optimizer, with the mean of
     the k gradients and the mean of the k input norms; the other calls return zeros.
     `optax.MultiSteps` passes on only the last micro-batch's norms. Use this class as
-    the outermost transformation: a chain around it drops the norms. The loss that
+    the outermost transformation: a chain around it drops the norms, unless the chain is
+    given `gradient_transformation()` instead of the object. The loss that
     `clip_by_polyak` takes as `value` is averaged, or summed, as the gradients are.
     Input covariances are summed.
 
@@ -61,7 +62,8 @@ class MultiSteps:
             None is float32, or float64 for float64 weights.
 
     Raises:
-        ValueError: from `update`, as `scale_by_input_power` does.
+        ValueError: on construction, if `accumulator_dtype` is neither float32 nor
+            float64; from `init` and `update`, as those of the inner optimizer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -102,9 +104,9 @@ class MultiSteps:
         self._accumulator_dtype = accumulator_dtype
 
     def init(self, params: optax.Params) -> optax.MultiStepsState:
-        """The state; `params` may be abstract."""
+        """Returns the initial state; `params` may be abstract."""
         if is_placeholder(params):
-            # The accumulated norms do not mirror the parameters, as P does not.
+            # Like P, the accumulated norms do not mirror the parameters.
             return self._steps([]).init((params, *[jnp.zeros([])] * 3))
         flat = flatten(params)
         inner = jax.eval_shape(self._opt.init, params)
@@ -123,7 +125,11 @@ class MultiSteps:
         value: ArrayLike | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.MultiStepsState]:
-        """Accumulates; returns zeros, or at every k-th call the inner updates."""
+        """Accumulates gradients and input statistics.
+
+        Every k-th call returns the updates of the inner optimizer; the others return
+        zeros.
+        """
         bounded = bool(states_of(state.inner_opt_state, ClipByPolyakState))
         loss = checked_value(value) if bounded else None
         powers = _powers(state.inner_opt_state)
@@ -158,7 +164,8 @@ class MultiSteps:
                 params,
             )
         if value is not None:
-            # As in optax.MultiSteps, that of the last micro-batch, unless accumulated.
+            # As in optax.MultiSteps, the value of the last micro-batch is passed on,
+            # unless values are accumulated.
             extra_args["value"] = value
         every_k = self._every_k_schedule
         k = every_k(state.gradient_step) if callable(every_k) else every_k
@@ -243,7 +250,10 @@ def _accumulators(inner_state: Any) -> Any:
 def _micro_norms(
     flat: FlatWeights, powers: dict[Path, Any], sown: _matching.Sown
 ) -> Any:
-    """One micro-batch's norms in the accumulators' shapes; 0 of 0 for a bad one."""
+    """One micro-batch's norms in the accumulators' shapes, with their counts.
+
+    Both are 0 where a norm is missing or not finite.
+    """
     found = _matching.matches(sown, flat)
     _matching.check_not_shared(sown, powers)
     parts = {}
@@ -284,7 +294,10 @@ def _covariance_accumulators(inner_state: Any) -> Any:
 def _micro_covariances(
     flat: FlatWeights, layers: dict[Path, LayerCovariance], sown: _matching.Sown
 ) -> Any:
-    """One micro-batch's sums in the accumulators' shapes; 0 of 0 rows for a bad one."""
+    """One micro-batch's sums in the accumulators' shapes, with their counts of rows.
+
+    Both are 0 where a covariance is missing or not finite.
+    """
     shapes = dict(zip(flat.paths, flat.weights, strict=True))
     _matching.check_not_shared(sown, layers, _matching.COVARIANCE_NAME)
     parts = {}

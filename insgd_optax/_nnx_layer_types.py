@@ -1,4 +1,4 @@
-"""Which NNX layers have an input vector, and how each takes its power."""
+"""The NNX layers that have an input vector, and the statistics of their inputs."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -24,7 +24,7 @@ def statistic_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 
 def _magnitude(x: jax.Array) -> jax.Array:
-    """|x| in the statistic's dtype, cut off from differentiation."""
+    """|x| in the statistic's dtype, through which no gradient flows."""
     x = jax.lax.stop_gradient(jnp.asarray(x))
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return jnp.abs(x)
@@ -119,8 +119,8 @@ def input_norm(
 
 
 # The input power of each kind of layer, in the rank of the kernel it scales, with
-# singleton axes where it does not vary: what `nn.scan` and `nn.vmap` stack then
-# broadcasts against the stacked kernel.
+# singleton axes where it does not vary. Powers that `nn.scan` or `nn.vmap` stacks
+# therefore broadcast against the stacked kernel.
 
 
 def dense_norm(x: jax.Array, p: float) -> jax.Array:

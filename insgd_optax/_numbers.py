@@ -6,6 +6,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+_SCHEDULED = "learning_rate", "weight_decay"  # The options that may be schedules.
+
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a concrete real number, not a `jax.Array` or a tracer."""
@@ -34,10 +36,11 @@ def check_whole_number(name: str, value: Any, *, least: int, hint: str = "") -> 
 
 
 def check_not_negative(**options: Any) -> None:
-    """Raises if an option is negative, or neither a number nor a schedule."""
+    """Raises if an option is negative, None or a string."""
     for name, value in options.items():
         if value is None or isinstance(value, str):
-            raise TypeError(f"{name}={value!r} must be a number or a schedule")
+            kinds = "a number or a schedule" if name in _SCHEDULED else "a number"
+            raise TypeError(f"{name}={value!r} must be {kinds}")
         if is_number(value) and not value >= 0:
             raise ValueError(f"{name}={value} must be at least 0")
 

@@ -26,7 +26,7 @@ def _check_margin(margin: Any, below: float) -> None:
 
 
 def _range_margin(margin: ArrayLike, dtype: jnp.dtype) -> jax.Array:
-    """The margin, at least so large that 1 - margin does not round to 1."""
+    """The margin, but at least large enough that 1 - margin does not round to 1."""
     return jnp.maximum(jnp.asarray(margin, dtype), jnp.finfo(dtype).epsneg)
 
 
@@ -86,9 +86,9 @@ def inverse_tanh(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
 
     Args:
         targets: any shape, meant to be in [-1, 1].
-        margin: m, between 0 and 1; the default 0.01 sends a target of -1 or 1, and
-            any beyond, to -2.65 or 2.65. As for `inverse_sigmoid`, at least the
-            dtype's resolution.
+        margin: m, between 0 and 1; the default 0.01 maps a target of -1 or 1, and
+            any beyond, to -2.65 or 2.65. As in `inverse_sigmoid`, a margin smaller than
+            the spacing of the dtype just below 1 is replaced by this spacing.
 
     Returns:
         The pre-activations, in the targets' dtype and shape.
@@ -191,9 +191,9 @@ def projection_loss(
     .. math::
         w_i \leftarrow w_i + \frac{(\phi(d_i) - w_i \cdot x) \, x}{\epsilon + \|x\|_2^2}
 
-    after which (for eps = 0) psi(w_i . x) = d_i: the new weights are the nearest ones
-    that meet the target. The activation psi itself is never differentiated, so a
-    saturated neuron learns as fast as any other.
+    after which, for eps = 0 and with psi the activation, psi(w_i . x) = d_i: the new
+    weights are the nearest ones that meet the target. The activation itself is never
+    differentiated, so a saturated neuron learns as fast as any other.
 
     Args:
         preactivations: (..., neurons), the layer's output before its activation.

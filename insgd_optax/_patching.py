@@ -33,7 +33,7 @@ def replaced_calls(
 
     Args:
         kinds: the classes.
-        replacement: from a class's `__call__` to what replaces it.
+        replacement: maps a class's `__call__` to the function that replaces it.
     """
     with _lock:
         # Fixed now: subclasses defined while the context is open are not patched and

@@ -45,8 +45,9 @@ _MOST_GROWTH = 100.0
 
 _NO_VALUE = (
     "value is missing: call tx.update(grads, opt_state, params, value=loss), where loss"
-    " is the mean loss that the gradients are of (with insgd input_norms=norms too)."
-    " flax's TrainState does not forward it: use insgd_optax.TrainState"
+    " is the mean loss whose gradients are passed (with insgd, also give"
+    " input_norms=norms). flax's TrainState does not forward it: use"
+    " insgd_optax.TrainState"
 )
 
 
@@ -66,10 +67,10 @@ def clip_by_polyak(
     r"""SGD with its learning rate clipped to a multiple of the Polyak step size.
 
     Let g_t be the gradient, L_t its loss, and D_t g_t what `scaling` makes of the
-    gradient. Along this direction the linear model of the loss is L_t - a q_t, with the
-    slope q_t = <g_t, D_t g_t>. It reaches the lower bound L* at the Polyak step size
-    a = (L_t - L*) / q_t. The learning rate is clipped to c / k times this step size,
-    where k is the factor by which momentum lengthens a step:
+    gradient. For a step of size a along this direction, the linear model of the loss is
+    L_t - a q_t, with the slope q_t = <g_t, D_t g_t>. It reaches the lower bound L* at
+    the Polyak step size, a = (L_t - L*) / q_t. The learning rate is clipped to c / k
+    times this step size, where k is the factor by which momentum lengthens a step:
 
     .. math::
         Q_t &= \beta Q_{t-1} + (1 - \beta) \min(q_t, 100 \, Q_{t-1}),
@@ -86,7 +87,7 @@ def clip_by_polyak(
 
     Running mean. A small gradient on one mini-batch does not justify a step that is
     longer by the same ratio, so the slope counts as at least its running mean, which
-    is kept as P is (Eq. 26). A steep slope counts at once and in full, but enters the
+    is updated like P (Eq. 26). A steep slope counts at once and in full, but enters the
     mean as at most 100 times the mean, so that one exploding gradient does not stall
     training: at a decay of 0.9 it makes the mean 11 times the usual slope; the excess
     halves every 7 steps and is below 10 % after 44. If the first slope is more than 100
@@ -103,8 +104,8 @@ def clip_by_polyak(
 
     Schedule. The bound applies to the largest learning rate so far, m_t: the step is
     (mu_t / m_t) min(m_t, a_t). A decaying schedule therefore also shortens the steps
-    where the bound is active. During a warm-up, where m_t = mu_t, the bound does not
-    decrease with the learning rate.
+    where the bound is active. During a warm-up, where m_t = mu_t, the step is
+    min(mu_t, a_t): a small learning rate does not lower the bound.
 
     Weight decay. Because the learning rate is clipped, weight decay is scaled with it.
     Weight decay added after the bound would grow with the learning rate alone, and
@@ -128,17 +129,19 @@ def clip_by_polyak(
         dampening: d, in [0, 1]; None is 0. See `dampened_trace`.
         nesterov: whether to use Nesterov momentum.
         weight_decay: lambda, at least 0, or a schedule; None is 0.
-        weight_decay_mask: a tree of bools like the parameters, or a function from
-            them to one: where weight decay applies.
+        weight_decay_mask: a tree of bools like the parameters, True where weight decay
+            applies, or a function that returns such a tree for given parameters. With
+            None, the default, it applies to all of them.
 
     Returns:
         An optimizer whose `update` requires the keyword `value`, the loss whose
         gradients are passed, a scalar, averaged over devices like the gradients. All
         keywords are passed on to `scaling`. The state holds a `ClipByPolyakState`,
         whose `scale` is min(1, a_t / m_t); see `polyak_scale`. Nothing is added to the
-        momentum if the loss is at most `lower_bound`, or if the loss, an entry of the
-        gradient or the slope is inf or nan, as after an overflow in float16: no bound
-        is known then, and the slope's mean stays. `scaling` is given zeros instead of a
+        momentum if the loss is at most `lower_bound`. The same holds if the loss, an
+        entry of the gradient or the slope is inf or nan, as after an overflow in
+        float16: the bound is then unknown, and the slope's running mean does not
+        change. `scaling` is given zeros instead of a
         gradient whose loss or entries are inf or nan: Adam's moments decay, for
         example. Where gradient and mean slope are both 0, or `factor` is infinite, the
         scale is 1 and weight decay is applied in full.
@@ -162,9 +165,10 @@ def clip_by_polyak(
     step may exceed the bound by a factor of up to the number of groups.
 
     Source: this library's. The Polyak step size capped by a maximum learning rate is
-    SPS_max of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25, this
-    bound is the limit that makes NLMS (Eq. 7-9) stable: a step never changes the output
-    by more than the current error.
+    SPS_max of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25, for one
+    linear neuron with loss e^2 / 2, it clips the learning rate of NLMS (Eq. 7-9) to
+    c / 2: with c at most 2, a step never changes the output by more than the current
+    error.
     """
     check_not_negative(learning_rate=learning_rate)
     dampening = 0.0 if dampening is None else dampening
@@ -277,8 +281,8 @@ def checked_value(value: Any) -> jax.Array:
     value = jnp.asarray(value)
     if value.shape != ():
         raise ValueError(
-            f"value has shape {value.shape}, and must be a scalar: give the mean loss"
-            " that the gradients are of"
+            f"value has shape {value.shape}, but must be a scalar: give the mean loss"
+            " whose gradients are passed"
         )
     return value.astype(statistic_dtype(value.dtype))
 
@@ -292,7 +296,7 @@ def _all_finite(grads: optax.Updates) -> jax.Array:
 def _next_slope(
     state: ClipByPolyakState, slope: jax.Array, decay: ArrayLike
 ) -> jax.Array:
-    """The slope's running mean, in which one spike is bounded; nan leaves it."""
+    """The slope's running mean; spikes are bounded, and nan does not change it."""
     # The first slope cannot be clipped to a mean, so it is compared with the second.
     spiked = (state.count == 1) & (state.slope > _MOST_GROWTH * slope)
     known = jnp.where(spiked, slope, state.slope)

@@ -1,7 +1,7 @@
 """The mean power of a convolution's receptive fields, "the inputs to the neuron".
 
-A patch is never built: each input entry counts as often as some output position
-sees it, and those counts factor over the spatial axes.
+A patch is never built: each input entry counts once for every output position and tap
+that reads it, and those counts factor over the spatial axes.
 """
 
 from collections.abc import Sequence

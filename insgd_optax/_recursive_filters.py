@@ -1,4 +1,4 @@
-"""Affine projection and RLS: filters that correct the input's directions."""
+"""Affine projection and RLS: filters that converge fast on colored inputs, too."""
 
 from typing import Any
 
@@ -79,16 +79,17 @@ def affine_projection_filter(
     eps = 0, a step projects w onto the weights that have no error at any of the `order`
     samples. 0 < lambda < 2 converges whatever the input's scale, and faster than NLMS
     on a colored input: for an autoregressive input of order q, `order` = q + 1 is
-    enough. The price is noise: the larger `order`, the larger the final error at the
-    same lambda. With `order` = 1, the filter is `nlms_filter`.
+    enough to remove the effect of its color. The price is noise: the larger `order`,
+    the larger the final error at the same lambda. With `order` = 1, the filter is
+    `nlms_filter`.
 
     Args:
         u: the input: see `lms_filter`.
         d: the desired output: see `lms_filter`.
         num_taps: length of the filter.
         order: number of samples in a projection, at least 1; usually 2 to 10. A
-            sample costs about order^2 * num_taps + order^3 / 3 multiplications and as
-            many additions.
+            sample costs about (order^2 + 3 order) num_taps + order^3 / 6
+            multiplications and as many additions.
         step_size: lambda > 0, without units; may be traced.
         eps: what is added to the diagonal of X X^H, >= 0, in units of |u|^2; may be
             traced. Because of rounding, `eps` must be at least (num_taps + order) times
@@ -135,8 +136,8 @@ def _rls_rule(
 ) -> tuple[jax.Array, Update]:
     num_taps, epsilon = weights.size, jnp.finfo(weights.dtype).eps
 
-    # The state is a square root of P, P = root root^H: rounding then leaves P
-    # Hermitian and positive, and halves the digits that an ill-conditioned P takes.
+    # The state is a square root of P, P = root root^H: P then stays Hermitian and
+    # positive whatever the rounding, and an ill-conditioned P takes half the digits.
     def absorb(root: jax.Array, projected: jax.Array, memory: ArrayLike) -> Any:
         """The next root, before it is divided by sqrt(memory), and the gain k."""
         unscaled = _dot(root, projected)  # P x*, with projected = root^H x*
@@ -171,7 +172,7 @@ def rls_filter(
     weights: ArrayLike | None = None,
     weight_history: bool = True,
 ) -> FilterResult:
-    r"""Recursive least squares: the weights that fit all samples so far best.
+    r"""Recursive least squares: the weights that best fit all samples so far.
 
     With x_t = (u_t, u_{t-1}, ..., u_{t-num_taps+1}) the window of the input `u` at
     sample t, zero before the signal starts, d_t the desired output `d`, w the
@@ -224,10 +225,10 @@ def rls_filter(
         >>> print(rls_filter(u, d, num_taps=2).weights[-1].round(3))
         [ 1.  -0.5]
 
-    Numerics: P is kept as a square root S, P = S S^H (Potter's form), which is
-    Hermitian and positive whatever the rounding; the recursion above, in float32, ends
-    in nan on some inputs. Where the input brings no information (silence, a sinusoid),
-    P grows as beta^-t. To bound it, each update adds machine epsilon times
+    Numerics: the filter keeps a square root S of P = S S^H (Potter's form), so that P
+    is Hermitian and positive whatever the rounding; the recursion above, in float32,
+    ends in nan on some inputs. Where the input brings no information (silence, a
+    sinusoid), P grows as beta^-t. To bound it, each update adds machine epsilon times
     (delta + ||x_t||^2) to one diagonal entry of P^-1, that of each tap in turn, and the
     filter pauses forgetting while tr(P) (delta + ||x_t||^2) exceeds num_taps / epsilon.
     Both changes stay within the rounding error of the recursion. They also mean that

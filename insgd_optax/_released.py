@@ -48,7 +48,7 @@ def insgd_as_released(
     nesterov: bool = False,
     weight_decay: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""INSGD as the authors' released code computes it, for comparing with it.
+    r"""INSGD as the authors' released code computes it, for comparisons.
 
     With g the gradient of a weight w,
 
@@ -75,9 +75,9 @@ def insgd_as_released(
 
     Returns:
         A transformation whose `update` requires the keyword `input_norms`, and the
-        parameters where weight decay is not 0. It keeps no running average P, and
-        `MultiSteps` does not accumulate its norms. Updates have the gradients' shapes
-        and dtypes.
+        parameters where weight decay is not 0. It keeps no running average P.
+        `MultiSteps` does not pass the norms on, so it cannot contain this
+        transformation. Updates have the gradients' shapes and dtypes.
 
     Raises:
         ValueError: if a number is out of its range; from `init`, if there is no
@@ -182,8 +182,8 @@ def _missing(absent: list[Path], input_norms: Any) -> str:
     message = f"these kernels have no {RELEASED_NAME}:\n{path_list(absent)}\n"
     if by_layer(input_norms):
         return (
-            f"{message}input_norms holds what capture_input_norms sows, the paper's"
-            f" norms, which are insgd's: {_CAPTURE}"
+            f"{message}input_norms holds the paper's norms, which capture_input_norms"
+            f" sows for insgd: {_CAPTURE}"
         )
     return (
         f"{message}Only Dense, DenseGeneral, Conv, ConvTranspose and recurrent cells"
@@ -239,7 +239,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         [[1.1]]
 
     Source: the authors' released PyTorch code; the paper has no standardization. That
-    code fails on grouped convolutions, which are extended here.
+    code fails on grouped convolutions, which are an extension of this library.
     """
     check_p(p)
     if p == np.inf:
@@ -250,7 +250,7 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
     if tokens not in ("samples", "as_is"):
         raise ValueError(
             f'tokens={tokens!r} is not known: give "samples" (each token is a sample)'
-            ' or "as_is" (standardised over the tokens)'
+            ' or "as_is" (standardized over the tokens)'
         )
     dense = functools.partial(_dense, tokens=tokens)
     table: dict[type, InputNormFn] = {
@@ -264,8 +264,8 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
         yield
 
 
-def _standardised(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """z: x without its mean and std over `axes`, cut off from differentiation."""
+def _standardized(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """z: x without its mean and std over `axes`, through which no gradient flows."""
     x = jax.lax.stop_gradient(jnp.asarray(x))
     x = x.astype(statistic_dtype(x.dtype))
     if np.prod([x.shape[a] for a in axes]) < 2:
@@ -280,7 +280,7 @@ def _standardised(x: jax.Array, axes: Sequence[int]) -> jax.Array:
 def _axes(
     x: jax.Array, features: Sequence[int], batch: Sequence[int], tokens: str
 ) -> Sequence[int]:
-    """The axes a Dense layer's input is standardised over."""
+    """The axes a Dense layer's input is standardized over."""
     between = [a for a in range(1, x.ndim) if a not in features and a not in batch]
     return between if tokens == "as_is" and between else features
 
@@ -290,7 +290,7 @@ def _dense(
 ) -> jax.Array:
     del layer
     x = layer_input(call)
-    z = _standardised(x, _axes(x, [x.ndim - 1], [], tokens))
+    z = _standardized(x, _axes(x, [x.ndim - 1], [], tokens))
     return norms.dense_norm(z, p) + _DENSE_OFFSET
 
 
@@ -301,7 +301,7 @@ def _dense_general(
     features = [a % x.ndim for a in sizes(layer.axis)]
     batch = [a % x.ndim for a in sizes(layer.batch_dims)]
     power = norms.dense_general_norm(
-        _standardised(x, _axes(x, features, batch, tokens)),
+        _standardized(x, _axes(x, features, batch, tokens)),
         p,
         axis=features,
         batch_axes=batch,
@@ -316,7 +316,7 @@ def _channel_powers(
     """P_c, shape (channels,)."""
     x = layer_input(call)
     spatial = range(x.ndim - len(sizes(layer.kernel_size)) - 1, x.ndim - 1)
-    z = _standardised(x, spatial)
+    z = _standardized(x, spatial)
     return mean_power(z, p, sum_axes=spatial, keep_axes=[x.ndim - 1])
 
 

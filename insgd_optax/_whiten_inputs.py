@@ -62,8 +62,8 @@ def whiten_inputs(
     rates that suit `inner` are a good first choice.
 
     Args:
-        inner: the transformation. It is given the parameters W as they are: leave
-            weight decay out of it, and chain it after `whiten_inputs`.
+        inner: the transformation. It is given the parameters W as they are, so it
+            should contain no weight decay: chain weight decay after `whiten_inputs`.
         decay: the decay of the covariance per capture, in [0, 1).
         damping: delta, at least 0 and finite, in units of the mean eigenvalue of A.
         eps: epsilon, at least 0, in units of the input squared.

@@ -116,7 +116,7 @@ def condition_number(
     Args:
         factor: the last factor of the covariance.
         lead: the number of its stacked axes.
-        inverse: D, of `inverse`.
+        inverse: D, as returned by `inverse`.
     """
     matrices = inverse[-1]
     largest, _ = _largest_eigenvalue(matrices)

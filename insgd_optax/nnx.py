@@ -1,4 +1,4 @@
-"""Input norms for models of Flax NNX.
+"""Input norms and input covariances for models of Flax NNX.
 
 The inputs of NNX layers are captured like those of Linen layers. The optimizers are the
 same, and `nnx.Optimizer.update` forwards `input_norms` to them. A complete training
@@ -40,8 +40,8 @@ loop:
     ['linear1/kernel', 'linear2/kernel']
 
 `nnx.capture` is Flax's own (0.12.6 or newer): it collects what layers sow and leaves
-the model as it was. A module that holds its kernel itself sows its norm in one line
-of its `__call__`:
+the model as it was. A module that holds its own kernel sows the norm of its input in
+one line of its `__call__`:
 
     self.sow(nnx.Intermediate, "input_norm", insgd_optax.input_norm(x, p=2))
 
@@ -101,7 +101,7 @@ def capture_input_norms(
     29). The definition of a sample x_n, and the rank, dtype and stopped gradient of the
     statistic, are those of `insgd_optax.capture_input_norms`.
 
-    Enter it inside the function that is traced. Under `nnx.scan` and `nnx.vmap` norms
+    Enter the context inside the traced function. Under `nnx.scan` and `nnx.vmap` norms
     follow the axes of the model: with `in_axes=0` layers are stacked, and so are their
     norms. A model that is shared or carried there needs an axis for what it sows:
     `nnx.StateAxes({nnx.Intermediate: 0, ...: None})` if it is shared,
@@ -252,10 +252,11 @@ def _stacked_over_time(original: Call, rnn: nnx.RNN, *args: Any, **kwargs: Any) 
 
 
 def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
-    """Shapes and dtypes that a model sows in the open capture; computes nothing.
+    """Returns the shapes and dtypes of what a model sows, without computing it.
 
-    Pass the result as `input_norms_like`, so that layers stacked by `nnx.vmap` or
-    `nnx.scan` keep one P each instead of sharing their mean.
+    Call this function inside the capture. Pass the result as `input_norms_like`, so
+    that layers stacked by `nnx.vmap` or `nnx.scan` keep one P each instead of sharing
+    their mean.
 
     Args:
         model: an NNX module; neither it nor its state is changed.
@@ -266,7 +267,7 @@ def input_norm_shapes(model: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         An `nnx.State` of `jax.ShapeDtypeStruct` like the one `nnx.capture` returns.
 
     Raises:
-        ValueError: if nothing is sown, because no capture is open.
+        ValueError: if nothing is sown, for example because no capture is open.
 
     Example:
         >>> import jax.numpy as jnp

@@ -2,7 +2,7 @@
 
 
 class NetworkError(ValueError):
-    """A network has no such option or value, or cannot take such images."""
+    """Unknown network, option or value, or images that the network cannot take."""
 
 
 class OptionError(NetworkError, TypeError):

@@ -18,7 +18,7 @@ Initializer = nn.initializers.Initializer
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 # torchvision's kaiming_normal_(mode="fan_out"): N(0, 2 / fan_out), where fan_out is
-# the kernel's area times the number of output channels, also if grouped.
+# the kernel's area times the number of output channels, even for grouped kernels.
 kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -127,7 +127,7 @@ def check_images(x: jax.Array, network: nn.Module, smallest: int) -> None:
         raise NetworkError(
             f"{name} takes images of at least {smallest}x{smallest} pixels, since its "
             f"strides divide each side by {smallest}; got {height}x{width}. Enlarge "
-            "the images, or use a network of fewer strides."
+            "the images, or use a network with fewer strides."
         )
 
 

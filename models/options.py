@@ -8,7 +8,7 @@ from typing import Any
 from models.errors import OptionError
 from models.mobilenet_v3 import Block
 
-# No array has an axis this long; longer ones overflow in NumPy instead.
+# More than any network needs. Far larger sizes would overflow in NumPy.
 _MOST = 2**16
 _CHOICES = {"stem": ("imagenet", "cifar"), "shortcut": ("projection", "identity")}
 
@@ -58,7 +58,7 @@ def _expected_number(name: str, value: Any) -> str | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if name == "dropout":
         right = number and 0 <= value < 1
-        return None if right else "give a rate from 0 to below 1"
+        return None if right else "give a rate in [0, 1)"
     right = number and 0 < value <= _MOST and math.isfinite(value)
     return None if right else f"give a number above 0, at most {_MOST}"
 

@@ -1,8 +1,8 @@
-"""The application, `python -m train`, and what scripts of one's own use of it.
+"""The application, `python -m train`, and the names that your own scripts can import.
 
-`load_run` gives the trained network of a run folder. A data set of one's own is an
-`ImageDataset`, of two `Split` and a `Preprocessing`, maybe with an `Augmentation`; an
-optimizer that needs norms of the layers' inputs is an `Optimizer`.
+`load_run` loads the trained network of a run folder. A dataset of your own is an
+`ImageDataset` of two `Split`s and a `Preprocessing`, which may have an `Augmentation`;
+an optimizer that needs statistics of the layers' inputs is an `Optimizer`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,11 @@ _PUBLIC = {
 }
 
 
-if not TYPE_CHECKING:  # A type checker would take any name for one of this package.
+if not TYPE_CHECKING:  # Else any name would pass the type checker.
 
     def __getattr__(name: str) -> Any:
-        # Imported when used: `python -m train` handles Ctrl-C before anything slow.
+        # Imported lazily, so that `python -m train` can handle Ctrl-C before slow
+        # imports.
         import importlib
 
         if name not in _PUBLIC:

@@ -26,7 +26,7 @@ PROGRAM = "python -m train"
 # The help shows each paragraph on one line, which is not wrapped.
 DESCRIPTION = """Train networks with Input Normalized SGD.
 
-The default subcommand is `run`: a small network on digits, within a minute.
+The default subcommand is `run`, which by default trains on digits within a minute.
 
 COMMAND --help lists its options, --version the versions of JAX, Flax and Optax.
 """
@@ -104,9 +104,9 @@ def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
     """Returns the options of a run with the changes given on the command line.
 
     Raises:
-        UserError: if an option differs that a run cannot change.
+        UserError: if an option that cannot change on resume differs.
     """
-    # Options as --model MODULE:NAME or --model=MODULE:NAME.
+    # Handles both --model MODULE:NAME and --model=MODULE:NAME.
     named = {argument.rpartition("=")[2] for argument in arguments}
     recorded = run_folder.load(path, named).config
     recorded = dataclasses.replace(recorded, run_dir=None)

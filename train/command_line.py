@@ -1,4 +1,4 @@
-"""Parses command lines: misspelled names, files of options, and the help."""
+"""Parses command lines and option files, suggests names, and formats the help."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ from train.errors import UserError
 _CONFIG = "config"
 # Options that the parser adds to every command.
 _PARSERS_OWN = ("help", "tyro-print-completion", "tyro-write-completion")
-# Paths, which differ between machines, are left out of the file.
+# `write` leaves out paths, which differ between machines.
 _PLACES = {"runs_dir", "run_dir", "resume", "cache_dir"}
 
 
@@ -94,7 +94,7 @@ def parse_options(
 def _run_parser(
     options: Any, arguments: Sequence[str], *, program: str, **more: Any
 ) -> Any:
-    """Parses arguments; says what is wrong with them in one line, without a frame.
+    """Parses arguments; reports an error in one line, without tyro's box.
 
     Args:
         options: a dataclass, or a union of subcommands, for `tyro.cli`.
@@ -131,7 +131,7 @@ def _run_parser(
 
 
 class _Captured(io.StringIO):
-    """What the parser prints as if to a UTF-8 file, or to another output."""
+    """Captures the parser's output; imitates a UTF-8 file, or the stream `like`."""
 
     def __init__(self, like: TextIO | None = None) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class _Captured(io.StringIO):
 
 
 def _without_frame(text: str) -> str:
-    """The reason of a parser's error, which is above a line across its frame."""
+    """Returns the reason of a parser's error: the text above the rule in its box."""
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     reason = " ".join(itertools.takewhile(lambda line: set(line) != {"─"}, lines))
     reason = re.sub(r"^Error parsing (\w+Config: )?", "", reason) or text.strip()
@@ -158,10 +158,10 @@ _HELP = ConstructorRegistry()
 
 @_HELP.struct_rule
 def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Leaves None out of the help, as a choice and as a default already stated."""
+    """Leaves None out of the help, as a choice and as a default, which texts state."""
     if not dataclasses.is_dataclass(info.type) or _deferring:
         return None
-    _deferring.append(info)  # To tyro's own rule, for all but the types.
+    _deferring.append(info)  # tyro's own rule then gives all but the types.
     try:
         found = ConstructorRegistry.get_struct_spec(info)
     finally:
@@ -179,13 +179,13 @@ _deferring: list[StructTypeInfo] = []
 
 
 def _documented(hint: Any) -> Any:
-    """Returns the type of an option with what the help shows of it."""
+    """Annotates the type of an option with its placeholder and default in the help."""
     annotated = typing.get_origin(hint) is Annotated
     inner, *given = typing.get_args(hint) if annotated else [hint]
     if dataclasses.is_dataclass(inner):
         return hint
     shown = tyro.conf.arg(metavar=_metavar(inner), help_behavior_hint=_default)
-    # What the option itself has comes last, and wins.
+    # The option's own annotations come last and take precedence.
     return Annotated[inner, shown, *given]
 
 
@@ -215,7 +215,7 @@ def understood(
         commands: dataclasses by name, whose fields are the options.
 
     Returns:
-        The arguments. An option of the file is left out if it is among them.
+        The arguments, then the options of the file that are not among them.
 
     Raises:
         UserError: for an unknown name; the message suggests similar ones.
@@ -243,7 +243,7 @@ def understood(
             spelled = argument.partition("=")[0]
             raise UserError(
                 f"{command} has no option {spelled}.{_meant(name, types)}"
-                + (f" {', '.join(others)} has {spelled}." if others else "")
+                + (f" It is an option of {', '.join(others)}." if others else "")
                 + f" All options: python -m train {command} --help"
             )
         given.add(field)
@@ -263,8 +263,8 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
     """Reads a file of options.
 
     Args:
-        path: of YAML: a mapping from names of options to values.
-        types: of the options there are, by the names of their fields.
+        path: a YAML file that maps names of options to values.
+        types: the types of the options, by field name.
 
     Returns:
         The values by the names of fields.
@@ -319,7 +319,7 @@ def write(values: Mapping[str, Any], path: str) -> str:
 
 
 def value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """Returns the last value of an option; None if it has none, for the parser."""
+    """Returns the last value of an option; None if missing; the parser reports it."""
     found = None
     for number, argument in enumerate(arguments):
         if _option_name(argument) == name:
@@ -332,7 +332,7 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
 def option_types(config: type[Any]) -> dict[str, Any]:
     """Returns the types of a command's options by field name.
 
-    Fields without a default are arguments without a name, and left out.
+    Fields without a default are positional arguments, and are left out.
     """
     found: dict[str, Any] = {}
     hints = json_fields.hints(config)

@@ -71,8 +71,8 @@ _OF_SCHEDULE = {
 
 
 def _named(what: str, choices: str) -> Any:
-    """The help of an option that takes a name, or one of the user's own code."""
-    # Words, which the help can wrap; a placeholder it breaks anywhere.
+    """Returns the help of an option that takes a name or MODULE:NAME."""
+    # In the help text, which is wrapped between words; placeholders break anywhere.
     return tyro.conf.arg(
         metavar="NAME", help=f"{what}: {choices} for your own (docs/own_code.md)."
     )
@@ -85,7 +85,7 @@ class NetworkConfig:
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS, test/CLASS."""
     image_size: int | None = None
-    """Resize images of folder:PATH to this shorter side and crop the middle square."""
+    """Resize and center-crop images of folder:PATH to this side. Default: no change."""
     model: Annotated[str, _named("Network", networks.CHOICES)] = "custom_cnn"
     batch_norm: bool = True
     """Use batch normalization, in networks that have it."""
@@ -152,7 +152,7 @@ class MachineConfig:
 class TrainingConfig(
     MachineConfig, LoopConfig, ScheduleConfig, OptimizerConfig, NetworkConfig
 ):
-    """All options except optimizer, learning rate and seed."""
+    """Options that all training commands but `table` share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -330,7 +330,7 @@ class RunConfig(TrainingConfig):
 
     @property
     def readable_name(self) -> str:
-        """A descriptive name for the run folder, with the options that differ."""
+        """A name for the run folder, with the options that differ from the defaults."""
         return self._name(
             {
                 f.name: f.default
@@ -345,7 +345,7 @@ class RunConfig(TrainingConfig):
         return self._name({})
 
     def _name(self, named: Mapping[str, Any]) -> str:
-        """Builds a name from the options that differ from the given ones."""
+        """Builds a name; adds options that differ from their defaults in `named`."""
         parts = [
             self.data_name,
             own_code.short(self.model),
@@ -440,7 +440,7 @@ def check_effect(config: TrainingConfig, names: Iterable[str], where: str) -> No
 
     Args:
         config: the options.
-        names: of the optimizers.
+        names: names of the optimizers in use.
         where: ends the sentence "it has no effect ...".
     """
     for name, owners in optimizers.OPTIONS.items():

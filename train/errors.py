@@ -28,7 +28,7 @@ PACKAGES = {
     "tqdm": "tqdm",
     "tyro": "tyro",
 }
-# Of these, those that only some data and options need, from the start of a run.
+# Needed only by some datasets and options, which import them when a run starts.
 _WHEN_USED = {"grain", "importlib_resources", "tensorboardX", "tensorflow-datasets"}
 
 
@@ -37,14 +37,14 @@ class UserError(Exception):
 
 
 class OwnCodeError(Exception):
-    """A network, data set or optimizer of the user's own raised an exception.
+    """A network, dataset or optimizer of the user's own raised an exception.
 
     Shown below the traceback of that exception, its cause.
     """
 
 
 def missing_packages() -> list[str]:
-    """Returns the packages of every run that are not installed; imports none."""
+    """Returns the missing packages among those that every run needs; imports none."""
     return [
         name
         for name, module in PACKAGES.items()
@@ -55,12 +55,12 @@ def missing_packages() -> list[str]:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # The package around it.
+    except ModuleNotFoundError:  # Its parent package is missing.
         return False
 
 
 def require_packages(program: str) -> None:
-    """Exits with one line and status 2 unless the packages of every run are installed.
+    """Exits with one line and status 2 if a package that every run needs is missing.
 
     Many are imported late, since they are slow to import: without this check, training
     could end in an error when the plot is drawn.
@@ -80,11 +80,11 @@ def _advice(program: str, missing: list[str]) -> str:
 
 
 def _drop_closed_output() -> bool:
-    """Whether nobody reads stdout anymore; if so, it goes nowhere from now on."""
+    """Returns whether stdout is a closed pipe; if so, redirects it to /dev/null."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Or Python would complain when it flushes at its exit.
+        # Otherwise Python would complain when it flushes stdout at exit.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return True
@@ -117,7 +117,7 @@ def report_errors(execute: Callable[[], int]) -> int:
         missing = [name for name, module in modules.items() if module == named]
         if not missing:
             raise
-        print(f"Error: {_advice('this', missing)}", file=sys.stderr)
+        print(f"Error: {_advice('this command', missing)}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(
@@ -150,7 +150,7 @@ def report_errors(execute: Callable[[], int]) -> int:
 
 
 def _from_own_code(trace: types.TracebackType | None) -> types.TracebackType | None:
-    """A traceback without its first calls, of this package and of `import`."""
+    """Drops the first frames of a traceback: those of this package and of `import`."""
     first = trace
     while first is not None:
         file = Path(first.tb_frame.f_code.co_filename)

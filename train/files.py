@@ -16,7 +16,7 @@ from train.errors import UserError
 # Size limit; records and metrics are far smaller.
 _MOST_BYTES = 1 << 30
 _PREFIX = ".partial-"
-# Of `os.link`, on file systems without hard links.
+# Errors of `os.link` on file systems without hard links.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 

@@ -17,13 +17,13 @@ def hints(config: type[Any]) -> dict[str, Any]:
 
 
 def check(where: str, value: Any, hint: Any) -> None:
-    """Raises a FieldError unless a JSON value represents one of a type."""
+    """Raises a FieldError unless a JSON value represents a value of a type."""
     if not fits(value, hint):
         raise FieldError(f"{where!r} is {_shown(value)}, not {_expected(hint)}")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Returns whether a JSON value represents one of a type."""
+    """Returns whether a JSON value represents a value of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return fits(value, arguments[0])
@@ -67,7 +67,7 @@ def _expected(hint: Any) -> str:
 
 def kind(value: Any) -> str:
     """Describes the type of a JSON value that is not an object."""
-    names = {list: "a list", str: "a string", bool: "a truth value"}
+    names = {list: "a list", str: "a string", bool: "a Boolean"}
     return "null" if value is None else names.get(type(value), "a number")
 
 

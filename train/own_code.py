@@ -1,4 +1,4 @@
-"""Networks, data sets and optimizers of the user's own, named MODULE:NAME."""
+"""Networks, datasets and optimizers of the user's own, named MODULE:NAME."""
 
 import contextlib
 import functools
@@ -40,7 +40,7 @@ def options(values: Mapping[str, Any], but: Collection[str] = ()) -> str:
 
 
 def short(name: str) -> str:
-    """What stands after the colon, for names of files; other names as they are."""
+    """Returns NAME of MODULE:NAME, for file names; other names are unchanged."""
     return name.partition(":")[2] if is_reference(name) else name
 
 
@@ -91,14 +91,14 @@ def _import(reference: str, name: str) -> Any:
             raise
         raise UserError(
             f"{reference}: there is no module {missing!r} in the current folder, "
-            f"{Path.cwd()}, nor elsewhere where Python looks. Start in the folder that "
-            "holds it, or add that folder to PYTHONPATH."
+            f"{Path.cwd()}, or elsewhere on Python's path. Run the command in the "
+            "folder that contains it, or add that folder to PYTHONPATH."
         ) from error
 
 
 @contextlib.contextmanager
 def running(what: str) -> Iterator[None]:
-    """Within this context, an exception is one of the user's own code.
+    """Attributes exceptions within this context to the user's own code.
 
     Args:
         what: begins the sentence that says so: "... failed".
@@ -118,13 +118,14 @@ def parameters(reference: str) -> dict[str, inspect.Parameter]:
     """The arguments of what a reference names.
 
     Raises:
-        UserError: if Python cannot tell them, beside what `load` raises.
+        UserError: if Python cannot determine them, or as `load`.
+        OwnCodeError: as `load`.
     """
     try:
         return dict(inspect.signature(load(reference)).parameters)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{reference}: its arguments cannot be told ({error}). Wrap it in a "
+            f"{reference}: its arguments cannot be determined ({error}). Wrap it in a "
             "function of your own."
         ) from error
 
@@ -146,7 +147,7 @@ def sources(*names: str) -> dict[str, str]:
 
 @functools.cache
 def _checksum(reference: str) -> str:
-    """SHA-256 of the file that defines something; it does not cover its imports."""
+    """SHA-256 of the file that defines the named object, but not of its imports."""
     defined_in = getattr(load(reference), "__module__", reference.partition(":")[0])
     path = _file(sys.modules.get(defined_in))
     return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""

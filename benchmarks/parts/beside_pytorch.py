@@ -19,13 +19,14 @@ def measure_steps(workload: Workload, side: int, rounds: int) -> Result:
     """Times a step of PyTorch's SGD and of ours.
 
     Raises:
-        Skipped: if PyTorch is not here, or computes elsewhere than JAX.
+        Skipped: if PyTorch is not installed, or JAX uses a GPU and it does not, or the
+            reverse.
     """
     _check()
     from benchmarks.parts.pytorch import step_time
 
     modes = _modes()
-    # Where they can be compiled, steps as they are would only take time.
+    # Where steps can be compiled, eager ones are not worth their time.
     modes = tuple(mode for mode in modes if mode is not None) or modes
     return step_time.measure(workload, side, rounds, modes)
 
@@ -33,11 +34,11 @@ def measure_steps(workload: Workload, side: int, rounds: int) -> Result:
 def train_resnet20(
     settings: Settings, out: Path, stopped: Callable[[], bool]
 ) -> Result:
-    """Trains ResNet-20 to the end with PyTorch's SGD; its time and accuracy.
+    """Trains ResNet-20 with PyTorch's SGD; returns time and accuracy.
 
     Raises:
-        Skipped: as `measure_steps` does, or if there are no images.
-        Stopped: if it is to stop; called again, it goes on.
+        Skipped: as `measure_steps`, or if there are no images.
+        Stopped: if `stopped` returns true; another call resumes the training.
     """
     _check()
     from benchmarks.parts.pytorch import step, training

@@ -1,7 +1,7 @@
 """(c), (e) and (f): runs on images, by the application's own commands.
 
-Each run is saved after every epoch and found again by its options, so all of this goes
-on where it was stopped.
+Each run is saved after every epoch and found again by its options, so a task that was
+stopped resumes.
 """
 
 import json
@@ -25,7 +25,7 @@ RESNET20 = {"sgd": 0.1, "insgd-l2": 0.1, "lms-newton": 0.03}
 
 
 def dataset(settings: Settings) -> str:
-    """The data set of all runs.
+    """The dataset of all runs.
 
     Raises:
         Skipped: if none was given.
@@ -46,10 +46,10 @@ def resnet20_options(settings: Settings) -> dict[str, Any]:
 
 
 def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
-    """(c) Trains ResNet-20 to the end; its time and accuracy.
+    """(c) Trains ResNet-20; returns time and accuracy.
 
     Raises:
-        Stopped: if a signal came; called again, it goes on.
+        Stopped: if a signal came; another call resumes the training.
     """
     config = RunConfig(
         **resnet20_options(settings)
@@ -76,9 +76,10 @@ def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
 
 
 def summarize(rows: list[dict[str, Any]]) -> Result:
-    """Times and accuracies of a run's epochs, for PyTorch's as for ours.
+    """Times and accuracies of a run's epochs, the same for PyTorch and JAX.
 
-    An epoch's time has training and testing, not saving; the first has compilation.
+    An epoch's time includes training and testing, not saving; the first also includes
+    compilation.
     """
     seconds = [row["seconds"] for row in rows]
     median = statistics.median(seconds)
@@ -145,7 +146,7 @@ def _written(path: Path) -> float:
 
 
 def _report(path: Path, status: int) -> Result:
-    """A report as it was just written; that of a stopped command is not whole."""
+    """Reads a report that was just written; a stopped command's is incomplete."""
     found = {"markdown": "", "values": None}
     if path.exists():
         text = path.with_suffix(".md").read_text()

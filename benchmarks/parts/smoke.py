@@ -49,8 +49,8 @@ class Case:
 def cases(sizes: Sizes) -> list[Case]:
     """All cases: strategies first, then networks, then optimizers.
 
-    Each is there once for every dtype. In miniature strategies and dtypes take turns
-    over the optimizers, of which the first ones have a network each.
+    Each is tried with every dtype. In miniature, there is one case per optimizer:
+    strategies and dtypes alternate, and the first cases use a network each.
     """
     side = min(side for _, side in sizes.networks)
     found = []
@@ -121,7 +121,7 @@ def check(case: Case, chunk_steps: int) -> Result:
         What was seen.
 
     Raises:
-        Failed: if it is not as it should be.
+        Failed: if a check fails.
     """
     began = time.perf_counter()
     experiment = create(case, chunk_steps)
@@ -153,7 +153,7 @@ def check(case: Case, chunk_steps: int) -> Result:
         "loss": float(progress.metric_sums["loss"]) / (_CHUNKS * chunk_steps),
         "test_loss": float(experiment.evaluate(progress.state)["loss"]),
         "steps": int(progress.state.step),
-        # Scalars that a step writes but does not read are no arguments of its program.
+        # Scalars that a step writes but does not read are not passed to its program.
         "donated": all(leaf.is_deleted() for leaf in given if leaf.ndim),
         "parameter_dtypes": sorted(
             {str(leaf.dtype) for leaf in jax.tree.leaves(progress.state.params)}

@@ -19,14 +19,14 @@ from train.training.step import TrainStep, train_step
 ONE_CONDITIONAL = "lms-newton, one conditional"
 # SGD is what the others are compared with.
 OPTIMIZERS = ("sgd", "insgd-l2", "lms-newton", ONE_CONDITIONAL, "adamw", "muon")
-# A second copy of SGD: what the method calls a difference where there is none.
+# A second copy of SGD: its difference from the first is the noise of the method.
 CONTROL = "sgd again"
 
 
 def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
     """Times a step of each of `OPTIMIZERS`, round by round, in one process.
 
-    What fails, for lack of memory or otherwise, is told and left out.
+    Optimizers that fail, for lack of memory or otherwise, are reported and omitted.
 
     Args:
         workload: the network and the batch.
@@ -39,7 +39,7 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
     errors: dict[str, str] = {}
     steppers: dict[str, Stepper] = {}
     programs = {}
-    # All take whole periods of whatever has the longest.
+    # All are timed over whole periods of the optimizer with the longest period.
     period = max(measure.calls_in_a_period(_optimizer(name)) for name in OPTIMIZERS)
     for name in OPTIMIZERS:
         step_fn = _with_one_conditional if name == ONE_CONDITIONAL else train_step
@@ -47,7 +47,7 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
             stepper = Stepper(workload, image_size, _optimizer(name), step_fn=step_fn)
             run = stepper.run_from(jax.tree.map(jnp.copy, stepper.state), period)
             run(1)
-        # Of many types; above all, out of memory.
+        # Errors have many types; most are out of memory.
         except Exception as error:  # noqa: BLE001
             errors[name] = f"{type(error).__name__}: {error}"[:1000]
             continue
@@ -114,7 +114,7 @@ def _with_one_conditional(
     """
 
     def at(step: int) -> TrainStep:
-        # Of a number that is known now, the capture knows whether it is to capture.
+        # Given a Python int, the capture decides when the step is traced.
         return functools.partial(train_step, capture=lambda _: capture(step))
 
     captures = state.step % OptimizerConfig.covariance_every == 0

@@ -39,7 +39,7 @@ def profile(case: Case, chunk_steps: int) -> Result:
             "optimizer": case.optimizer,
             "steps": chunk_steps,
         }
-    # At the end of a chunk the program may hand over a scalar; steps have many.
+    # A chunk may end with the transfer of a scalar; steps must not have one each.
     copies = sum(found["copies_with_host"].values())
     if copies >= chunk_steps > 1:
         raise Failed(f"{copies} copies between host and device in a chunk", found)
@@ -47,15 +47,15 @@ def profile(case: Case, chunk_steps: int) -> Result:
 
 
 def summarize(planes: Any) -> Result:
-    """Counts what a trace has of accelerators.
+    """Summarizes the events of accelerators in a trace.
 
     Args:
-        planes: of `jax.profiler.ProfileData`.
+        planes: planes of a `jax.profiler.ProfileData`.
 
     Returns:
         "events", how many there are on the devices' streams; "copies_with_host", by
         kind; "busy", the share of the time from the first event to the last in which a
-        device does something; and "longest", the seconds of the names that take most.
+        device does something; and "longest", total seconds of the longest, by name.
         Without an accelerator there are no events and "busy" is None.
     """
     spans: list[tuple[float, float]] = []

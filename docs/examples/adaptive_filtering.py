@@ -96,7 +96,7 @@ def draw_step_sizes(path, num_samples=400):
 
 
 def track(level_after, seed, num_samples=4000):
-    """Misalignment of three filters whose system changes at half time.
+    """Misalignment of three filters whose system changes halfway.
 
     The input is colored, u_t = 0.7 u_{t-1} + noise, of unit power before the change
     and of amplitude `level_after` after it; the noise in d is 30 dB below unit power.
@@ -154,9 +154,9 @@ def draw_tracking(path, seeds=SEEDS):
 def impulse_misalignment(amplitude, through_system, p, seed, *, sign_error=False):
     """Root mean square misalignment in dB after impulses begin to hit the input.
 
-    White input of unit power, 16 taps, noise at -40 dB; from sample 3000 of 6000 on
-    each sample is hit with probability 0.002 by an impulse of +-`amplitude`, which
-    the system hears too (`through_system`) or the filter alone.
+    White input of unit power, 16 taps, noise at -40 dB, 6000 samples. From sample 3000
+    on, each sample is hit with probability 0.002 by an impulse of +-`amplitude`, which
+    reaches the system too (`through_system`) or the filter alone.
     """
     rng = np.random.default_rng(seed)
     num_samples = 6000

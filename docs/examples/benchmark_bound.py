@@ -1,4 +1,4 @@
-"""A step of INSGD with the bound on its learning rate, beside one without.
+"""Times a step of INSGD with a Polyak cap against one without.
 
 python docs/examples/benchmark_bound.py
 """

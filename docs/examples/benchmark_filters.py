@@ -14,7 +14,7 @@ import numpy as np
 try:
     import padasip
 except ImportError as error:
-    sys.exit(f"{error}: this needs padasip, to compare with: pip install padasip")
+    sys.exit(f"{error}: this compares with padasip. Run: pip install padasip")
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
@@ -54,7 +54,7 @@ def main():
         if "padasip" not in name:
             run()  # compiles
     times = {name: [] for name in cases}
-    for _ in range(ROUNDS):  # interleaved: the machine's moods hit all alike
+    for _ in range(ROUNDS):  # interleaved: the machine's load hits all alike
         for name, run in cases.items():
             start = time.perf_counter()
             run()

@@ -1,4 +1,4 @@
-"""The whole training loop, beside the bare step on one batch already there.
+"""Times the training loop against the bare step on one batch on the device.
 
 python docs/examples/benchmark_loop.py [DATASET]
 """
@@ -40,6 +40,7 @@ def whole_loop(dataset):
             num_epochs=10**6,
             stopped=lambda: next(asked) >= chunks,
             on_epoch=lambda progress, row: None,
+            on_divergence=lambda step: None,
         )
         jax.block_until_ready(progress)
 

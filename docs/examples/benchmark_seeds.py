@@ -1,4 +1,4 @@
-"""Seeds as an axis of one program, beside the same seeds one after another.
+"""Times several seeds in one program, by `jax.vmap`, against one after another.
 
 python docs/examples/benchmark_seeds.py
 """
@@ -22,7 +22,7 @@ SEEDS, ROUNDS, BATCH_SIZE = 4, 30, 128
 
 
 def measure(image_shape: tuple[int, int, int]) -> timing.Ratio:
-    """The custom CNN with INSGD: the time of the axis over that of one by one."""
+    """Time ratio, vmapped to one by one, for a step of the custom CNN with INSGD."""
     optimizer = optimizers.create(
         "insgd-l2",
         1e-3,

@@ -1,6 +1,6 @@
 """Draws the learning curves of docs/adaptive_filtering.md and prints their table.
 
-Five filters identify one system, from white noise and from colored noise.
+Six filters identify an unknown system, from white and from colored input.
 
 python docs/examples/learning_curves.py [FOLDER]
 """
@@ -22,10 +22,10 @@ from insgd_optax import (
 
 NUM_TAPS, NUM_SAMPLES = 32, 6000
 SEEDS = range(20)
-COLOURS = {"White input": 0.0, "Colored input, AR(1) with coefficient 0.95": 0.95}
+COLORS = {"White input": 0.0, "Colored input, AR(1) with coefficient 0.95": 0.95}
 THRESHOLD = -20  # dB
 
-# Steps that end at about the same misalignment on white input.
+# With step sizes that give about the same final misalignment on white input.
 FILTERS = {
     "LMS": functools.partial(lms_filter, step_size=0.2 / NUM_TAPS),
     "NLMS": functools.partial(nlms_filter, step_size=0.2),
@@ -40,29 +40,29 @@ FILTERS = {
 NEWTON_STEP = 0.005
 
 
-def signals(colour, seed, num_samples=NUM_SAMPLES):
-    """u_t = colour u_{t-1} + white noise, of unit power; d 30 dB above its noise."""
+def signals(color, seed, num_samples=NUM_SAMPLES):
+    """u_t = color u_{t-1} + white noise, of unit power; d 30 dB above its noise."""
     rng = np.random.default_rng(seed)
     system = rng.standard_normal(NUM_TAPS)
     system /= np.linalg.norm(system)
     u = rng.standard_normal(num_samples)
-    u[1:] *= np.sqrt(1 - colour**2)
+    u[1:] *= np.sqrt(1 - color**2)
     for t in range(1, num_samples):
-        u[t] += colour * u[t - 1]
+        u[t] += color * u[t - 1]
     clean = np.convolve(u, system)[:num_samples]
-    noise = np.sqrt(system @ covariance(colour) @ system) * 10 ** (-30 / 20)
+    noise = np.sqrt(system @ covariance(color) @ system) * 10 ** (-30 / 20)
     return u, clean + noise * rng.standard_normal(num_samples), system
 
 
-def covariance(colour):
-    """R = E[x x^T] of the input's windows: colour^|i - j|."""
+def covariance(color):
+    """R = E[x x^T] of the input's windows: color^|i - j|."""
     taps = np.arange(NUM_TAPS)
-    return float(colour) ** np.abs(taps[:, None] - taps)
+    return float(color) ** np.abs(taps[:, None] - taps)
 
 
-def lms_newton(u, d, colour):
+def lms_newton(u, d, color):
     """Weights after each sample of w <- w + step R^-1 x e, with the true R."""
-    inverse, w, history = np.linalg.inv(covariance(colour)), np.zeros(NUM_TAPS), []
+    inverse, w, history = np.linalg.inv(covariance(color)), np.zeros(NUM_TAPS), []
     padded = np.concatenate([np.zeros(NUM_TAPS - 1), u])
     windows = np.lib.stride_tricks.sliding_window_view(padded, NUM_TAPS)[:, ::-1]
     for x, d_t in zip(windows, d, strict=True):
@@ -71,15 +71,15 @@ def lms_newton(u, d, colour):
     return np.array(history)
 
 
-def learning_curves(colour, seeds=SEEDS, num_samples=NUM_SAMPLES):
+def learning_curves(color, seeds=SEEDS, num_samples=NUM_SAMPLES):
     """{filter: mean over the seeds of ||w - system||^2 / ||system||^2, in dB}."""
     powers = {}
     for seed in seeds:
-        u, d, system = signals(colour, seed, num_samples)
+        u, d, system = signals(color, seed, num_samples)
         fits = {
             name: run(u, d, num_taps=NUM_TAPS).weights for name, run in FILTERS.items()
         }
-        fits["LMS-Newton, known R"] = lms_newton(u, d, colour)
+        fits["LMS-Newton, known R"] = lms_newton(u, d, color)
         for name, weights in fits.items():
             distance = np.sum((np.asarray(weights) - system) ** 2, axis=1)
             powers.setdefault(name, []).append(distance)
@@ -98,8 +98,8 @@ def draw(path, seeds=SEEDS, num_samples=NUM_SAMPLES):
     )
     figure.suptitle(f"Learning curves of {NUM_TAPS} taps, mean of {len(seeds)} seeds")
     rows = {}
-    for axes, (title, colour) in zip(panels, COLOURS.items(), strict=True):
-        curves = learning_curves(colour, seeds, num_samples)
+    for axes, (title, color) in zip(panels, COLORS.items(), strict=True):
+        curves = learning_curves(color, seeds, num_samples)
         for name, curve in curves.items():
             axes.plot(curve, label=name, linewidth=1)
             rows.setdefault(name, []).extend(

@@ -121,7 +121,7 @@ def best(model, make, num_steps=NUM_STEPS, seeds=SEEDS):
         [errors(model, make, jnp.asarray(RATES), num_steps, seed) for seed in seeds],
         axis=1,
     )
-    # What has diverged is no candidate.
+    # Learning rates that diverged are not candidates.
     means = np.nan_to_num(found.astype(np.float64), nan=1e30, posinf=1e30).mean((1, 2))
     number = int(np.argmin(means))
     return RATES[number], found[number]

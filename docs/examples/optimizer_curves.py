@@ -1,8 +1,8 @@
 """Draws test accuracy over epochs and over time, from the report of a `compare`.
 
-The time is computed: epochs times the ratio of the step to SGD's that `python -m train
-benchmark --optimizer NAME` measured, so that runs on other devices, or of processes
-that shared their cores, can be drawn. One unit is an epoch of SGD.
+The time is computed, not measured: the epochs times the ratio of the optimizer's step
+time to SGD's from `python -m train benchmark --optimizer NAME`. The runs may thus come
+from other devices, or from processes that shared cores. One unit is an epoch of SGD.
 
 python docs/examples/optimizer_curves.py IMAGE COMPARE_JSON BENCHMARK_FOLDER...
 """

@@ -1,10 +1,10 @@
-"""Prints the table of docs/released_code.md: two arithmetics on one ResNet-20.
+"""Prints the table of docs/released_code.md: both rules on one ResNet-20.
 
     python docs/examples/released_multipliers.py PATH_TO_IMAGES [STEPS]
 
 PATH_TO_IMAGES holds `train/<class>/*` images of 32x32. Multipliers of the paper's rule
 and of the released code are taken from the same batch of 128 at the same weights: at
-initialisation, and after STEPS (200) steps of SGD with momentum, which favours
+initialization, and after STEPS (200) steps of SGD with momentum, which favors
 neither.
 """
 
@@ -40,7 +40,7 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Every fifth training image, normalized with the paper's constants; its class."""
     files = sorted((folder / "train").glob("*/*"))[::EVERY]
     if len(files) < BATCH:
-        sys.exit(f"{folder}/train/<class>/ holds {len(files)} images after every 5th")
+        sys.exit(f"{folder}/train/<class>/ needs {EVERY * BATCH} images")
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]) / 255.0
     _, labels = np.unique([file.parent.name for file in files], return_inverse=True)
     return ((pixels - MEAN) / STD).astype(np.float32), labels
@@ -85,7 +85,7 @@ def sown(variables, images, capture):
 
 
 def paper(variables, images, p):
-    """P and the multiplier of every kernel, without memory."""
+    """The multiplier of every kernel, from the power of this batch alone."""
     params, tx = variables["params"], scale_by_input_power(decay=0.0)
     norms = sown(variables, images, capture_input_norms(p))
     _, state = tx.update(params, tx.init(params), input_norms=norms)
@@ -93,7 +93,7 @@ def paper(variables, images, p):
 
 
 def released(variables, images, p):
-    """The factors of every kernel: kappa / max(log P, 0.01), one an input channel."""
+    """The factors of every kernel: kappa / max(log P, 0.01), one per input channel."""
     params, tx = variables["params"], insgd_as_released(1.0, momentum=0.9)
     norms = sown(variables, images, capture_released_norms(p))
     ones = jax.tree.map(jnp.ones_like, params)

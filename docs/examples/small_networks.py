@@ -347,7 +347,7 @@ def multipliers(state):
 
 
 class Results:
-    """Runs by what they are, in a file that is written after each."""
+    """Runs by their settings, in a file that is rewritten after each run."""
 
     def __init__(self, path):
         self.path = path

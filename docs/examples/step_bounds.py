@@ -3,8 +3,9 @@
 python docs/examples/step_bounds.py
 python docs/examples/step_bounds.py robustness --optimizers change-0.03@1
 
-Every command of `python -m train` knows them here, as BOUND-SIZE, in one process (no
---processes) and at a constant rate. Alone, the script compares all at the rate 100.
+The script passes its arguments on to `python -m train`, whose commands then accept the
+bounds as optimizers BOUND-SIZE (without --processes, and at a constant learning rate).
+Without arguments, it compares all of them at the learning rate 100.
 """
 
 import functools
@@ -26,7 +27,7 @@ SIZES = {"layers": (0.3, 1.0, 3.0), "change": (0.01, 0.03, 0.1), "clip": (0.01, 
 
 
 def polyak_by_layer(schedule, size):
-    """Polyak's bound in every layer by itself, which may gain its share of the loss."""
+    """Polyak's bound for each layer, which may reduce an equal share of the loss."""
 
     rate = schedule(0)  # Constant here.
 
@@ -44,7 +45,7 @@ def polyak_by_layer(schedule, size):
 
 
 def relative_change(schedule, size):
-    """||dW x|| / ||W x|| at most `size` in every layer, over the way of a gradient.
+    """||dW x|| / ||W x|| at most `size` in every layer, summed over the momentum.
 
     For inputs without a direction both are the captured sqrt(P) times a Frobenius norm:
     the power cancels, and what is left is LARS's ratio as a bound.

@@ -140,7 +140,7 @@ def test_a_task_that_ends_its_process_has_failed(run_worker, piece, capsys):
     assert run_worker("begin(True); os.abort()") == MORE
     record = Results(piece.folder).read("a-task")
     assert record["status"] == results.FAILED
-    assert "ended its process: -6. last words" in record["reason"]
+    assert "ended with status -6. last words" in record["reason"]
     assert "a-task: failed" in capsys.readouterr().out
 
 

@@ -54,7 +54,7 @@ RECORDS = [
         "a-case",
         NETWORK | {"seconds_to_first_chunk": 8.0, "seconds_per_step": 0.0015},
     ),
-    record("a-crash", None, "failed", "ended its process: -6. last | words\nof it"),
+    record("a-crash", None, "failed", "ended with status -6. last | words\nof it"),
     record(
         "a-profile-sgd",
         NETWORK
@@ -90,7 +90,7 @@ def test_every_part_is_told():
         "Commit: abc.",
         "Python 3.12.3, jax 0.11.2.",
         "| case | resnet20 | 128 | finished | 8.0 | 1.50 |",
-        "| a-crash | failed | ended its process: -6. last / words of it |",
+        "| a-crash | failed | ended with status -6. last / words of it |",
         "| sgd | resnet20 | 10 | 900 | 95.0 % | 2 |",
         "| x | 2.000 | 1.250 (1.000 to 1.500) | 64000 | 3.0 | 16 | 12.5 % |",
         "- muon: out of memory",
@@ -125,7 +125,7 @@ def test_a_folder_is_of_one_setting(tmp_path, monkeypatch):
     )
     assert gpu(GpuConfig(out)) == 0
     assert seen[0].dataset == f"folder:{images}"
-    with pytest.raises(UserError, match="was begun with"):
+    with pytest.raises(UserError, match="was started with"):
         gpu(GpuConfig(out, miniature=True))
     with pytest.raises(UserError, match="is no folder"):
         gpu(GpuConfig(out, data=tmp_path / "absent"))

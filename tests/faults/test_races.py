@@ -1,4 +1,4 @@
-"""Commands that meet: two writers of one cache, two of one data set, of one series."""
+"""Commands that meet: two writers of one cache, two of one dataset, of one series."""
 
 import collections
 import threading
@@ -73,7 +73,7 @@ def test_a_data_set_that_is_prepared_twice_at_once_is_there_once(
     assert folders[0] == folders[1]
     assert [path.name for path in (data_dir / imagenet.NAME).iterdir()] == ["5.1.0"]
     assert imagenet.load().num_train == 27
-    report("2 commands prepared a data set at once")
+    report("2 commands prepared a dataset at once")
 
 
 @pytest.mark.slow

@@ -206,8 +206,8 @@ def test_a_second_call_compiles_nothing(caplog):
 @pytest.mark.parametrize(
     "u, d, options, message",
     [
-        (np.ones((3, 2)), np.ones(3), OK, r"u is one signal.*\(3, 2\).*vmap"),
-        (np.ones(3), np.float32(1), OK, r"d is one signal of shape \(T,\)"),
+        (np.ones((3, 2)), np.ones(3), OK, r"u must be one signal.*\(3, 2\).*vmap"),
+        (np.ones(3), np.float32(1), OK, r"d must be one signal of shape \(T,\)"),
         (np.ones(3), np.ones(4), OK, "u has 3 samples and d 4"),
         (np.ones(0), np.ones(0), OK, "empty"),
         (np.ones(3), np.ones(3), OK | {"num_taps": 0}, "at least one tap"),

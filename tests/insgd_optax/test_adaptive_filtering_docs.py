@@ -34,18 +34,18 @@ def test_the_pictures_on_the_page_are_the_ones_drawn(x64, figures, curves, tmp_p
         assert (DOCS / "images" / picture.name).exists()
 
 
-def test_colour_slows_nlms_and_not_rls(x64, curves):
-    white, coloured = (
+def test_color_slows_nlms_and_not_rls(x64, curves):
+    white, colored = (
         {
             name: curves.samples_until(curve, threshold=-10)
-            for name, curve in curves.learning_curves(colour, [0], 4000).items()
+            for name, curve in curves.learning_curves(color, [0], 4000).items()
         }
-        for colour in curves.COLOURS.values()
+        for color in curves.COLORS.values()
     )
-    assert coloured["NLMS"] > 5 * white["NLMS"]
+    assert colored["NLMS"] > 5 * white["NLMS"]
     for name in ("RLS", "affine projection, order 2", "LMS-Newton, known R"):
-        assert coloured[name] < 3 * white[name] + 50
-        assert 4 * coloured[name] < coloured["NLMS"]
+        assert colored[name] < 3 * white[name] + 50
+        assert 4 * colored[name] < colored["NLMS"]
 
 
 @pytest.mark.parametrize("through_system", [True, False])

@@ -1,6 +1,6 @@
 """Canaries: a release of Flax or Optax that changes a private part fails here first.
 
-Each test uses one private part the way the library does. The public behaviour that
+Each test uses one private part the way the library does. The public behavior that
 depends on it has tests of its own; these name the part that moved.
 """
 
@@ -86,7 +86,7 @@ def test_optimized_lstm_cells_keep_their_kernels_in_dense_params():
     assert kernels == {"kernel", "bias"}
 
 
-def test_map_params_initialises_with_a_placeholder():
+def test_map_params_initializes_with_a_placeholder():
     seen = []
 
     def init(params):

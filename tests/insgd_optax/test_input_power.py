@@ -220,7 +220,7 @@ def test_capture_forgotten_lists_every_weight_and_the_causes():
         tx.update(params, tx.init(params), params, input_norms=sown)
     message = str(error.value)
     assert "no input norm:\n  Dense_0/kernel\n  Dense_1/kernel\n" in message
-    assert "of these layers:\n  none" in message
+    assert "Layers with a norm:\n  none" in message
     for cause in (
         "outside `with insgd_optax.capture_input_norms()",
         'mutable=["intermediates"]',
@@ -233,6 +233,17 @@ def test_capture_forgotten_lists_every_weight_and_the_causes():
         assert cause in message
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_a_layer_inside_spectral_norm_sows_its_norm(train):
+    model, x = nn.SpectralNorm(nn.Dense(2)), jnp.full((1, 4), 2.0)
+    variables = model.init(jax.random.key(0), x, update_stats=True)
+    mutable = ["intermediates", "batch_stats"]
+    with capture_input_norms():
+        _, sown = model.apply(variables, x, update_stats=train, mutable=mutable)
+    norms = jax.tree.leaves(sown["intermediates"])
+    np.testing.assert_allclose(np.ravel(norms), [16.0])
+
+
 def test_a_layer_inside_weight_norm_is_named():
     tx = insgd(0.1)
     x = jnp.ones((1, 4))
@@ -243,7 +254,7 @@ def test_a_layer_inside_weight_norm_is_named():
         tx.update(params, tx.init(params), params, input_norms=sown["intermediates"])
     message = str(error.value)
     assert "no input norm:\n  Dense_1/kernel\n" in message
-    assert "of these layers:\n  Dense_0\n" in message
+    assert "Layers with a norm:\n  Dense_0\n" in message
 
 
 def test_mutable_without_intermediates():

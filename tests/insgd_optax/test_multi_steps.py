@@ -41,7 +41,7 @@ def pass_of(params, x, when=True):
 def test_optax_s_own_is_warned_of_and_this_one_is_not(make, statistics):
     params = MODEL.init(jax.random.key(1), X)["params"]
     tx = optax.chain(optax.clip_by_global_norm(1.0), make(0.1))
-    words = f"the {statistics} of the last one alone: use insgd_optax.MultiSteps"
+    words = f"only the {statistics} of the last one: use insgd_optax.MultiSteps"
     with pytest.warns(UserWarning, match=words):
         jax.eval_shape(optax.MultiSteps(tx, 2).init, params)
     wrapped = optax.MultiSteps(tx, 2).gradient_transformation()

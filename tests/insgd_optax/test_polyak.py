@@ -542,7 +542,7 @@ def test_errors():
     with pytest.raises(ValueError, match="value is missing: call tx.update"):
         tx.update(params, tx.init(params), params)
     with pytest.raises(
-        ValueError, match=r"value has shape \(3,\), and must be a scalar"
+        ValueError, match=r"value has shape \(3,\), but must be a scalar"
     ):
         tx.update(params, tx.init(params), params, value=jnp.ones(3))
     for options in ({"factor": -1.0}, {"learning_rate": -0.1}, {"weight_decay": -1.0}):

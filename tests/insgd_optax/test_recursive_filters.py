@@ -24,8 +24,8 @@ FILTERS = pytest.mark.parametrize(
 )
 
 
-def signals(num_samples=200, *, complex_valued=False, colour=0.0, seed=0, noise=0.01):
-    """u_t = colour u_{t-1} + white noise, and a system of six taps."""
+def signals(num_samples=200, *, complex_valued=False, color=0.0, seed=0, noise=0.01):
+    """u_t = color u_{t-1} + white noise, and a system of six taps."""
     rng = np.random.default_rng(seed)
 
     def draw(n):
@@ -33,8 +33,8 @@ def signals(num_samples=200, *, complex_valued=False, colour=0.0, seed=0, noise=
         return x + 1j * rng.standard_normal(n) if complex_valued else x
 
     u, system = draw(num_samples), draw(6)
-    for t in range(1, num_samples if colour else 0):
-        u[t] += colour * u[t - 1]
+    for t in range(1, num_samples if color else 0):
+        u[t] += color * u[t - 1]
     d = np.convolve(u, system)[:num_samples] + noise * draw(num_samples)
     return u, d, system
 
@@ -49,10 +49,10 @@ def assert_same(result, expected, tolerance):
 
 
 @pytest.mark.parametrize("complex_valued", [False, True])
-@pytest.mark.parametrize("colour", [0.0, 0.95])
+@pytest.mark.parametrize("color", [0.0, 0.95])
 @pytest.mark.parametrize("forgetting, delta", [(1.0, 0.01), (0.95, 2.0)])
-def test_rls_is_the_reference(x64, complex_valued, colour, forgetting, delta):
-    u, d, _ = signals(complex_valued=complex_valued, colour=colour)
+def test_rls_is_the_reference(x64, complex_valued, color, forgetting, delta):
+    u, d, _ = signals(complex_valued=complex_valued, color=color)
     options = {"num_taps": 7, "forgetting": forgetting, "delta": delta}
     result = rls_filter(u, d, **options)
     assert result.weights.shape == (200, 7)
@@ -60,10 +60,10 @@ def test_rls_is_the_reference(x64, complex_valued, colour, forgetting, delta):
 
 
 @pytest.mark.parametrize("complex_valued", [False, True])
-@pytest.mark.parametrize("colour", [0.0, 0.95])
+@pytest.mark.parametrize("color", [0.0, 0.95])
 @pytest.mark.parametrize("order", [1, 2, 5, 9])  # more samples than taps, too
-def test_affine_projection_is_the_reference(x64, complex_valued, colour, order):
-    u, d, _ = signals(complex_valued=complex_valued, colour=colour)
+def test_affine_projection_is_the_reference(x64, complex_valued, color, order):
+    u, d, _ = signals(complex_valued=complex_valued, color=color)
     options = {"num_taps": 7, "order": order, "step_size": 0.7, "eps": 0.02}
     result = affine_projection_filter(u, d, **options)
     assert result.weights.shape == (200, 7)
@@ -77,14 +77,14 @@ def assert_is_padasip(result, reference, u, d):
 
 
 def test_rls_is_padasip(x64):
-    u, d, _ = signals(colour=0.9)
+    u, d, _ = signals(color=0.9)
     reference = padasip.filters.FilterRLS(7, mu=0.98, eps=0.1, w="zeros")
     result = rls_filter(u, d, num_taps=7, forgetting=0.98, delta=0.1)
     assert_is_padasip(result, reference, u, d)
 
 
 def test_affine_projection_is_padasip(x64):
-    u, d, _ = signals(colour=0.9)
+    u, d, _ = signals(color=0.9)
     reference = padasip.filters.FilterAP(7, mu=0.5, order=4, ifc=0.02, w="zeros")
     result = affine_projection_filter(
         u, d, num_taps=7, order=4, step_size=0.5, eps=0.02
@@ -113,7 +113,7 @@ def test_a_full_step_of_affine_projection_leaves_no_error(x64):
 @pytest.mark.parametrize("complex_valued", [False, True])
 @pytest.mark.parametrize("forgetting, delta", [(1.0, 1e-3), (0.9, 1.0)])
 def test_rls_is_weighted_least_squares(x64, complex_valued, forgetting, delta):
-    u, d, _ = signals(60, complex_valued=complex_valued, colour=0.9)
+    u, d, _ = signals(60, complex_valued=complex_valued, color=0.9)
     first = np.linspace(-1, 1, 5)
     options = {"num_taps": 5, "forgetting": forgetting, "delta": delta}
     result = rls_filter(u, d, weights=first, **options)
@@ -136,8 +136,8 @@ def misalignment(result, system, sample):
     return np.linalg.norm(difference) / np.linalg.norm(system)
 
 
-def test_colour_slows_nlms_alone(x64):
-    u, d, system = signals(400, colour=0.95, noise=0.0)
+def test_color_slows_nlms_alone(x64):
+    u, d, system = signals(400, color=0.95, noise=0.0)
     nlms = nlms_filter(u, d, num_taps=6, step_size=0.5)
     projection = affine_projection_filter(u, d, num_taps=6, order=2, step_size=0.5)
     rls = rls_filter(u, d, num_taps=6)
@@ -229,7 +229,7 @@ def test_affine_projection_in_float32_stays_finite(kind, order):
 
 
 def test_rls_in_float32_is_rls_in_float64_after_many_samples(x64):
-    u, d, _ = signals(100_000, colour=0.95)
+    u, d, _ = signals(100_000, color=0.95)
     options = {"num_taps": 8, "forgetting": 0.995, "weight_history": False}
     narrow = rls_filter(u.astype(np.float32), d.astype(np.float32), **options)
     wide = rls_filter(u, d, **options)
@@ -349,7 +349,7 @@ ONES = np.ones(3)
 @pytest.mark.parametrize(
     "u, d, change, message",
     [
-        (np.ones((3, 2)), ONES, {}, r"u is one signal.*\(3, 2\).*vmap"),
+        (np.ones((3, 2)), ONES, {}, r"u must be one signal.*\(3, 2\).*vmap"),
         (ONES, np.ones(4), {}, "u has 3 samples and d 4"),
         (np.ones(0), np.ones(0), {}, "empty"),
         (ONES, ONES, {"num_taps": 0}, "num_taps=0.*at least one tap"),
@@ -370,11 +370,11 @@ def test_errors_of_the_signals(run, options, u, d, change, message):
         ({"forgetting": 1.01}, r"forgetting=1.01.*\(0, 1\]"),
         ({"forgetting": np.nan}, "forgetting=nan"),
         ({"forgetting": 1j}, "forgetting=1j"),
-        ({"forgetting": ONES}, "forgetting is one number.*vmap"),
+        ({"forgetting": ONES}, "forgetting must be one number.*vmap"),
         ({"delta": 0.0}, "delta=0.0.*positive"),
         ({"delta": -1.0}, "delta=-1.0"),
         ({"delta": np.inf}, "delta=inf"),
-        ({"delta": ONES}, "delta is one number.*vmap"),
+        ({"delta": ONES}, "delta must be one number.*vmap"),
     ],
 )
 def test_errors_of_rls(change, message):
@@ -391,7 +391,7 @@ def test_errors_of_rls(change, message):
         ({"order": None}, "order=None.*whole number"),
         ({"step_size": 0.0}, "step_size=0.0.*positive"),
         ({"step_size": np.inf}, "step_size=inf"),
-        ({"step_size": ONES}, "step_size is one number.*vmap"),
+        ({"step_size": ONES}, "step_size must be one number.*vmap"),
         ({"eps": -1e-3}, "eps=-0.001.*>= 0"),
         ({"eps": np.nan}, "eps=nan"),
     ],

@@ -53,5 +53,7 @@ def test_a_bias_that_a_module_keeps_for_itself():
     params = {**PARAMS, "bias": jnp.ones(1)}
     norms = {"d": {"input_norm": jnp.array(9.0)}}
     tx = insgd(0.1, scope="layer")
-    with pytest.raises(ValueError, match=r"outside any layer:\n +leave it out, scope="):
+    with pytest.raises(
+        ValueError, match=r"outside any layer:\n +exclude it with scope="
+    ):
         tx.update(params, tx.init(params), params, input_norms=norms)

@@ -1,4 +1,4 @@
-"""Networks, data sets and optimizers of a user's own, good and bad."""
+"""Networks, datasets and optimizers of a user's own, good and bad."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A data set so small and so easy that a test can train on it."""
+"""A dataset so small and so easy that a test can train on it."""
 
 import numpy as np
 

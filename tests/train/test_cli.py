@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def small_digits(monkeypatch, small_dataset):
-    """A small data set in the place of the digits: three steps an epoch."""
+    """A small dataset in the place of the digits: three steps an epoch."""
     monkeypatch.setattr(digits, "load", lambda: small_dataset)
     return small_dataset
 

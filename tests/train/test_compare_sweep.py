@@ -368,7 +368,7 @@ def test_a_variant_changes_what_it_names():
         ),
         (["--optimizers", "sgd@nan"], "'sgd@nan': the learning rate after @ must"),
         (["--optimizers", "sgd", "sgd"], "contains a duplicate: sgd sgd"),
-        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--seeds", "0"], "--seeds must be from 1"),
     ],
 )
 def test_slips_are_refused(arguments, message, capsys):

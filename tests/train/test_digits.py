@@ -1,4 +1,4 @@
-"""The embedded data set."""
+"""The embedded dataset."""
 
 import numpy as np
 from sklearn.datasets import load_digits

@@ -1,4 +1,4 @@
-"""Networks, data sets and optimizers of the user's own, MODULE:NAME."""
+"""Networks, datasets and optimizers of the user's own, MODULE:NAME."""
 
 import json
 import sys
@@ -172,7 +172,7 @@ def test_workers_train_them(start, tmp_path, monkeypatch):
         (f"--model {OWN}:Linear --dtype bfloat16", "has no argument dtype"),
         (f"--model {OWN}:Linear --no-batch-norm", "has no option 'batch_norm'"),
         (f"--model {OWN}:needs_width", "needs a value for width"),
-        (f"--dataset {OWN}:make", "Loading the data set"),
+        (f"--dataset {OWN}:make", "Loading the dataset"),
         (f"--dataset {OWN}:no_rate", "must return a train.ImageDataset, but returned"),
         (f"--dataset {OWN}:one_class", "class_names must be two or more strings"),
         (f"--dataset {OWN}:two_classes", "labels must be from 0 to 1, as there are 2"),
@@ -206,7 +206,7 @@ def test_what_is_not_as_it_must_be_is_named_in_one_line(
     [
         (["--model", f"{OWN}:raising"], "Making the network"),
         (["--model", f"{OWN}:Raising"], "on images of shape (8, 8, 1), failed"),
-        (["--dataset", f"{OWN}:raising"], "Loading the data set"),
+        (["--dataset", f"{OWN}:raising"], "Loading the dataset"),
         (
             ["--optimizer", f"{OWN}:raising", "--learning-rate", "1"],
             "Making the optimizer",

@@ -89,5 +89,5 @@ def test_what_is_no_image_is_named(run_dir, folder, tmp_path, capsys):
     options = ["--skip-corrupt-images", "--output", output]
     status, _, err = predict(capsys, run_dir, folder, *options)
     assert status == 0
-    assert err == f"Went on without 1 corrupt image: {broken}\n"
+    assert err == f"Skipped 1 corrupt image: {broken}\n"
     assert len(output.read_text().splitlines()) == 1 + 5

@@ -97,7 +97,7 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
         for point in found["points"][name]:
             taken = point["effective_rate"] / point["learning_rate"]
             assert (taken == 1) if name == "sgd" else (0 < taken < 1)
-        # Where two neighbours are not alike, what lies between them was tried.
+        # Where two neighbors are not alike, what lies between them was tried.
         again = points(
             {p["learning_rate"]: p["accuracy"]["mean"] for p in found["points"][name]}
         )

@@ -192,7 +192,7 @@ def test_a_flipped_bit_in_the_name_of_the_checksum_is_not_silent(tmp_path):
     path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
     content = (path / "record.json").read_text()
     (path / "record.json").write_text(content.replace('"sha256"', '"shq256"'))
-    with pytest.raises(UserError, match="its 'shq256' is no part of a record"):
+    with pytest.raises(UserError, match="its 'shq256' is not part of a record"):
         run_folder.load(path)
 
 

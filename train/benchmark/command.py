@@ -24,7 +24,7 @@ _MOST_ROUNDS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure the time and memory of a training step of INSGD and SGD."""
+    """Measure time and memory of a step of SGD and another optimizer, such as INSGD."""
 
     models: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="MODEL[:OPTION=VALUE,...][@BATCH] ...")
@@ -35,7 +35,7 @@ class BenchmarkConfig:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Compute dtypes; every network is measured with each."""
     optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = measure.DEFAULT_OPTIMIZER
-    """Optimizer to compare with SGD; run --help lists them."""
+    """Optimizer to compare with SGD; run --help lists the names."""
     image_size: int = 32
     """Height and width of the random images, in pixels."""
     rounds: int = 30

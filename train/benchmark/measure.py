@@ -85,7 +85,8 @@ class Stepper:
         workload: network and batch.
         image_size: height and width of the images.
         optimizer_name: name of the optimizer.
-        polyak_factor: cap on the learning rate; None for none.
+        polyak_factor: caps the learning rate at this multiple of the Polyak step size;
+            None for no cap.
         step_fn: `train_step`, or a function with its arguments.
     """
 
@@ -253,12 +254,12 @@ def utilization(flops: float | None, seconds: np.ndarray, dtype: str) -> float |
     """Returns the FLOP utilization at a step's median time.
 
     Args:
-        flops: of the step; None if not known.
-        seconds: of the step, in each round.
-        dtype: of the network's computations.
+        flops: FLOPs of a step; None if unknown.
+        seconds: time of a step in each round.
+        dtype: compute dtype of the network.
 
     Returns:
-        The share; None if the operations, or the device's peak, are not known.
+        The fraction of the device's peak; None if it or the FLOPs are unknown.
     """
     peak = device_peaks.peak_flops(jax.devices()[0].device_kind, dtype)
     if peak is None or flops is None:

@@ -12,12 +12,12 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float | None:
     Nothing is compiled or computed. XLA does not count loops correctly.
 
     Args:
-        function: of arrays.
+        function: a function of arrays.
         arguments: arrays or their `jax.ShapeDtypeStruct`.
 
     Returns:
-        The count; None if JAX has no CPU backend, the only one that counts for all
-        versions of JAX.
+        The count; None if JAX has no CPU backend. In some versions of JAX, no other
+        backend counts.
     """
     try:
         (cpu, *_) = jax.devices("cpu")

@@ -40,7 +40,7 @@ def interleave(
 ) -> dict[str, Times]:
     """Times programs in interleaved rounds, each in a new random order.
 
-    Slow changes, such as of the clock rate or the load, then affect all programs
+    Slow changes, such as in clock rate or load, then affect all programs
     equally, and no program benefits from its position.
 
     Args:

@@ -79,7 +79,7 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
 
 
 def _deepened(workload: Workload, depth: int) -> Workload:
-    # One of the user's own is asked for `depth`.
+    # The user's own networks get the option `depth`.
     own = own_code.is_reference(workload.model)
     stages = (
         None if own else getattr(models.create(workload.model), "stage_sizes", None)

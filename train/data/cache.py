@@ -54,7 +54,7 @@ def read(
         record = json.loads((folder / _RECORD).read_text())
         if record["fingerprint"] != fingerprint:
             return None
-        # Opened once: another process may replace it between two.
+        # Opened only once, since another process may replace the file in between.
         with (folder / _ARRAYS).open("rb") as file:
             if record["sha256"] != hashlib.file_digest(file, "sha256").hexdigest():
                 return None

@@ -138,8 +138,8 @@ def load(cifar: Cifar, cache_dir: Path) -> ImageDataset:
     """
     folder = reader.find(
         cifar.name,
-        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; without "
-        f"a network, put that file in {data_dir() / 'downloads'} first.",
+        f"Run: python -m train prepare {cifar.name}. It downloads {cifar.url}; if "
+        f"offline, put that file in {data_dir() / 'downloads'} first.",
     )
     files = sorted(path for path in folder.iterdir() if path.is_file())
     states = [(path.name, *array_cache.file_state(path.stat())) for path in files]
@@ -177,7 +177,7 @@ def _decode(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         class_names = (folder / "label.labels.txt").read_text().splitlines()
         numbers = np.concatenate([arrays[f"{split}_labels"] for split in SPLITS])
         if not 0 <= numbers.min() <= numbers.max() < len(class_names):
-            raise ValueError(f"a label is of none of {len(class_names)} classes")
+            raise ValueError(f"a label is not one of {len(class_names)} classes")
     return arrays, class_names
 
 
@@ -233,6 +233,6 @@ def _fetch(cifar: Cifar, path: Path) -> None:
                 bar.update(len(block))
     except OSError as error:
         raise UserError(
-            f"{cifar.url} cannot be downloaded: {error}. Without a network, put the "
+            f"{cifar.url} cannot be downloaded: {error}. If you are offline, put the "
             f"file in {data_dir() / 'downloads'} and run this again."
         ) from error

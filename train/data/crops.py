@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-_AREA = (0.08, 1.0)  # Of a crop, relative to the image's.
+_AREA = (0.08, 1.0)  # Area of a crop relative to the image's.
 _ASPECT = (3 / 4, 4 / 3)  # Width / height of a crop.
 _ATTEMPTS = 10
 
@@ -56,8 +56,9 @@ def middle(
 
     Args:
         image: of any size and mode.
-        size: (height, width) of what is cut out.
-        shorter_side: of the resized image; None for no more than covers the size.
+        size: (height, width) of the result.
+        shorter_side: shorter side of the resized image; None for the smallest that
+            covers `size`.
 
     Returns:
         Pixels, of shape (height, width, ...), dtype uint8.

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 gray images of 8x8 pixels, embedded."""
+"""scikit-learn's handwritten digits: 1,797 gray 8x8 images, part of the package."""
 
 import numpy as np
 from sklearn.datasets import load_digits

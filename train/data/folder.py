@@ -129,7 +129,7 @@ def _decode(
 def _shuffled(split: str, files: Sequence[str]) -> list[str]:
     """Orders files by a hash, as the builders of tensorflow-datasets do.
 
-    Runs of earlier versions, which read folders through such a builder, resume on the
+    Earlier versions read folders through such a builder; their runs resume with the
     same order.
     """
     return sorted(

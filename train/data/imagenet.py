@@ -48,7 +48,7 @@ class Example(NamedTuple):
 
     file_name: str
     image: bytes  # JPEG.
-    label: str  # The WordNet number of its class, such as n01440764.
+    label: str  # WordNet ID of the class, such as n01440764.
 
 
 def load() -> StreamedDataset:
@@ -154,11 +154,11 @@ def examples(
             if split == "train":  # One inner archive per class.
                 label = Path(member).stem
                 if label not in classes:
-                    raise ValueError(f"{member} is of no class of {NAME}")
+                    raise ValueError(f"{member} belongs to no class of {NAME}")
             else:  # ILSVRC2012_val_00000001.JPEG is the first.
                 number = int(Path(image).stem.rpartition("_")[2])
                 if not 1 <= number <= len(validation_labels):
-                    raise ValueError(f"{image} is of no published number")
+                    raise ValueError(f"{image} has a number that was not published")
                 label = validation_labels[number - 1]
             yield _example(image, encoded, label)
             found += 1
@@ -193,7 +193,7 @@ def _files(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
             continue
         file = tar.extractfile(member) if member.isreg() else None
         if file is None:
-            raise tarfile.ReadError(f"{member.name} is no regular file")
+            raise tarfile.ReadError(f"{member.name} is not a regular file")
         yield member, file
 
 

@@ -1,4 +1,4 @@
-"""A data set of the user's own, checked before anything is trained on it."""
+"""A dataset of the user's own, checked before anything is trained on it."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ def load(reference: str) -> Dataset:
         reference: MODULE:NAME of a function without arguments.
 
     Returns:
-        The data set, with labels of dtype int32.
+        The dataset, with labels of dtype int32.
 
     Raises:
         UserError: if there is no such function, or it returns anything else.
         OwnCodeError: if it raises an exception.
     """
     function = own_code.load(reference)
-    with own_code.running(f"Loading the data set {reference}"):
+    with own_code.running(f"Loading the dataset {reference}"):
         dataset = function()
     if isinstance(dataset, StreamedDataset):
         return dataset
@@ -34,7 +34,7 @@ def load(reference: str) -> Dataset:
         )
     problem = _problem(dataset)
     if problem is not None:
-        raise UserError(f"The data set of {reference} cannot be used: {problem}.")
+        raise UserError(f"The dataset of {reference} cannot be used: {problem}.")
     return dataclasses.replace(
         dataset, train=_with_int32(dataset.train), test=_with_int32(dataset.test)
     )
@@ -46,7 +46,7 @@ def _with_int32(split: Split) -> Split:
 
 
 def _problem(dataset: ImageDataset) -> str | None:
-    """What is wrong with a data set, in words; None if nothing is."""
+    """What is wrong with a dataset, in words; None if nothing is."""
     num_classes = len(dataset.class_names)
     if num_classes < 2 or not all(isinstance(n, str) for n in dataset.class_names):
         return f"class_names must be two or more strings, got {dataset.class_names}"

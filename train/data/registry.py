@@ -22,7 +22,7 @@ def check_name(name: str) -> None:
 
 
 def _is_reference(name: str) -> bool:
-    """Whether a name is MODULE:NAME, and not of a dataset here."""
+    """Whether a name is MODULE:NAME and not that of a built-in dataset."""
     kind = name.partition(":")[0]
     return kind not in (*_PLAIN, _FOLDER) and own_code.is_reference(name)
 
@@ -36,7 +36,7 @@ def absolute(name: str) -> str:
 
 
 def can_resize(name: str) -> bool:
-    """Whether the images of a dataset can be brought to an `image_size`."""
+    """Whether the images of a dataset can be resized to an `image_size`."""
     return name.partition(":")[0] == _FOLDER
 
 
@@ -61,8 +61,8 @@ def load(
         name: one of `NAMES`, or MODULE:NAME for a function of the user.
         cache_dir: folder for decoded images.
         skip_corrupt: skip images of a folder that cannot be decoded, and list them.
-        image_size: side to which images of a folder are brought. Default: they have
-            one size.
+        image_size: side to which images of a folder are resized and cropped. Default:
+            unchanged; all must have one size.
 
     Returns:
         The dataset.

@@ -17,7 +17,7 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]  # Mean of each channel, for pixels in [0, 1].
     std: tuple[float, ...]
     augmentation: Augmentation = Augmentation()  # In training only.
-    # Shorter side of a resized image before its center is cropped. Default: as short as
+    # Shorter side of a resized image before the center crop. Default: the smallest that
     # covers the crop.
     shorter_side: int | None = None
 
@@ -25,13 +25,13 @@ class Preprocessing(NamedTuple):
     def of(
         cls, images: np.ndarray, augmentation: Augmentation | None = None
     ) -> "Preprocessing":
-        """Mean and standard deviation of the channels of training images.
+        """Returns a preprocessing with the channel statistics of training images.
 
         Args:
             images: uint8 of shape (samples, height, width, channels).
-            augmentation: how they are varied in training; None for not at all.
+            augmentation: augmentation in training; None for none.
         """
-        # Of each value as many as there are: exact, and without a copy in float64.
+        # From the histogram of values: exact, and without a copy in float64.
         counts = [
             np.bincount(images[..., channel].ravel(), minlength=256)
             for channel in range(images.shape[-1])

@@ -22,7 +22,7 @@ class CompareConfig(SeriesConfig):
         tuple[str, ...], tyro.conf.arg(help=f"Optimizers, each {variants.FORM}.")
     ] = ("sgd", "adam", "insgd-l1", "insgd-l2")
     controls: bool = False
-    """Add controls to INSGD: SGD at its effective rate, scope layer, and log1p."""
+    """Add controls: SGD at INSGD's effective rate, scope=layer, normalizer=log1p."""
 
 
 def compare(config: CompareConfig) -> int:

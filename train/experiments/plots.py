@@ -29,10 +29,10 @@ def rates_title(setting: str, epochs: int, seeds: int) -> str:
 def plot_sweep(
     points: Mapping[str, Sequence[Point]], path: Path, title: str = ""
 ) -> None:
-    """Draws accuracy against the learning rate given, and against the one taken.
+    """Plots accuracy against the nominal and the effective learning rate.
 
-    Two curves that differ on the left and coincide on the right are of optimizers that
-    differ only by a factor on the learning rate.
+    Two curves that differ in the left panel and coincide in the right one belong to
+    optimizers that differ only by a factor on the learning rate.
 
     Args:
         points: points by name in the legend.
@@ -67,8 +67,9 @@ def plot_robustness(
     Each optimizer has a panel, where the others are gray behind it.
 
     Args:
-        points: by the title of the panel.
-        margin: how far below an optimizer's best accuracy is usable, in points.
+        points: points by the title of the panel.
+        margin: largest distance from an optimizer's best accuracy at which a learning
+            rate is usable, in percentage points.
         path: the PNG to write.
         title: the network and the data.
     """
@@ -103,8 +104,8 @@ def plot_ratios(
     """Plots each optimizer's ratio of the highest to the lowest usable learning rate.
 
     Args:
-        points: by the name beside the bar.
-        margin: how far below an optimizer's best accuracy is usable, in points.
+        points: points by the name beside the bar.
+        margin: as in `plot_robustness`.
         path: the PNG to write.
         title: the network and the data.
     """
@@ -119,7 +120,7 @@ def plot_ratios(
         text = f" {at_least}{ratio}, best {span.best.accuracy.mean:.1f} %"
         bars.text(span.factor, number, text, va="center", fontsize="small")
     bars.set_xscale("log")
-    # The words behind the longest bar need a third of the panel.
+    # The text to the right of the longest bar needs a third of the panel.
     end = _BARS_START * (widest / _BARS_START) ** 1.6
     bars.set_xlim(_BARS_START, max(end, 30 * _BARS_START))
     bars.set_axisbelow(True)
@@ -154,7 +155,7 @@ def _plot_accuracy(
 ) -> None:
     """Plots one optimizer's accuracy with its standard deviation over seeds.
 
-    Without a number it is a line without marks, behind others.
+    If `number` is None, the line has no markers and lies behind the others.
     """
     # The effective rate of a run that diverged may not be finite.
     points = [point for point in points if math.isfinite(getattr(point, rate))]

@@ -20,7 +20,8 @@ class Accuracies(NamedTuple):
 
     `best` is the top-1 accuracy of the epoch with the highest validation accuracy, or
     without validation images, as in the paper, of the epoch in which it is highest.
-    `top5` is that of the same epoch. `last` is the top-1 accuracy of the last epoch.
+    `top5` is the top-5 accuracy of the same epoch, and `last` the top-1 accuracy of the
+    last epoch.
     """
 
     seeds: int

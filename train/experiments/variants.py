@@ -30,7 +30,7 @@ FORM = "NAME[+layer][+log1p|+power][+kron][+polyak[FACTOR]][@RATE]"
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """An optimizer with changes of the shared options.
+    """An optimizer with changes to the shared options.
 
     Attributes:
         text: the variant as written, for legends.
@@ -65,7 +65,7 @@ def parse(text: str) -> Variant:
     """Parses a variant.
 
     Raises:
-        ValueError: if it is malformed; the message has the expected form.
+        ValueError: if it is malformed; the message states the expected form.
     """
     words, at, rate = text.partition("@")
     name, *parts = words.split("+")
@@ -117,7 +117,7 @@ class SeriesConfig(TrainingConfig):
             raise ValueError(f"--optimizers contains a duplicate: {' '.join(texts)}")
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise ValueError(
-                f"--seeds must be at least 1, at most {MOST_SEEDS}, got {self.seeds}"
+                f"--seeds must be from 1 to {MOST_SEEDS}, got {self.seeds}"
             )
         names = [each.optimizer for each in found]
         check_effect(self, names, f"on {', '.join(texts)}")

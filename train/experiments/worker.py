@@ -19,7 +19,7 @@ from train.experiments import series
 
 
 def main() -> int:
-    """Completes the runs in the file given as first argument."""
+    """Completes the runs in the file given as the first argument."""
     path = Path(sys.argv.pop(1))
     watch = threading.Thread(target=stop_with_parent, args=(0,), daemon=True)
     watch.start()

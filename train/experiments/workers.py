@@ -119,7 +119,7 @@ def complete(
 ) -> int:
     """Completes runs in worker processes and shows a progress bar.
 
-    A worker that crashes, as in native code, is restarted and resumes its run.
+    A worker that crashes, for example in native code, is restarted and resumes its run.
 
     Must be called before this process initializes JAX's devices, which would take most
     of an accelerator's memory.

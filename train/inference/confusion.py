@@ -9,7 +9,7 @@ import numpy as np
 from train import markdown
 from train.run import plots
 
-# More classes are no table to be read, and their numbers do not fit in the picture.
+# With more classes, the table is unreadable, and counts do not fit in the picture.
 _MOST_IN_TABLE = 12
 _MOST_NAMED = 40
 _MOST_NUMBERED = 20
@@ -23,11 +23,11 @@ def by_class(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     Args:
         counts: of shape (classes, classes), int: images by true class and predicted
             class.
-        names: of the classes.
+        names: names of the classes.
 
     Returns:
-        By class, its name, the number of its images, and how many of them are right,
-        as a share; None for a class without images.
+        For each class, its name, its number of images, and its accuracy, which is None
+        for a class without images.
     """
     return [
         {
@@ -40,7 +40,7 @@ def by_class(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def describe(counts: np.ndarray, names: Sequence[str]) -> str:
-    """The matrix as a table, or of many classes the worst and their confusions."""
+    """Formats the matrix; with many classes, only the worst and their confusions."""
     classes = by_class(counts, names)
     if len(names) <= _MOST_IN_TABLE:
         rows = [
@@ -68,18 +68,18 @@ def describe(counts: np.ndarray, names: Sequence[str]) -> str:
     )
     return (
         f"The {len(rows)} classes with the lowest accuracy, of {len(names)} "
-        f"(--output-dir has them all):\n\n{table}"
+        f"(--output-dir writes all):\n\n{table}"
     )
 
 
 def plot(counts: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
-    """Draws the matrix: in color the share of each true class, in numbers its images.
+    """Draws the matrix; colors are fractions of each true class, numbers are counts.
 
     Args:
         counts: of shape (classes, classes), int: images by true class and predicted
             class.
-        names: of the classes.
-        title: of the picture.
+        names: names of the classes.
+        title: title of the picture.
         path: the PNG to write.
     """
     total = counts.sum(1, keepdims=True)
@@ -108,7 +108,7 @@ def plot(counts: np.ndarray, names: Sequence[str], title: str, path: Path) -> No
 
 
 def _width(num_classes: int) -> float:
-    """Of the picture, in inches."""
+    """Returns the width of the picture in inches."""
     return min(max(6.0, 2 + 0.45 * min(num_classes, _MOST_NAMED)), 14.0)
 
 

@@ -156,7 +156,7 @@ def _write(
     files.write(output / "eval.json", strict_json.encode(values))
     title = (
         f"{own_code.short(run.config.model)} on {registry.short_name(dataset.name)}: "
-        f"{100 * scores['top1']:.2f} % of {dataset.num_test} test images"
+        f"top-1 {100 * scores['top1']:.2f} % on {dataset.num_test} test images"
     )
     confusion.plot(counts, dataset.class_names, title, output / "confusion.png")
     print(f"\nIn {output}: eval.json, confusion.png")

@@ -1,4 +1,4 @@
-"""The trained network of a run: `train.load_run`, for scripts of one's own."""
+"""`train.load_run`: the trained network of a run, for your own scripts."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class TrainedModel:
     Attributes:
         model: the Flax module.
         variables: its trained "params" and, with batch normalization, "batch_stats".
-        class_names: by label, the order of the logits.
+        class_names: names of the classes, in the order of the logits.
         image_shape: (height, width, channels) of its images.
         preprocessing: mean and standard deviation of each channel, of pixels in [0, 1],
             and how encoded images are brought to `image_shape`.
@@ -75,9 +75,10 @@ class TrainedModel:
     def decode(self, encoded: bytes) -> np.ndarray:
         """Decodes an image file and brings it to the size of the network's images.
 
-        It is resized until it covers that size, or until its shorter side is
-        `preprocessing.shorter_side`, and its middle is cut out: as test images are,
-        where those of the run were resized. An image of the right size stays as it is.
+        The image is resized to the smallest size that covers `image_shape`, or to the
+        shorter side `preprocessing.shorter_side` if that is set, and center-cropped, as
+        test images are. Without a `shorter_side`, an image of the right size is not
+        changed.
 
         Args:
             encoded: the bytes of a file, of any format that Pillow reads.
@@ -87,8 +88,8 @@ class TrainedModel:
             channel.
 
         Raises:
-            ValueError: if it is no image, or the network's images are of other
-                channels.
+            ValueError: if it cannot be decoded, or if the network's images have
+                neither one channel nor three.
         """
         height, width, channels = self.image_shape
         if channels not in (1, 3):
@@ -155,8 +156,8 @@ def load_run(
         checkpoint: "latest", or "best" by accuracy on the validation images; on the
             test images, whose accuracy this flatters, if the run has no validation
             images.
-        trust_code: whether to import code of one's own, MODULE:NAME, that the run's
-            record names.
+        trust_code: whether to import, and so run, code that the run's record names as
+            MODULE:NAME.
 
     Returns:
         The network, its variables and its preprocessing.
@@ -182,7 +183,7 @@ def load_run(
 def restore_model(
     folder: RunFolder, checkpoint: Checkpoint
 ) -> tuple[TrainedModel, tuple[str, ...]]:
-    """As `load_run`, with the warnings beside.
+    """As `load_run`, but returns the warnings with the model.
 
     Raises:
         UserError: as `restore`.
@@ -241,7 +242,7 @@ def restore(folder: RunFolder, checkpoint: Checkpoint) -> RestoredRun:
 def _restore(
     folder: RunFolder, checkpoint: Checkpoint, experiment: Experiment
 ) -> Restored:
-    if not folder.checkpoints.is_dir():  # Which opening them would create.
+    if not folder.checkpoints.is_dir():  # `Checkpoints` would create it.
         raise _without_checkpoint(folder)
     checkpoints = Checkpoints(folder.checkpoints, LoopState.step_of_checkpoint)
     try:

@@ -35,7 +35,7 @@ class PredictConfig:
     images: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")
     ]
-    """Image files, and folders, whose images are found at any depth."""
+    """Image files, and folders, which are searched recursively."""
     checkpoint: Checkpoint = "latest"
     """Checkpoint to load; best is by validation accuracy, or else by test accuracy."""
     top: int = 1
@@ -69,7 +69,7 @@ def predict(config: PredictConfig) -> int:
         return 0
     text = io.StringIO()
     _write(text, model, paths, config)
-    # At once: whoever reads it sees all predictions, or the file that was there.
+    # Atomically: a reader sees either the previous file or all predictions.
     files.write(config.output.expanduser().absolute(), text.getvalue().encode())
     return 0
 
@@ -139,21 +139,21 @@ def _predictions(
                 except ValueError as error:
                     if not config.skip_corrupt_images:
                         raise UserError(
-                            f"{path}: {error}. Remove it, or go on without it: "
+                            f"{path}: {error}. Remove it, or skip it with "
                             "--skip-corrupt-images."
                         ) from error
                     corrupt.append(path)
                 else:
                     read.append(path)
             if read:
-                # All batches of one size: another would be compiled for again.
+                # Pad the last batch: another batch size would be compiled again.
                 size = min(config.batch_size, len(paths))
                 images += images[-1:] * (size - len(images))
                 yield from zip(read, model.predict(np.stack(images), size))
             bar.update(len(batch))
     if corrupt:
         print(
-            f"Went on without {counted(len(corrupt), 'corrupt image')}: "
+            f"Skipped {counted(len(corrupt), 'corrupt image')}: "
             f"{', '.join(map(str, corrupt))}",
             file=sys.stderr,
         )

@@ -60,15 +60,15 @@ class Checkpoints:
 
     Args:
         directory: folder of the checkpoints; created if it does not exist.
-        step_of: returns the step in a state, which its folder's name must be. Default:
-            this is not checked.
+        step_of: returns the step in a state, which must equal the name of its folder.
+            Default: this is not checked.
 
     Raises:
         UserError: if the directory cannot be read, or has files that are not regular.
     """
 
     def __init__(self, directory: Path, step_of: Callable[[Any], int] | None = None):
-        # Orbax takes a second to import, here and below: only when a run is under way.
+        # Imported here and below, when needed, since the import takes a second.
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -281,7 +281,7 @@ class Checkpoints:
         return tree, beside["rows"]
 
     def _is_old(self, step: int) -> bool:
-        """Returns whether an earlier version saved a step; no damage looks like it."""
+        """Returns whether an earlier version saved a step; damage cannot imitate it."""
         return (self._directory / str(step) / _OLD_METRICS).exists()
 
     def _read_test_top1(self, step: int) -> float:

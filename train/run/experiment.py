@@ -38,11 +38,11 @@ class Experiment:
 
     Args:
         config: the run's options.
-        dataset: the data. Without its images, a `RecordedDataset`, all but training and
-            evaluation can be done.
+        dataset: the dataset. A `RecordedDataset`, which has no images, suffices for all
+            but training and evaluation.
 
     Raises:
-        UserError: if the two do not fit.
+        UserError: if the options do not suit the dataset.
 
     Attributes:
         steps_per_epoch: optimizer steps; samples that fill no batch are left out.
@@ -85,7 +85,7 @@ class Experiment:
             )
 
     def check_devices(self) -> None:
-        """Raises a UserError unless training batches can be sharded on the devices."""
+        """Raises a UserError unless training batches can be sharded evenly."""
         batch_size, num_devices = self._config.batch_size, self._devices.num_devices
         if batch_size % num_devices:
             raise UserError(
@@ -143,7 +143,7 @@ class Experiment:
         make_tx = functools.partial(
             _make_tx, config, self.steps_per_epoch, self._shapes
         )
-        # Code of the user's own may look at the numbers of its schedule.
+        # The user's own code may need concrete learning rates, not tracers.
         own = own_code.is_reference(config.optimizer)
         step_fn = functools.partial(
             train_step,
@@ -266,7 +266,7 @@ class Experiment:
         Raises:
             ValueError: if the steps exceed the rest of the epoch.
         """
-        # Beyond its end, the order of an epoch would be read clamped, without an error.
+        # Indices beyond the end of an epoch would be clamped, without an error.
         if step % self.steps_per_epoch + num_steps > self.steps_per_epoch:
             raise ValueError(
                 f"{num_steps} steps from step {step} pass the end of an epoch of "
@@ -276,7 +276,7 @@ class Experiment:
         return self._trainer.train_chunk(loop_state, step, num_steps)
 
     def evaluate(self, state: TrainState) -> dict[str, jax.Array]:
-        """Returns loss and accuracies on the test images, of any averaged weights."""
+        """Returns test loss and accuracies, of averaged weights if there are any."""
         return self._evaluator.evaluate(state)
 
     def validate(self, state: TrainState) -> dict[str, jax.Array]:

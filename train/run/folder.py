@@ -92,8 +92,8 @@ class RunFolder:
         """Returns the description of the run's dataset.
 
         Raises:
-            UserError: if the record, of an earlier version, does not say how images
-                are normalized, and the data that would tell cannot be loaded.
+            UserError: if an earlier version wrote the record, without the
+                normalization of images, and the dataset cannot be loaded either.
         """
         recorded = self.record["dataset"]
         try:
@@ -108,7 +108,7 @@ class RunFolder:
         except KeyError as error:
             raise UserError(
                 f"{self.path / RECORD} is damaged or of another version: its 'dataset' "
-                f"has no {error}. Bring it back from a copy, or start a new run."
+                f"has no {error}. Restore it from a backup, or start a new run."
             ) from error
 
     def _preprocessing(self) -> Preprocessing:
@@ -124,10 +124,10 @@ class RunFolder:
             self.check_dataset(dataset.describe())
         except (UserError, OSError) as error:
             raise UserError(
-                f"{self.path / RECORD} is of an earlier version, without the mean and "
-                "standard deviation that images are normalized with, and the data that "
-                f"would tell cannot be used: {error} Once they can, --resume "
-                f"{self.path} records both."
+                f"{self.path / RECORD} was written by an earlier version, without the "
+                "mean and standard deviation of the images, which cannot be computed "
+                f"from the dataset: {error} Once the dataset can be loaded, --resume "
+                f"{self.path} records them."
             ) from error
         return dataset.preprocessing
 
@@ -263,9 +263,9 @@ def load(path: Path, trusted: Collection[str] | None = ()) -> RunFolder:
     """Opens a run folder.
 
     Args:
-        path: the folder, from anywhere.
-        trusted: the own code, MODULE:NAME, that its record may have imported; None for
-            any.
+        path: the folder, which may come from an untrusted source.
+        trusted: references, MODULE:NAME, to the user's own code that may be imported if
+            the record names them; None for all.
 
     Raises:
         UserError: if it is not a run folder, its record is damaged, or it names code

@@ -31,7 +31,7 @@ _MOST_SHOWN = 5
 
 
 def score(row: EpochMetrics) -> float:
-    """Returns the accuracy that selects the best epoch, on any validation images."""
+    """Returns the accuracy that selects the best epoch: validation, or else test."""
     return row["val_top1"] if "val_top1" in row else row["test_top1"]
 
 
@@ -132,8 +132,8 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
         warnings = [f"{path}: {_lines(damaged)} damaged."] if damaged else []
         if lost:
             warnings.append(
-                f"{path}: the metrics of epochs {_numbers(lost)} are lost: the "
-                "checkpoint, of an earlier version, has no copy of them."
+                f"{path}: the metrics of epochs {_numbers(lost)} are lost: an "
+                "earlier version saved the checkpoint, without a copy of them."
             )
         return Recovered(rows, warnings)
     rows = [strict_json.from_null(row) for row in copy]

@@ -18,9 +18,9 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
 
     What its threads log is held back, and dropped if the body raises one of `errors`.
 
-    The other arrays that Orbax writes at that time may outlast the body. Their errors
-    are never retrieved, and the event loop that they call at the end is closed. What
-    drops these two messages therefore stays in place after an error.
+    After an error, Orbax may still be writing other arrays when the body has ended.
+    Their errors are never retrieved, and at their end they call an event loop that is
+    already closed. The filters of these two messages therefore stay in place then.
 
     Args:
         errors: type of the errors that the caller reports.

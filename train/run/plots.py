@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # Matplotlib takes a second to import: only to draw a picture
     from matplotlib.lines import Line2D
 
 _STYLES = ("-", "--", ":", "-.")
-# Of more weights than this the lines cannot be told apart: a map shows them.
+# More lines than this cannot be told apart; a heat map shows more weights.
 _MOST_LINES = 10
 # Names that can be read, one below the other, in a map of this many inches at most.
 _MOST_NAMES = 90
 _MAP_INCHES = 13.0
-# And more lines than this have their names beside the panel, not below it.
+# The legend of more lines than this is beside the panel, not below it.
 _MOST_BELOW = 5
-# That fit below a panel, a line of them.
+# Characters that fit on a line of the legend below a panel.
 _LEGEND_CHARACTERS = 70
 
 
@@ -41,8 +41,8 @@ def plot_test_error(
         runs: rows of `metrics.jsonl` of each seed, by name in the legend. With several
             seeds, the line is the mean and the band is one standard deviation.
         path: the PNG to write.
-        control_of: names of lines that are drawn broken, in the color of the line
-            whose name stands beside.
+        control_of: maps the names of lines that are drawn dashed to the line whose
+            color they take.
         title: the network and the data.
     """
     beside = len(runs) > _MOST_BELOW
@@ -87,8 +87,8 @@ def plot_test_error(
 def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") -> None:
     """Plots INSGD's input powers P and learning rate multipliers by weight.
 
-    A few weights are lines; of a deep network a map shows every weight, in the order of
-    the names, over epochs.
+    Few weights are drawn as lines. For deep networks, a heat map has a row per weight,
+    ordered by name, and a column per epoch.
 
     Args:
         rows: rows of `metrics.jsonl` of a run of INSGD.
@@ -190,7 +190,7 @@ def create_figure(
     lines: int = 1,
     height: float = 4,
 ) -> tuple["Figure", Sequence["Axes"]]:
-    """Creates a figure of panels, in inches; several rows share their scales."""
+    """Creates a figure of panels, sized in inches; several rows share their scales."""
     # Not pyplot, which looks for a display and keeps every figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

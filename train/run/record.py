@@ -81,7 +81,7 @@ def parse(content: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise json_fields.FieldError(f"it is {json_fields.kind(record)}, not an object")
     if unknown := record.keys() - {*_PARTS, "resumed", _CHECKSUM}:
-        raise json_fields.FieldError(f"its {min(unknown)!r} is no part of a record")
+        raise json_fields.FieldError(f"its {min(unknown)!r} is not part of a record")
     resumed = record.get("resumed", [])
     if not isinstance(resumed, list):
         raise json_fields.FieldError(
@@ -108,7 +108,7 @@ def parse(content: bytes) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 def _check_data(dataset: dict[str, Any], preprocessing: dict[str, Any] | None) -> None:

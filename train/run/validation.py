@@ -17,8 +17,8 @@ class Subset(Records):
     """A subset of the records of a split.
 
     Args:
-        records: all of them.
-        indices: the places of those that are in it, rising.
+        records: all records of the split.
+        indices: indices of the records in the subset, in ascending order.
     """
 
     def __init__(self, records: Records, indices: np.ndarray):
@@ -34,16 +34,17 @@ class Subset(Records):
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Splits validation images off the training images.
 
-    Each class has its share of them, unless the images are read while they are needed:
-    their labels are then not known.
+    The split is stratified by class, unless the dataset is streamed: its labels are
+    then not known in advance.
 
     Args:
         dataset: all of the data.
-        fraction: of the training images, above 0 and below 1.
-        seed: of the choice.
+        fraction: fraction of the training images, above 0 and below 1.
+        seed: seed of the random choice.
 
     Returns:
-        The data without these images, and data whose test images are these.
+        The dataset without the validation images, and a dataset with them as its test
+        images.
 
     Raises:
         UserError: if no image would be left on one side.
@@ -81,15 +82,15 @@ def choose(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Draws a stratified subset of samples.
 
     Args:
-        labels: of all samples.
-        number: how many to choose.
-        seed: of the choice.
+        labels: labels of all samples.
+        number: number of samples to choose.
+        seed: seed of the random choice.
 
     Returns:
-        Their indices, rising.
+        Indices of the chosen samples, in ascending order.
     """
     rng = np.random.default_rng((seed, _VALIDATION))
-    # In random order class by class; of these every so-many-th.
+    # Sort by class, in random order within each, and take samples at equal distances.
     order = np.lexsort((rng.random(len(labels)), labels))
     places = (np.arange(number) + rng.random()) * (len(labels) / number)
     return np.sort(order[np.minimum(places.astype(int), len(labels) - 1)])

@@ -18,12 +18,12 @@ from train import own_code
 from train.errors import UserError
 
 CHOICES = f"{', '.join(models.names())}, or {own_code.FORM}"
-# What each run sets by itself, and with what.
+# Arguments that are not options of a network here, and why.
 _SET_ELSEWHERE = {
     "dtype": "the compute dtype has its own option",
     "axis_name": "it follows from the devices",
 }
-# Of Flax; what else a network keeps is not trained.
+# Collections that a network may have; a run handles no others.
 _COLLECTIONS = {"params", "batch_stats", "intermediates"}
 
 
@@ -95,19 +95,19 @@ def create(
     """Creates a network.
 
     Args:
-        name: of the network.
+        name: name of the network, or MODULE:NAME.
         num_classes: number of logits.
-        dtype: of its computations.
+        dtype: compute dtype.
         axis_name: the mapped axis over which to average batch statistics.
-        options: its own.
+        options: other arguments of the network, by name.
 
     Returns:
         A Linen module.
 
     Raises:
-        models.NetworkError: if it has not these options.
-        UserError: if it is the user's own, and is not what it must be.
-        OwnCodeError: if that raises an exception.
+        models.NetworkError: if the network does not have these options.
+        UserError: if the user's own code does not take `dtype` or return a module.
+        OwnCodeError: if the user's own code raises an exception.
     """
     if not own_code.is_reference(name):
         return models.create(
@@ -170,10 +170,9 @@ def check_logits(
 
 
 def train_option(model: nn.Module, train: bool) -> dict[str, Any]:
-    """`train` as an argument of a network's call, if it takes it.
+    """Returns the keyword `train` for a network's call, if the call accepts it.
 
-    A network of the user's own that does the same in training and evaluation may lack
-    it.
+    The user's own networks need not accept it.
     """
     given = inspect.signature(type(model).__call__).parameters
     return {"train": train} if own_code.takes(given, "train") else {}

@@ -207,8 +207,8 @@ def create(name: str) -> Devices:
     """Creates a strategy for the available devices.
 
     Args:
-        name: "mesh", which is "auto", "pmap" or "shard_map" for all devices; "jit" for
-            the first device, as a mesh of one.
+        name: "mesh" (or "auto", the same), "pmap" or "shard_map" for all devices; "jit"
+            for the first device, as a mesh of one.
 
     Raises:
         UserError: if the strategy does not support several processes, and there are

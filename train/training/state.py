@@ -24,7 +24,7 @@ class TrainState(insgd_optax.TrainState):
 
 
 class AveragedTrainState(TrainState):
-    """With a moving average of the parameters and of the running statistics."""
+    """A `TrainState` with a moving average of parameters and running statistics."""
 
     average: Any  # Like `TrainState.variables`.
 

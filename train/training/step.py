@@ -44,8 +44,8 @@ def train_step(
         batch: images of shape (batch, height, width, channels), normalized, and labels
             of shape (batch,). Within a mapped axis, this device's shard.
         rng: key of the step, for dropout; equal on all devices.
-        learning_rate: the initial learning rate of the run, for `make_tx`. As an
-            argument of the program, it changes nothing that is compiled.
+        learning_rate: the initial learning rate of the run, for `make_tx`. It is an
+            argument so that runs with different rates share a compiled program.
         make_tx: makes the optimizer, whose state `state` holds. Default: `state.tx`.
         capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
         extra_metrics: the optimizer's, likewise.

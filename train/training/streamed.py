@@ -104,7 +104,7 @@ class StreamedTrainer:
 
 
 class StreamedEvaluator:
-    """Evaluation on test images that are read while they are needed.
+    """Evaluation on test images that are read on demand.
 
     Args:
         dataset: the dataset.

@@ -12,11 +12,11 @@ _EVALUATION_BATCH = 1000
 
 
 class Images:
-    """A data set on the device, whole.
+    """A whole dataset on the device.
 
     Args:
-        dataset: the data.
-        batch_size: of training; what fills no batch is left out of an epoch.
+        dataset: the dataset.
+        batch_size: training batch size; an epoch omits an incomplete last batch.
     """
 
     def __init__(self, dataset: ImageDataset, batch_size: int):
@@ -32,7 +32,7 @@ class Images:
         self._batch_size = batch_size
 
     def train_batches(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, in an order and with crops that follow from it."""
+        """Yields an epoch's batches; its number determines their order and crops."""
         device, size = self._train.device, self._batch_size
         generator = torch.Generator(device).manual_seed(epoch)
         order = torch.randperm(len(self._labels), generator=generator, device=device)
@@ -57,7 +57,7 @@ class Images:
     def _augmented(
         self, indices: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Images, each cropped from its padded self and maybe flipped."""
+        """Takes images, each padded, cropped and possibly flipped."""
         _, height, width, _ = self._train.shape
         padding, flip, _ = self._augmentation
         samples, device = len(indices), indices.device

@@ -11,9 +11,9 @@ class Step:
 
     Args:
         model: on the device, in the channels-last format.
-        mode: torch.compile's; "reduce-overhead" is with CUDA graphs; None: as it is.
+        mode: mode of torch.compile; "reduce-overhead" uses CUDA graphs, None is eager.
         dtype: "bfloat16" for mixed precision, as in our networks.
-        learning_rate: the first.
+        learning_rate: initial learning rate.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ def synchronize() -> None:
 
 
 def as_fast_as_jax() -> None:
-    """Lets PyTorch choose its convolutions, and multiply in TensorFloat-32."""
+    """Enables PyTorch's convolution autotuning, and TF32 matmuls and convolutions."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
@@ -74,5 +74,5 @@ def warn(mode: str | None, error: Exception) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """PyTorch's, and its CUDA's."""
+    """Returns the versions of PyTorch and its CUDA."""
     return {"torch": torch.__version__, "torch_cuda": torch.version.cuda}

@@ -26,7 +26,7 @@ def measure(
         workload: a ResNet-20.
         image_size: side of an image.
         rounds: how often each is timed.
-        modes: of torch.compile, see `Step`; those that fail are told and left out.
+        modes: modes of torch.compile, see `Step`; failures are reported and omitted.
 
     Returns:
         What JSON holds: "steps" by name, and "errors".

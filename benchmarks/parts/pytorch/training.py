@@ -31,13 +31,13 @@ def train(
     path: Path,
     stopped: Callable[[], bool],
 ) -> tuple[list[Row], str]:
-    """Trains to the end, or goes on from what is saved.
+    """Trains a network, or resumes from the saved epoch.
 
     Args:
-        dataset: the data.
-        options: of the run, as `RunConfig` has them: epochs, batch size, rate and its
-            milestones, dtype, and the network's.
-        modes: of torch.compile, see `Step`; the first that works counts.
+        dataset: the dataset.
+        options: options of the run, as in `RunConfig`: epochs, batch size, learning
+            rate, its milestones, dtype and options of the network.
+        modes: modes of torch.compile, see `Step`; the first that works is used.
         path: the file in which the latest epoch is saved.
         stopped: asked after each epoch.
 
@@ -46,7 +46,7 @@ def train(
         mode of torch.compile.
 
     Raises:
-        Stopped: if it is to stop.
+        Stopped: if `stopped` returns true.
     """
     step.as_fast_as_jax()
     images = Images(dataset, options["batch_size"])

@@ -9,7 +9,7 @@ def kappa(momentum):
     return math.sqrt(1 + 1e-6) / (math.sqrt(1 - momentum) + 1e-6)
 
 
-def standardised(values):
+def standardized(values):
     """z of the values that share one mean and one std."""
     n = len(values)
     mean = sum(values) / n
@@ -28,23 +28,23 @@ def conv_powers(x, p):
     """P_c of each input channel, from x of shape (batch, height, width, channels)."""
     powers = []
     for c in range(x.shape[-1]):
-        samples = [power(standardised(sample[..., c].ravel()), p) for sample in x]
+        samples = [power(standardized(sample[..., c].ravel()), p) for sample in x]
         powers.append(sum(samples) / len(samples))
     return np.array(powers)
 
 
 def dense_power(x, p):
     """P, from x of shape (batch, features)."""
-    samples = [power(standardised(sample), p) for sample in x]
+    samples = [power(standardized(sample), p) for sample in x]
     return sum(samples) / len(samples) + 0.1
 
 
 def tokens_as_is_power(x, p):
-    """P, from x of shape (batch, tokens, features), standardised over the tokens."""
+    """P, from x of shape (batch, tokens, features), standardized over the tokens."""
     z = np.zeros_like(x)
     for n in range(x.shape[0]):
         for d in range(x.shape[2]):
-            z[n, :, d] = standardised(x[n, :, d])
+            z[n, :, d] = standardized(x[n, :, d])
     vectors = z.reshape(-1, x.shape[2])
     return sum(power(vector, p) for vector in vectors) / len(vectors) + 0.1
 

@@ -64,7 +64,7 @@ def find(name: str, remedy: str) -> Path:
         )
     raise UserError(
         f"{name} is not prepared: {place} does not contain it. {remedy} Set "
-        f"TFDS_DATA_DIR to use another directory than {data_dir()}."
+        f"TFDS_DATA_DIR to use a directory other than {data_dir()}."
     )
 
 
@@ -91,7 +91,7 @@ def open_split(folder: Path, split: str) -> Any:
         The data source, with examples as dicts.
 
     Raises:
-        UserError: if it is damaged, or as `check_features`.
+        UserError: if it is damaged, or has unknown features (see `check_features`).
     """
     check_features(folder)
     import tensorflow_datasets as tfds  # Slow to import.
@@ -139,7 +139,7 @@ def check_features(folder: Path) -> None:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses duplicates, of which another parser may take the other one."""
+    """Refuses duplicate keys, since another parser may use the other value."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

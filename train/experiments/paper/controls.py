@@ -27,8 +27,8 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
     }
 
 
-# The options that a control changes of an INSGD run of the same seed, by name of the
-# control; None if they depend on results that the run does not have.
+# By name of the control: the options in which it differs from an INSGD run of the same
+# seed; None if they depend on results that the run does not have yet.
 CONTROLS: dict[str, Callable[[RunConfig], dict[str, Any] | None]] = {
     "SGD at INSGD's effective rate": _sgd_at_effective_rate,
     "scope layer": lambda insgd: {"scope": "layer"},

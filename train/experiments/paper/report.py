@@ -212,8 +212,8 @@ def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
         found.append(f"{seeds} seeds instead of the paper's {table.seeds}.")
     if dataset != table.dataset:
         found.append(
-            f"Trained on {dataset} instead of the paper's {table.dataset}, so the two "
-            "columns are not comparable image by image."
+            f"Trained on {dataset} instead of the paper's {table.dataset}, so the "
+            "two columns are not directly comparable."
         )
     return found
 

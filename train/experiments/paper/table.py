@@ -24,7 +24,7 @@ from train.training import parallel
 
 @dataclasses.dataclass(frozen=True)
 class _TableOptions:
-    """The table and what of it to run."""
+    """Options that select a table and the part of it to run."""
 
     number: tyro.conf.Positional[Literal[3, 4, 5, 6, 7, 8, 9, 10]]
     """Number of the paper's table."""
@@ -39,7 +39,7 @@ class _TableOptions:
     rows: tuple[int, ...] = ()
     """Rows of the paper's table to run, counted from 1. Default: all."""
     controls: bool = False
-    """Add controls to INSGD: SGD at its effective rate, scope layer, and log1p."""
+    """Add controls: SGD at INSGD's effective rate, scope=layer, normalizer=log1p."""
     dry_run: bool = False
     """Print the runs and their options without running anything."""
 
@@ -63,7 +63,7 @@ class TableConfig(MachineConfig, _TableOptions):
 
     @property
     def machine_options(self) -> dict[str, Any]:
-        """The options that each run has, too."""
+        """The options of this command that are passed on to each run."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(MachineConfig)

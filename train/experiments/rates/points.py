@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from train.experiments.reports import MeanStd
 
-# Usable accuracy below an optimizer's best, in percentage points.
+# A rate is usable within this distance of the best accuracy, in percentage points.
 MARGIN = 5.0
 
 

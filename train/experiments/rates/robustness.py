@@ -58,8 +58,8 @@ class RobustnessConfig(SeriesConfig):
             value = getattr(self, name)
             if not 0 < value <= most:
                 raise ValueError(
-                    f"{option(name)} must be greater than 0, at most {most}, got "
-                    f"{value}"
+                    f"{option(name)} must be greater than 0 and at most {most}, "
+                    f"got {value}"
                 )
         for text in self.optimizers:
             rates = _rates(self, text)

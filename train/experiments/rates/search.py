@@ -29,7 +29,8 @@ def refined(
 
     Args:
         points: points tried so far.
-        margin: usable accuracy below the best, in percentage points.
+        margin: largest distance of a usable accuracy from the best, in percentage
+            points.
         gap_in_decades: maximum gap between a usable rate and an unusable neighbor.
 
     Returns:

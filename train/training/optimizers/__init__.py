@@ -7,7 +7,7 @@ PyTorch, weight decay is an l2 term in the gradient, which these optimizers then
 rescale.
 
 LARS is `optax.lars`: weight decay, the trust ratio ||w|| / ||g|| times 0.001, and
-momentum. Eq. 17 is simpler, without the last two and the factor, with an epsilon.
+momentum. Eq. 17 has only the trust ratio, with an epsilon.
 
 Momo, Prodigy and D-Adaptation, which adapt the learning rate, are those of
 `optax.contrib`, with its form of weight decay.
@@ -84,9 +84,9 @@ class _Entry(NamedTuple):
     options: frozenset[str] = frozenset()  # The entries of `OPTIONS` it takes.
 
 
-# The learning rates are those of Table 3. The paper uses no others: RMSprop's is
-# PyTorch's, LARS moves a weight by about a thousandth of its norm a step, and Momo,
-# Prodigy and D-Adaptation have optax's.
+# The learning rates are those of Table 3, for the optimizers in it. RMSprop's is
+# PyTorch's, LARS's moves a weight by about a thousandth of its norm per step, and those
+# of Momo, Prodigy and D-Adaptation are Optax's.
 _OPTIMIZERS = {
     "sgd": _Entry(rules.sgd, 0.1, _BOUNDED),
     "adam": _Entry(rules.rescaled(optax.scale_by_adam), 0.001),

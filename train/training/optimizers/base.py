@@ -25,7 +25,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD, LARS, LSALR, Momo, lms-newton and INSGD, in [0, 1)."""
     dampening: float = 0.0
-    """Dampening (SGD, INSGD, lms-newton); the paper's equals --momentum."""
+    """Dampening (SGD, INSGD, lms-newton); in Algorithm 1, it equals --momentum."""
     nesterov: bool = False
     """Use Nesterov momentum (SGD, LARS, LSALR, INSGD, lms-newton)."""
     weight_decay: float = 5e-4

@@ -26,7 +26,7 @@ def options(reference: str) -> frozenset[str]:
 
 
 def default_learning_rate(reference: str) -> float | None:
-    """The default of a function's first argument; None if that is no number."""
+    """The default of a function's first argument; None if it is not a number."""
     given = own_code.parameters(reference)
     if not given:
         raise UserError(
@@ -38,7 +38,7 @@ def default_learning_rate(reference: str) -> float | None:
 
 
 def maker(reference: str) -> Make:
-    """What makes the optimizer that a function of the user's own returns."""
+    """Returns a `Make` that calls a function of the user's own."""
 
     def make(
         learning_rate: LearningRate, config: OptimizerConfig, _: SownShapes | None
@@ -48,7 +48,7 @@ def maker(reference: str) -> Make:
             name: value
             for name in sorted(options(reference))
             if (value := getattr(config, name)) != getattr(defaults, name)
-            # The defaults of others are those of the optimizers here, such as an eps.
+            # Other defaults, such as INSGD's eps, do not suit the user's function.
             or name in _ALWAYS
         }
         with own_code.running(f"Making the optimizer {reference}"):

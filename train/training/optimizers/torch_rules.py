@@ -24,7 +24,7 @@ def scale_by_adagrad(eps: float = 1e-10) -> optax.GradientTransformation:
 
     Args:
         eps: added to the root. `optax.scale_by_rss` adds it under the root, where
-            1e-10 is 1e-5, and starts at 0.1 unless told otherwise.
+            1e-10 acts like 1e-5, and its sum starts at 0.1 by default.
 
     Returns:
         The transformation.
