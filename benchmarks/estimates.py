@@ -1,4 +1,4 @@
-"""How long tasks will take, before they are run."""
+"""Estimates how long tasks take, before they are run."""
 
 import functools
 from collections.abc import Iterable

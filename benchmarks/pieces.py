@@ -85,7 +85,7 @@ def run(piece: Piece, stop: StopRequest) -> int:
     """Runs a worker.
 
     Args:
-        piece: its instructions.
+        piece: instructions for the process.
         stop: true if a signal asked this command to stop.
 
     Returns:

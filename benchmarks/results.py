@@ -56,7 +56,7 @@ class Results:
 
         Args:
             task: the task.
-            status: its status.
+            status: status of the task.
             seconds: time of this attempt; that of a stopped one before is added.
             environment: device, versions, commit, command and settings.
             result: what was measured.
@@ -87,7 +87,7 @@ class Results:
         return [record for record in records if record is not None]
 
     def times(self) -> dict[str, int]:
-        """When each record was written, by name, in nanoseconds."""
+        """Returns when each record was written, by name, in nanoseconds."""
         paths = (self.folder / _FOLDER).glob("*.json")
         return {path.stem: path.stat().st_mtime_ns for path in paths}
 

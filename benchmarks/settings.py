@@ -1,4 +1,4 @@
-"""What is measured, at full size for a GPU and in miniature for a CPU."""
+"""The sizes of all measurements: full for a GPU, miniature for a CPU."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ _FILE = "settings.json"
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How large each part is.
+    """The size of each part.
 
     Networks are texts as `train.benchmark.workload.parse` reads them.
     """
@@ -137,7 +137,7 @@ class Settings:
 
     Attributes:
         miniature: whether the sizes are `MINIATURE`'s.
-        dataset: for (c) to (f), as `python -m train --dataset` takes it; None without.
+        dataset: dataset of (c) to (f), as in `python -m train --dataset`, or None.
     """
 
     miniature: bool
@@ -145,7 +145,7 @@ class Settings:
 
     @property
     def sizes(self) -> Sizes:
-        """How large each part is."""
+        """Returns the size of each part."""
         return MINIATURE if self.miniature else FULL
 
 

@@ -14,15 +14,15 @@ Run = Callable[[Callable[[], bool]], Result]
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a task takes, for an estimate of its time.
+    """The work of a task, from which its time is estimated.
 
     Attributes:
         programs: training steps that are compiled.
         steps: training steps that are taken.
-        epochs: of runs, after each of which the state is tested and saved.
+        epochs: epochs of runs; the state is tested and saved after each.
         workload: the network and batch of the steps; None if they are negligible.
         image_size: side of its images.
-        optimizers: of the steps, equally many of each.
+        optimizers: number of optimizers, which take equally many steps.
     """
 
     programs: int
@@ -41,7 +41,7 @@ class Task:
         name: name of its file; begins with the letter of its part.
         title: description for people.
         run: runs the task and returns a result that JSON can hold.
-        work: its work, for the estimate of its time.
+        work: the work it takes, from which its time is estimated.
         goes_on: whether it can be resumed after it was stopped.
     """
 

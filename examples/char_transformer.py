@@ -56,7 +56,7 @@ def windows(text, starts):
 
 
 def muon_dimensions(params):
-    """Which axes of the blocks' kernels are inputs; Adam trains the other weights."""
+    """Input axes of the kernels in the blocks; None for weights that Adam trains."""
 
     def dimensions(path, weight):
         names = {key.key for key in path}

@@ -123,7 +123,7 @@ def covariance_capture(
     conv_covariance: str,
     layers: LayerTypes | None,
 ) -> Capture:
-    """What a library's layers sow with these settings.
+    """Returns what the layers of a library sow with these settings.
 
     Raises:
         ValueError: if a number is out of range, or an option is not known.

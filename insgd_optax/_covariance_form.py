@@ -79,7 +79,7 @@ def form_of(shapes: Sequence[Shape], weight: Shape, lead: int | None = None) -> 
     """The form of a weight whose covariance has arrays of these shapes.
 
     Args:
-        shapes: of the factors, stacked axes first.
+        shapes: shapes of the factors, stacked axes first.
         weight: the shape of the weight.
         lead: the number of leading axes of `shapes` that are not the layer's own; None
             if these are exactly the stacked axes of the weight.

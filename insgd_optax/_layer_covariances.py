@@ -69,7 +69,7 @@ def of_vectors(
         x: the input.
         axes: for each axis of `x` the axis of the kernel it meets, or None for rows.
         kernel_rank: the rank of the kernel.
-        settings: of the capture.
+        settings: settings of the capture.
         batch: the axes of the kernel that index separate inputs, not one vector.
     """
     rows = [a for a, k in enumerate(axes) if k is None]

@@ -205,7 +205,7 @@ def _scale_by_polyak(
     dampening: ArrayLike,
     nesterov: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """From g_t to min(1, a_t / m_t) (D_t g_t + lambda w)."""
+    """Maps g_t to min(1, a_t / m_t) (D_t g_t + lambda w)."""
     check_not_negative(factor=factor)
     check_fraction(decay=decay)
     check_lower_bound(lower_bound=lower_bound)

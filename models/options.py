@@ -17,7 +17,7 @@ def check(network: str, build: Callable[..., Any], options: Mapping[str, Any]) -
     """Checks values of options that `build` has, before anything is built.
 
     Args:
-        network: its name, for the message.
+        network: name of the network, for the message.
         build: the function or class that makes it.
         options: values by name.
 

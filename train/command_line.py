@@ -49,7 +49,7 @@ def parse(
         arguments: without the program's name.
         commands: dataclasses by name, whose fields are the options.
         program: the program's name.
-        description: of the program, for its help.
+        description: description of the program, shown in its help.
         default: the command that needs no name, for the help.
 
     Returns:
@@ -83,7 +83,7 @@ def parse_options(
 
     Args:
         arguments: without the name of the command.
-        config: its dataclass.
+        config: dataclass of its options.
         program: the program's name and the command's.
         defaults: an instance with other defaults. Default: the dataclass's own.
     """
@@ -306,7 +306,7 @@ def write(values: Mapping[str, Any], path: str) -> str:
 
     Args:
         values: the options as JSON holds them, by the names of fields.
-        path: of the file, for the command in its first line.
+        path: path of the file, which the command in its first line names.
     """
     told = {
         name: value

@@ -45,9 +45,9 @@ def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists the changes that may affect the last bits of a resumed run's results.
 
     Args:
-        recorded: from `describe`, when the run was last started. Entries that an
-            earlier version did not record are not compared.
-        now: from `describe`.
+        recorded: what `describe` returned when the run was last started. Entries that
+            an earlier version did not record are not compared.
+        now: what `describe` returns now.
     """
     names = {
         "commit": "commit",

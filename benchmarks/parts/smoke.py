@@ -32,10 +32,10 @@ class Case:
     """One combination to try.
 
     Attributes:
-        name: of its file, without the part.
+        name: name of its file, without the part.
         workload: the network, its batch and its dtype.
         image_size: side of an image.
-        optimizer: its name.
+        optimizer: name of the optimizer.
         strategy: how the program is spread over devices.
     """
 

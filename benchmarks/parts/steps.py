@@ -81,7 +81,7 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
 
 
 def setting(workload: Workload, image_size: int, rounds: int) -> Result:
-    """What was timed, as JSON holds it."""
+    """Returns what was timed, as it is stored in JSON."""
     return {
         "network": workload.network,
         "batch_size": workload.batch_size,

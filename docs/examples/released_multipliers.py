@@ -76,7 +76,7 @@ def train(variables, images, labels, steps):
 
 
 def sown(variables, images, capture):
-    """What the layers sow in one training pass."""
+    """Returns what the layers sow in one training pass."""
     with capture:
         _, new = MODEL.apply(
             variables, images, True, mutable=["batch_stats", "intermediates"]

@@ -159,7 +159,7 @@ def digits():
 
 @functools.cache
 def text():
-    """Of every ten files of the standard library the first is for testing."""
+    """The standard library's sources; every tenth file is for testing."""
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     files = [path.read_bytes().decode().encode("ascii", "ignore") for path in paths]
     parts = files[::10], [file for i, file in enumerate(files) if i % 10]
@@ -242,7 +242,7 @@ def make_optimizer(compiled, steps, hyperparameters):
 
 
 def aligned(make, factor, gain):
-    """With a gain, the factor grows while gradients agree with the last step."""
+    """If `gain` is not 0, the factor grows while gradients agree with the last step."""
 
     def init(params):
         last = jax.tree.map(jnp.zeros_like, params)
@@ -383,7 +383,7 @@ class Results:
         temporary.replace(self.path)
 
     def score(self, task, found):
-        """What is compared, better if larger."""
+        """The value by which runs are compared; larger is better."""
         value = found[TASKS[task].metric]
         if not math.isfinite(value):
             return -math.inf

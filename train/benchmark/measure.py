@@ -50,7 +50,7 @@ class StepCost:
         control: time of the second copy of SGD relative to SGD: the noise floor.
         processor_overhead: as `overhead`, in CPU time, which other processes hardly
             affect; None if the CPU is not the device.
-        processor_control: as `control`, in CPU time.
+        processor_control: `control` in CPU time.
         memory: memory of the program of a step, by name.
         flops: floating-point operations of SGD's step, before XLA's optimizations; None
             if XLA does not count them.

@@ -24,7 +24,7 @@ class Ratio:
 
     Attributes:
         of_medians: ratio of the median times.
-        interval: its 95 % bootstrap interval over rounds.
+        interval: 95 % bootstrap interval over rounds.
         paired: median of the ratios within a round.
         quartiles: quartiles of those ratios.
     """

@@ -18,7 +18,7 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
 
     Args:
         folder: the folder to write; earlier contents are replaced.
-        arrays: by name.
+        arrays: arrays by name.
         record: anything JSON can hold; `read` compares its "fingerprint".
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def middle(
     """The middle of an image, resized to cover a size without being stretched.
 
     Args:
-        image: of any size and mode.
+        image: image of any size and mode.
         size: (height, width) of the result.
         shorter_side: shorter side of the resized image; None for the smallest that
             covers `size`.

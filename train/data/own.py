@@ -46,7 +46,7 @@ def _with_int32(split: Split) -> Split:
 
 
 def _problem(dataset: ImageDataset) -> str | None:
-    """What is wrong with a dataset, in words; None if nothing is."""
+    """Describes what is wrong with a dataset; returns None if nothing is."""
     num_classes = len(dataset.class_names)
     if num_classes < 2 or not all(isinstance(n, str) for n in dataset.class_names):
         return f"class_names must be two or more strings, got {dataset.class_names}"

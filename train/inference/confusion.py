@@ -1,4 +1,4 @@
-"""Which classes a network confuses: in numbers, as text and as a picture."""
+"""The classes that a network confuses, as numbers, text and a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +21,8 @@ def by_class(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     """Images and accuracy of each class.
 
     Args:
-        counts: of shape (classes, classes), int: images by true class and predicted
-            class.
+        counts: int array of shape (classes, classes): images by true class and
+            predicted class.
         names: names of the classes.
 
     Returns:
@@ -76,8 +76,8 @@ def plot(counts: np.ndarray, names: Sequence[str], title: str, path: Path) -> No
     """Draws the matrix; colors are fractions of each true class, numbers are counts.
 
     Args:
-        counts: of shape (classes, classes), int: images by true class and predicted
-            class.
+        counts: int array of shape (classes, classes): images by true class and
+            predicted class.
         names: names of the classes.
         title: title of the picture.
         path: the PNG to write.

@@ -32,7 +32,7 @@ class TrainedModel:
 
     Attributes:
         model: the Flax module.
-        variables: its trained "params" and, with batch normalization, "batch_stats".
+        variables: trained "params" and, with batch normalization, "batch_stats".
         class_names: names of the classes, in the order of the logits.
         image_shape: (height, width, channels) of its images.
         preprocessing: mean and standard deviation of each channel, of pixels in [0, 1],
@@ -183,7 +183,7 @@ def load_run(
 def restore_model(
     folder: RunFolder, checkpoint: Checkpoint
 ) -> tuple[TrainedModel, tuple[str, ...]]:
-    """As `load_run`, but returns the warnings with the model.
+    """Like `load_run`, but returns the warnings with the model.
 
     Raises:
         UserError: as `restore`.

@@ -226,9 +226,9 @@ def create(
 
     Args:
         config: the run's options.
-        dataset: from `Dataset.describe`.
-        environment: from `provenance.describe`.
-        preprocessing: from `Dataset.describe_preprocessing`.
+        dataset: the result of `Dataset.describe`.
+        environment: the result of `provenance.describe`.
+        preprocessing: the result of `Dataset.describe_preprocessing`.
 
     Returns:
         The folder, with its record written.

@@ -43,7 +43,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     """Checks options of a network, without making it.
 
     Args:
-        name: of the network.
+        name: name of the network.
         options: values by name.
 
     Raises:

@@ -155,7 +155,7 @@ def advance(
     Args:
         loop_state: the training state, and the sums of this epoch so far.
         batch: images and labels; within a mapped axis, this device's shard.
-        dropout_rng: from `step_rngs`.
+        dropout_rng: the key that `step_rngs` returns.
         learning_rate: the initial learning rate of the run.
         step_fn: `train_step` with its options bound.
         preprocessing: parameters of the normalization.

@@ -51,7 +51,7 @@ class Images:
 
     @property
     def num_test(self) -> int:
-        """How many test images there are."""
+        """Returns the number of test images."""
         return len(self._test_labels)
 
     def _augmented(
@@ -80,5 +80,5 @@ class Images:
         return taken * inside[..., None]
 
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """Of shape (batch, channels, height, width), in the channels-last format."""
+        """Returns images of shape (batch, channels, height, width), channels last."""
         return ((images - self._mean) / self._std).permute(0, 3, 1, 2)

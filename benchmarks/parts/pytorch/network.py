@@ -14,7 +14,7 @@ def _conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequ
 
 
 class ResidualBlock(nn.Module):
-    """As `models.resnet.ResidualBlock` with shortcut="projection"."""
+    """Corresponds to `models.resnet.ResidualBlock` with shortcut="projection"."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 def resnet20(
     num_classes: int = 10, *, stage_sizes: Sequence[int] = (3, 3, 3), width: int = 16
 ) -> nn.Sequential:
-    """As `models.resnet20`, for images of shape (batch, channels, height, width)."""
+    """Like `models.resnet20`, for images of shape (batch, channels, height, width)."""
     layers: list[nn.Module] = [_conv_norm(3, width, 3), nn.ReLU()]
     inputs = width
     for stage, size in enumerate(stage_sizes):
@@ -53,8 +53,8 @@ def load_flax(model: nn.Module, params: Mapping[str, Any]) -> None:
     a block, the residual's before the shortcut's.
 
     Args:
-        model: from `resnet20`.
-        params: of `models.resnet20` with the same options.
+        model: the model that `resnet20` returns.
+        params: parameters of `models.resnet20` with the same options.
 
     Raises:
         ValueError: if they do not fit.

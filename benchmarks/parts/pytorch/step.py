@@ -49,7 +49,7 @@ class Step:
 
 
 def device() -> str:
-    """Where PyTorch computes."""
+    """Returns the device on which PyTorch computes."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

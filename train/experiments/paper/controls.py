@@ -40,7 +40,7 @@ def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | 
     """Returns the controls of a row; empty unless it is INSGD.
 
     Args:
-        row: its runs, which differ in their seed.
+        row: runs of the row, which differ in their seed.
 
     Returns:
         The runs of each control by name, None where a run depends on one that is not

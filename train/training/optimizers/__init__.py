@@ -149,9 +149,9 @@ def register(
     """Registers an optimizer of your own in this process.
 
     Args:
-        name: its name, which must be new.
+        name: name of the optimizer, which must be new.
         make: called with `create`'s arguments except the name.
-        learning_rate: its default learning rate.
+        learning_rate: default learning rate.
         options: the entries of `OPTIONS` that it takes.
 
     Raises:
