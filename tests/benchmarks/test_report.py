@@ -127,5 +127,5 @@ def test_a_folder_is_of_one_setting(tmp_path, monkeypatch):
     assert seen[0].dataset == f"folder:{images}"
     with pytest.raises(UserError, match="was started with"):
         gpu(GpuConfig(out, miniature=True))
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         gpu(GpuConfig(out, data=tmp_path / "absent"))
