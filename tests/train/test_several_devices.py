@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from train.training import parallel
+from train.training import optimizers, parallel
 from train.training.state import create_state
 from train.training.step import train_step
 
 from . import pipeline, processes
 from .tiny_cnn import TinyCNN
 
+ALL_REDUCE = re.compile(r" all-reduce(?:-start)?\(")
 TOLERANCE = {"float64": 1e-8, "float32": 1e-5}
 
 
@@ -98,8 +99,25 @@ def test_each_device_computes_its_share_alone(way):
 def test_a_step_has_one_collective_and_two_for_each_batch_normalization(
     way, batch_norm, expected
 ):
+    text = compiled_step(way, pipeline.create_optimizer(), batch_norm)
+    # Batch normalization needs the whole batch's statistics on its way forward, and
+    # their gradients on its way back.
+    assert len(ALL_REDUCE.findall(text)) == expected
+
+
+@pytest.mark.parametrize(("way", "of_covariances"), [("mesh", 2), ("shard_map", 0)])
+def test_covariances_are_reduced_in_captures_or_with_the_gradients(way, of_covariances):
+    optimizer = optimizers.create("lms-newton", 0.1, optimizers.OptimizerConfig())
+    text = compiled_step(way, optimizer, batch_norm=False)
+    entry = text[text.index("\nENTRY") :]
+    assert len(ALL_REDUCE.findall(entry)) == 1
+    # The others are in the branches of conditionals, which only a capture takes.
+    assert len(ALL_REDUCE.findall(text)) == 1 + of_covariances
+
+
+def compiled_step(way, optimizer, batch_norm):
+    """The compiled program of a training step."""
     devices = parallel.create(way)
-    optimizer = pipeline.create_optimizer()
     model = TinyCNN(batch_norm, axis_name=devices.axis_name)
     state = create_state(model, optimizer.tx, jax.random.key(0), (8, 8, 1))
     batch = np.ones((16, 8, 8, 1), np.float32), np.zeros(16, np.int32)
@@ -114,10 +132,7 @@ def test_a_step_has_one_collective_and_two_for_each_batch_normalization(
         )
 
     arrays = devices.replicate((state, batch))
-    text = devices.compile(program).lower(*arrays).compile().as_text()
-    # Batch normalization needs the whole batch's statistics on its way forward, and
-    # their gradients on its way back.
-    assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == expected
+    return devices.compile(program).lower(*arrays).compile().as_text()
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
