@@ -42,10 +42,11 @@ def read_tables(text):
         if line.startswith("| ")
     ]
     first, second = [n for n, row in enumerate(rows) if row[0] == "Optimizer"][:2]
-    points, usable = {}, {}
+    points: dict[str, list[Point]] = {}
+    usable = {}
     for name, best, rates, *_ in rows[first + 1 : second]:
         # As "98.24 ± 1.40 @ 0.178", and "0.00562 - >= 10".
-        mean, best_rate = re.match(r"([\d.]+).* @ (\S+)", best).groups()
+        [(mean, best_rate)] = re.findall(r"([\d.]+).* @ (\S+)", best)
         low, high = (float(each.split()[-1]) for each in rates.split(" - "))
         usable[name] = low, high
         accuracies = next(row[1] for row in rows[second + 1 :] if row[0] == name)
