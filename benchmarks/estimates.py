@@ -25,9 +25,10 @@ _EPOCH_SECONDS = 0.4
 _UNKNOWN_PEAK = 2e11
 MODEL = (
     f"Estimates: {_COMPILE_SECONDS:g} s to compile a step, {_EPOCH_SECONDS:g} s to "
-    "test and save an epoch, and steps. A step's time is the median that (b) measured "
-    "in this folder with the same network, batch and dtype; until then its FLOPs, as "
-    f"XLA counts them, at {100 * _UTILIZATION:g} % of the device's peak, at least "
+    "test and save an epoch, plus the time of the steps. A step takes the median time "
+    "that part b measured in this folder with the same network, batch and dtype. Until "
+    "then, it is assumed to run its FLOPs, as XLA counts them, at "
+    f"{100 * _UTILIZATION:g} % of the device's peak, and to take at least "
     f"{1000 * _LEAST_STEP_SECONDS:g} ms."
 )
 

@@ -29,7 +29,7 @@ class GpuConfig:
     minutes: float = 45
     """Minutes after which to stop."""
     piece_minutes: float = 9
-    """Maximum minutes of a worker process; they run one after another."""
+    """Maximum minutes of each worker process; workers run one after another."""
     only: Annotated[str, tyro.conf.arg(metavar="PART|TASK,...")] = ",".join(plan.PARTS)
     """Parts to run, such as b,c, or tasks, such as b-resnet20-* (see --dry-run)."""
     data: Path | None = None
@@ -49,7 +49,9 @@ class GpuConfig:
         for name in ("minutes", "piece_minutes"):
             value = getattr(self, name)
             if not 0 < value < 1e6:
-                raise ValueError(f"{option(name)} must be above 0, got {value}")
+                raise ValueError(
+                    f"{option(name)} must be above 0 and below 1,000,000, got {value}"
+                )
         tasks = plan.tasks(Settings(self.miniature, None), self.out)
         unknown = [
             pattern

@@ -40,7 +40,7 @@ class Piece:
         dataset: see `Settings`.
         wanted: see `plan.tasks`.
         seconds: time limit of the worker.
-        is_whole: whether this is the limit of every piece, not a shorter rest of
+        is_whole: whether `seconds` is the limit of every piece, not a shorter rest of
             `--minutes`.
         command: the command line to record.
         commit: commit to record; None for that of the checkout.

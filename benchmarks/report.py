@@ -31,7 +31,9 @@ def report(config: ReportConfig) -> int:
     out = config.out.expanduser().absolute()
     records = Results(out).all()
     if not records:
-        raise UserError(f"{out} has no results. Run: python -m benchmarks gpu")
+        raise UserError(
+            f"{out} has no results. Run: python -m benchmarks gpu --out {out}"
+        )
     text = to_markdown(records)
     files.write(out / "report.md", text.encode())
     print(text)

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.task import Task
 from train import files, strict_json
 
-# What became of a task. Failures are results; the other two are tried again.
+# Status of a task. Finished and failed tasks are done; the others are tried again.
 FINISHED, FAILED, SKIPPED, STOPPED = "finished", "failed", "skipped", "stopped"
 _FOLDER = "results"
 

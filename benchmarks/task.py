@@ -22,7 +22,7 @@ class Work:
         epochs: epochs of runs; the state is tested and saved after each.
         workload: the network and batch of the steps; None if they are negligible.
         image_size: side of its images.
-        optimizers: number of optimizers, which take equally many steps.
+        optimizers: names of the optimizers, which take equally many steps.
     """
 
     programs: int

@@ -1,7 +1,8 @@
 """A character-level transformer on the sources of Python's standard library.
 
-Trains with AdamW, with AdamW redirected by the covariance of each layer's input, with
-LMS-Newton, with Muon, or with Muon on whitened inputs. Nothing is downloaded.
+Trains with AdamW, with AdamW whose updates are multiplied by the inverse covariance of
+each layer's input, with LMS-Newton, with Muon, or with Muon on whitened inputs. Nothing
+is downloaded.
 
     python examples/char_transformer.py --optimizer adamw+covariance
 """

@@ -1,7 +1,7 @@
 """LMS-Newton on several devices: the batch is sharded, the widest weights are too.
 
-Under `jax.jit` the training step is the code of one device. On a CPU, eight devices are
-simulated.
+Under `jax.jit`, the training step has the same code as on one device. On a CPU, eight
+devices are simulated.
 
     python examples/sharded_mesh.py
 """

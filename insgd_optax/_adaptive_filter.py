@@ -193,7 +193,7 @@ def lms_filter(
         e_t &= d_t - x_t^T w \\
         w &\leftarrow w + \lambda e_t x_t^*
 
-    The mean of w converges for 0 < lambda < 2 / lambda_max(R), with R = E[x x^T]; a
+    The mean of w converges for 0 < lambda < 2 / lambda_max(R), with R = E[x^* x^T]; a
     step moves w closer to a noiseless solution for 0 < lambda < 2 / ||x_t||_2^2.
     Neither bound is enforced, because both depend on the signal. Beyond them, the
     weights can diverge to inf and nan.
@@ -278,7 +278,7 @@ def nlms_filter(
         step_size: lambda > 0, without units for p = 2; may be traced.
         p: the norm, a number >= 1; `jnp.inf` divides by the largest magnitude.
         eps: what is added to the divisor, >= 0, in units of |u|^p; may be traced. The
-            filter hardly learns from windows whose power is below `eps`.
+            filter hardly learns from windows whose power is far below `eps`.
         weights: the initial weights: see `lms_filter`.
         weight_history: whether to return all weights: see `lms_filter`.
 

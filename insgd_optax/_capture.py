@@ -57,9 +57,10 @@ def capture_input_norms(
     - Conv, ConvLocal, ConvTranspose: with `conv_input="feature_map"` the whole input
       map of a sample, all heights, widths and channels ("the input feature maps of each
       layer", section 3.1); with `conv_input="patch"` each receptive field ("the inputs
-      to the neuron", Eq. 25), with padding counted as zeros and groups averaged. The
-      two differ by a factor of about height * width / kernel area, so a 1x1 convolution
-      and a Dense layer on the same map have different multipliers with "feature_map".
+      to the neuron", Eq. 25), including its padding (zeros, unless it is circular or
+      reflected), averaged over groups. The two differ by a factor of about height *
+      width / kernel area, so a 1x1 convolution and a Dense layer on the same map have
+      different multipliers with "feature_map".
     - normalization layers, with `norm_layers=True`: the vector LayerNorm and RMSNorm
       normalize; the whole input of a sample for the others.
 

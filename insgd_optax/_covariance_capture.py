@@ -56,8 +56,9 @@ def capture_input_covariances(
 
     - Dense, DenseGeneral, Einsum, recurrent cells: the vectors along the contracted
       axes, one per token of a sequence. Each kernel along batch axes has a matrix.
-    - Conv, ConvTranspose: the receptive fields, with padding counted as zeros. Each
-      group of a grouped convolution has a matrix; in ConvLocal, each position.
+    - Conv, ConvTranspose: the receptive fields, including their padding (zeros, unless
+      it is circular or reflected). Each group of a grouped convolution has a matrix; in
+      ConvLocal, each position.
 
     Sums of micro-batches, devices and repeated uses add up. They are float32 (float64
     for float64 inputs), and no gradient flows through them. A layer whose sums are not
@@ -75,7 +76,8 @@ def capture_input_covariances(
         max_rows: the maximum number of input vectors per call of a layer, taken with
             strides over positions and samples; None for all. Under `pmap` and
             `shard_map` it applies to each device.
-        max_dim: the largest matrix: see `scale_by_input_covariance`.
+        max_dim: the maximum number of rows of a matrix; see
+            `scale_by_input_covariance`.
         conv_covariance: "patch", or "kronecker" for a Kronecker product of kernel
             positions and channels in every convolution, even within `max_dim`.
         layers: layer types of your own: a sequence of classes whose input vector is

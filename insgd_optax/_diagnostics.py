@@ -200,7 +200,8 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
     """The condition number of every damped input covariance, for logging.
 
     The condition number is (l_1 + s) / (l_d + s), where l_1 and l_d are the largest and
-    the smallest eigenvalue of A, and s is what damping and eps add. It is 1 for a white
+    the smallest of the d eigenvalues of A, the running covariance of
+    `scale_by_input_covariance`, and s is what damping and eps add. It is 1 for a white
     input, and at most about 1 + d / damping. For a weight with several matrices, it is
     the ratio of the largest to the smallest eigenvalue over all of them.
 

@@ -55,13 +55,15 @@ def scale_by_input_covariance(
         preserve_norm: whether each weight's update keeps its Frobenius norm. Without
             it the update has Newton's scale, in units of 1 / x^2, and the learning rate
             and the damping need to be tuned anew.
-        max_dim: the largest matrix, at least 2; None is 768, the default of
-            `capture_input_covariances`. The covariance of a longer input vector is
-            approximated: by a Kronecker product of kernel positions and channels if it
-            lies along three or more axes of the kernel, as in a two-dimensional
-            convolution; else by diagonal blocks, of at least two entries along an axis.
-            Capture with the same or a larger `max_dim`. Unused with
-            `input_covariances_like`, which determines the layout.
+        max_dim: the maximum number of rows of a matrix, at least 2; None is 768, the
+            default of `capture_input_covariances`. The covariance of a longer input
+            vector is approximated: by a Kronecker product of kernel positions and
+            channels if it lies along three or more axes of the kernel, as in a
+            two-dimensional convolution; else by diagonal blocks, of at least two
+            entries along an axis.
+            Capture with the same `max_dim`, or with one of at least the length of every
+            input vector. Unused with `input_covariances_like`, which determines the
+            layout.
         scope: which weights are scaled: "kernel", every parameter of that name, or a
             function from a parameter's path, a tuple such as ("Dense_0", "kernel"), to
             True or False. All others pass through.

@@ -116,8 +116,8 @@ def lms_newton(
         >>> losses[-1] < 0.1 * losses[0]
         True
 
-    Source: see `scale_by_input_covariance`; momentum and weight decay are Algorithm
-    1's.
+    Source: see `scale_by_input_covariance`; momentum and weight decay are those of
+    `insgd`.
     """
     check_fraction(covariance_decay=covariance_decay)
     scaling = scale_by_input_covariance(

@@ -51,8 +51,8 @@ def inverse_sigmoid(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Arra
         targets: any shape, meant to be in [0, 1], such as 0-1 labels.
         margin: m, between 0 and 0.5. The sigmoid reaches 0 and 1 only at infinity; with
             the default 0.01, such targets, and targets outside [0, 1], map to -4.6 or
-            4.6. A smaller margin is replaced by the spacing of the dtype just below 1:
-            6e-8 in float32, 0.004 in bfloat16.
+            4.6. A margin smaller than the spacing of the dtype just below 1 (6e-8 in
+            float32, 0.004 in bfloat16) is replaced by this spacing.
 
     Returns:
         The pre-activations, in the targets' dtype and shape.

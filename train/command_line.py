@@ -158,7 +158,7 @@ _HELP = ConstructorRegistry()
 
 @_HELP.struct_rule
 def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Leaves None out of the help, as a choice and as a default, which texts state."""
+    """Omits None from the help; the docstrings of options state what it means."""
     if not dataclasses.is_dataclass(info.type) or _deferring:
         return None
     _deferring.append(info)  # tyro's own rule then gives all but the types.
@@ -319,7 +319,7 @@ def write(values: Mapping[str, Any], path: str) -> str:
 
 
 def value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """Returns the last value of an option; None if missing; the parser reports it."""
+    """Returns the last value of an option; None without the option or a value."""
     found = None
     for number, argument in enumerate(arguments):
         if _option_name(argument) == name:

@@ -85,7 +85,7 @@ class NetworkConfig:
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS, test/CLASS."""
     image_size: int | None = None
-    """Resize and center-crop images of folder:PATH to this side. Default: no change."""
+    """Side in pixels to resize and center-crop folder:PATH to. Default: no change."""
     model: Annotated[str, _named("Network", networks.CHOICES)] = "custom_cnn"
     batch_norm: bool = True
     """Use batch normalization, in networks that have it."""

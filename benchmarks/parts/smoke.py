@@ -2,7 +2,7 @@
 
 Each case takes chunks of steps as `python -m train run` does, on random images. It
 passes if the loss stays finite, the state that is given is donated, and nothing is
-moved between host and device from the first chunk on.
+moved between host and device after the first chunk.
 """
 
 import dataclasses

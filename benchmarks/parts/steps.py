@@ -92,7 +92,7 @@ def setting(workload: Workload, image_size: int, rounds: int) -> Result:
 
 
 def summary(seconds: np.ndarray, batch_size: int) -> Result:
-    """The seconds of a step in each round, as JSON holds them."""
+    """Summarizes a step's seconds over the rounds, as JSON holds them."""
     median = float(np.median(seconds))
     return {
         "seconds": median,

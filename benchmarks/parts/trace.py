@@ -21,7 +21,8 @@ def profile(case: Case, chunk_steps: int) -> Result:
         See `summarize`.
 
     Raises:
-        Failed: if arrays were copied between host and device within the chunk.
+        Failed: if a chunk of several steps made at least one copy per step between host
+            and device.
     """
     experiment = smoke.create(case, chunk_steps)
     progress = experiment.train_chunk(experiment.start(), 0, chunk_steps)

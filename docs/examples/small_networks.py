@@ -3,9 +3,10 @@
 python docs/examples/small_networks.py normalizers --json normalizers.json
 python docs/examples/small_networks.py factors --json factors.json
 
-Runs what the file does not have yet, so it can be stopped at any time, and prints the
-table. Tasks: scikit-learn's digits, and the sources of Python's standard library read
-character by character. Nothing is downloaded.
+The script makes the training runs that the JSON file does not have yet, and prints the
+table. It can be stopped at any time and started again. Tasks: scikit-learn's digits,
+and the sources of Python's standard library read character by character. Nothing is
+downloaded.
 """
 
 import argparse

@@ -140,7 +140,7 @@ def test_compare_trains_them_and_refuses_runs_of_changed_code(
     monkeypatch.setattr(own_code, "_checksum", lambda reference: "another")
     status, _, err = start(*command)
     assert status == 2
-    assert f"other code: {OWN}:load and {OWN}:Linear changed since" in err
+    assert f"changed since then: {OWN}:load and {OWN}:Linear." in err
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class StepCost:
 
     Attributes:
         workload: network and batch.
-        optimizer: name of the other optimizer, "insgd" for INSGD.
+        optimizer: name of the other optimizer; "insgd" for "insgd-l2".
         seconds: time of a step in each round, by name; "sgd_again" is a second copy of
             SGD.
         overhead: time of the other optimizer's step relative to SGD's.

@@ -16,8 +16,8 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float | None:
         arguments: arrays or their `jax.ShapeDtypeStruct`.
 
     Returns:
-        The count; None if JAX has no CPU backend. In some versions of JAX, no other
-        backend counts.
+        The count; None if JAX has no CPU backend, since in some versions of JAX only
+        that backend reports FLOPs.
     """
     try:
         (cpu, *_) = jax.devices("cpu")

@@ -64,8 +64,8 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
         if not own_code.is_reference(model):
             raise ValueError(
                 f"{text!r} is not a network: expected one of "
-                f"{', '.join(models.names())}, or {own_code.FORM}, as in "
-                "vit:width=128,depth=4@32"
+                f"{', '.join(models.names())}, or {own_code.FORM}; with options and a "
+                "batch size, for example, vit:width=128,depth=4@32"
             )
     try:
         options = networks.parse_options(part for part in listed.split(",") if part)

@@ -22,8 +22,8 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
         record: anything JSON can hold; `read` compares its "fingerprint".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Other processes read the old files or the new ones, never part of one; old arrays
-    # with a new record fail the checksum. Interrupts clean up only temporary folders,
+    # Other processes read the old files or the new ones, never part of one; new arrays
+    # with an old record fail the checksum. Interrupts clean up only temporary folders,
     # hence no mkstemp.
     with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
         made = Path(partial)

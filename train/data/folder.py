@@ -34,8 +34,8 @@ def load(
             The contents of the files are hashed while they are decoded; later loads
             check only each file's state, see `file_state`.
         skip_corrupt: skip images that cannot be decoded, and list them.
-        image_size: height and width in pixels. Images are resized to this shorter side
-            and their center is cropped. None requires images of one size.
+        image_size: height and width in pixels. Images are resized so that their shorter
+            side has this length, and center-cropped. None requires images of one size.
 
     Returns:
         The dataset, augmented as in section 4.1: padded by an eighth of the image size
@@ -145,7 +145,7 @@ def _check_corrupt(corrupt: list[str], folder: ImageFolder, skip_corrupt: bool) 
     names += f" and {len(corrupt) - 10} more" if len(corrupt) > 10 else ""
     if not skip_corrupt:
         raise UserError(
-            f"{count}: {names}. Replace or remove them, or skip them with "
+            f"{count}: {names}. Replace or remove corrupt images, or skip them with "
             "--skip-corrupt-images."
         )
     print(f"Skipping {count}: {names}", file=sys.stderr)

@@ -138,8 +138,8 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
         )
     if changed := folder.changed_code():
         raise UserError(
-            f"The run {path} was made with other code: {' and '.join(changed)} changed "
-            f"since. {_REMEDY}"
+            f"The run {path} was made with other code; changed since then: "
+            f"{' and '.join(changed)}. {_REMEDY}"
         )
     return folder
 

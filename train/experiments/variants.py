@@ -25,7 +25,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
 }
 _POLYAK = re.compile(r"polyak(\d+\.?\d*|\.\d+)?")
 _POLYAK_FACTOR = 1.0
-FORM = "NAME[+layer][+log1p|+power][+kron][+polyak[FACTOR]][@RATE]"
+FORM = "NAME[+layer|+kernel][+log|+log1p|+power][+kron][+polyak[FACTOR]][@RATE]"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m train eval`: a finished run's network, evaluated again."""
+"""`python -m train eval`: evaluates a checkpoint of a run."""
 
 import dataclasses
 import sys

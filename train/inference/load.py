@@ -153,9 +153,9 @@ def load_run(
 
     Args:
         path: the run folder.
-        checkpoint: "latest", or "best" by accuracy on the validation images; on the
-            test images, whose accuracy this flatters, if the run has no validation
-            images.
+        checkpoint: "latest", or "best", the one with the highest accuracy on the
+            validation images. In a run without validation images, "best" is selected on
+            the test images, so its test accuracy is optimistic.
         trust_code: whether to import, and so run, code that the run's record names as
             MODULE:NAME.
 
@@ -205,7 +205,7 @@ def restore_model(
 
 @dataclasses.dataclass(frozen=True)
 class RestoredRun:
-    """A run's state after its training, on the first device."""
+    """A run's state at a checkpoint, on the first device."""
 
     config: RunConfig
     dataset: RecordedDataset

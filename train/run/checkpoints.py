@@ -151,7 +151,7 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best test accuracy; None if there are no checkpoints."""
+        """The step with the best accuracy, see `save`; None without checkpoints."""
         return next(iter(self._by_accuracy()), None)
 
     def restore(self, step: int, like: Any) -> Any:
@@ -185,7 +185,7 @@ class Checkpoints:
         )
 
     def restore_best(self, like: Any) -> Restored | None:
-        """Restores the intact checkpoint with the best test accuracy.
+        """Restores the intact checkpoint with the best accuracy, see `save`.
 
         The others are verified, too: a damaged accuracy may hide a better one.
         """
@@ -285,7 +285,7 @@ class Checkpoints:
         return (self._directory / str(step) / _OLD_METRICS).exists()
 
     def _read_test_top1(self, step: int) -> float:
-        """Reads the test accuracy of a checkpoint without verifying it."""
+        """Reads the `test_top1` given to `save`, without verifying the checkpoint."""
         try:
             if self._is_old(step):
                 folder = self._directory / str(step) / _OLD_METRICS
@@ -361,7 +361,7 @@ def _check_regular(directory: Path) -> None:
 
 
 class _KeepBest:
-    """Preserves the checkpoint with the best test accuracy.
+    """Preserves the checkpoint with the best accuracy, see `Checkpoints.save`.
 
     Orbax's own policy reads the metrics of all checkpoints and fails on the first
     damaged one.

@@ -179,7 +179,7 @@ class RunFolder:
         if not (changed := self.changed_code()):
             return None
         return (
-            f"the code of {' and '.join(changed)} was changed since the run "
+            f"the code of {' and '.join(changed)} has changed since the run "
             f"{self.path} was started."
         )
 

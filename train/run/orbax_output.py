@@ -18,9 +18,10 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
 
     What its threads log is held back, and dropped if the body raises one of `errors`.
 
-    After an error, Orbax may still be writing other arrays when the body has ended.
-    Their errors are never retrieved, and at their end they call an event loop that is
-    already closed. The filters of these two messages therefore stay in place then.
+    After an error, Orbax may still be writing other arrays when the body has ended. The
+    errors of these writes are never retrieved, and each write calls, when it ends, an
+    event loop that is already closed. Python reports both, so after an error the
+    filters of these two kinds of messages stay in place.
 
     Args:
         errors: type of the errors that the caller reports.
@@ -63,7 +64,7 @@ def _is_late_call(trace: TracebackType | None) -> bool:
 
 
 def _is_no_late_error(record: logging.LogRecord) -> bool:
-    """Returns whether a message is not about an error in Orbax never retrieved."""
+    """Returns False for messages about errors of Orbax that were never retrieved."""
     if record.exc_info is None or "was never retrieved" not in record.getMessage():
         return True
     frames = traceback.extract_tb(record.exc_info[2])

@@ -80,5 +80,5 @@ class Images:
         return taken * inside[..., None]
 
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns images of shape (batch, channels, height, width), channels last."""
+        """Returns (batch, channels, height, width), in the channels-last format."""
         return ((images - self._mean) / self._std).permute(0, 3, 1, 2)

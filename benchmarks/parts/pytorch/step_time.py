@@ -20,7 +20,7 @@ _OURS = ("sgd", "insgd-l2")
 def measure(
     workload: Workload, image_size: int, rounds: int, modes: Sequence[str | None]
 ) -> Result:
-    """Times a step of each.
+    """Times a step of PyTorch's SGD in each mode, and of SGD and INSGD in JAX.
 
     Args:
         workload: a ResNet-20.

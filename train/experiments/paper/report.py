@@ -205,15 +205,17 @@ def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
             schedule_text(presets.options(table, row, epochs)) for row in table.rows
         }
         found.append(
-            f"Trained for {epochs} epochs instead of the paper's {table.epochs}, with "
-            f"the schedule scaled in proportion: {'; '.join(sorted(schedules))}."
+            f"Trained for {markdown.counted(epochs, 'epoch')} instead of the paper's "
+            f"{table.epochs}, with the schedule scaled in proportion: "
+            f"{'; '.join(sorted(schedules))}."
         )
     if seeds != table.seeds:
-        found.append(f"{seeds} seeds instead of the paper's {table.seeds}.")
+        counted = markdown.counted(seeds, "seed")
+        found.append(f"{counted} instead of the paper's {table.seeds}.")
     if dataset != table.dataset:
         found.append(
-            f"Trained on {dataset} instead of the paper's {table.dataset}, so the "
-            "two columns are not directly comparable."
+            f"Trained on {dataset} instead of the paper's {table.dataset}, so our "
+            "accuracies and the paper's are not directly comparable."
         )
     return found
 

@@ -90,7 +90,8 @@ def robustness(config: RobustnessConfig) -> int:
                 missing += 1
         if not missing:
             break
-        print(f"Adding {missing} learning rates at the ends of the usable ranges.")
+        added = markdown.counted(missing, "learning rate")
+        print(f"Adding {added} at the ends of the usable ranges.")
     points = {text: found for text, found in points.items() if found}
     if points:
         _report(config, configs, points)

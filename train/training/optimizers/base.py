@@ -25,7 +25,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD, LARS, LSALR, Momo, lms-newton and INSGD, in [0, 1)."""
     dampening: float = 0.0
-    """Dampening (SGD, INSGD, lms-newton); in Algorithm 1, it equals --momentum."""
+    """Dampening (SGD, INSGD, lms-newton); equal to --momentum in the paper's Alg. 1."""
     nesterov: bool = False
     """Use Nesterov momentum (SGD, LARS, LSALR, INSGD, lms-newton)."""
     weight_decay: float = 5e-4
@@ -66,7 +66,8 @@ class Optimizer(NamedTuple):
     Attributes:
         tx: the transformation, which accepts `input_norms`, `input_covariances` and
             `value`.
-        capture: the capture of statistics of the layers' inputs, or None.
+        capture: maps the step to a context in which the layers sow statistics of their
+            inputs, such as `capture_input_norms()`; None for no statistics.
         extra_metrics: scalar functions of the optimizer state by name, which are
             averaged over the steps of an epoch.
         diagnostics: maps the optimizer state to arrays by name and weight, whose means
