@@ -1,8 +1,7 @@
-"""Parses command lines and option files, suggests names, and formats the help."""
+"""Parses command lines and option files, and formats the help."""
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import io
 import itertools
@@ -12,7 +11,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO, Union
 from unittest import mock
@@ -26,7 +25,7 @@ from tyro.constructors import (
 )
 
 from train import json_fields
-from train.errors import UserError
+from train.errors import UserError, did_you_mean
 
 _CONFIG = "config"
 # Options that the parser adds to every command.
@@ -225,7 +224,7 @@ def understood(
         if command in ("-h", "--help"):
             return list(arguments)
         raise UserError(
-            f"there is no command {command!r}.{_suggestion(command, commands)} "
+            f"there is no command {command!r}.{did_you_mean(command, commands)} "
             f"Available subcommands: {', '.join(commands)}"
         )
     types = option_types(commands[command])
@@ -290,7 +289,7 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
         if field not in types or field == _CONFIG:
             raise UserError(
                 f"--config {path}: there is no option {str(key)!r}."
-                f"{_suggestion(_spelled(field), types)}"
+                f"{did_you_mean(_spelled(field), types)}"
             )
         value = _as_number(value, types[field])
         try:
@@ -385,26 +384,14 @@ def _spelled(field: str) -> str:
 def _meant(name: str, types: Mapping[str, Any]) -> str:
     """Suggests similar options of a command."""
     negation = "no-" if name.startswith("no-") else ""
-    found = _suggestion(
+    found = did_you_mean(
         name.removeprefix(negation), map(_spelled, types), f"--{negation}"
     )
-    if not found and "optimizers" in types and _suggestion(name, ["learning-rate"]):
+    if not found and "optimizers" in types and did_you_mean(name, ["learning-rate"]):
         return (
             " Give each optimizer its learning rate: --optimizers sgd@0.1 adam@0.001."
         )
     return found
-
-
-def _suggestion(name: str, names: Iterable[str], before: str = "") -> str:
-    """Suggests similar names, if there are any."""
-    names = list(names)
-    spelled = {_spelled(each): each for each in names}
-    found = [n for n in spelled if "".join(w[:1] for w in n.split("-")) == name]
-    found = found or [n for n in spelled if n.startswith(name)][:3]
-    found = found or difflib.get_close_matches(name, spelled, n=2)
-    if not found:
-        return ""
-    return f" Did you mean {' or '.join(before + spelled[n] for n in found)}?"
 
 
 def _as_number(value: Any, hint: Any) -> Any:

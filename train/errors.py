@@ -1,12 +1,13 @@
-"""User errors and how they are reported."""
+"""User errors, what they suggest, and how they are reported."""
 
+import difflib
 import importlib.util
 import os
 import signal
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # The packages that pyproject.toml declares for the application, and their modules.
@@ -41,6 +42,33 @@ class OwnCodeError(Exception):
 
     Shown below the traceback of that exception, its cause.
     """
+
+
+def did_you_mean(name: str, names: Iterable[str], before: str = "") -> str:
+    """Returns a sentence with similar names, after a space; "" if there are none.
+
+    Args:
+        name: the unknown name: initials, a beginning, or a misspelling.
+        names: the known names. Case, and dashes against underscores, do not matter.
+        before: precedes each suggested name.
+    """
+    name = _plain(name)
+    plain = {_plain(each): each for each in names}
+    found = [name] if name in plain else []
+    found = found or [n for n in plain if _initials(n) == name]
+    found = found or [n for n in plain if name and n.startswith(name)][:3]
+    found = found or difflib.get_close_matches(name, plain, n=2)
+    if not found:
+        return ""
+    return f" Did you mean {' or '.join(before + plain[n] for n in found)}?"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("-"))
 
 
 def missing_packages() -> list[str]:

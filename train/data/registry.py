@@ -4,6 +4,7 @@ from pathlib import Path
 
 from train import own_code
 from train.data.types import Dataset
+from train.errors import did_you_mean
 
 # The names without a path.
 _PLAIN = ("digits", "cifar10", "cifar100", "imagenet2012")
@@ -17,7 +18,8 @@ def check_name(name: str) -> None:
     known = bool(path) if kind == _FOLDER else name in _PLAIN
     if not known and not _is_reference(name):
         raise ValueError(
-            f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}"
+            f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}."
+            f"{did_you_mean(name, (*_PLAIN, f'{_FOLDER}:PATH'))}"
         )
 
 

@@ -22,6 +22,7 @@ import optax
 
 import insgd_optax
 from train import own_code
+from train.errors import did_you_mean
 from train.training.optimizers import own, rules, torch_rules
 from train.training.optimizers.base import (
     Capture,
@@ -115,6 +116,8 @@ _INSGD_PREFIX = "insgd-l"
 _INSGD_LEARNING_RATE = 0.1
 
 NAMES = (*_OPTIMIZERS, "insgd-l1", "insgd-l2", "insgd-linf")
+# Optimizers of the library that have another name here.
+_MEANT = {"insgd": "insgd-l2"}
 CHOICES = (
     f"{', '.join(NAMES)}, insgd-lP for any p-norm of the input with p >= 1, or "
     f"{own_code.FORM}"
@@ -135,7 +138,10 @@ def _entry(name: str) -> _Entry:
     except ValueError:
         prefix, p = "", math.nan
     if prefix != _INSGD_PREFIX or not p >= 1:
-        raise ValueError(f"unknown optimizer {name!r}: expected one of {CHOICES}")
+        meant = did_you_mean(_MEANT.get(name, name), NAMES)
+        raise ValueError(
+            f"unknown optimizer {name!r}: expected one of {CHOICES}.{meant}"
+        )
     return _Entry(
         rules.insgd(p),
         _INSGD_LEARNING_RATE,
