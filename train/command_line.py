@@ -217,7 +217,7 @@ def understood(
         The arguments, then the options of the file that are not among them.
 
     Raises:
-        UserError: for an unknown name; the message suggests similar ones.
+        UserError: for an unknown name, with similar ones, or a value of another type.
     """
     command, *rest = arguments
     if command not in commands:
@@ -228,8 +228,12 @@ def understood(
             f"Available subcommands: {', '.join(commands)}"
         )
     types = option_types(commands[command])
+    has_positionals = any(
+        field.default is field.default_factory is dataclasses.MISSING
+        for field in dataclasses.fields(commands[command])
+    )
     given = set()
-    for argument in rest:
+    for number, argument in enumerate(rest):
         name = _option_name(argument)
         if name is None or name in _PARSERS_OWN or (name == "h" and argument == "-h"):
             continue
@@ -246,6 +250,15 @@ def understood(
                 + f" All options: python -m train {command} --help"
             )
         given.add(field)
+        values = itertools.takewhile(
+            lambda each: _option_name(each) is None, rest[number + 1 :]
+        )
+        try:
+            _check_values(argument, [*values], types[field], has_positionals)
+        except json_fields.FieldError as error:
+            raise UserError(
+                f"{error}. All options: python -m train {command} --help"
+            ) from error
     path = value_of(_CONFIG, rest) if _CONFIG in given else None
     if path is None:
         return list(arguments)
@@ -256,6 +269,34 @@ def understood(
         for text in _arguments(field, value)
     ]
     return [command, *rest, *from_file]
+
+
+def _check_values(
+    argument: str, following: Sequence[str], hint: Any, has_positionals: bool
+) -> None:
+    """Checks the values of an option, for which the parser's message is obscure.
+
+    Args:
+        argument: --name or --name=value.
+        following: the arguments up to the next option.
+        hint: the type of the option.
+        has_positionals: whether the command has arguments that are not options.
+
+    Raises:
+        FieldError: if a value is not the number it must be, or a switch has a value.
+    """
+    spelled, equals, value = argument.partition("=")
+    values = [value] if equals else following
+    if typing.get_origin(hint) is not tuple:
+        values = values[:1]
+    for text in values:
+        if hint is not bool:
+            json_fields.check_number(spelled, text, hint)
+        elif equals or not has_positionals:
+            name = spelled.removeprefix("--").removeprefix("no-")
+            raise json_fields.FieldError(
+                f"{spelled} takes no value, got {text!r}: write --{name} or --no-{name}"
+            )
 
 
 def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:

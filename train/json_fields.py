@@ -1,4 +1,4 @@
-"""Checks values from JSON and YAML against the types of dataclass fields."""
+"""Checks JSON, YAML and the command line against the types of dataclass fields."""
 
 import json
 import types
@@ -20,6 +20,30 @@ def check(where: str, value: Any, hint: Any) -> None:
     """Raises a FieldError unless a JSON value represents a value of a type."""
     if not fits(value, hint):
         raise FieldError(f"{where!r} is {_shown(value)}, not {_expected(hint)}")
+
+
+def check_number(option: str, text: str, hint: Any) -> None:
+    """Raises a FieldError if an option takes numbers and its text is none."""
+    number = _number_type(hint)
+    if number is None or text == "None":
+        return
+    try:
+        number(text)
+    except ValueError as error:
+        raise FieldError(
+            f"{option} must be {_expected(number)}, got {text!r}"
+        ) from error
+
+
+def _number_type(hint: Any) -> type[int] | type[float] | None:
+    """Returns the type of a field, or of each of its entries, if they are numbers."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Annotated, tuple):
+        return _number_type(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        inner, *others = [each for each in arguments if each is not types.NoneType]
+        return None if others else _number_type(inner)
+    return hint if hint in (int, float) else None
 
 
 def fits(value: Any, hint: Any) -> bool:
