@@ -23,6 +23,17 @@ def load(reference: str) -> Dataset:
         OwnCodeError: if it raises an exception.
     """
     function = own_code.load(reference)
+    needed = [
+        name
+        for name, each in own_code.parameters(reference).items()
+        if each.default is each.empty
+        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if needed:
+        raise UserError(
+            f"{reference} must be a function without arguments that returns a "
+            f"train.ImageDataset, but needs {' and '.join(needed)}."
+        )
     with own_code.running(f"Loading the dataset {reference}"):
         dataset = function()
     if isinstance(dataset, StreamedDataset):
