@@ -278,7 +278,7 @@ def _epoch_line(row: EpochMetrics, num_epochs: int) -> str:
         parts.insert(-2, f"validation top-1 {100 * row['val_top1']:.2f} %")
     if "raw_test_top1" in row:
         parts.append(f"not averaged {100 * row['raw_test_top1']:.2f} %")
-    if "weights_at_floor" in row:
+    if row.get("weights_at_floor"):
         parts.append(
             f"weights at the floor {row['weights_at_floor']}/{len(row['multipliers'])}"
         )
