@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from insgd_optax._covariance import Factor, Shape, to_matrices
+from insgd_optax._covariance import Factor, Shape, leading, to_matrices
 from insgd_optax._covariance_form import Form
 from insgd_optax._inverse import (
     positive_definite_inverse,
@@ -46,7 +46,9 @@ def inverse(
     """(A + (damping tr(A) / d + eps) I)^-1 or its root, exactly for either form.
 
     Each matrix of a batch axis or group has a trace of its own; the blocks of one
-    input vector share theirs.
+    input vector share theirs. A result whose entries would leave the range of the
+    dtype is scaled to stay inside, since its direction is all that `preserve_norm`
+    needs.
 
     Returns:
         The inverse, as `identity` lays it out, and for each stacked layer whether it
@@ -62,26 +64,39 @@ def inverse(
     for i, (n, b) in enumerate(zip(*form.factors[-1], strict=True)):
         if 1 < b < n:
             trace = trace.sum(axis=lead + i, keepdims=True)
-    # Unit scale inside: neither tiny nor huge inputs leave the range of float32.
+    # The matrix to invert has a mean eigenvalue of 1, so that neither tiny nor huge
+    # inputs, nor huge damping, leave the range of float32.
+    limits = jnp.finfo(trace.dtype)
     scale = trace / size
     known = scale > 0
     one = jnp.ones_like(scale)
-    unit = jnp.where(known, scale, eps)[..., None, None]
+    unit = jnp.where(known, scale * (1 + damping) + eps, eps)
     scale = jnp.where(known, scale, one)
-    shift = jnp.where(known, damping + eps / scale, one)[..., None, None]
-    scale = scale[..., None, None]
+    # Beyond 1 / epsilon^2, nothing of A is left.
+    shift = jnp.minimum(damping + eps / scale, 1 / limits.eps**2)
+    mean = jnp.where(known, 1 + shift, one)
+    shift = jnp.where(known, shift, one)
+    scale, shift, mean = (x[..., None, None] for x in (scale, shift, mean))
     invert = positive_definite_inverse_root if root else positive_definite_inverse
-    unit = jnp.sqrt(unit) if root else unit
 
-    def damped(matrix: jax.Array, shift: jax.Array) -> jax.Array:
+    def damped(matrix: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
         eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
         eye = eye.reshape((1,) * (matrix.ndim - 2) + eye.shape)
-        return matrix + shift * eye
+        return (matrix + shift * eye) / mean
+
+    def in_units(result: jax.Array, unit: jax.Array) -> jax.Array:
+        inner = tuple(range(lead, result.ndim))
+        largest = jnp.abs(result).max(axis=inner, keepdims=True)
+        least = largest / (limits.max * limits.eps)
+        most = largest / (limits.tiny / limits.eps)
+        unit = leading(jnp.sqrt(unit) if root else unit, result.ndim)
+        # With neither inputs nor eps, there is no inverse.
+        return jnp.where(unit > 0, result / jnp.clip(unit, least, most), jnp.inf)
 
     result: tuple[jax.Array, ...]
     if len(matrices) == 1:
-        whole = damped(matrices[0] / scale, shift)
-        result = (invert(whole) / unit,)
+        whole = damped(matrices[0] / scale, shift, mean)
+        result = (in_units(invert(whole), unit),)
     else:
         # A = A1 x A2 / tr(A), where both factors have the trace of A. In the basis of
         # A1 there is one matrix of channels for each of its eigenvalues.
@@ -91,8 +106,8 @@ def inverse(
         )
         values = jnp.maximum(values, 0)[..., None, None]
         products = values * (channels / scale)[..., None, :, :]
-        each = damped(products, shift[..., None])
-        result = basis, invert(each) / unit[..., None]
+        each = damped(products, shift[..., None], mean[..., None])
+        result = basis, in_units(invert(each), unit)
     finite = [jnp.isfinite(x).all(axis=tuple(range(lead, x.ndim))) for x in result]
     return result, jnp.stack(finite).all(axis=0)
 
@@ -126,9 +141,8 @@ def condition_number(
     _, vector = _largest_eigenvalue(to_matrices(factor, sizes, lead))
     if len(inverse) > 1:  # One matrix of channels for each eigenvector of the taps.
         vector = vector[..., None, :, :]
-    smallest = jnp.sum(
-        vector * jnp.matmul(matrices, vector, precision=_HIGHEST), axis=(-2, -1)
-    )
+    product = jnp.matmul(matrices, vector, precision=_HIGHEST)
+    smallest = jnp.sum(vector * product, axis=(-2, -1))
     return largest.max() / jnp.maximum(smallest.min(), jnp.finfo(smallest.dtype).tiny)
 
 
@@ -137,6 +151,9 @@ def _largest_eigenvalue(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     start = jnp.cos(jnp.arange(matrices.shape[-1], dtype=matrices.dtype))
     start = jnp.broadcast_to(start[:, None], (*matrices.shape[:-1], 1))
     start = start / jnp.linalg.norm(start, axis=-2, keepdims=True)
+    # In units of the largest entry, so that squares stay in range.
+    size = jnp.abs(matrices).max(axis=(-2, -1), keepdims=True)
+    matrices = matrices / jnp.where(size > 0, size, 1)
 
     def multiply(_: int, v: jax.Array) -> jax.Array:
         w = jnp.matmul(matrices, v, precision=_HIGHEST)
@@ -146,4 +163,4 @@ def _largest_eigenvalue(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     v = jax.lax.fori_loop(0, 50, multiply, start)
     product = jnp.matmul(matrices, v, precision=_HIGHEST)
-    return jnp.sum(v * product, axis=(-2, -1)), v
+    return jnp.sum(v * product, axis=(-2, -1)) * size[..., 0, 0], v

@@ -31,6 +31,10 @@ def sown_of(rows):
     }
 
 
+def whitened_identity(**options):
+    return whiten_inputs(optax.identity(), **options)
+
+
 def root_of(matrix):
     """The symmetric square root, by eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
@@ -169,6 +173,52 @@ def test_a_singular_covariance_keeps_the_last_root():
     updates, state = tx.update(params, state, input_covariances=sown_of(rows))
     assert state.covariance.failures == 1
     assert not np.allclose(updates["kernel"], updates["kernel"][:1])
+
+
+@pytest.mark.parametrize("make", [scale_by_input_covariance, whitened_identity])
+def test_no_scale_of_inputs_or_damping_costs_the_direction(make):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 4)) * [4.0, 2.0, 1.0, 1.0]
+    grad = rng.normal(size=(4, 2))
+
+    @jax.jit
+    def step(damping, eps, rows):
+        params, results = {"kernel": jnp.asarray(grad, jnp.float32)}, []
+        for preserve_norm in (True, False):
+            tx = make(damping=damping, eps=eps, preserve_norm=preserve_norm)
+            state = tx.init(params)
+            updates, state = tx.update(params, state, input_covariances=sown_of(rows))
+            failures = getattr(state, "covariance", state).failures
+            condition = covariance_condition_numbers(state)["kernel"]
+            results.append((updates["kernel"], failures, condition))
+        return results
+
+    for damping, eps, size in [
+        (1.0, 1e-8, 3e17),  # D is near the smallest number, and A near the largest
+        (1e10, 1e-8, 1e15),  # D is below the smallest number
+        (1e30, 1e-8, 1e5),
+        (1e38, 1e-8, 1.0),
+        (1.0, 1e-8, 1e-14),  # eps is far larger than the eigenvalues of A
+        (1.0, 10.0, 1e-19),
+        (0.0, 0.0, 1e-16),  # D is near the largest number
+    ]:
+        a = (rows * size).T @ (rows * size) / 20
+        d = np.linalg.inv(a + (damping * np.trace(a) / 4 + eps) * np.eye(4))
+        plain = d @ grad
+        kept = plain / np.linalg.norm(plain) * np.linalg.norm(grad)
+        results = step(damping, eps, (rows * size).astype(np.float32))
+        for wanted, (update, failures, condition) in zip(
+            (kept, plain), results, strict=True
+        ):
+            assert failures == 0
+            largest = np.abs(wanted).max()
+            if 1e-30 < largest < 1e30:
+                np.testing.assert_allclose(update, wanted, atol=1e-4 * largest)
+            else:
+                assert jnp.isfinite(update).all()
+                assert (jnp.abs(update).max() < 1e-30) == (largest < 1e-30)
+            values = np.linalg.eigvalsh(d)
+            np.testing.assert_allclose(condition, values[-1] / values[0], rtol=0.05)
 
 
 def test_the_inner_transformation_gets_every_keyword_and_the_parameters():
