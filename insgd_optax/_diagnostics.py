@@ -191,8 +191,15 @@ def _layer_covariances(
         root = isinstance(state, InverseRootState)
         paths, nodes, _ = flat_layers(state.layers)
         for path, node in zip(paths, nodes, strict=True):
-            if not is_masked(node):
-                layers[path_string(path)] = node, root
+            if is_masked(node):
+                continue
+            name = path_string(path)
+            if name in layers:
+                raise ValueError(
+                    f"{name} is scaled by two scale_by_input_covariance or"
+                    " whiten_inputs of this state: look at their states one by one"
+                )
+            layers[name] = node, root
     return layers
 
 
@@ -215,7 +222,7 @@ def covariance_condition_numbers(opt_state: optax.OptState) -> dict[str, jax.Arr
 
     Raises:
         ValueError: if the state holds neither `scale_by_input_covariance` nor
-            `whiten_inputs`.
+            `whiten_inputs`, or two of them scale the same weight.
 
     Example:
         >>> import jax.numpy as jnp

@@ -22,6 +22,7 @@ from insgd_optax import (
     scale_by_input_covariance,
     scale_by_input_power,
     sow_input_covariance,
+    whiten_inputs,
 )
 from tests.insgd_optax.references.input_covariance_reference import Reference
 
@@ -366,6 +367,14 @@ def test_inputs_that_are_not_finite_are_not_counted(bad):
     _, ((first, before), (second, after)) = sgd_and([rows, worse])
     np.testing.assert_array_equal(first, second)
     jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
+
+
+def test_two_covariances_of_one_weight_are_not_mistaken_for_one():
+    tx = optax.chain(whiten_inputs(optax.identity()), scale_by_input_covariance())
+    state = jax.eval_shape(tx.init, {"a": {"kernel": jnp.ones((2, 2))}})
+    for read in (covariance_condition_numbers, covariance_cosines):
+        with pytest.raises(ValueError, match="a/kernel is scaled by two"):
+            read(state)
 
 
 def test_dead_input_is_sgd():
