@@ -270,13 +270,23 @@ def _micro_norms(
 
 
 def _layer_covariances(inner_state: Any) -> dict[Path, LayerCovariance]:
-    """The covariance state of each weight that has one."""
+    """The covariance state of each weight that has one; of several, the largest.
+
+    The others consist of its diagonal blocks or partial traces.
+    """
     layers: dict[Path, LayerCovariance] = {}
     for state in states_of(inner_state, ScaleByInputCovarianceState):
         paths, kept, _ = flat_layers(state.layers)
-        pairs = zip(paths, kept, strict=True)
-        layers.update({p: layer for p, layer in pairs if not is_masked(layer)})
+        for path, layer in zip(paths, kept, strict=True):
+            if is_masked(layer):
+                continue
+            if path not in layers or _size(layer) > _size(layers[path]):
+                layers[path] = layer
     return layers
+
+
+def _size(layer: LayerCovariance) -> int:
+    return sum(factor.size for factor in layer.factors)
 
 
 def _covariance_accumulators(inner_state: Any) -> Any:

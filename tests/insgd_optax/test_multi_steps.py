@@ -17,6 +17,7 @@ from insgd_optax import (
     insgd,
     lms_newton,
     polyak_scale,
+    scale_by_input_covariance,
     scale_by_input_power,
 )
 
@@ -76,6 +77,28 @@ def test_covariances_of_two_micro_batches_are_those_of_one_batch(k):
         _, after = update(grads, state, params, input_covariances=sown)
     before, after = state.inner_opt_state[0].layers, after.inner_opt_state[0].layers
     jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_two_covariances_of_one_weight_may_differ_in_form():
+    rows = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    factor = jnp.asarray(rows.T @ rows).reshape(4, 1, 4, 1)
+    sown = {"d": {"input_covariance": InputCovariance((factor,), jnp.array(8.0))}}
+    params = {"d": {"kernel": jnp.eye(4)}}
+    tx = optax.chain(scale_by_input_covariance(), scale_by_input_covariance(max_dim=2))
+
+    @jax.jit
+    def both():
+        wanted, _ = tx.update(params, tx.init(params), input_covariances=sown)
+        steps = MultiSteps(tx, 2)
+        state = steps.init(params)
+        for _ in range(2):
+            updates, state = steps.update(params, state, input_covariances=sown)
+        return updates, wanted
+
+    updates, wanted = both()
+    np.testing.assert_allclose(
+        updates["d"]["kernel"], wanted["d"]["kernel"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_missing_covariances_are_an_error():
