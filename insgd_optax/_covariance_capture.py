@@ -91,7 +91,8 @@ def capture_input_covariances(
 
     Raises:
         ValueError: if a number is out of range, or an option is not known.
-        TypeError: if `layers` contains anything but subclasses of `nn.Module`.
+        TypeError: if `when` is not a bool, or `layers` contains anything but subclasses
+            of `nn.Module`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -128,6 +129,7 @@ def covariance_capture(
     """Returns what the layers of a library sow with these settings.
 
     Raises:
+        TypeError: if `when` is not a bool.
         ValueError: if a number is out of range, or an option is not known.
     """
     if max_rows is not None:
@@ -137,6 +139,14 @@ def covariance_capture(
         raise ValueError(
             f'conv_covariance={conv_covariance!r} is not known: give "patch" or'
             ' "kronecker"'
+        )
+    # A number would count as true unless it is 0: the opposite of what
+    # `when=step % 10` means.
+    kind = getattr(when, "dtype", type(when))
+    if kind not in (bool, jnp.dtype(bool)):
+        raise TypeError(
+            f"when is of type {getattr(kind, '__name__', kind)}, but must be a bool,"
+            " such as step % 10 == 0"
         )
     if jnp.shape(when) != ():
         raise ValueError(f"when has shape {jnp.shape(when)}, but must be a scalar")

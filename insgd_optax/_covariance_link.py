@@ -31,6 +31,7 @@ from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import (
     check_fraction,
     check_not_negative,
+    check_scalar,
     check_whole_number,
     is_number,
 )
@@ -78,6 +79,9 @@ def covariance_link(
     See `scale_by_input_covariance` for the arguments.
     """
     state_type = InverseRootState if root else ScaleByInputCovarianceState
+    check_scalar(decay=decay, damping=damping, eps=eps)
+    if initial_covariance is not None:
+        check_scalar(initial_covariance=initial_covariance)
     check_fraction(decay=decay)
     check_not_negative(damping=damping, eps=eps)
     if is_number(damping) and damping == float("inf"):

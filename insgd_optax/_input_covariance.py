@@ -88,6 +88,7 @@ def scale_by_input_covariance(
         the updates, but not to decay, damping and eps.
 
     Raises:
+        TypeError: on construction, if an option that must be a number is not one.
         ValueError: on construction, if a number or option is out of range; from
             `init`, if no parameter is in scope; from `update`, when it is traced, if
             covariances are missing or do not fit, with the paths.

@@ -16,6 +16,22 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, numbers.Real)
 
 
+def check_scalar(**options: Any) -> None:
+    """Raises unless each option is a real scalar: a number, an array or a tracer."""
+    for name, value in options.items():
+        if callable(value):
+            raise TypeError(
+                f"{name} is a function, but must be a number: for a schedule, use"
+                " optax.inject_hyperparams"
+            )
+        if np.shape(value) != ():
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}, but must be a scalar"
+            )
+        if not (is_number(value) or hasattr(value, "dtype")):
+            raise TypeError(f"{name}={value!r} must be a number")
+
+
 def check_fraction(*, below_one: bool = True, **options: Any) -> None:
     """Raises if a concrete option is outside [0, 1), or [0, 1] without `below_one`."""
     for name, value in options.items():

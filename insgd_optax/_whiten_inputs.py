@@ -82,6 +82,7 @@ def whiten_inputs(
         state is a `WhitenInputsState`.
 
     Raises:
+        TypeError: if `inner` is not an optimizer.
         ValueError: as `scale_by_input_covariance`.
 
     Example:
@@ -119,6 +120,12 @@ def whiten_inputs(
     weights; SOAP (Vyas et al., 2024, arXiv:2409.11321) runs Adam in a rotated, not
     whitened, basis.
     """
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        given = getattr(inner, "__name__", repr(inner))
+        raise TypeError(
+            f"whiten_inputs takes an optimizer, such as whiten_inputs(optax.adam(1e-3))"
+            f", not {given}"
+        )
     link = covariance_link(
         decay,
         damping=damping,

@@ -749,10 +749,16 @@ def test_errors_name_the_place_and_the_remedy():
         ({"scope": "layer"}, "layer"),
         ({"scope": "kernels"}, "scope='kernels'"),
         ({"initial_covariance": 0.0}, "initial_covariance"),
+        ({"initial_covariance": "1"}, "initial_covariance='1'"),
+        ({"decay": [0.9]}, "decay has shape"),
+        ({"decay": None}, "decay=None"),
+        ({"damping": jnp.ones(3)}, "damping has shape"),
+        ({"damping": optax.constant_schedule(1.0)}, "damping.*inject_hyperparams"),
+        ({"eps": "0"}, "eps='0'"),
     ],
 )
 def test_options_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         scale_by_input_covariance(**options)
 
 
@@ -763,10 +769,14 @@ def test_options_out_of_range(options, message):
         ({"max_dim": True}, "max_dim=True"),
         ({"conv_covariance": "taps"}, "conv_covariance='taps'"),
         ({"when": jnp.array([True])}, "when"),
+        ({"when": None}, "when is of type NoneType"),
+        ({"when": 3}, "when is of type int.*step % 10 == 0"),
+        ({"when": jnp.int32(3)}, "when is of type int32.*step % 10 == 0"),
     ],
 )
 def test_capture_options_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message), capture_input_covariances(**options):
+    errors = (TypeError, ValueError)
+    with pytest.raises(errors, match=message), capture_input_covariances(**options):
         pass
 
 

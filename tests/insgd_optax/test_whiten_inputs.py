@@ -246,5 +246,8 @@ def test_errors_name_what_is_wrong():
         tx.update(params, tx.init(params), params)
     with pytest.raises(ValueError, match="decay=1.0"):
         whiten_inputs(optax.identity(), 1.0)
+    for inner, name in [(optax.adam, "adam"), (0.1, "0.1"), (None, "None")]:
+        with pytest.raises(TypeError, match=f"whiten_inputs takes.*not {name}"):
+            whiten_inputs(inner)
     with pytest.raises(ValueError, match="whiten_inputs"):
         covariance_cosines(optax.sgd(0.1).init(params))
