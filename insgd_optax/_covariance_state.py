@@ -119,7 +119,7 @@ def total(sown: list[InputCovariance], form: Form, dtype: DTypeLike) -> InputCov
             raise ShapeMismatchError(
                 f"{use.factors[0].shape} is not laid out like a kernel {form.kernel}"
             )
-        axes = averaged_axes(use.count.shape, form.stack)
+        axes = averaged_axes(use.count.shape, form.stack, form.stack)
         factors = [factor.sum(axis=axes) for factor in use.factors]
         factors = reduced(factors, len(form.stack), form)
         factors = [

@@ -232,13 +232,17 @@ def _fits(shape: Shape, weight: Shape) -> bool:
     )
 
 
-def averaged_axes(statistic: Shape, weight: Shape) -> tuple[int, ...]:
+def averaged_axes(
+    statistic: Shape, weight: Shape, left: Shape | None = None
+) -> tuple[int, ...]:
     """The axes of a statistic that its weight does not have.
 
     As many axes as the statistic has in excess are averaged, such that the rest
-    broadcasts against the weight. If several choices fit, the one that averages the
-    most axes longer than 1 wins, because a layer's own statistic has trailing singleton
-    axes.
+    broadcasts against the weight. If several choices fit, a choice that leaves the
+    shape `left` wins, if that is known. Otherwise, the choice that averages the most
+    axes longer than 1 wins, because a layer's own statistic has trailing singleton
+    axes. For a single call of stacked layers, such as (1, 3, 1, 1) for a weight
+    (3, 4, 5), only `left` tells that the axis of length 3 must stay.
 
     Raises:
         ShapeMismatchError: if no choice fits, or several different ones do.
@@ -247,10 +251,15 @@ def averaged_axes(statistic: Shape, weight: Shape) -> tuple[int, ...]:
     if excess < 0:
         raise ShapeMismatchError(f"{statistic} has fewer axes than the weight {weight}")
     choices: dict[tuple[int, ...], tuple[int, ...]] = {}
+    exact: dict[tuple[int, ...], tuple[int, ...]] = {}
     for axes in itertools.combinations(range(len(statistic)), excess):
         rest = tuple(n for a, n in enumerate(statistic) if a not in axes)
         if _fits(rest, weight):
-            choices[tuple(a for a in axes if statistic[a] > 1)] = axes
+            long = tuple(a for a in axes if statistic[a] > 1)
+            choices[long] = axes
+            if rest == left:
+                exact[long] = axes
+    choices = exact or choices
     if not choices:
         raise ShapeMismatchError(
             f"{statistic} does not broadcast against the weight {weight}"
@@ -281,7 +290,10 @@ def _cut(statistic: Shape, weight: Shape) -> Shape:
 
 
 def align(
-    call: jax.Array | jax.ShapeDtypeStruct, weight: Shape, kernel: Shape
+    call: jax.Array | jax.ShapeDtypeStruct,
+    weight: Shape,
+    kernel: Shape,
+    power: Shape | None = None,
 ) -> tuple[tuple[int, ...], Shape, Shape]:
     """Computes how one sown statistic becomes the power of one weight.
 
@@ -289,13 +301,15 @@ def align(
         call: what one call of the layer sowed.
         weight: the shape of the weight it scales.
         kernel: the shape of the layer's kernel; the weight's own if it has none.
+        power: the shape of the weight's P, if it is known.
 
     Returns:
         The axes to average, the shape to which the statistic is reshaped beforehand,
         and the shape of the result, which broadcasts against the weight.
     """
     shape = _padded(call.shape, len(kernel))
-    axes = averaged_axes(shape, kernel)
+    left = None if power is None else _padded(power, len(kernel))
+    axes = averaged_axes(shape, kernel, left)
     rest = tuple(n for a, n in enumerate(shape) if a not in axes)
     return axes, shape, _cut(rest, weight)
 
@@ -318,7 +332,7 @@ def mean_over_calls(
         if shape == ():
             values.append(jnp.mean(call))
             continue
-        axes, padded, cut = align(call, weight, kernel)
+        axes, padded, cut = align(call, weight, kernel, shape)
         if tuple(map(max, zip(cut, shape, strict=True))) != shape:
             raise ShapeMismatchError(
                 f"{call.shape} gives {cut}, but P has the shape {shape}"

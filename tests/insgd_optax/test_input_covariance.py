@@ -520,6 +520,27 @@ def test_stacked_layers_keep_a_covariance_each():
         )
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_stacked_layers_in_a_scan_over_micro_batches(passes):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(passes, 3, 7, 4)) * np.array([1, 1, 1, 9])
+    products = jnp.asarray(np.einsum("plni,plnj->plij", rows, rows), jnp.float32)
+    counts = jnp.full((passes, 3), 7.0)
+
+    def sown(products, counts):
+        factor = products.reshape(*products.shape[:-2], 4, 1, 4, 1)
+        return {"d": {"input_covariance": (InputCovariance((factor,), counts),)}}
+
+    params = {"d": {"kernel": jnp.asarray(rng.normal(size=(3, 4, 2)), jnp.float32)}}
+    whole = sown(products.sum(axis=0), counts.sum(axis=0))
+    tx = scale_by_input_covariance(input_covariances_like=whole)
+    update = jax.jit(
+        lambda sown: tx.update(params, tx.init(params), input_covariances=sown)
+    )
+    results = update(sown(products, counts)), update(whole)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), *results)
+
+
 @pytest.mark.parametrize("cell", [nn.SimpleCell, nn.GRUCell, nn.OptimizedLSTMCell])
 def test_recurrent_cells_add_up_over_time(cell):
     x = jax.random.normal(jax.random.key(0), (2, 5, 3))

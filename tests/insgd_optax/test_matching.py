@@ -40,6 +40,21 @@ def test_axes_that_are_averaged(statistic, weight, axes):
 
 
 @pytest.mark.parametrize(
+    ("statistic", "weight", "left", "axes"),
+    [
+        ((1, 3, 1, 1), (3, 4, 5), (3, 1, 1), (0,)),  # not (1,), the longer one
+        ((1, 3), (3,), (3,), (0,)),
+        ((3, 1), (3,), (3,), (1,)),
+        ((1, 1), (1,), (1,), (1,)),
+        ((7, 1, 1), (7, 5), (1, 1), (0,)),
+        ((1, 1, 1), (3, 4, 5), (3, 1, 1), ()),  # of a call that does not vary
+    ],
+)
+def test_a_known_shape_decides_which_axes_are_averaged(statistic, weight, left, axes):
+    assert averaged_axes(statistic, weight, left) == axes
+
+
+@pytest.mark.parametrize(
     ("statistic", "weight", "words"),
     [
         ((3, 3, 1, 1), (3, 4, 5), "more than one way"),
@@ -75,6 +90,13 @@ def test_a_scalar_sown_by_hand_is_padded_on_the_right():
     assert shape_of((3,), weight=(3, 4, 5)) == (3, 1, 1)
     value = mean_over_calls([jnp.arange(3.0)], (3, 4, 5), (3, 4, 5), (3, 1, 1))
     np.testing.assert_array_equal(value.ravel(), [0, 1, 2])
+
+
+def test_one_call_of_stacked_layers_keeps_their_values_apart():
+    norm = jnp.arange(3.0).reshape(1, 3, 1, 1)  # as of a scan over one micro-batch
+    for weight, shape in [((3, 4, 5), (3, 1, 1)), ((3, 5), (3, 1))]:
+        value = mean_over_calls([norm], weight, (3, 4, 5), shape)
+        np.testing.assert_array_equal(value.ravel(), [0, 1, 2])
 
 
 def test_a_value_that_varies_along_what_is_cut_off():
