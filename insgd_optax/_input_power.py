@@ -39,9 +39,10 @@ class ScaleByInputPowerState(NamedTuple):
 
     Attributes:
         count: the number of updates: shape (), int32.
-        power: a tree like the parameters: P where a weight is scaled, of shape () or
-            that of the kept stacked axes, in float32 (float64 for float64 weights);
-            `optax.MaskedNode()` elsewhere.
+        power: a tree like the parameters: P where a weight is scaled, in float32
+            (float64 for float64 weights); `optax.MaskedNode()` elsewhere. The shape is
+            () or, if `input_norms_like` keeps several P, that of the weight with size 1
+            along the other axes, such as (4, 1, 1) for four stacked Dense kernels.
         multiplier: a tree like `power`: 1 / f(P), the factor on the last gradient; 1
             before the first.
     """

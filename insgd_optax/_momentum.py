@@ -49,7 +49,7 @@ def dampened_trace(
         `DampenedTraceState`. As in `optax.trace`, the dtype of an update is the
         promoted dtype of gradient and buffer, and the update is None where the gradient
         is None. The buffer of `DampenedTraceState` keeps the parameters' dtype; that of
-            `optax.TraceState` takes the update's.
+        `optax.TraceState` takes the update's.
 
     Raises:
         ValueError: if decay lies outside [0, 1) or dampening outside [0, 1].

@@ -46,9 +46,10 @@ class MultiSteps:
     Input covariances are summed.
 
     If the gradient or the loss of a micro-batch is inf or nan, so is the accumulated
-    gradient or loss of its step, which `clip_by_polyak` and `optax.apply_if_finite`
-    turn into a step of zero. The next step starts afresh. To drop only this
-    micro-batch, pass `should_skip_update_fn=optax.skip_not_finite`.
+    gradient or loss of its step: `clip_by_polyak` then adds nothing to the momentum,
+    and `optax.apply_if_finite` skips a step whose gradient is not finite. The next step
+    starts afresh. To drop only this micro-batch, pass
+    `should_skip_update_fn=optax.skip_not_finite`.
 
     Args:
         opt: the optimizer, such as `insgd(...)`, or a chain with it.

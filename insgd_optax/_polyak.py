@@ -90,8 +90,8 @@ def clip_by_polyak(
     is updated like P (Eq. 26). A steep slope counts at once and in full, but enters the
     mean as at most 100 times the mean, so that one exploding gradient does not stall
     training: at a decay of 0.9 it makes the mean 11 times the usual slope; the excess
-    halves every 7 steps and is below 10 % after 44. If the first slope is more than 100
-    times the second, the mean restarts at the second.
+    halves every 7 steps and is below 10% of the usual slope after 44. If the first
+    slope is more than 100 times the second, the mean restarts at the second.
 
     Momentum. A gradient enters the buffer once and moves the weights over all steps
     that follow. The bound holds for the sum of these moves, which is k times u_t:
