@@ -168,7 +168,7 @@ def _tables(settings: Settings, out: Path) -> list[Task]:
 
 def _rates(settings: Settings, out: Path) -> list[Task]:
     rates = settings.sizes.rates
-    # The grid, and at each end of the usable rates another one.
+    # The learning rates of the grid, and one more at each end of the usable range.
     per_optimizer = rates.get("decades", 5) * rates["per_decade"] + 2
     num_runs = per_optimizer * len(rates["optimizers"])
     run = functools.partial(experiments.learning_rates, settings, out)

@@ -1,4 +1,4 @@
-"""LMS-Newton on several devices: the batch is sharded, the widest weights are too.
+"""LMS-Newton on several devices, with the batch and the kernels sharded.
 
 Under `jax.jit`, the training step has the same code as on one device. On a CPU, eight
 devices are simulated.

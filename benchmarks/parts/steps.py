@@ -34,7 +34,7 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
         rounds: how often each is timed.
 
     Returns:
-        What JSON holds: "optimizers" by name, and "errors" by name.
+        Values that JSON can hold, with "optimizers" and "errors" by name.
     """
     errors: dict[str, str] = {}
     steppers: dict[str, Stepper] = {}

@@ -3,7 +3,6 @@
 python docs/examples/benchmark_loop.py [DATASET]
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ STEPS, ROUNDS = 25, 60
 
 
 def whole_loop(dataset):
-    """Shuffling, augmentation, normalization, step, metrics and the progress bar."""
+    """A run of the whole training loop, including the evaluation after each epoch."""
     config = RunConfig(dataset=dataset, optimizer="insgd-l2", learning_rate=1e-4)
     loaded = config.load_dataset()
     experiment = Experiment(config, loaded)
@@ -31,15 +30,25 @@ def whole_loop(dataset):
 
     def run(times):
         nonlocal progress
-        # Asked once before the first chunk, and after each.
-        asked = itertools.count()
+        # Asked before each epoch and after each chunk; between two epochs, thus twice.
+        asked = -1
         chunks = times * STEPS // experiment.chunk_lengths()[0]
+
+        def stopped():
+            nonlocal asked
+            asked += 1
+            return asked >= chunks
+
+        def on_epoch(progress, row):
+            nonlocal asked
+            asked -= 1
+
         progress = loop.fit(
             experiment,
             progress,
             num_epochs=10**6,
-            stopped=lambda: next(asked) >= chunks,
-            on_epoch=lambda progress, row: None,
+            stopped=stopped,
+            on_epoch=on_epoch,
             on_divergence=lambda step: None,
         )
         jax.block_until_ready(progress)

@@ -22,7 +22,7 @@ SEEDS, ROUNDS, BATCH_SIZE = 4, 30, 128
 
 
 def measure(image_shape: tuple[int, int, int]) -> timing.Ratio:
-    """Time ratio, vmapped to one by one, for a step of the custom CNN with INSGD."""
+    """Compares the time of a vmapped step with that of one step per seed in turn."""
     optimizer = optimizers.create(
         "insgd-l2",
         1e-3,

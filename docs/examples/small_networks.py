@@ -442,7 +442,10 @@ def cell(scores):
 
 
 def normalizers(results, tasks, schedules):
-    """Each optimizer at its best rate; half a decade to either side, the first seed."""
+    """Prints each optimizer at its best learning rate, and at its two neighbors.
+
+    The neighbors are half a decade away, and are run with the first seed only.
+    """
     print("| task | optimizer | rate / 3 | best | rate x 3 | rate | at the floor |")
     for task, schedule, optimizer in itertools.product(tasks, schedules, START_RATES):
         best = results.best_rate(task, optimizer, schedule)
@@ -462,7 +465,10 @@ def normalizers(results, tasks, schedules):
 
 
 def factors(results, tasks, schedules, optimizers):
-    """Every factor, or the one that adapts; SGD at its best rate without a bound."""
+    """Prints each optimizer at every factor, or with the factor that adapts.
+
+    SGD is also shown without a bound, at its best learning rate.
+    """
     columns = [*(f"{factor:g}" for factor in FACTORS), "none", "rate"]
     print(f"| task | optimizer | schedule | {' | '.join(columns)} |")
     for task, schedule, optimizer in itertools.product(tasks, schedules, optimizers):

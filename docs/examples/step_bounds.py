@@ -8,7 +8,6 @@ bounds as optimizers BOUND-SIZE (without --processes, and at a constant learning
 Without arguments, it compares all of them at the learning rate 100.
 """
 
-import functools
 import sys
 from pathlib import Path
 
@@ -47,8 +46,8 @@ def polyak_by_layer(schedule, size):
 def relative_change(schedule, size):
     """||dW x|| / ||W x|| at most `size` in every layer, summed over the momentum.
 
-    For inputs without a direction both are the captured sqrt(P) times a Frobenius norm:
-    the power cancels, and what is left is LARS's ratio as a bound.
+    For isotropic inputs, both norms are proportional to the captured sqrt(P) times a
+    Frobenius norm: the power cancels, which leaves LARS's ratio as a bound.
     """
 
     rate = schedule(0)
@@ -115,9 +114,7 @@ def main() -> int:
             def make(schedule, *_, rule=rules[bound], size=size):
                 return optimizers.Optimizer(
                     rule(schedule, size),
-                    capture=functools.partial(
-                        insgd_optax.capture_input_norms, norm_layers=True
-                    ),
+                    capture=lambda _: insgd_optax.capture_input_norms(norm_layers=True),
                 )
 
             optimizers.register(name, make, learning_rate=100.0)

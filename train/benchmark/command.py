@@ -41,7 +41,7 @@ class BenchmarkConfig:
     rounds: int = 30
     """Rounds of timing; each times every program once."""
     axis: Literal["width", "depth", "batch"] | None = None
-    """Measure only the first network, at several values of this property."""
+    """Vary this property of one network, resnet20@32 unless --models names another."""
     values: tuple[int, ...] = ()
     """Axis values. Default: width 8 16 32, depth 1 2 3 (blocks), batch 8 32 128."""
     output_dir: Path | None = None

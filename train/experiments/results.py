@@ -18,10 +18,10 @@ from train.run.metrics import EpochMetrics
 class Accuracies(NamedTuple):
     """Test accuracies in percent, over seeds.
 
-    `best` is the top-1 accuracy of the epoch with the highest validation accuracy, or
-    without validation images, as in the paper, of the epoch in which it is highest.
-    `top5` is the top-5 accuracy of the same epoch, and `last` the top-1 accuracy of the
-    last epoch.
+    `best` is the top-1 accuracy of the best epoch: the one with the highest validation
+    accuracy or, in runs without validation images, with the highest test accuracy, as
+    in the paper. `top5` is the top-5 accuracy of the same epoch, and `last` the top-1
+    accuracy of the last epoch.
     """
 
     seeds: int

@@ -94,8 +94,8 @@ class TrainedModel:
         height, width, channels = self.image_shape
         if channels not in (1, 3):
             raise ValueError(
-                f"images of {channels} channels cannot be read from files: give arrays "
-                "to `predict`"
+                f"images of {channels} channels cannot be read from files: pass arrays "
+                "to `TrainedModel.predict`"
             )
         try:
             image = decode.image(encoded)

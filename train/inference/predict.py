@@ -63,6 +63,12 @@ def predict(config: PredictConfig) -> int:
     model, warnings = restore_model(folder, config.checkpoint)
     for message in warnings:
         print(f"Warning: {message}", file=sys.stderr)
+    if (channels := model.image_shape[-1]) not in (1, 3):
+        raise UserError(
+            f"The network of {folder.path} takes images of {channels} channels, which "
+            "cannot be read from files. Pass arrays to the predict method of the model "
+            "that train.load_run returns."
+        )
     paths = _find(config.images)
     if config.output is None:
         _write(sys.stdout, model, paths, config)

@@ -36,8 +36,11 @@ def score(row: EpochMetrics) -> float:
 
 
 def best(rows: Sequence[EpochMetrics]) -> EpochMetrics:
-    """Returns the first epoch with the highest score."""
-    return max(rows, key=score)
+    """Returns the epoch with the highest score; of equal ones the latest.
+
+    Its checkpoint is the one that is kept.
+    """
+    return max(reversed(rows), key=score)
 
 
 def selected_on(row: EpochMetrics) -> str:

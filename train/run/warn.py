@@ -27,7 +27,8 @@ def of_schedule(config: RunConfig) -> str | None:
         return (
             f"--schedule cosine: the learning rate decays only to {share:.3g} of its "
             f"initial value, because --restart-epochs {period} exceeds the run's "
-            f"{epochs - warmup} epochs. Use --restart-epochs {epochs - warmup}."
+            f"{epochs - warmup} epochs{' after the warm-up' if warmup else ''}. Use "
+            f"--restart-epochs {epochs - warmup}."
         )
     return None
 

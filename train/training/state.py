@@ -70,7 +70,8 @@ class LoopState(NamedTuple):
     """
 
     state: TrainState
-    metric_sums: dict[str, jax.Array]  # Sums over steps: shape=(), dtype=float32
+    # Sums over steps: shape=(), dtype=float32; int32 for `step.FINITE_STEPS`.
+    metric_sums: dict[str, jax.Array]
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Returns the tree that a checkpoint stores.

@@ -29,7 +29,7 @@ def measure(
         modes: modes of torch.compile, see `Step`; failures are reported and omitted.
 
     Returns:
-        What JSON holds: "steps" by name, and "errors".
+        Values that JSON can hold, with "steps" by name and a list of "errors".
     """
     step.as_fast_as_jax()
     steppers = {f"JAX {name}": Stepper(workload, image_size, name) for name in _OURS}

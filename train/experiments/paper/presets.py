@@ -6,8 +6,9 @@ Choices where the paper is silent:
 - Table 8's cosine restarts every 100 of the 300 epochs, so that the last of three
   cycles ends with the training. The paper gives no period.
 - The Wide ResNet-18 has the milestones of the CIFAR-10 networks.
-- Two learning rates look odd but are kept as printed: 0.1 at batch 256 in Table 4, next
-  to a linear scaling rule; 0.01 for SGD without layer normalization in Table 8.
+- Two learning rates look odd but are kept as printed: 0.1 at batch 256 in Table 4,
+  whose text refers to a linear scaling rule; and 0.01 for SGD without layer
+  normalization in Table 8.
 """
 
 import dataclasses

@@ -33,7 +33,8 @@ class SweepConfig(SeriesConfig):
             # A logarithmic axis has no 0.
             if not 0 < rate <= FLOAT32_MAX:
                 raise ValueError(
-                    f"--learning-rates must be numbers above 0, got {rate}"
+                    "--learning-rates must be numbers above 0 and at most "
+                    f"{FLOAT32_MAX:g}, got {rate}"
                 )
         if len(set(self.learning_rates)) < len(self.learning_rates):
             rates = " ".join(f"{rate:g}" for rate in self.learning_rates)

@@ -200,7 +200,8 @@ def create(
     """Creates an optimizer by name.
 
     Args:
-        name: one of `NAMES`, or "insgd-l" and any p >= 1.
+        name: one of `NAMES`, a registered name, "insgd-l" and any p >= 1, or
+            MODULE:NAME.
         learning_rate: a number or a schedule.
         config: other options; those the optimizer does not take are ignored.
         sown_shapes: returns the shapes that the network sows within a capture, for
