@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +26,7 @@ from train.training.state import (
     LoopState,
     TrainState,
     abstract_state,
-    create_state,
+    state_program,
     with_average,
 )
 from train.training.step import FINITE_STEPS, train_step, zero_metric_sums
@@ -193,6 +193,10 @@ class Experiment:
             "test": self._dataset.num_test,
         }
 
+    @functools.cached_property
+    def _state_program(self) -> Callable[[jax.Array], TrainState]:
+        return state_program(self.model, self._optimizer.tx, self._dataset.image_shape)
+
     def start(self) -> LoopState:
         """Returns the state before the first step.
 
@@ -200,12 +204,7 @@ class Experiment:
             UserError: if the network cannot take the images.
         """
         with self._fitting():
-            state = create_state(
-                self.model,
-                self._optimizer.tx,
-                self._init_rng,
-                self._dataset.image_shape,
-            )
+            state = self._state_program(self._init_rng)
             if self._config.ema_decay is not None:
                 state = jax.jit(with_average)(state)
         return self._devices.replicate(self._loop_state(state))

@@ -45,9 +45,7 @@ class InMemoryTrainer:
         self._train = devices.replicate(
             (dataset.train.images, dataset.train.labels, rng, learning_rate)
         )
-        self._shuffle_program = jax.jit(
-            functools.partial(shuffle, num_samples=dataset.num_train)
-        )
+        self._num_samples = dataset.num_train
         self._order = functools.lru_cache(maxsize=1)(self._shuffle)
         # Each chunk length needs its own program.
         self._chunk_program = functools.cache(
@@ -84,7 +82,7 @@ class InMemoryTrainer:
 
     def _shuffle(self, number: int) -> jax.Array:
         """Returns the order of the training images in an epoch, counted from 0."""
-        return self._devices.replicate(self._shuffle_program(self._rng, number))
+        return self._devices.replicate(shuffle(self._rng, number, self._num_samples))
 
 
 class InMemoryEvaluator:
@@ -113,6 +111,8 @@ class InMemoryEvaluator:
         return self._program(state, *self._test)
 
 
+# One program for all runs of a process: a series trains many.
+@functools.partial(jax.jit, static_argnames="num_samples")
 def shuffle(rng: jax.Array, epoch: jax.Array | int, num_samples: int) -> jax.Array:
     """Returns the order of the samples in an epoch, given the run's key."""
     epoch_rng = jax.random.fold_in(jax.random.fold_in(rng, 0), epoch)

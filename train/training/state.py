@@ -108,12 +108,19 @@ def create_state(
     Returns:
         The state before the first step.
     """
+    return state_program(model, tx, image_shape)(rng)
+
+
+def state_program(
+    model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...]
+) -> Callable[[jax.Array], TrainState]:
+    """Returns `create_state` as a program of the key alone, compiled once."""
     # On CPUs, LLVM takes seconds to optimize the random draws, which run once.
     options = {"xla_backend_optimization_level": 1}
     return jax.jit(
         _initializer(model, tx, image_shape),
         compiler_options=options if jax.default_backend() == "cpu" else None,
-    )(rng)
+    )
 
 
 def _apply_fn(model: nn.Module) -> Callable[..., Any]:
