@@ -3,6 +3,7 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -123,6 +124,10 @@ def otherwise_normalized():
 def make(learning_rate, momentum, eps=1e-8):
     assert eps == 1e-8  # That of INSGD is not its own.
     return optax.sgd(learning_rate, momentum)
+
+
+def noisy(learning_rate=0.1):
+    return optax.noisy_sgd(learning_rate, key=jax.random.key(0))
 
 
 def insgd_l1(learning_rate=0.05):

@@ -190,6 +190,15 @@ def test_workers_train_them(start, tmp_path, monkeypatch):
         (f"--optimizer {OWN}:two_classes", "must take the learning rate as its first"),
         (f"--optimizer {OWN}:make --learning-rate 1 --scope layer", "no effect"),
         (f"--optimizer {OWN}:no_module --learning-rate 1", "must return an optax.Grad"),
+        (
+            "--optimizer optax:lbfgs --learning-rate 1",
+            "its update needs 'grad' and 'va",
+        ),
+        ("--optimizer optax:polyak_sgd", "but not a schedule, which every run passes."),
+        (
+            f"--optimizer {OWN}:noisy",
+            "its state holds a PRNG key, which checkpoints ca",
+        ),
     ],
 )
 def test_what_is_not_as_it_must_be_is_named_in_one_line(

@@ -1,11 +1,17 @@
-"""Optimizers of the user's own, and any of Optax, named MODULE:NAME."""
+"""Optimizers of the user's own, and most of Optax, named MODULE:NAME."""
 
+import contextlib
 import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from train import own_code
-from train.errors import UserError
+from train.errors import OwnCodeError, UserError
 from train.training.optimizers.base import (
     LearningRate,
     Make,
@@ -16,6 +22,8 @@ from train.training.optimizers.base import (
 
 # Given to every function that takes them, as to the optimizers here.
 _ALWAYS = {"momentum", "weight_decay"}
+# In the words of Python about a call of the optimizer's update.
+_MISSING = re.compile(r"missing \d+ required keyword-only arguments?: (.+)")
 
 
 def options(reference: str) -> frozenset[str]:
@@ -51,15 +59,84 @@ def maker(reference: str) -> Make:
             # Other defaults, such as INSGD's eps, do not suit the user's function.
             or name in _ALWAYS
         }
-        with own_code.running(f"Making the optimizer {reference}"):
-            made = own_code.load(reference)(learning_rate, **given)
-        if isinstance(made, Optimizer):
-            return made._replace(tx=optax.with_extra_args_support(made.tx))
-        if not isinstance(made, optax.GradientTransformation):
-            raise UserError(
-                f"{reference} must return an optax.GradientTransformation, but "
-                f"returned an object of type {type(made).__name__}."
-            )
-        return Optimizer(optax.with_extra_args_support(made))
+
+        def made_with(learning_rate: LearningRate) -> Optimizer:
+            with own_code.running(f"Making the optimizer {reference}"):
+                made = own_code.load(reference)(learning_rate, **given)
+            if isinstance(made, Optimizer):
+                return made._replace(tx=optax.with_extra_args_support(made.tx))
+            if not isinstance(made, optax.GradientTransformation):
+                raise UserError(
+                    f"{reference} must return an optax.GradientTransformation, but "
+                    f"returned an object of type {type(made).__name__}."
+                )
+            return Optimizer(optax.with_extra_args_support(made))
+
+        made = made_with(learning_rate)
+        _check_supported(reference, made, lambda: made_with(_at_first(learning_rate)))
+        return made
 
     return make
+
+
+def _at_first(learning_rate: LearningRate) -> float:
+    return float(learning_rate(0) if callable(learning_rate) else learning_rate)
+
+
+def _check_supported(
+    reference: str, made: Optimizer, make_with_number: Callable[[], Optimizer]
+) -> None:
+    """Raises a UserError for an optimizer that a run cannot train with.
+
+    Args:
+        reference: its MODULE:NAME.
+        made: the optimizer.
+        make_with_number: makes it with a number as its learning rate.
+    """
+    try:
+        state = _try_step(reference, made)
+    except OwnCodeError as error:
+        if missing := _MISSING.search(str(error.__cause__)):
+            raise UserError(
+                f"{reference} is not supported: its update needs {missing[1]}. A "
+                "training step passes the gradients, the parameters, and the loss as "
+                "'value'."
+            ) from error
+        # If a number fails too, the optimizer may need the network's own parameters.
+        with contextlib.suppress(OwnCodeError):
+            _try_step(reference, make_with_number())
+            raise UserError(
+                f"{reference} is not supported: it takes a number as its learning "
+                "rate, but not a schedule, which every run passes."
+            ) from error
+        return
+    if any(
+        jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        for leaf in jax.tree.leaves(state)
+    ):
+        raise UserError(
+            f"{reference} is not supported: its state holds a PRNG key, which "
+            "checkpoints cannot store."
+        )
+
+
+def _try_step(reference: str, made: Optimizer) -> Any:
+    """Traces a step on one small weight; returns the shapes of the new state.
+
+    Raises:
+        OwnCodeError: whose cause is any exception.
+    """
+
+    def step(params: optax.Params) -> optax.OptState:
+        _, state = made.tx.update(
+            params,
+            made.tx.init(params),
+            params,
+            input_norms={},
+            input_covariances={},
+            value=jnp.zeros(()),
+        )
+        return state
+
+    with own_code.running(f"A step of the optimizer {reference}"):
+        return jax.eval_shape(step, {"kernel": jnp.ones((2, 2))})
