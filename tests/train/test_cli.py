@@ -24,6 +24,7 @@ from train.data.types import Preprocessing, Split
 from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
 from train.run.experiment import Experiment
+from train.training import optimizers
 from train.training.in_memory import InMemoryTrainer
 
 from .results import edited_record, final_state, without_times
@@ -481,6 +482,16 @@ def test_help_states_each_default_once(command, capsys, monkeypatch):
     # A number is still shown, and so is what has no default.
     shown = "(required)" if command in ("eval", "predict", "prepare") else "(default: "
     assert shown in out
+
+
+def test_help_says_which_optimizers_take_an_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    texts = re.split(r"\n\W*--", capsys.readouterr().out)
+    for name in optimizers.OPTIONS:
+        (text,) = [t for t in texts if re.match(rf"{name.replace('_', '-')}\b[, ]", t)]
+        assert re.search("INSGD|lms-newton", text), text
 
 
 def test_help_names_the_default_command(capsys):

@@ -44,20 +44,20 @@ class OptimizerConfig:
     clip_norm: float | None = None
     """Clip the gradient to this global norm. Default: no clipping."""
     polyak_factor: float | None = None
-    """Cap the learning rate at this multiple of the Polyak step size. Default: none."""
+    """Cap on the rate, in Polyak steps (SGD, INSGD, lms-newton). Default: none."""
 
     damping: float = 1.0
-    """Damping of the input covariance, relative to its mean eigenvalue."""
+    """Damping over the covariance's mean eigenvalue (lms-newton, +cov, +whitened)."""
     covariance_every: int = 10
-    """Steps between measurements of the input covariance."""
+    """Steps between input covariances (lms-newton, +cov, +whitened)."""
     covariance_decay: float = 0.95
-    """Decay of the running input covariance per measurement, in [0, 1)."""
+    """Decay of the input covariance (lms-newton, +cov, +whitened), in [0, 1)."""
     covariance_max_rows: int = 2048
-    """Maximum input vectors a layer contributes to a measurement."""
+    """Maximum inputs per layer and covariance (lms-newton, +cov, +whitened)."""
     covariance_max_dim: int = 768
-    """Maximum rows of an input covariance matrix."""
+    """Maximum rows of an input covariance (lms-newton, +cov, +whitened)."""
     conv_covariance: Literal["patch", "kronecker"] = "patch"
-    """Convolution covariance: full, or Kronecker factors for positions and channels."""
+    """Convolutions (lms-newton, +cov, +whitened): full, or Kronecker-factored."""
 
 
 class Optimizer(NamedTuple):
