@@ -12,6 +12,7 @@ import models
 from train import own_code
 from train.data import registry
 from train.data.types import Dataset
+from train.markdown import counted
 from train.provenance import num_cores
 from train.training import networks, optimizers, parallel
 from train.training.distributed import Launch
@@ -218,8 +219,9 @@ class TrainingConfig(
             )
         if self.schedule == "steps" and min(self.milestones) < self.warmup_epochs:
             raise ValueError(
-                f"--milestones must not lie in the {self.warmup_epochs} epochs of "
-                f"warm-up, got {self.milestones}"
+                "--milestones must not lie in the "
+                f"{counted(self.warmup_epochs, 'epoch')} of warm-up, got "
+                f"{self.milestones}"
             )
         for name, (cause, remedy) in sorted(_without_effect(vars(self)).items()):
             if _is_given(self, name):

@@ -636,6 +636,15 @@ def test_more_steps_than_the_counter_holds_are_refused(
         ("--schedule steps --milestones 19", None),
         ("--warmup-epochs 20", "rises until the end"),
         ("--warmup-epochs 19", None),
+        ("--epochs 1 --warmup-epochs 1", "takes the whole run of 1 epoch, so"),
+        (
+            "--epochs 1 --schedule steps",
+            "not before the end of the run of 1 epoch. Use",
+        ),
+        (
+            "--epochs 2 --warmup-epochs 1 --schedule cosine",
+            "exceeds the run's 1 epoch after",
+        ),
         ("", None),
     ],
 )

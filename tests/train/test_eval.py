@@ -31,6 +31,7 @@ def test_each_class_and_what_it_is_taken_for(run_dir, small_dataset, tmp_path, c
     counts = np.zeros((3, 3), int)
     np.add.at(counts, (labels, predicted), 1)
     lines = out.splitlines()
+    assert "top-5" not in out  # There are three classes.
     assert cells(lines[2]) == ["true \\ predicted", "a", "b", "c", "accuracy"]
     for line, name, row, right in zip(lines[4:7], "abc", counts, np.diag(counts)):
         share = f"{100 * right / row.sum():.2f} %"

@@ -66,10 +66,13 @@ def evaluate(config: EvalConfig) -> int:
     counts = scores.pop("confusion")
     averaged = "" if run.config.ema_decay is None else ", averaged weights"
     on_other = "" if config.dataset is None else f" of {dataset.name}"
+    # Any prediction is among the top five of five classes.
+    shows_top5 = len(dataset.class_names) > 5
+    top5 = f", top-5 {100 * scores['top5']:.2f} %" if shows_top5 else ""
     print(
         f"{config.checkpoint} checkpoint, step {run.step}{averaged}, on "
-        f"{dataset.num_test} test images{on_other}: loss {scores['loss']:.4f}, "
-        f"top-1 {100 * scores['top1']:.2f} %, top-5 {100 * scores['top5']:.2f} %"
+        f"{counted(dataset.num_test, 'test image')}{on_other}: loss "
+        f"{scores['loss']:.4f}, top-1 {100 * scores['top1']:.2f} %{top5}"
     )
     print(f"\n{confusion.describe(counts, dataset.class_names)}")
     if config.output_dir is not None:
@@ -156,7 +159,8 @@ def _write(
     files.write(output / "eval.json", strict_json.encode(values))
     title = (
         f"{own_code.short(run.config.model)} on {registry.short_name(dataset.name)}: "
-        f"top-1 {100 * scores['top1']:.2f} % on {dataset.num_test} test images"
+        f"top-1 {100 * scores['top1']:.2f} % on "
+        f"{counted(dataset.num_test, 'test image')}"
     )
     confusion.plot(counts, dataset.class_names, title, output / "confusion.png")
     print(f"\nIn {output}: eval.json, confusion.png")

@@ -13,6 +13,7 @@ from train import progress as progress_bars
 from train.config import RunConfig
 from train.errors import UserError
 from train.interrupt import StopRequest
+from train.markdown import counted
 from train.run import folder as run_folder
 from train.run import loop, metrics, plots, warn
 from train.run.checkpoints import Checkpoints, Restored
@@ -226,8 +227,9 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
 
 def _numbers(experiment: Experiment) -> str:
     """Formats the number of images of each split."""
-    numbers = [f"{number} {name}" for name, number in experiment.num_images.items()]
-    return f"{', '.join(numbers)} images"
+    *others, (last, number) = experiment.num_images.items()
+    numbers = [f"{number} {name}" for name, number in others]
+    return ", ".join([*numbers, counted(number, f"{last} image")])
 
 
 def _best_epoch(rows: list[EpochMetrics]) -> str:
@@ -261,9 +263,9 @@ def _check_epochs(
     if first_step > config.epochs * steps_per_epoch:
         done = first_step / steps_per_epoch
         raise UserError(
-            f"The run {folder.path} has already trained for {done:g} epochs, more than "
-            f"--epochs {config.epochs}. Pass --epochs {math.ceil(done)} or more, or "
-            "start a new run."
+            f"The run {folder.path} has already trained for {done:g} "
+            f"epoch{'s' * (done != 1)}, more than --epochs {config.epochs}. Pass "
+            f"--epochs {math.ceil(done)} or more, or start a new run."
         )
 
 

@@ -17,6 +17,7 @@ from train import own_code, provenance
 from train.config import MOST_STEPS, RunConfig, option
 from train.data.types import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
+from train.markdown import counted
 from train.run import validation
 from train.training import networks, optimizers, parallel, schedules
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
@@ -80,8 +81,9 @@ class Experiment:
         num_samples = self._dataset.num_train
         if batch_size > num_samples:
             raise UserError(
-                f"--batch-size {batch_size} is larger than the {num_samples} training "
-                f"images of {self._dataset.name}. Use at most {num_samples}."
+                f"--batch-size {batch_size} is larger than the "
+                f"{counted(num_samples, 'training image')} of {self._dataset.name}. "
+                f"Use at most {num_samples}."
             )
 
     def check_devices(self) -> None:

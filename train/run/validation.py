@@ -8,6 +8,7 @@ import numpy as np
 from train.data.tfds.records import Record, Records
 from train.data.types import Dataset, ImageDataset, RecordedDataset, Split
 from train.errors import UserError
+from train.markdown import counted
 
 # Purpose of a random generator, in addition to the run's seed, see `loader`.
 _VALIDATION = 2
@@ -52,9 +53,9 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     number = round(fraction * dataset.num_train)
     if not 0 < number < dataset.num_train:
         raise UserError(
-            f"--validation-fraction {fraction:g} of the {dataset.num_train} training "
-            f"images of {dataset.name} leaves none to "
-            f"{'validate with' if not number else 'train on'}."
+            f"--validation-fraction {fraction:g} of the "
+            f"{counted(dataset.num_train, 'training image')} of {dataset.name} leaves "
+            f"none to {'validate with' if not number else 'train on'}."
         )
     if isinstance(dataset, RecordedDataset):
         left = dataset.num_train - number

@@ -3,6 +3,7 @@
 import math
 
 from train.config import RunConfig
+from train.markdown import counted
 from train.run.metrics import EpochMetrics
 from train.training import optimizers
 
@@ -12,14 +13,15 @@ def of_schedule(config: RunConfig) -> str | None:
     epochs, warmup = config.epochs, config.warmup_epochs
     if warmup >= epochs:
         return (
-            f"--warmup-epochs {warmup} takes all {epochs} epochs, so the learning rate "
-            "rises until the end. Use a shorter warm-up or more --epochs."
+            f"--warmup-epochs {warmup} takes the whole run of "
+            f"{counted(epochs, 'epoch')}, so the learning rate rises until the end. "
+            "Use a shorter warm-up or more --epochs."
         )
     if config.schedule == "steps" and min(config.milestones) >= epochs:
         return (
             f"--schedule steps: the learning rate never drops, because the first of "
             f"--milestones {' '.join(map(str, config.milestones))} is not before the "
-            f"end of the {epochs} epochs. Use earlier milestones."
+            f"end of the run of {counted(epochs, 'epoch')}. Use earlier milestones."
         )
     period = config.restart_epochs
     if config.schedule == "cosine" and epochs - warmup < period:
@@ -27,8 +29,9 @@ def of_schedule(config: RunConfig) -> str | None:
         return (
             f"--schedule cosine: the learning rate decays only to {share:.3g} of its "
             f"initial value, because --restart-epochs {period} exceeds the run's "
-            f"{epochs - warmup} epochs{' after the warm-up' if warmup else ''}. Use "
-            f"--restart-epochs {epochs - warmup}."
+            f"{counted(epochs - warmup, 'epoch')}"
+            f"{' after the warm-up' if warmup else ''}. Use --restart-epochs "
+            f"{epochs - warmup}."
         )
     return None
 

@@ -155,7 +155,8 @@ def schedule_text(options: dict[str, Any]) -> str:
         epochs = "/".join(map(str, options["milestones"]))
         return f"x{options['milestone_factor']:g} after epochs {epochs}"
     if options["schedule"] == "cosine":
-        return f"cosine, restarts every {options['restart_epochs']} epochs"
+        period = markdown.counted(options["restart_epochs"], "epoch")
+        return f"cosine, restarts every {period}"
     return options["schedule"]
 
 
