@@ -231,13 +231,20 @@ def test_a_chunk_that_passes_the_end_of_its_epoch_is_refused(small_digits):
         experiment.train_chunk(None, 5, 2)
 
 
-def test_a_finished_run_can_be_made_longer(train, finished, tmp_path, capsys):
+def test_a_finished_run_can_be_made_longer(
+    train, finished, tmp_path, monkeypatch, capsys
+):
     finished(3, "whole")
     finished(1)
     capsys.readouterr()
-    # Resumed as it is, it is finished, and says how it ended.
-    assert train("--resume", str(tmp_path / "run")) == 0
-    assert "after epoch 1 (best" in capsys.readouterr().out
+    # Resumed as it is, it is finished, and says how it ended; nothing is compiled.
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "start", None)
+        assert train("--resume", str(tmp_path / "run")) == 0
+    out = capsys.readouterr().out
+    assert "Nothing is left to do: 1 epoch of 1 done." in out
+    assert f"--resume {tmp_path}/run --epochs N, where N is above 1." in out
+    assert "after epoch 1 (best" in out
     assert train("--resume", str(tmp_path / "run"), "--epochs", "3") == 0
     assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
 

@@ -1,6 +1,7 @@
 """`python -m train run`: trains a network and writes the results."""
 
 import contextlib
+import dataclasses
 import io
 import math
 import signal
@@ -16,7 +17,12 @@ from train.interrupt import StopRequest
 from train.markdown import counted
 from train.run import folder as run_folder
 from train.run import loop, metrics, plots, warn
-from train.run.checkpoints import Checkpoints, Restored
+from train.run.checkpoints import (
+    Checkpoints,
+    DamagedCheckpoint,
+    Restored,
+    latest_rows,
+)
 from train.run.experiment import Experiment
 from train.run.folder import RunFolder
 from train.run.lock import RunLock
@@ -58,14 +64,23 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
 
 
 def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
-    # The next steps take a while, mostly to compile.
-    print(
-        f"Loading {config.data_name}, compiling {config.model} for {config.optimizer}."
-    )
     if config.resume is not None:
         folder = run_folder.load(config.resume, config.own_code())
         # Take the lock before device memory, which its current holder may need.
         distributed.from_first(lambda: str(lock.take(folder.path)))
+        if jax.process_count() == 1 and (rows := _finished_rows(config, folder)):
+            resume = f"--resume {_short(folder.path)}{config.own_code_options()}"
+            print(
+                f"Nothing is left to do: {counted(config.epochs, 'epoch')} of "
+                f"{config.epochs} done. To train longer: python -m train {resume} "
+                f"--epochs N, where N is above {config.epochs}."
+            )
+            print(_closing_line(rows, folder))
+            return 0
+    # The next steps take a while, mostly to compile.
+    print(
+        f"Loading {config.data_name}, compiling {config.model} for {config.optimizer}."
+    )
     dataset = config.load_dataset()
     distributed.check_equal(
         config.shared_options()
@@ -223,6 +238,30 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     print(_closing_line(rows, folder))
     # The run finished, but callers must not start another one.
     return 0 if stop.signal is None else 128 + stop.signal
+
+
+def _finished_rows(config: RunConfig, folder: RunFolder) -> list[EpochMetrics] | None:
+    """Returns the metrics of a run whose folder is complete and intact, or None."""
+    copy = latest_rows(folder.checkpoints)
+    if not copy or not metrics.is_whole(folder.metrics, config.epochs, copy):
+        return None
+    rows = metrics.read(folder.metrics)
+    made = [folder.plot, folder.path / run_folder.CONFIG]
+    made += [folder.multipliers_plot] * ("multipliers" in rows[-1])
+    # An earlier version may have left parts out.
+    if "preprocessing" not in folder.record or not all(map(Path.exists, made)):
+        return None
+    experiment = Experiment(
+        dataclasses.replace(config, parallel="jit"), folder.recorded_dataset()
+    )
+    start = experiment.abstract_start().to_checkpoint()
+    checkpoints = Checkpoints(folder.checkpoints, LoopState.step_of_checkpoint)
+    with contextlib.closing(checkpoints), contextlib.suppress(DamagedCheckpoint):
+        restored = checkpoints.restore_latest(like=start)
+        last_step = config.epochs * experiment.steps_per_epoch
+        if restored and restored.step == last_step and not restored.damaged:
+            return rows
+    return None
 
 
 def _numbers(experiment: Experiment) -> str:
