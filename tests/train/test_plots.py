@@ -32,6 +32,35 @@ def drawn_by(monkeypatch):
     return figures
 
 
+@pytest.mark.parametrize(("number", "deep"), [(2, False), (12, True)])
+def test_a_narrow_logarithmic_axis_has_plain_numbers(
+    number, deep, tmp_path, monkeypatch
+):
+    figures = drawn_by(monkeypatch)
+    values = {f"Conv_{i}/kernel": 0.18 + 0.09 * i / number for i in range(number)}
+    rows = [
+        {
+            "epoch": epoch,
+            "powers": {
+                name: 1e-5 * 1e9 ** (10 * v - 1.8) for name, v in values.items()
+            },
+            "multipliers": values,
+            "mean_multiplier": 0.2,
+        }
+        for epoch in (1, 2)
+    ]
+    plots.plot_multipliers(rows, tmp_path / "p.png")
+    ((figure, panels),) = figures
+    power, multiplier = figure.axes[2:] if deep else panels
+
+    def numbers(axes):
+        ticks = [*axes.get_yticklabels(), *axes.get_yticklabels(minor=True)]
+        return [tick.get_text() for tick in ticks if tick.get_text()]
+
+    assert {float(text) for text in numbers(multiplier)} >= {0.2, 0.22}
+    assert any("10^" in text for text in numbers(power))  # Of many decades.
+
+
 def test_a_deep_network_is_a_map_in_the_order_of_its_blocks(tmp_path, monkeypatch):
     figures = drawn_by(monkeypatch)
     names = [f"block_{i}/Conv_0/kernel" for i in (1, 10, 11, 12, 2, 3, 4, 5, 6, 7, 8)]

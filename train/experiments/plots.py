@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.experiments.rates.points import Point, open_ends, spanned_range
 from train.markdown import counted
-from train.run.plots import create_figure, save
+from train.run.plots import create_figure, number_plainly, save
 
 if TYPE_CHECKING:  # Slow to import, see `train.run.plots`.
     from matplotlib.axes import Axes
@@ -53,6 +53,7 @@ def plot_sweep(
     taken.set_xlabel("Learning rate x mean multiplier")
     for axes in (given, taken):
         axes.set_xscale("log")
+        number_plainly(axes.xaxis)
         axes.set_ylim(bottom=0)
     figure.suptitle(title, fontsize="medium")
     _legend_below(figure, given, columns)
@@ -88,6 +89,7 @@ def plot_robustness(
             axes.axvline(end, color=_COLOR, alpha=0.4, lw=1.2, zorder=0.9)
         axes.set_title(name, fontsize="small")
         axes.set_xscale("log")
+        number_plainly(axes.xaxis)
         axes.set_ylim(0, 102)
     for number in range(len(points), len(panels)):
         panels[number].remove()
@@ -120,6 +122,7 @@ def plot_ratios(
         text = f" {at_least}{ratio}, best {span.best.accuracy.mean:.1f} %"
         bars.text(span.factor, number, text, va="center", fontsize="small")
     bars.set_xscale("log")
+    number_plainly(bars.xaxis)
     # The text to the right of the longest bar needs a third of the panel.
     end = _BARS_START * (widest / _BARS_START) ** 1.6
     bars.set_xlim(_BARS_START, max(end, 30 * _BARS_START))

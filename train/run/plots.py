@@ -14,6 +14,7 @@ from train.run.metrics import EpochMetrics
 
 if TYPE_CHECKING:  # Matplotlib takes a second to import: only to draw a picture.
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -27,6 +28,8 @@ _MAP_INCHES = 13.0
 _MOST_BELOW = 5
 # Characters that fit on a line of the legend below a panel.
 _LEGEND_CHARACTERS = 70
+# Logarithmic axes within this range have plain numbers.
+_PLAIN_FROM, _PLAIN_TO = 1e-3, 1e4
 
 
 def plot_test_error(
@@ -135,6 +138,22 @@ def _draw_lines(
         style = _STYLES[number // 10 % len(_STYLES)]
         axes.plot(epochs, line, style, marker=".", label=name)
     axes.set_yscale("log")
+    number_plainly(axes.yaxis)
+
+
+def number_plainly(axis: "Axis") -> None:
+    """Labels a logarithmic axis 0.2 rather than 2x10^-1, if it spans few decades."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Formatter(LogFormatterSciNotation):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            label = super().__call__(x, pos)
+            low, high = sorted(axis.get_view_interval())
+            is_narrow = _PLAIN_FROM <= low and high <= _PLAIN_TO
+            return f"{x:g}" if label and is_narrow else label
+
+    axis.set_major_formatter(Formatter())
+    axis.set_minor_formatter(Formatter(labelOnlyBase=False))
 
 
 def _draw_map(
@@ -161,7 +180,8 @@ def _draw_map(
     axes.set_yticks(range(0, len(names), step), names[::step], fontsize="x-small")
     axes.grid(False)
     assert axes.figure is not None
-    axes.figure.colorbar(image, ax=axes, pad=0.01)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.01)
+    number_plainly(bar.ax.yaxis)
 
 
 def _natural(name: str) -> tuple[list[tuple[bool, str | int]], ...]:
