@@ -508,8 +508,13 @@ def test_stacked_layers_keep_a_covariance_each():
         with capture_input_covariances():
             like = input_covariance_shapes(model, jax.random.key(0), x)
         tx = lms_newton(0.1, input_covariances_like=like)
-        grads, sown = jax.grad(loss_fn, has_aux=True)(params)
-        return jax.jit(tx.update)(grads, tx.init(params), input_covariances=sown)[0]
+
+        @jax.jit
+        def update(params):
+            grads, sown = jax.grad(loss_fn, has_aux=True)(params)
+            return tx.update(grads, tx.init(params), input_covariances=sown)[0]
+
+        return update(params)
 
     stacked, separate = step(scanned, params), step(written, apart)
     for i in range(3):
@@ -562,23 +567,31 @@ def test_recurrent_cells_add_up_over_time(cell):
 def test_attention_learns_its_form_from_the_shapes():
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     model = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
-    params = jax.jit(model.init)(jax.random.key(1), x, x)["params"]
+
+    def state_after(model, tx):
+        """The shapes of the state after one update."""
+
+        def step():
+            params = model.init(jax.random.key(1), x, x)["params"]
+            with capture_input_covariances():
+                _, sown = model.apply(
+                    {"params": params}, x, x, mutable=["intermediates"]
+                )
+            return tx.update(params, tx.init(params), input_covariances=sown)[1]
+
+        return jax.eval_shape(step)
+
     with capture_input_covariances():
         like = input_covariance_shapes(model, jax.random.key(0), x, x)
-        _, sown = jit_apply(model)({"params": params}, x, x, mutable=("intermediates",))
     guessed = scale_by_input_covariance()
     with pytest.raises(ValueError, match="key/kernel does not fit.*covariances_like"):
-        guessed.update(params, guessed.init(params), input_covariances=sown)
+        state_after(model, guessed)
     told = scale_by_input_covariance(input_covariances_like=like)
-    _, state = told.update(params, told.init(params), input_covariances=sown)
+    state = state_after(model, told)
     assert state.layers["query"]["kernel"].factors[0].shape == (8, 1, 1, 8, 1, 1)
     assert state.layers["out"]["kernel"].factors[0].shape == (2, 4, 1, 2, 4, 1)
     # With biases their shapes tell, too.
-    model = nn.MultiHeadDotProductAttention(num_heads=2)
-    params = jax.jit(model.init)(jax.random.key(1), x, x)["params"]
-    with capture_input_covariances():
-        _, sown = jit_apply(model)({"params": params}, x, x, mutable=("intermediates",))
-    guessed.update(params, guessed.init(params), input_covariances=sown)
+    state_after(nn.MultiHeadDotProductAttention(num_heads=2), guessed)
 
 
 class Own(nn.Module):

@@ -51,17 +51,20 @@ def is_weight(path):
 
 
 def pass_of(model, **capture):
-    params = model.init(jax.random.key(0), X)["params"]
+    @jax.jit
+    def sow(key):
+        params = model.init(key, X)["params"]
+        return params, model.apply({"params": params}, X, mutable=["intermediates"])[1]
+
     with capture_input_norms(**capture), capture_input_covariances():
-        _, sown = model.apply({"params": params}, X, mutable=["intermediates"])
-    return params, sown
+        return sow(jax.random.key(0))
 
 
 @pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: MultiSteps(tx, 1)])
 def test_each_named_weight_has_its_own_power(wrap):
     params, sown = pass_of(MLP())
     tx = wrap(scale_by_input_power(scope=is_weight))
-    _, state = tx.update(params, tx.init(params), params, input_norms=sown)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params, input_norms=sown)
     powers = input_powers(state)
     np.testing.assert_allclose(powers["w1"], 25.0)
     np.testing.assert_allclose(powers["w2"], 3 * 49.0)
@@ -95,7 +98,8 @@ def test_a_kernel_shares_with_its_bias_and_scale_alone():
 def test_named_covariances():
     params, sown = pass_of(MLP())
     tx = scale_by_input_covariance(damping=1.0, preserve_norm=False, scope=is_weight)
-    _, state = tx.update(params, tx.init(params), params, input_covariances=sown)
+    update = jax.jit(tx.update)
+    _, state = update(params, tx.init(params), params, input_covariances=sown)
     factor = state.layers["w2"].factors[0].reshape(3, 3)
     np.testing.assert_allclose(factor / factor[0, 0], np.ones((3, 3)))
     params, sown = pass_of(MLP(named=False))

@@ -99,8 +99,9 @@ def test_layers_sow_what_their_linen_counterparts_sow(name, conv_input, p):
 def test_normalization_layers_are_listened_to_on_request(layer, linen):
     x = array(3, 5, 4)
     assert captured(layer, x) == {}
+    init = jax.jit(lambda x: linen.init(jax.random.key(0), x, mutable=True))
     with insgd_optax.capture_input_norms(norm_layers=True):
-        variables = linen.init(jax.random.key(0), x, mutable=True)
+        variables = init(x)
     (expected,) = variables["intermediates"]["input_norm"]
     (ours,) = captured(layer, x, norm_layers=True)["input_norm"]
     np.testing.assert_allclose(ours, expected, rtol=1e-6, strict=True)

@@ -80,9 +80,11 @@ def test_einsum_broadcasts_a_contracted_axis():
     x = jnp.array([[2.0], [1.0]])
     params = {"kernel": jnp.ones((3, 2))}
     for p in (2, np.inf):
+        apply = jax.jit(
+            lambda x: layer.apply({"params": params}, x, mutable=["intermediates"])
+        )
         with capture_input_norms(p), capture_input_covariances():
-            _, sown = layer.apply({"params": params}, x, mutable=["intermediates"])
-        sown = sown["intermediates"]
+            sown = apply(x)[1]["intermediates"]
         repeated = np.repeat(x, 3, axis=1)
         expected = batch_norm_to_the_p(repeated, p)
         np.testing.assert_allclose(sown["input_norm"][0], expected)
