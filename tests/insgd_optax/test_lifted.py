@@ -200,7 +200,7 @@ def test_an_update_of_stacked_layers_keeps_one_power_each():
     tx = insgd(0.1, input_norms_like=like)
     state = tx.init(params)
     (_, (_, sown)), grads = applied(model, params)
-    _, state = tx.update(grads, state, params, input_norms=sown)
+    _, state = jax.jit(tx.update)(grads, state, params, input_norms=sown)
     power = input_powers(state)["block/Dense_0/kernel"]
     (norm,) = sown["block"]["Dense_0"]["input_norm"]
     assert power.shape == (3, 1, 1)
