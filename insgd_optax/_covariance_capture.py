@@ -1,7 +1,7 @@
 """Capture for Flax Linen: unmodified layers sow the covariance of their input."""
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from insgd_optax._capture import listening, shapes_of_sown
 from insgd_optax._capture_stack import Capture, Take, active_capture
 from insgd_optax._covariance import MAX_DIM, InputCovariance
+from insgd_optax._explicit_axes import with_auto_axes
 from insgd_optax._layer_covariances import (
     FORMS,
     LINEN,
@@ -25,9 +26,11 @@ from insgd_optax._layer_types import (
     LayerTypes,
     OwnInput,
     floating_input,
+    layer_input,
     layers_key,
     naming_layer,
     own_layers,
+    with_input,
 )
 from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, entry_name, source
 from insgd_optax._numbers import check_whole_number
@@ -153,28 +156,41 @@ def covariance_capture(
     if not isinstance(when, jax.core.Tracer):
         when = bool(when)
     settings = Settings(max_rows, max_dim, conv_covariance)
-    own = {kind: _own_layer(axis) for kind, axis in own_layers(layers, module).items()}
 
     def take(measure: LayerCovarianceFn) -> Take:
-        return lambda layer, call: measured(measure(layer, call, settings), when)
+        return lambda layer, call: measured(
+            layer_input(call),
+            lambda x: measure(layer, with_input(call, x), settings),
+            when,
+        )
+
+    def take_vectors(own: OwnInput) -> Take:
+        return lambda layer, call: measured(
+            _own_vectors(own, layer, call), lambda x: along(x, -1, settings), when
+        )
 
     key: Hashable = object()
     if isinstance(when, bool):
         key = (when, settings, layers_key(layers))
-    takes = {kind: take(measure) for kind, measure in {**table, **own}.items()}
+    takes = {kind: take(measure) for kind, measure in table.items()}
+    for kind, own in own_layers(layers, module).items():
+        takes[kind] = take_vectors(own) if callable(own) else take(_own_layer(own))
     return Capture(library, COVARIANCE_NAME, takes, settings=(settings, when), key=key)
 
 
-def _own_layer(own: int | Sequence[int] | OwnInput) -> LayerCovarianceFn:
+def _own_layer(axis: int | Sequence[int]) -> LayerCovarianceFn:
     def own_layer(
         layer: Any, call: Mapping[str, Any], settings: Settings
     ) -> Measurement:
         with naming_layer(layer):
-            if callable(own):
-                return along(own(layer, call), -1, settings)
-            return along(floating_input(call), own, settings)
+            return along(floating_input(call), axis, settings)
 
     return own_layer
+
+
+def _own_vectors(own: OwnInput, layer: Any, call: Mapping[str, Any]) -> jax.Array:
+    with naming_layer(layer):
+        return real(own(layer, call))
 
 
 def along(x: jax.Array, axis: int | Sequence[int], settings: Settings) -> Measurement:
@@ -189,18 +205,25 @@ def along(x: jax.Array, axis: int | Sequence[int], settings: Settings) -> Measur
     return of_vectors(x, axes, len(inputs) + 1, settings)
 
 
-def measured(measurement: Measurement, when: bool | jax.Array) -> InputCovariance:
-    """The covariance measured, or n = 0 where `when` is false."""
-    x, covariance = measurement
+def measured(
+    x: Any, measure: Callable[[Any], Measurement], when: bool | jax.Array
+) -> InputCovariance:
+    """The covariance of an input, or n = 0 where `when` is false."""
 
-    def nothing(x: jax.Array) -> InputCovariance:
-        shapes = jax.eval_shape(covariance, x)
-        return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shapes)
+    def value(x: Any, when: bool | jax.Array = when) -> InputCovariance:
+        sample, covariance = measure(x)
 
-    with jax.named_scope(COVARIANCE_NAME):
-        if isinstance(when, bool):
-            return covariance(x) if when else nothing(x)
-        return jax.lax.cond(when, covariance, nothing, x)
+        def nothing(x: jax.Array) -> InputCovariance:
+            shapes = jax.eval_shape(covariance, x)
+            return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shapes)
+
+        with jax.named_scope(COVARIANCE_NAME):
+            if isinstance(when, bool):
+                return covariance(sample) if when else nothing(sample)
+            return jax.lax.cond(when, covariance, nothing, sample)
+
+    arrays = (x,) if isinstance(when, bool) else (x, when)
+    return with_auto_axes(value, *arrays)
 
 
 def sow_input_covariance(
@@ -246,7 +269,7 @@ def sow_input_covariance(
     around = active_capture("linen", COVARIANCE_NAME)
     if around is not None and module.is_mutable_collection(COLLECTION):
         settings, when = around.settings
-        value = measured(along(x, axis, settings), when)
+        value = measured(x, lambda x: along(x, axis, settings), when)
         module.sow(COLLECTION, entry_name(COVARIANCE_NAME, weight), value)
 
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from insgd_optax import _matching
 from insgd_optax._compat import is_placeholder
-from insgd_optax._covariance import MAX_DIM
+from insgd_optax._covariance import MAX_DIM, InputCovariance
 from insgd_optax._covariance_capture import covariances_by_layer
 from insgd_optax._covariance_form import assumed_form
 from insgd_optax._covariance_state import (
@@ -25,6 +25,7 @@ from insgd_optax._covariance_state import (
     redirected,
     total,
 )
+from insgd_optax._explicit_axes import replicated_like, with_auto_axes
 from insgd_optax._input_power import nothing_in_scope
 from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._norms import statistic_dtype
@@ -148,7 +149,8 @@ def covariance_link(
                 "input_covariances_like has no covariance for these scaled weights:\n"
                 f"{path_list(no_like)}\n{_CAUSES}"
             )
-        return state_type(count, failures, jax.tree.unflatten(flat.treedef, layers))
+        state = state_type(count, failures, jax.tree.unflatten(flat.treedef, layers))
+        return replicated_like(state, params)
 
     def update_fn(
         updates: optax.Updates,
@@ -162,6 +164,17 @@ def covariance_link(
         if input_covariances is None:
             raise ValueError(_matching.missing_argument(_matching.COVARIANCE_NAME))
         sown = covariances_by_layer(input_covariances)
+        settings = decay, damping, eps
+        return with_auto_axes(
+            updated, updates, state, sown, settings, like=(updates, state)
+        )
+
+    def updated(
+        updates: optax.Updates,
+        state: ScaleByInputCovarianceState,
+        sown: dict[Path, list[InputCovariance]],
+        settings: tuple[ArrayLike, ArrayLike, ArrayLike],
+    ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
         flat = flatten(updates)
         grads = dict(zip(flat.paths, flat.weights, strict=True))
         paths, layers, treedef = flat_layers(state.layers)
@@ -198,7 +211,7 @@ def covariance_link(
             new, failures = {}, jnp.zeros([], jnp.int32)
             for path, layer in old.items():
                 new[path], failed = next_layer(
-                    layer, totals[path], forms[path], decay, damping, eps, root
+                    layer, totals[path], forms[path], *settings, root
                 )
                 failures += failed
             return new, failures
@@ -224,7 +237,7 @@ def covariance_link(
             failures=state.failures + failed,
             layers=jax.tree.unflatten(treedef, layers),
         )
-        return multiply(updates, state, preserve_norm)
+        return _multiplied(updates, state, preserve_norm)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -233,6 +246,18 @@ def multiply(
     updates: optax.Updates, state: ScaleByInputCovarianceState, preserve_norm: bool
 ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
     """Multiplies updates by the matrices in the state, and records the cosines."""
+
+    def multiplied(
+        updates: optax.Updates, state: ScaleByInputCovarianceState
+    ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
+        return _multiplied(updates, state, preserve_norm)
+
+    return with_auto_axes(multiplied, updates, state, like=(updates, state))
+
+
+def _multiplied(
+    updates: optax.Updates, state: ScaleByInputCovarianceState, preserve_norm: bool
+) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
     flat = flatten(updates)
     grads = dict(zip(flat.paths, flat.weights, strict=True))
     paths, layers, treedef = flat_layers(state.layers)

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from insgd_optax._compat import is_placeholder
+from insgd_optax._explicit_axes import replicated_like, sharded_like
 from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._matching import (
     NAME,
@@ -171,6 +172,7 @@ def scale_by_input_power(
             return jnp.zeros(shape, statistic_dtype(scaled[path].dtype))
 
         tree = jax.tree.unflatten(flat.treedef, map(initial, flat.paths))
+        tree = replicated_like(tree, params)
         return ScaleByInputPowerState(count, tree, jax.tree.map(jnp.ones_like, tree))
 
     def update_fn(
@@ -200,6 +202,8 @@ def scale_by_input_power(
                 scaled.append(path)
                 if path in found:
                     norm = found[path].mean(power.shape).astype(power.dtype)
+                    # A layer stacked along a sharded axis sows sharded norms.
+                    norm = sharded_like(norm, power)
                     # Without input P decays, but not to 0, which means "none yet".
                     least = jnp.where(power > 0, jnp.finfo(power.dtype).tiny, 0)
                     power = jnp.maximum(next_power(power, norm, decay), least)

@@ -45,6 +45,12 @@ def layer_input(call: Mapping[str, Any]) -> jax.Array:
     return first[0] if isinstance(first, VarArgs) else first
 
 
+def with_input(call: Mapping[str, Any], x: Any) -> dict[str, Any]:
+    """A call's arguments by name, with another first argument."""
+    name, first = next(iter(call.items()))
+    return {**call, name: VarArgs((x, *first[1:])) if isinstance(first, VarArgs) else x}
+
+
 def sizes(value: int | Sequence[int] | None, length: int = 1) -> tuple[int, ...]:
     """Expands a size given as one int, as Flax does."""
     if value is None:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from insgd_optax._explicit_axes import on_auto_axes
+
 
 def check_p(p: float) -> None:
     """Raises unless `p` names a norm."""
@@ -41,6 +43,7 @@ def entry_powers(x: jax.Array, p: float) -> jax.Array:
     return magnitude**p
 
 
+@on_auto_axes
 def mean_power(
     x: jax.Array,
     p: float,
@@ -178,6 +181,7 @@ def einsum_operand(
     return jnp.broadcast_to(x, shape), labels, kernel_labels, output_labels
 
 
+@on_auto_axes
 def einsum_norm(
     x: jax.Array, p: float, *, equation: str, kernel_shape: Sequence[int]
 ) -> jax.Array:

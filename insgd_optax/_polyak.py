@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from insgd_optax._explicit_axes import replicated_like
 from insgd_optax._input_power import next_power, scaled_by
 from insgd_optax._momentum import Mask, add_decayed_weights, dampened_trace
 from insgd_optax._norms import statistic_dtype
@@ -212,11 +213,14 @@ def _scale_by_polyak(
     inner = optax.with_extra_args_support(scaling)
 
     def init_fn(params: optax.Params) -> ClipByPolyakState:
+        peak, slope, scale = replicated_like(
+            (jnp.zeros([]), jnp.zeros([]), jnp.ones([])), params
+        )
         return ClipByPolyakState(
             count=jnp.zeros([], jnp.int32),
-            peak=jnp.zeros([]),
-            slope=jnp.zeros([]),
-            scale=jnp.ones([]),
+            peak=peak,
+            slope=slope,
+            scale=scale,
             scaling=inner.init(params),
             weight_decay=decayed.init(params),
         )

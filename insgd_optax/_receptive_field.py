@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from insgd_optax._explicit_axes import on_auto_axes
 from insgd_optax._norms import entry_powers
 
 Padding = str | Sequence[tuple[int, int]]
@@ -115,6 +116,7 @@ def conv_transpose_windows(
     return windows
 
 
+@on_auto_axes
 def patch_norm(
     x: jax.Array,
     p: float,
