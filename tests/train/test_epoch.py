@@ -40,25 +40,25 @@ def record(state, batch, rng, learning_rate):
     return state, {"loss": labels.mean(), "top1": jnp.ones(())}
 
 
-def run(chunks, padding=1):
+@functools.cache
+def program(num_steps, loops_are_fast):
+    """A chunk as a program; whether with a loop is asked when it is traced."""
+    assert in_memory.loops_are_fast() == loops_are_fast
+    return jax.jit(
+        functools.partial(
+            in_memory.train_chunk,
+            step_fn=record,
+            num_steps=num_steps,
+            batch_size=BATCH_SIZE,
+            steps_per_epoch=STEPS,
+            preprocessing=Preprocessing((0.5,), (0.25,), Augmentation(1, flip=True)),
+        )
+    )
+
+
+def run(chunks):
     images = np.arange(NUM_SAMPLES * 64).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = np.arange(NUM_SAMPLES, dtype=np.int32)
-
-    @functools.cache
-    def program(num_steps):
-        return jax.jit(
-            functools.partial(
-                in_memory.train_chunk,
-                step_fn=record,
-                num_steps=num_steps,
-                batch_size=BATCH_SIZE,
-                steps_per_epoch=STEPS,
-                preprocessing=Preprocessing(
-                    (0.5,), (0.25,), Augmentation(padding, flip=True)
-                ),
-            )
-        )
-
     state = Recorder(
         jnp.zeros((), jnp.int32),
         jnp.zeros((2, NUM_SAMPLES), jnp.int32),
@@ -71,7 +71,8 @@ def run(chunks, padding=1):
     for num_steps in chunks:
         order = in_memory.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
         arrays = (order, images, labels, rng, jnp.zeros(()))
-        progress = program(num_steps)(*progress, *arrays)
+        chunk = program(num_steps, in_memory.loops_are_fast())
+        progress = chunk(*progress, *arrays)
         metric_sums.append(progress.metric_sums)
     return progress.state, metric_sums
 
