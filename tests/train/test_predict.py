@@ -89,5 +89,13 @@ def test_what_is_no_image_is_named(run_dir, folder, tmp_path, capsys):
     options = ["--skip-corrupt-images", "--output", output]
     status, _, err = predict(capsys, run_dir, folder, *options)
     assert status == 0
-    assert err == f"Skipped 1 corrupt image: {broken}\n"
+    *notes, last = err.splitlines()
+    assert notes == [
+        (
+            "Note: 1 image resized and center-cropped to 8x8 pixels, the size of the "
+            "network's images."
+        ),
+        f"Skipped 1 corrupt image: {broken}",
+    ]
+    assert last.startswith("Note: 1 file left out of folders: the names of images end")
     assert len(output.read_text().splitlines()) == 1 + 5

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from train.config import RunConfig
 from train.data import augment, crops, decode
@@ -91,7 +92,21 @@ class TrainedModel:
             ValueError: if it cannot be decoded, or if the network's images have
                 neither one channel nor three.
         """
-        height, width, channels = self.image_shape
+        return self.fit(self.open(encoded))
+
+    def open(self, encoded: bytes) -> Image.Image:
+        """Decodes an image file, in the image's own size.
+
+        Args:
+            encoded: as in `decode`.
+
+        Returns:
+            The image, RGB or gray.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        channels = self.image_shape[-1]
         if channels not in (1, 3):
             raise ValueError(
                 f"images of {channels} channels cannot be read from files: pass arrays "
@@ -101,7 +116,18 @@ class TrainedModel:
             image = decode.image(encoded)
         except decode.UNDECODABLE as error:
             raise ValueError(f"not an image that can be decoded: {error}") from error
-        image = image.convert("L") if channels == 1 else image
+        return image.convert("L") if channels == 1 else image
+
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """Resizes and crops an image as `decode` does.
+
+        Args:
+            image: from `open`.
+
+        Returns:
+            As `decode`.
+        """
+        height, width, _ = self.image_shape
         pixels = crops.middle(image, (height, width), self.preprocessing.shorter_side)
         return pixels.reshape(self.image_shape)
 

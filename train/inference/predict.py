@@ -35,7 +35,7 @@ class PredictConfig:
     images: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")
     ]
-    """Image files, and folders, which are searched recursively."""
+    """Image files of any size, and folders, which are searched recursively."""
     checkpoint: Checkpoint = "latest"
     """Checkpoint to load; best is by validation accuracy, or else by test accuracy."""
     top: int = 1
@@ -69,24 +69,31 @@ def predict(config: PredictConfig) -> int:
             "cannot be read from files. Pass arrays to the predict method of the model "
             "that train.load_run returns."
         )
-    paths = _find(config.images)
+    paths, num_others = _find(config.images)
     if config.output is None:
         _write(sys.stdout, model, paths, config)
-        return 0
-    text = io.StringIO()
-    _write(text, model, paths, config)
-    # Atomically: a reader sees either the previous file or all predictions.
-    files.write(config.output.expanduser().absolute(), text.getvalue().encode())
+    else:
+        text = io.StringIO()
+        _write(text, model, paths, config)
+        # Atomically: a reader sees either the previous file or all predictions.
+        files.write(config.output.expanduser().absolute(), text.getvalue().encode())
+    if num_others:
+        print(
+            f"Note: {counted(num_others, 'file')} left out of folders: the names of "
+            f"images end in {', '.join(SUFFIXES)}.",
+            file=sys.stderr,
+        )
     return 0
 
 
-def _find(given: Sequence[Path]) -> list[Path]:
-    """The image files, those of a folder in order.
+def _find(given: Sequence[Path]) -> tuple[list[Path], int]:
+    """The image files, those of a folder in order, and the number of other files.
 
     Raises:
         UserError: for a path that does not exist, or a folder without images.
     """
     found: list[Path] = []
+    num_others = 0
     for path in given:
         path = path.expanduser()
         if not path.exists():
@@ -94,24 +101,24 @@ def _find(given: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)  # Whatever its suffix: it was named.
             continue
-        images = _walk(path)
+        files_below = _walk(path)
+        images = [each for each in files_below if each.name.lower().endswith(SUFFIXES)]
+        num_others += len(files_below) - len(images)
         if not images:
             raise UserError(
                 f"{path} holds no images. Image files end in {', '.join(SUFFIXES)}."
             )
         found += images
-    return found
+    return found, num_others
 
 
 def _walk(root: Path) -> list[Path]:
-    """The images below a folder, in order; hidden files and folders are left out."""
+    """The files below a folder, in order, without hidden files and folders."""
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
-            Path(folder, name)
-            for name in sorted(names)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            Path(folder, name) for name in sorted(names) if not name.startswith(".")
         ]
     return found
 
@@ -131,7 +138,9 @@ def _write(
 def _predictions(
     model: TrainedModel, paths: Sequence[Path], config: PredictConfig
 ) -> Iterator[tuple[Path, np.ndarray]]:
+    height, width, _ = model.image_shape
     corrupt: list[Path] = []
+    num_resized = 0
     bar = progress_bars.bar(
         total=len(paths), unit="image", disable=len(paths) <= config.batch_size
     )
@@ -141,7 +150,7 @@ def _predictions(
             read, images = [], []
             for path in batch:
                 try:
-                    images.append(model.decode(path.read_bytes()))
+                    image = model.open(path.read_bytes())
                 except ValueError as error:
                     if not config.skip_corrupt_images:
                         raise UserError(
@@ -150,6 +159,8 @@ def _predictions(
                         ) from error
                     corrupt.append(path)
                 else:
+                    num_resized += image.size != (width, height)
+                    images.append(model.fit(image))
                     read.append(path)
             if read:
                 # Pad the last batch: another batch size would be compiled again.
@@ -157,6 +168,12 @@ def _predictions(
                 images += images[-1:] * (size - len(images))
                 yield from zip(read, model.predict(np.stack(images), size))
             bar.update(len(batch))
+    if num_resized:
+        print(
+            f"Note: {counted(num_resized, 'image')} resized and center-cropped to "
+            f"{width}x{height} pixels, the size of the network's images.",
+            file=sys.stderr,
+        )
     if corrupt:
         print(
             f"Skipped {counted(len(corrupt), 'corrupt image')}: "
