@@ -251,12 +251,16 @@ class TrainingConfig(
         """A short name of the dataset; for a folder, that of the folder."""
         return registry.short_name(self.dataset)
 
-    @property
-    def title(self) -> str:
-        """Network and dataset, for titles of plots."""
+    def title(self, dataset: str) -> str:
+        """Network and dataset, for titles of plots.
+
+        Args:
+            dataset: the dataset's own name, used if it is the user's.
+        """
         network = " ".join([self.model, *self.model_options])
         without = "" if self.batch_norm else " without batch normalization"
-        return f"{network}{without} on {self.data_name}"
+        is_own = own_code.is_reference(self.dataset)
+        return f"{network}{without} on {dataset if is_own else self.data_name}"
 
     @property
     def network_options(self) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     assert list(values) == ["sgd", "insgd-l2+log1p@0.3"]
     (runs,) = drawn
     assert [len(seeds) for seeds in runs.values()] == [2, 2]
-    for text, seeds in runs.items():
+    # Each with its rate, as one has a rate given.
+    assert list(runs) == ["sgd@0.1", "insgd-l2+log1p@0.3"]
+    for text, seeds in zip(values, runs.values(), strict=True):
         last = [100 * rows[-1]["test_top1"] for rows in seeds]
         assert values[text]["last"]["mean"] == pytest.approx(np.mean(last))
         assert [curve[-1] for curve in report["test_top1"][text]] == last
@@ -248,9 +250,9 @@ def test_controls_stand_below_insgd(train, tmp_path, capsys):
         for path in tmp_path.glob("*insgd-l2-lr0.3-layer-batch*")
     ]
     rate = 0.3 * np.mean([row["mean_multiplier"] for row in rows])
-    (line,) = [
-        line for line in capsys.readouterr().out.splitlines() if same_rate in line
-    ]
+    out = capsys.readouterr().out
+    assert "| sgd@0.1 " in out
+    (line,) = [line for line in out.splitlines() if same_rate in line]
     assert float(line.split("|")[2]) == pytest.approx(rate, rel=5e-3)
     (path,) = tmp_path.glob("*insgd-l2-lr0.3-layer-log1p-*")
     (last,) = series.metrics.read(path / "metrics.jsonl")[-1:]

@@ -15,7 +15,7 @@ from train.benchmark import workload
 from train.config import RunConfig
 from train.data import registry
 from train.errors import UserError
-from train.run import metrics
+from train.run import metrics, plots
 from train.training import optimizers
 from train.training.optimizers import OptimizerConfig
 
@@ -127,6 +127,10 @@ def test_a_record_imports_no_code_unless_told(start, tmp_path, monkeypatch, part
 def test_compare_trains_them_and_refuses_runs_of_changed_code(
     start, tmp_path, monkeypatch
 ):
+    titles = []
+    monkeypatch.setattr(
+        plots, "plot_test_error", lambda *given, **_: titles.append(given[-1])
+    )
     command = [
         *("compare", "--optimizers", "sgd", f"{OWN}:make@0.05", *MINE),
         *("--epochs", "1", "--batch-size", "16", "--parallel", "jit"),
@@ -135,6 +139,7 @@ def test_compare_trains_them_and_refuses_runs_of_changed_code(
     status, out, _ = start(*command)
     assert status == 0
     assert f"| {OWN}:make@0.05 | 0.05 " in out
+    assert f"{OWN}:Linear on stripes, 1 seed" in titles  # The data's own name.
     status, out, _ = start(*command)
     assert "2 of 2 runs are finished." in out
     monkeypatch.setattr(own_code, "_checksum", lambda reference: "another")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import tyro
@@ -47,11 +48,12 @@ def compare(config: CompareConfig) -> int:
         return status
 
     found = {name: results.accuracies(runs) for name, runs in finished.items()}
+    shown = _with_rates(config, configs, control_of)
     table = markdown.table(
         ("Optimizer", "Learning rate", "Last epoch", "Best epoch", "Seeds"),
         [
             (
-                name,
+                shown[name],
                 f"{_mean_rate(configs[name]):g}",
                 str(each.last),
                 str(each.best),
@@ -65,6 +67,7 @@ def compare(config: CompareConfig) -> int:
         f"the best epoch is selected on {_picked_on(config)}."
     )
     folder = series.report_folder("compare", config)
+    all_runs = [each for runs in configs.values() for each in runs if each]
     values = {
         "optimizers": {name: each.to_json() for name, each in found.items()},
         # In percent, after each epoch of each finished run.
@@ -73,12 +76,16 @@ def compare(config: CompareConfig) -> int:
             for name, runs in finished.items()
         },
         "settings": results.settings(config),
-        **results.provenance(
-            [each for runs in configs.values() for each in runs if each]
-        ),
+        **results.provenance(all_runs),
     }
-    title = f"{config.title}, {markdown.counted(config.seeds, 'seed')}"
-    plots.plot_test_error(finished, folder / "test_error.png", control_of, title)
+    setting = series.title(config, all_runs)
+    title = f"{setting}, {markdown.counted(config.seeds, 'seed')}"
+    plots.plot_test_error(
+        {shown[name]: runs for name, runs in finished.items()},
+        folder / "test_error.png",
+        {shown[name]: shown[row] for name, row in control_of.items()},
+        title,
+    )
     text = f"{table}\n\n{note}\n"
     reports.write(folder, "compare", text, values, "test_error.png")
     return status
@@ -101,6 +108,26 @@ def _with_controls(
             name = f"{text}: {control}"
             extended[name], control_of[name] = theirs, text
     return extended, control_of
+
+
+def _with_rates(
+    config: CompareConfig, names: Iterable[str], control_of: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns names as shown: with the rate of each optimizer if any has one given."""
+    parsed = [variants.parse(text) for text in config.optimizers]
+    if all(each.learning_rate is None for each in parsed):
+        return {name: name for name in names}
+    rated = {
+        each.text: each.text
+        if each.learning_rate is not None
+        else f"{each.text}@{each.config(config, 0).initial_learning_rate:g}"
+        for each in parsed
+    }
+    return {
+        name: rated[row] + name.removeprefix(row)
+        for name in names
+        for row in [control_of.get(name, name)]
+    }
 
 
 def _mean_rate(configs: list[RunConfig | None]) -> float:

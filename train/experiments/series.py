@@ -144,6 +144,13 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
     return folder
 
 
+def title(setting: TrainingConfig, runs: Iterable[RunConfig]) -> str:
+    """Network and dataset of runs, of which one has started, for titles of plots."""
+    folders = map(_existing, runs)
+    folder = next(each for each in folders if each is not None)
+    return setting.title(folder.record["dataset"]["name"])
+
+
 def _check_data(configs: Iterable[RunConfig]) -> None:
     """Raises unless existing runs were trained on the current data."""
     descriptions: dict[Any, dict[str, object]] = {}

@@ -208,7 +208,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
             )
         last_good = checkpoints.latest_step
         if is_first:
-            title = f"{config.title}, seed {config.seed}"
+            title = f"{config.title(dataset.name)}, seed {config.seed}"
             plots.plot_test_error(
                 {config.optimizer: [rows]},
                 folder.plot,

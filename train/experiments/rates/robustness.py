@@ -127,7 +127,8 @@ def _report(
         "settings": results.settings(config),
         **results.provenance(_all(configs)),
     }
-    title = plots.rates_title(config.title, config.epochs, config.seeds)
+    setting = series.title(config, _all(configs))
+    title = plots.rates_title(setting, config.epochs, config.seeds)
     plots.plot_robustness(points, config.margin, folder / "robustness.png", title)
     plots.plot_ratios(points, config.margin, folder / "ratios.png", title)
     pictures = "robustness.png", "ratios.png"

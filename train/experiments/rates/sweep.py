@@ -63,12 +63,14 @@ def sweep(config: SweepConfig) -> int:
 
     text = f"{_table(config, points)}\n\n{_ranges(points)}\n"
     folder = series.report_folder("sweep", config)
+    runs = [each for some in configs.values() for each in some]
     values = {
         "points": {name: [p.to_json() for p in each] for name, each in points.items()},
         "settings": results.settings(config),
-        **results.provenance([each for runs in configs.values() for each in runs]),
+        **results.provenance(runs),
     }
-    title = plots.rates_title(config.title, config.epochs, config.seeds)
+    setting = series.title(config, runs)
+    title = plots.rates_title(setting, config.epochs, config.seeds)
     plots.plot_sweep(points, folder / "sweep.png", title)
     reports.write(folder, "sweep", text, values, "sweep.png")
     return status
