@@ -64,6 +64,8 @@ def whiten_inputs(
     Args:
         inner: the transformation. It is given the parameters W as they are, so it
             should contain no weight decay: chain weight decay after `whiten_inputs`.
+            It should not rely on W changing by exactly its updates either, as
+            `optax.contrib.schedule_free` does: wrap that around `whiten_inputs`.
         decay: the decay of the covariance per capture, in [0, 1).
         damping: delta, at least 0 and finite, in units of the mean eigenvalue of A.
         eps: epsilon, at least 0, in units of the input squared.
