@@ -122,11 +122,18 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, help="folder with train/ and test/")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=0.3)
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="passes over the training images"
+    )
+    parser.add_argument("--batch-size", type=int, default=128, help="images per step")
+    parser.add_argument(
+        "--learning-rate", type=float, default=0.3, help="peak of the schedule"
+    )
     parser.add_argument("--size", type=int, default=32, help="side of an image, pixels")
     parser.add_argument("--tiny", action="store_true", help="a small network")
     main(parser.parse_args())

@@ -77,8 +77,13 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--learning-rate", type=float, default=0.03)
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument(
+        "--learning-rate", type=float, default=0.03, help="peak of the schedule"
+    )
     parser.add_argument("--tiny", action="store_true", help="a small network")
     main(parser.parse_args())

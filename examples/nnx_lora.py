@@ -92,9 +92,18 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300, help="in each phase")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--lora-rate", type=float, default=0.03)
-    parser.add_argument("--rank", type=int, default=4)
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--steps", type=int, default=300, help="training steps of each phase"
+    )
+    parser.add_argument(
+        "--width", type=int, default=128, help="width of the hidden layers"
+    )
+    parser.add_argument(
+        "--lora-rate", type=float, default=0.03, help="learning rate of the adapters"
+    )
+    parser.add_argument("--rank", type=int, default=4, help="rank of the adapters")
     main(parser.parse_args())

@@ -95,8 +95,15 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
-    parser.add_argument("--width", type=int, default=128)
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument(
+        "--learning-rate", type=float, default=0.05, help="peak of the schedule"
+    )
+    parser.add_argument(
+        "--width", type=int, default=128, help="width of the hidden layers"
+    )
     main(parser.parse_args())

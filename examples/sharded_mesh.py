@@ -90,7 +90,12 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--width", type=int, default=256)
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--steps", type=int, default=200, help="training steps")
+    parser.add_argument(
+        "--width", type=int, default=256, help="width of the hidden layers"
+    )
     main(parser.parse_args())

@@ -500,12 +500,20 @@ if __name__ == "__main__":
     )
     parser.add_argument("table", choices=("normalizers", "factors"))
     parser.add_argument("--json", type=Path, required=True, help="file of the runs")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS)
-    parser.add_argument("--schedules", nargs="+", default=["constant"])
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, help="default: those of the table"
+    )
+    parser.add_argument(
+        "--schedules",
+        nargs="+",
+        default=["constant"],
+        help="for the factors (default: %(default)s)",
+    )
     parser.add_argument(
         "--optimizers",
         nargs="+",
         default=["sgd", "insgd+log1p"],
-        help="for the factors; NAME+aligned has a factor that adapts",
+        help="for the factors; NAME+aligned has a factor that adapts "
+        "(default: %(default)s)",
     )
     main(parser.parse_args())

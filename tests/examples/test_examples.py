@@ -22,6 +22,18 @@ def run(monkeypatch, name, *options):
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_help_states_each_default(monkeypatch, capsys, name):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, name, "--help")
+    _, *options = capsys.readouterr().out.split("\n  --")
+    assert options
+    for option in options:
+        assert "(default: " in option or option.startswith("tiny")
+        assert "None" not in option
+
+
 @pytest.mark.parametrize(
     "optimizer", ["adamw", "adamw+covariance", "lms_newton", "muon", "muon+whitened"]
 )
