@@ -107,7 +107,7 @@ def test_a_package_that_is_missing_when_it_is_used_is_one_line(monkeypatch, caps
     use = functools.partial(importlib.import_module, "tensorflow_datasets")
     assert errors.report_errors(use) == 2
     err = capsys.readouterr().err
-    assert err.startswith("Error: this needs tensorflow-datasets, which is not")
+    assert err.startswith("Error: this command needs tensorflow-datasets, which is not")
     assert len(err.splitlines()) == 1
     with pytest.raises(ModuleNotFoundError):  # Not declared: a defect, not advice.
         errors.report_errors(functools.partial(importlib.import_module, "no_such"))
