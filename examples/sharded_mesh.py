@@ -39,6 +39,7 @@ def main(args):
     mesh = jax.make_mesh(
         (devices // model_axis, model_axis),
         ("data", "model"),
+        # With Explicit axes, the second nn.Dense would need an `out_sharding`.
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
     batch_sharding = NamedSharding(mesh, PartitionSpec("data"))

@@ -1,6 +1,7 @@
 """The link behind `scale_by_input_covariance` and `whiten_inputs`."""
 
 import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -147,7 +148,10 @@ def covariance_link(
         if no_like and missing == "error":
             raise ValueError(
                 "input_covariances_like has no covariance for these scaled weights:\n"
-                f"{path_list(no_like)}\n{_CAUSES}"
+                f"{path_list(no_like)}\n"
+                + _matching.causes_in_like(
+                    input_covariances_like, _matching.COVARIANCE_NAME, _CAUSES
+                )
             )
         state = state_type(count, failures, jax.tree.unflatten(flat.treedef, layers))
         return replicated_like(state, params)
@@ -164,12 +168,20 @@ def covariance_link(
         if input_covariances is None:
             raise ValueError(_matching.missing_argument(_matching.COVARIANCE_NAME))
         sown = covariances_by_layer(input_covariances)
-        settings = decay, damping, eps
+        causes = _matching.causes_in(
+            input_covariances, _matching.COVARIANCE_NAME, _CAUSES
+        )
         return with_auto_axes(
-            updated, updates, state, sown, settings, like=(updates, state)
+            functools.partial(updated, causes),
+            updates,
+            state,
+            sown,
+            (decay, damping, eps),
+            like=(updates, state),
         )
 
     def updated(
+        causes: str,
         updates: optax.Updates,
         state: ScaleByInputCovarianceState,
         sown: dict[Path, list[InputCovariance]],
@@ -200,7 +212,7 @@ def covariance_link(
             raise ValueError(
                 f"these scaled weights have no input covariance:\n{path_list(absent)}\n"
                 f"Layers with a covariance:\n"
-                f"{path_list(list(sown)) or '  none'}\n{_CAUSES}"
+                f"{path_list(list(sown)) or '  none'}\n{causes}"
             )
 
         _matching.check_not_shared(sown, totals, _matching.COVARIANCE_NAME)

@@ -14,6 +14,8 @@ from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._matching import (
     NAME,
     by_layer,
+    causes_in,
+    causes_in_like,
     check_not_shared,
     likely_causes,
     matches,
@@ -162,7 +164,8 @@ def scale_by_input_power(
         if like is not None and absent and missing == "error":
             raise ValueError(
                 "input_norms_like has no input norm for these scaled weights:\n"
-                f"{path_list(absent)}\n{_CAUSES}"
+                f"{path_list(absent)}\n"
+                f"{causes_in_like(input_norms_like, NAME, _CAUSES)}"
             )
 
         def initial(path: Path) -> Any:
@@ -216,7 +219,7 @@ def scale_by_input_power(
             raise ValueError(
                 f"these scaled weights have no input norm:\n{path_list(absent)}\n"
                 f"Layers with a norm:\n{path_list(list(sown)) or '  none'}\n"
-                f"{_CAUSES}"
+                f"{causes_in(input_norms, NAME, _CAUSES)}"
             )
         check_not_shared(sown, scaled)
         return (

@@ -21,6 +21,7 @@ from insgd_optax._paths import (
     is_masked,
     path_list,
     path_string,
+    tuple_path,
     unboxed,
 )
 
@@ -164,6 +165,54 @@ def likely_causes(name: str, more: str = "") -> str:
   - the layer's type is your own: name it in capture_{name}s(layers=...) or call
     insgd_optax.sow_{name}(self, x) in it{more}
   - the layer was not used in this pass: missing="keep" leaves its state as it is"""
+
+
+_CAPTURES = {
+    NAME: "capture_input_norms",
+    COVARIANCE_NAME: "capture_input_covariances",
+    RELEASED_NAME: "capture_released_norms",
+}
+
+
+def _has_entry(tree: Any, name: str) -> bool:
+    paths = (tuple_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree))
+    return any(is_entry(key, name) for path in paths for key in path)
+
+
+def causes_in(sown: Any, name: str, causes: str) -> str:
+    """Why a tree of sown values lacks statistics of a name.
+
+    Args:
+        sown: the tree.
+        name: the name.
+        causes: what `likely_causes` returns for it.
+    """
+    if not _has_entry(sown, name):
+        for other, capture in _CAPTURES.items():
+            if _has_entry(sown, other):
+                return (
+                    f"{name}s has {other}s instead: the model was applied inside"
+                    f" {capture}. Apply it inside {_CAPTURES[name]}, or inside both"
+                )
+    return causes
+
+
+def causes_in_like(like: Any, name: str, causes: str) -> str:
+    """Why an argument `input_norms_like` or `input_covariances_like` lacks statistics.
+
+    Args:
+        like: the argument.
+        name: the name of the statistics.
+        causes: what `likely_causes` returns for it.
+    """
+    if _has_entry(like, name):
+        return causes
+    return (
+        f"{name}s_like holds no {name.replace('_', ' ')} at all: give it what"
+        f" insgd_optax.{name}_shapes(model, rngs, x) returns inside"
+        f" `with insgd_optax.{_CAPTURES[name]}():` (for NNX models"
+        f" insgd_optax.nnx.{name}_shapes(model, x) inside insgd_optax.nnx's capture)"
+    )
 
 
 class Match(NamedTuple):

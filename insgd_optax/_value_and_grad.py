@@ -14,6 +14,12 @@ from insgd_optax._layer_covariances import MAX_ROWS
 from insgd_optax._layer_types import LayerTypes
 from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, NAME, is_entry
 
+_NO_INTERMEDIATES = (
+    "the loss returned no 'intermediates': it must return (loss, variables), or with"
+    " has_aux=True (loss, (variables, aux)), where variables is the second value that"
+    " model.apply(..., mutable=['intermediates']) returns"
+)
+
 
 def value_and_grad_with_input_norms(
     loss_fn: Callable[..., Any],
@@ -140,23 +146,27 @@ def _value_and_grad(
 ) -> Callable[..., tuple[tuple[jax.Array, Any], Any, Any]]:
     def captured(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
         with capture():
-            return loss_fn(*args, **kwargs)
+            result = loss_fn(*args, **kwargs)
+        if not _is_pair(result):
+            raise ValueError(_NO_INTERMEDIATES)
+        return result
 
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
         (loss, aux), grads = jax.value_and_grad(captured, has_aux=True)(*args, **kwargs)
+        if has_aux and not _is_pair(aux):
+            raise ValueError(_NO_INTERMEDIATES)
         variables = aux[0] if has_aux else aux
         if not isinstance(variables, Mapping) or COLLECTION not in variables:
-            raise ValueError(
-                "the loss returned no 'intermediates': it must return (loss,"
-                " variables), or with has_aux=True (loss, (variables, aux)), where"
-                " variables is the second value that"
-                " model.apply(..., mutable=['intermediates']) returns"
-            )
+            raise ValueError(_NO_INTERMEDIATES)
         found, rest = _split(variables[COLLECTION], statistic)
         variables = {**variables, COLLECTION: rest}
         return (loss, (variables, aux[1]) if has_aux else variables), grads, found
 
     return value_and_grad
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2
 
 
 def _split(

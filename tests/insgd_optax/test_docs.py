@@ -15,13 +15,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_guide():
-    loop, bound, stack, *_ = python_blocks("docs/guide.md")
+    loop, bound, stack, mesh, *_ = python_blocks("docs/guide.md")
     namespace = {}
     assert "layers_0/kernel" in run(loop, namespace)
     assert float(namespace["loss"]) < 2.5
     scale = run(bound, namespace).removesuffix(" of the learning rate\n")
     assert 0 < float(scale) < 1
     assert run(stack, namespace) == "(4, 1, 1)\n"
+    run(loop, namespace)
+    loss = namespace["loss"]
+    run(mesh, namespace)
+    assert namespace["loss"] < loss
+    kernel = namespace["params"]["layers_0"]["kernel"]
+    assert len(kernel.sharding.device_set) == 8
 
 
 @pytest.mark.parametrize("path", ["README.md"])

@@ -54,7 +54,7 @@ class Layers(nn.Module):
         nn.ConvTranspose(3, (2, 2), (2, 2))(images)
         nn.ConvLocal(2, (3, 3), 3)(images)
         nn.DenseGeneral((2, 3), axis=(-2, -1))(tokens)
-        nn.DenseGeneral(3, batch_dims=0)(tokens)
+        nn.DenseGeneral(3, batch_dims=0)(tokens.swapaxes(0, 1))
         nn.Einsum((4, 2, 3), "btd,dhk->bthk")(tokens)
         nn.Dense(3)(tokens)
         nn.MultiHeadDotProductAttention(2)(tokens)

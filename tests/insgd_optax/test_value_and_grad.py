@@ -9,6 +9,7 @@ from insgd_optax import (
     capture_input_covariances,
     capture_input_norms,
     value_and_grad_with_input_covariances,
+    value_and_grad_with_input_norms,
 )
 
 MODEL = nn.Sequential([nn.Conv(3, (3, 3)), nn.relu, nn.Dense(2)])
@@ -76,5 +77,15 @@ def test_a_loss_that_returns_no_intermediates():
     def loss(params):
         return jnp.sum(params), {"batch_stats": {}}
 
-    with pytest.raises(ValueError, match="returned no 'intermediates': it must return"):
+    message = "returned no 'intermediates': it must return"
+    with pytest.raises(ValueError, match=message):
         value_and_grad_with_input_covariances(loss)(jnp.ones(2))
+    for find in (
+        value_and_grad_with_input_norms,
+        value_and_grad_with_input_covariances,
+    ):
+        for has_aux in (False, True):
+            with pytest.raises(ValueError, match=message):
+                find(jnp.sum, has_aux=has_aux)(jnp.ones(2))
+    with pytest.raises(ValueError, match=message):
+        value_and_grad_with_input_norms(loss, has_aux=True)(jnp.ones(2))
