@@ -100,7 +100,7 @@ def test_of_many_classes_the_worst_are_named():
     counts = np.diag(np.arange(30))
     counts[7, 3], counts[29, 28] = 7, 87
     text = confusion.describe(counts, names)
-    assert "The 10 classes with the lowest accuracy, of 30 (--output-dir has" in text
+    assert "The 10 classes with the lowest accuracy, of 30 (--output-dir writes" in text
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()
     ]

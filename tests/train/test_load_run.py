@@ -81,7 +81,7 @@ def test_a_record_without_normalization_takes_that_of_the_data(
 
     with monkeypatch.context() as patch:
         patch.setattr("train.data.digits.load", missing)
-        with pytest.raises(UserError, match="cannot be used: There are no digits"):
+        with pytest.raises(UserError, match="from the dataset: There are no digits"):
             train.load_run(run_dir)
     assert cli.main(["--resume", str(run_dir)]) == 0  # Which records them.
     with monkeypatch.context() as patch:
