@@ -53,7 +53,7 @@ def main() -> None:
             ax.fill_between(x * scale, y.min(0), y.max(0), color=color, alpha=0.15)
     axes[0].set(xlabel="Step", ylabel="Test loss (nats per character)")
     axes[1].set_xlabel("Training time (steps of AdamW), two CPU cores")
-    axes[0].legend(fontsize="small")
+    axes[1].legend(fontsize="small", loc="upper right")
     for ax in axes:
         ax.grid(alpha=0.3)
     figure.tight_layout()
