@@ -128,7 +128,7 @@ class MachineConfig:
     cache_dir: Path | None = None
     """Cache of decoded images. Default: insgd_optax in $XDG_CACHE_HOME or ~/.cache."""
     skip_corrupt_images: bool = False
-    """Skip images that cannot be decoded, and list them."""
+    """Skip images of folder:PATH that cannot be decoded, and list them."""
     tensorboard: bool = False
     """Also write metrics for TensorBoard."""
     data_workers: int | None = None

@@ -23,7 +23,7 @@ def check(where: str, value: Any, hint: Any) -> None:
 
 
 def check_number(option: str, text: str, hint: Any) -> None:
-    """Raises a FieldError if an option takes numbers and its text is none."""
+    """Raises a FieldError if an option takes numbers and its text is not a number."""
     number = _number_type(hint)
     if number is None or text == "None":
         return

@@ -80,9 +80,10 @@ def teachers(model, seed, num_steps):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def errors(model, make, rates, num_steps, seed):
-    """Squared error over the target's power, before each step, (rate, step).
+    """Squared error over the target's variance, before each step, (rate, step).
 
-    1 is the error of an output that is always 0.
+    For the linear neuron, whose target has mean 0, 1 is the error of an output that is
+    always 0. For the network of two layers, that output has an error above 1.
     """
     data_rng, student_rng = jax.random.split(jax.random.key(1000 + seed))
     x = jax.random.normal(data_rng, (num_steps, 1, NUM_INPUTS))

@@ -507,7 +507,8 @@ if __name__ == "__main__":
         "--schedules",
         nargs="+",
         default=["constant"],
-        help="for the factors (default: %(default)s)",
+        choices=["constant", "cosine"],
+        help="learning rate schedules of the table of factors (default: %(default)s)",
     )
     parser.add_argument(
         "--optimizers",

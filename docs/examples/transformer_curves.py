@@ -2,7 +2,7 @@
 
 LOSSES is a JSON list of what its `--json` writes, and STEPS what transformer_steps.py
 prints. The time is computed: steps times the ratio of the step time to AdamW's. The
-lines are means over seeds, between the lowest and the highest.
+lines are means over seeds, and the bands span the lowest to the highest loss.
 
 python docs/examples/transformer_curves.py IMAGE LOSSES STEPS
 """

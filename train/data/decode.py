@@ -41,7 +41,7 @@ def image(encoded: bytes) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scales gray values of more than eight bits to eight."""
     pixels = np.asarray(image)
-    # Mode I may hold 16-bit values; the range of others is unknown.
+    # Assumes 16-bit values in mode I and [0, 1] in mode F; other values are refused.
     most = 1 if image.mode == "F" else 65535
     if not (pixels.min() >= 0 and pixels.max() <= most):
         raise ValueError(f"gray values of mode {image.mode} are not from 0 to {most}")

@@ -62,7 +62,8 @@ class Dataset:
     test: Any
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    # Hash of the images, their labels and their order.
+    # Hash of the images, their labels and their order. For ImageNet, hash of the names
+    # and sizes of its files.
     fingerprint: str = dataclasses.field(default="", kw_only=True)
     # Hash of the encoded files of a folder. Earlier versions recorded it as
     # fingerprint.

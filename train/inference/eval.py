@@ -39,7 +39,7 @@ class EvalConfig:
     cache_dir: Path | None = None
     """Cache of decoded images. Default: the run's."""
     skip_corrupt_images: bool = False
-    """Skip images that cannot be decoded, and list them."""
+    """Skip images of folder:PATH that cannot be decoded, and list them."""
     trust_code: bool = False
     """Import the code, MODULE:NAME, that the run's record names."""
 

@@ -35,7 +35,7 @@ def fit(
         experiment: the programs of the run; closed at the end.
         loop_state: the current state, which is donated.
         num_epochs: number of epochs of the whole run.
-        stopped: called after every chunk; True stops the training.
+        stopped: called before each epoch and after each chunk; True stops the training.
         on_epoch: called after each epoch with the state and the metrics of the epoch.
         on_divergence: called once, with the first step after which the loss or a
             parameter was not finite. May raise to stop the training.

@@ -38,7 +38,7 @@ def score(row: EpochMetrics) -> float:
 def best(rows: Sequence[EpochMetrics]) -> EpochMetrics:
     """Returns the epoch with the highest score; of equal ones the latest.
 
-    Its checkpoint is the one that is kept.
+    Its checkpoint is kept, in addition to the latest two.
     """
     return max(reversed(rows), key=score)
 

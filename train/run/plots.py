@@ -90,8 +90,8 @@ def plot_test_error(
 def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") -> None:
     """Plots INSGD's input powers P and learning rate multipliers by weight.
 
-    Few weights are drawn as lines. For deep networks, a heat map has a row per weight,
-    ordered by name, and a column per epoch.
+    Up to ten weights are drawn as lines. More are drawn as a heat map with a row per
+    weight, ordered by name, and a column per epoch.
 
     Args:
         rows: rows of `metrics.jsonl` of a run of INSGD.
