@@ -136,28 +136,13 @@ def main(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--optimizer",
-        choices=RATES,
-        default="adamw",
-        help="optimizer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=float,
-        help="peak of the schedule (default: the optimizer's own)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of the parameters and batches (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--steps", type=int, default=500, help="training steps (default: %(default)s)"
-    )
-    parser.add_argument("--tiny", action="store_true", help="a small network")
-    parser.add_argument("--json", help="file to write the results to (default: none)")
+    add = parser.add_argument
+    add("--optimizer", choices=RATES, default="adamw", help="(default: adamw)")
+    add("--learning-rate", type=float, help="peak (default: the optimizer's own)")
+    add("--seed", type=int, default=0, help="of weights and batches (default: 0)")
+    add("--steps", type=int, default=500, help="training steps (default: 500)")
+    add("--tiny", action="store_true", help="a small network")
+    add("--json", help="file to write the results to (default: none)")
     args = parser.parse_args()
     args.learning_rate = args.learning_rate or RATES[args.optimizer]
     main(args)

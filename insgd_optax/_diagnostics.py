@@ -197,7 +197,8 @@ def _layer_covariances(
             if name in layers:
                 raise ValueError(
                     f"{name} is scaled by two scale_by_input_covariance or"
-                    " whiten_inputs of this state: look at their states one by one"
+                    " whiten_inputs transformations in this state: look at their"
+                    " states one by one"
                 )
             layers[name] = node, root
     return layers

@@ -221,7 +221,7 @@ MUTANTS = {
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
         ("damping + eps / scale", "damping + eps", "layer_covariances -k dense"),
         ("jnp.maximum(values, 0)", "values", "input_covariance -k kronecker"),
-        ("jnp.where(known, scale, eps)", "scale", "input_covariance -k dead"),
+        ("known = scale > 0", "known = scale >= 0", "input_covariance -k dead"),
     ],
     "insgd_optax/_inverse": [
         (
@@ -236,7 +236,7 @@ MUTANTS = {
             "inverse",
         ),
     ],
-    "insgd_optax/_input_covariance": [
+    "insgd_optax/_covariance_link": [
         (
             "check_not_negative(damping=damping, eps=eps)",
             "pass",

@@ -1,0 +1,15 @@
+"""The list of mutants fits the code: a run of all of them takes an hour."""
+
+import pytest
+
+from .mutants import MUTANTS, ROOT
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_text_of_each_mutant_is_there_and_so_are_its_tests(name):
+    text = (ROOT / f"{name}.py").read_text()
+    folder = ROOT / "tests" / name.partition("/")[0]
+    for before, after, tests in MUTANTS[name]:
+        assert before in text and before != after
+        for file in tests.partition(" -k ")[0].split():
+            assert (folder / f"test_{file}.py").exists(), file
