@@ -383,6 +383,12 @@ def test_dead_input_is_sgd():
     assert state.failures == 0
 
 
+def test_dead_input_without_its_norm_is_divided_by_eps():
+    options = {"preserve_norm": False, "eps": 1e-3, "damping": 0.5}
+    g, ((update, _),) = sgd_and([np.zeros((4, 3))], **options)
+    np.testing.assert_allclose(update, g / 1e-3, rtol=1e-5)
+
+
 def test_singular_covariance_keeps_the_last_inverse_and_is_counted():
     rows = np.random.default_rng(0).normal(size=(9, 3))
     options = {"decay": 0.0, "damping": 0.0, "eps": 0.0}

@@ -77,7 +77,7 @@ def plot_test_error(
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Test error (%)")
     axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
-    axes.locator_params("x", integer=True)
+    axes.locator_params("x", integer=True, min_n_ticks=1)
     if beside:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     else:
@@ -113,7 +113,7 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") 
             _draw_map(axes, rows, names, values)
             axes.set_title(label, fontsize="medium")
         axes.set_xlabel("Epoch")
-        axes.locator_params("x", integer=True)
+        axes.locator_params("x", integer=True, min_n_ticks=1)
     first, last = (row["mean_multiplier"] for row in (rows[0], rows[-1]))
     figure.suptitle(
         f"{title}\nMean multiplier {first:.3g} after epoch {rows[0]['epoch']}, "
