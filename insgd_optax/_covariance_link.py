@@ -164,9 +164,10 @@ def covariance_link(
         input_covariances: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
-        del params, extra_args
+        del params
         if input_covariances is None:
-            raise ValueError(_matching.missing_argument(_matching.COVARIANCE_NAME))
+            name = _matching.COVARIANCE_NAME
+            raise ValueError(_matching.missing_argument(name, extra_args))
         sown = covariances_by_layer(input_covariances)
         causes = _matching.causes_in(
             input_covariances, _matching.COVARIANCE_NAME, _CAUSES

@@ -186,9 +186,9 @@ def scale_by_input_power(
         input_norms: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByInputPowerState]:
-        del params, extra_args
+        del params
         if input_norms is None:
-            raise ValueError(missing_argument(NAME))
+            raise ValueError(missing_argument(NAME, extra_args))
         sown = by_layer(input_norms)
         flat = flatten(updates)
         found = matches(sown, flat)

@@ -138,11 +138,18 @@ def check_not_shared(sown: Sown, weights: Iterable[Path], name: str = NAME) -> N
         )
 
 
-def missing_argument(name: str) -> str:
-    """The error message for an `update` without the statistics of this name."""
+def missing_argument(name: str, given: Mapping[str, Any]) -> str:
+    """The error message for an `update` without the statistics of this name.
+
+    Args:
+        name: name of the statistic.
+        given: the other keyword arguments of `update`.
+    """
+    other = NAME if name == COVARIANCE_NAME else COVARIANCE_NAME
+    but = "" if given.get(f"{other}s") is None else f", although {other}s is given"
     return (
-        f"{name}s is missing: call tx.update(grads, opt_state, params, {name}s=sown),"
-        " where sown is the second value that"
+        f"{name}s is missing{but}: call tx.update(grads, opt_state, params,"
+        f" {name}s=sown), where sown is the second value that"
         " model.apply(..., mutable=['intermediates']) returns inside"
         f" `with insgd_optax.capture_{name}s():`. flax's TrainState does not forward"
         " it: use insgd_optax.TrainState; optax.lookahead and optax.contrib.sam do not"

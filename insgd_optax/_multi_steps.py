@@ -135,10 +135,12 @@ class MultiSteps:
         loss = checked_value(value) if bounded else None
         powers = _powers(state.inner_opt_state)
         if powers and input_norms is None:
-            raise ValueError(_matching.missing_argument(_matching.NAME))
+            given = {"input_covariances": input_covariances}
+            raise ValueError(_matching.missing_argument(_matching.NAME, given))
         layers = _layer_covariances(state.inner_opt_state)
         if layers and input_covariances is None:
-            raise ValueError(_matching.missing_argument(_matching.COVARIANCE_NAME))
+            name, given = _matching.COVARIANCE_NAME, {"input_norms": input_norms}
+            raise ValueError(_matching.missing_argument(name, given))
         sown = _matching.by_layer(input_norms)
         flat = flatten(updates)
         norms = _micro_norms(flat, powers, sown)

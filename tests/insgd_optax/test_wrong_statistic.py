@@ -49,3 +49,14 @@ def test_a_tree_without_statistics_as_like(optimizer):
     )
     with pytest.raises(ValueError, match=message):
         make(0.1, **{f"{argument}_like": PARAMS}).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "other"), [(NORMS, COVARIANCES), (COVARIANCES, NORMS)]
+)
+def test_the_argument_of_another_optimizer(optimizer, other):
+    make, argument, _ = optimizer
+    tx = make(0.1)
+    message = f"{argument} is missing, although {other[1]} is given: call tx.update"
+    with pytest.raises(ValueError, match=message):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, **{other[1]: {}})
