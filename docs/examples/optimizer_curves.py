@@ -12,7 +12,10 @@ import pathlib
 import sys
 
 import numpy as np
-from matplotlib import pyplot as plt
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import panels
 
 LABELS = {
     "sgd": "SGD",
@@ -38,26 +41,19 @@ def main() -> None:
     image, report, *benchmarks = sys.argv[1:]
     ratios = step_ratios(benchmarks)
     curves = json.loads(pathlib.Path(report).read_text())["test_top1"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    lines = []
     # The best last: its line is on top.
     for text, found in sorted(curves.items(), key=lambda item: np.mean(item[1], 0)[-1]):
         name, _, rate = text.partition("@")
         seeds = np.array(found)
         epochs = np.arange(1, seeds.shape[1] + 1)
-        for ax, x in zip(axes, (epochs, epochs * ratios[name]), strict=True):
-            label = f"{LABELS.get(name, name)}, learning rate {rate}"
-            (line,) = ax.plot(x, seeds.mean(0), label=label)
-            ax.fill_between(
-                x, seeds.min(0), seeds.max(0), color=line.get_color(), alpha=0.15
-            )
-    axes[0].set(xlabel="Epoch", ylabel="Test accuracy (%)")
-    axes[1].set_xlabel("Training time (epochs of SGD), two CPU cores")
+        label = f"{LABELS.get(name, name)}, learning rate {rate}"
+        lines.append((label, epochs, seeds, ratios[name]))
+    time = "Training time (epochs of SGD), two CPU cores"
+    figure, axes = panels.draw(lines, "Epoch", time, "Test accuracy (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].legend(handles[::-1], labels[::-1], fontsize="small", loc="lower right")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(image, dpi=150)
+    panels.save(figure, image)
 
 
 if __name__ == "__main__":

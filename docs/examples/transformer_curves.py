@@ -13,7 +13,10 @@ import pathlib
 import sys
 
 import numpy as np
-from matplotlib import pyplot as plt
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import panels
 
 LABELS = {
     "adamw": "AdamW",
@@ -42,22 +45,15 @@ def main() -> None:
     best = best_runs(json.loads(pathlib.Path(losses).read_text()))
     rows = map(json.loads, pathlib.Path(steps).read_text().splitlines())
     ratios = {row["optimizer"]: row["ratio"] for row in rows}
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    lines = []
     for name, (rate, seeds) in best.items():
-        x = np.array(list(seeds[0]))
-        y = np.array([list(run.values()) for run in seeds])
         label = f"{LABELS[name]}, learning rate {rate:g}"
-        for ax, scale in zip(axes, (1, ratios[name]), strict=True):
-            (line,) = ax.plot(x * scale, y.mean(0), label=label)
-            color = line.get_color()
-            ax.fill_between(x * scale, y.min(0), y.max(0), color=color, alpha=0.15)
-    axes[0].set(xlabel="Step", ylabel="Test loss (nats per character)")
-    axes[1].set_xlabel("Training time (steps of AdamW), two CPU cores")
+        values = np.array([list(run.values()) for run in seeds])
+        lines.append((label, np.array(list(seeds[0])), values, ratios[name]))
+    time = "Training time (steps of AdamW), two CPU cores"
+    figure, axes = panels.draw(lines, "Step", time, "Test loss (nats per character)")
     axes[1].legend(fontsize="small", loc="upper right")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(image, dpi=150)
+    panels.save(figure, image)
 
 
 if __name__ == "__main__":
