@@ -141,4 +141,4 @@ def test_a_series_keeps_the_flat_line(tmp_path, capsys):
     assert "Warning: training diverged" in err
     assert "| 1/1" in out
     (path,) = tmp_path.glob("digits-*")
-    assert series.metrics.is_whole(path / "metrics.jsonl", 2, None)
+    assert series.metrics.read_whole(path / "metrics.jsonl", 2, None)

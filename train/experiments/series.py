@@ -87,9 +87,7 @@ def finished_metrics(config: RunConfig) -> list[EpochMetrics] | None:
         return None
     # Resuming the run repairs missing or damaged metrics.
     copy = latest_rows(folder.checkpoints)
-    if not metrics.is_whole(folder.metrics, config.epochs, copy):
-        return None
-    return metrics.read(folder.metrics)[: config.epochs]
+    return metrics.read_whole(folder.metrics, config.epochs, copy)
 
 
 def _existing(config: RunConfig) -> RunFolder | None:

@@ -243,9 +243,9 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
 def _finished_rows(config: RunConfig, folder: RunFolder) -> list[EpochMetrics] | None:
     """Returns the metrics of a run whose folder is complete and intact, or None."""
     copy = latest_rows(folder.checkpoints)
-    if not copy or not metrics.is_whole(folder.metrics, config.epochs, copy):
+    rows = copy and metrics.read_whole(folder.metrics, config.epochs, copy)
+    if not rows:
         return None
-    rows = metrics.read(folder.metrics)
     made = [folder.plot, folder.path / run_folder.CONFIG]
     made += [folder.multipliers_plot] * ("multipliers" in rows[-1])
     # An earlier version may have left parts out.

@@ -162,8 +162,10 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
     return Recovered(rows, warnings)
 
 
-def is_whole(path: Path, epochs: int, copy: Sequence[EpochMetrics] | None) -> bool:
-    """Returns whether a file has one row per epoch and agrees with its copy.
+def read_whole(
+    path: Path, epochs: int, copy: Sequence[EpochMetrics] | None
+) -> list[EpochMetrics] | None:
+    """Returns a row per epoch; None if one is missing or differs from its copy.
 
     Args:
         path: the file.
@@ -172,8 +174,8 @@ def is_whole(path: Path, epochs: int, copy: Sequence[EpochMetrics] | None) -> bo
     """
     rows = read(path)[:epochs]
     if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
-        return False
-    return copy is None or to_json(rows) == list(copy[:epochs])
+        return None
+    return rows if copy is None or to_json(rows) == list(copy[:epochs]) else None
 
 
 def _read_lines(path: Path) -> list[EpochMetrics | None]:
