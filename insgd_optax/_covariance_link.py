@@ -169,11 +169,8 @@ def covariance_link(
             name = _matching.COVARIANCE_NAME
             raise ValueError(_matching.missing_argument(name, extra_args))
         sown = covariances_by_layer(input_covariances)
-        causes = _matching.causes_in(
-            input_covariances, _matching.COVARIANCE_NAME, _CAUSES
-        )
         return with_auto_axes(
-            functools.partial(updated, causes),
+            functools.partial(updated, input_covariances),
             updates,
             state,
             sown,
@@ -182,7 +179,7 @@ def covariance_link(
         )
 
     def updated(
-        causes: str,
+        given: Any,
         updates: optax.Updates,
         state: ScaleByInputCovarianceState,
         sown: dict[Path, list[InputCovariance]],
@@ -210,10 +207,12 @@ def covariance_link(
                     factors = tuple(map(jnp.squeeze, batch.factors))
                     totals[path] = batch._replace(factors=factors)
         if absent and missing == "error":
+            name = _matching.COVARIANCE_NAME
             raise ValueError(
                 f"these scaled weights have no input covariance:\n{path_list(absent)}\n"
                 f"Layers with a covariance:\n"
-                f"{path_list(list(sown)) or '  none'}\n{causes}"
+                f"{path_list(list(sown)) or '  none'}\n"
+                f"{_matching.causes_in(given, name, _CAUSES)}"
             )
 
         _matching.check_not_shared(sown, totals, _matching.COVARIANCE_NAME)
@@ -259,13 +258,8 @@ def multiply(
     updates: optax.Updates, state: ScaleByInputCovarianceState, preserve_norm: bool
 ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
     """Multiplies updates by the matrices in the state, and records the cosines."""
-
-    def multiplied(
-        updates: optax.Updates, state: ScaleByInputCovarianceState
-    ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
-        return _multiplied(updates, state, preserve_norm)
-
-    return with_auto_axes(multiplied, updates, state, like=(updates, state))
+    function = functools.partial(_multiplied, preserve_norm=preserve_norm)
+    return with_auto_axes(function, updates, state, like=(updates, state))
 
 
 def _multiplied(

@@ -106,6 +106,15 @@ def form_of_state(layer: LayerCovariance, weight: tuple[int, ...]) -> Form:
     return form_of([factor.shape for factor in layer.factors], weight)
 
 
+def scaled_layers(
+    state: ScaleByInputCovarianceState,
+) -> list[tuple[Path, LayerCovariance]]:
+    """Returns the path and the covariance of each weight that a state scales."""
+    paths, nodes, _ = flat_layers(state.layers)
+    pairs = zip(paths, nodes, strict=True)
+    return [(path, node) for path, node in pairs if not is_masked(node)]
+
+
 def total(sown: list[InputCovariance], form: Form, dtype: DTypeLike) -> InputCovariance:
     """All that a layer sowed in one pass, in the form of its weight.
 

@@ -10,7 +10,7 @@ from insgd_optax._covariance_state import (
     InverseRootState,
     LayerCovariance,
     ScaleByInputCovarianceState,
-    flat_layers,
+    scaled_layers,
 )
 from insgd_optax._input_power import (
     Normalizer,
@@ -189,10 +189,7 @@ def _layer_covariances(
     layers: dict[str, tuple[LayerCovariance, bool]] = {}
     for state in states:
         root = isinstance(state, InverseRootState)
-        paths, nodes, _ = flat_layers(state.layers)
-        for path, node in zip(paths, nodes, strict=True):
-            if is_masked(node):
-                continue
+        for path, layer in scaled_layers(state):
             name = path_string(path)
             if name in layers:
                 raise ValueError(
@@ -200,7 +197,7 @@ def _layer_covariances(
                     " whiten_inputs transformations in this state: look at their"
                     " states one by one"
                 )
-            layers[name] = node, root
+            layers[name] = layer, root
     return layers
 
 

@@ -67,7 +67,9 @@ def with_auto_axes(function: Callable[..., _T], *arrays: Any, like: Any = None) 
         return jax.sharding.reshard(x, replicated) if _explicit_mesh(x) is None else x
 
     def sharding(x: Any) -> NamedSharding:
-        return NamedSharding(mesh, jax.typeof(on_mesh(x)).sharding.spec)
+        if _explicit_mesh(x) is None:
+            return replicated
+        return NamedSharding(mesh, jax.typeof(x).sharding.spec)
 
     auto = jax.sharding.auto_axes(
         function,

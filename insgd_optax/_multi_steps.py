@@ -17,8 +17,8 @@ from insgd_optax._covariance_link import naming as naming_covariance
 from insgd_optax._covariance_state import (
     LayerCovariance,
     ScaleByInputCovarianceState,
-    flat_layers,
     form_of_state,
+    scaled_layers,
     total,
 )
 from insgd_optax._input_power import ScaleByInputPowerState
@@ -279,10 +279,7 @@ def _layer_covariances(inner_state: Any) -> dict[Path, LayerCovariance]:
     """
     layers: dict[Path, LayerCovariance] = {}
     for state in states_of(inner_state, ScaleByInputCovarianceState):
-        paths, kept, _ = flat_layers(state.layers)
-        for path, layer in zip(paths, kept, strict=True):
-            if is_masked(layer):
-                continue
+        for path, layer in scaled_layers(state):
             if path not in layers or _size(layer) > _size(layers[path]):
                 layers[path] = layer
     return layers

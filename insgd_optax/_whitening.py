@@ -74,8 +74,8 @@ def inverse(
     scale = jnp.where(known, scale, one)
     # Beyond 1 / epsilon^2, nothing of A is left.
     shift = jnp.minimum(damping + eps / scale, 1 / limits.eps**2)
-    mean = jnp.where(known, 1 + shift, one)
     shift = jnp.where(known, shift, one)
+    mean = known + shift  # A / scale has the mean eigenvalue 1, or 0 if A is 0.
     scale, shift, mean = (x[..., None, None] for x in (scale, shift, mean))
     invert = positive_definite_inverse_root if root else positive_definite_inverse
 

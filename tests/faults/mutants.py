@@ -221,7 +221,7 @@ MUTANTS = {
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
         ("damping + eps / scale", "damping + eps", "layer_covariances -k dense"),
         ("jnp.maximum(values, 0)", "values", "input_covariance -k kronecker"),
-        ("jnp.where(known, 1 + shift, one)", "1 + shift", "input_covariance -k dead"),
+        ("mean = known + shift", "mean = 1 + shift", "input_covariance -k dead"),
         ("known = scale > 0", "known = scale >= 0", "input_covariance -k dead"),
     ],
     "insgd_optax/_inverse": [
