@@ -75,14 +75,18 @@ def inverse(
     # Beyond 1 / epsilon^2, nothing of A is left.
     shift = jnp.minimum(damping + eps / scale, 1 / limits.eps**2)
     shift = jnp.where(known, shift, one)
-    mean = known + shift  # A / scale has the mean eigenvalue 1, or 0 if A is 0.
+    # A / scale has the mean eigenvalue 1, or 0 if A is 0.
+    mean = jnp.where(known, 1 + shift, shift)
     scale, shift, mean = (x[..., None, None] for x in (scale, shift, mean))
-    invert = positive_definite_inverse_root if root else positive_definite_inverse
 
-    def damped(matrix: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
+    def inverted(matrix: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
         eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
         eye = eye.reshape((1,) * (matrix.ndim - 2) + eye.shape)
-        return (matrix + shift * eye) / mean
+        damped = (matrix + shift * eye) / mean
+        if root:
+            least = (shift / mean)[..., 0, 0]
+            return positive_definite_inverse_root(damped, least)
+        return positive_definite_inverse(damped)
 
     def in_units(result: jax.Array, unit: jax.Array) -> jax.Array:
         inner = tuple(range(lead, result.ndim))
@@ -95,8 +99,8 @@ def inverse(
 
     result: tuple[jax.Array, ...]
     if len(matrices) == 1:
-        whole = damped(matrices[0] / scale, shift, mean)
-        result = (in_units(invert(whole), unit),)
+        whole = inverted(matrices[0] / scale, shift, mean)
+        result = (in_units(whole, unit),)
     else:
         # A = A1 x A2 / tr(A), where both factors have the trace of A. In the basis of
         # A1 there is one matrix of channels for each of its eigenvalues.
@@ -106,8 +110,8 @@ def inverse(
         )
         values = jnp.maximum(values, 0)[..., None, None]
         products = values * (channels / scale)[..., None, :, :]
-        each = damped(products, shift[..., None], mean[..., None])
-        result = basis, in_units(invert(each), unit)
+        each = inverted(products, shift[..., None], mean[..., None])
+        result = basis, in_units(each, unit)
     finite = [jnp.isfinite(x).all(axis=tuple(range(lead, x.ndim))) for x in result]
     return result, jnp.stack(finite).all(axis=0)
 

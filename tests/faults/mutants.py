@@ -221,7 +221,7 @@ MUTANTS = {
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
         ("damping + eps / scale", "damping + eps", "layer_covariances -k dense"),
         ("jnp.maximum(values, 0)", "values", "input_covariance -k kronecker"),
-        ("mean = known + shift", "mean = 1 + shift", "input_covariance -k dead"),
+        ("jnp.where(known, 1 + shift, shift)", "1 + shift", "input_covariance -k dead"),
         ("known = scale > 0", "known = scale >= 0", "input_covariance -k dead"),
     ],
     "insgd_optax/_inverse": [
@@ -236,6 +236,12 @@ MUTANTS = {
             "jnp.matmul(columns, pivot",
             "inverse",
         ),
+        (
+            "jnp.where(error[:, None, None] > _CONVERGED, scale, 1)",
+            "scale",
+            "inverse -k at_once",
+        ),
+        ("least * (3 - least**2) / 2", "least", "inverse -k halves"),
     ],
     "insgd_optax/_covariance_link": [
         (

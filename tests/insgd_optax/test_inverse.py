@@ -36,16 +36,35 @@ def test_the_root_s_square_is_the_inverse(x64, size):
     np.testing.assert_allclose(root @ root / scale, wanted / scale, atol=1e-8)
 
 
+@pytest.mark.parametrize("bounded", [True, False])
 @pytest.mark.parametrize("smallest", [1e-1, 1e-3, 1e-5])
-def test_the_root_in_float32(smallest):
+def test_the_root_in_float32(smallest, bounded):
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     values = np.geomspace(smallest, 1, 40)
     a = (basis * values) @ basis.T
     wanted = (basis / np.sqrt(values)) @ basis.T
-    root = _inverse.positive_definite_inverse_root(jnp.asarray(a, jnp.float32))
+    root = _inverse.positive_definite_inverse_root(
+        jnp.asarray(a, jnp.float32), smallest if bounded else 0.0
+    )
     error = np.abs(root - wanted).max() / np.abs(wanted).max()
     assert error < 2e-6 / smallest**0.5
+
+
+def test_a_bound_halves_the_iterations_of_the_root(monkeypatch):
+    """At a condition number of 20, unscaled Newton-Schulz takes 11."""
+    values = np.geomspace(0.05, 1, 40)
+    monkeypatch.setattr(_inverse, "_MOST_ITERATIONS", 6)
+    root = _inverse.positive_definite_inverse_root(jnp.diag(values), 0.05)
+    np.testing.assert_allclose(root, np.diag(values**-0.5), atol=1e-5)
+    assert jnp.isnan(_inverse.positive_definite_inverse_root(jnp.diag(values))).all()
+
+
+@pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [1.0, 1.001, 0.999]])
+def test_the_root_of_what_has_converged_at_once(values):
+    """A scaled step would leave it."""
+    root = _inverse.positive_definite_inverse_root(jnp.diag(jnp.array(values)))
+    np.testing.assert_allclose(root, np.diag(np.array(values) ** -0.5), atol=1e-6)
 
 
 @pytest.mark.parametrize(
