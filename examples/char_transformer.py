@@ -70,7 +70,7 @@ def muon_dimensions(params):
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def make_optimizer(name, learning_rate, steps):
+def make_optimizer(name, learning_rate, steps, **options):
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 10, steps)
     if name == "lms_newton":
         return lms_newton(rate, weight_decay=1e-4)
@@ -83,15 +83,15 @@ def make_optimizer(name, learning_rate, steps):
     )
     directions = {
         "adamw": adam,
-        "adamw+covariance": optax.chain(adam, scale_by_input_covariance()),
+        "adamw+covariance": optax.chain(adam, scale_by_input_covariance(**options)),
         "muon": muon,
-        "muon+whitened": whiten_inputs(muon),
+        "muon+whitened": whiten_inputs(muon, **options),
     }
     descent = optax.scale_by_learning_rate(rate)
     return optax.chain(directions[name], optax.add_decayed_weights(1e-4), descent)
 
 
-def make_functions(model, tx, captures):
+def make_functions(model, tx, captures, every=10, **options):
     """The loss and the training step; `captures`: whether `tx` needs covariances."""
 
     def loss_fn(params, batch):
@@ -102,7 +102,8 @@ def make_functions(model, tx, captures):
 
     @jax.jit
     def train_step(params, opt_state, batch, step):
-        with insgd_optax.capture_input_covariances(when=captures and step % 10 == 0):
+        when = captures and step % every == 0
+        with insgd_optax.capture_input_covariances(when=when, **options):
             grads, sown = jax.grad(loss_fn, has_aux=True)(params, batch)
         updates, opt_state = tx.update(grads, opt_state, params, input_covariances=sown)
         return optax.apply_updates(params, updates), opt_state
