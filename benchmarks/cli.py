@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.gpu import GpuConfig, gpu
 from benchmarks.report import ReportConfig, report
-from train import command_line
+from train.command_line import parser
 from train.errors import report_errors
 
 _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
@@ -18,7 +18,7 @@ _COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
 def main() -> int:
     """Parses the command line and executes it; returns the exit status."""
     arguments = sys.argv[1:] or ["--help"]
-    config = command_line.parse(
+    config = parser.parse(
         arguments,
         {name: config for name, (config, _) in _COMMANDS.items()},
         program="python -m benchmarks",

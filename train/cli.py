@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import insgd_optax
-from train import command_line
 from train.benchmark.command import BenchmarkConfig, benchmark
+from train.command_line import parser
+from train.command_line.options import understood, value_of
 from train.config import FREE_ON_RESUME, RunConfig, option
 from train.data.tfds.prepare import PrepareConfig, prepare
 from train.errors import UserError, report_errors
@@ -77,13 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _execute(arguments: Sequence[str]) -> int:
     """Executes the command named by the first argument."""
     configs: dict[str, Any] = {name: each.config for name, each in COMMANDS.items()}
-    arguments = command_line.understood(arguments, configs)
+    arguments = understood(arguments, configs)
     command, *options = arguments
-    resumed = command_line.value_of("resume", options) if command == DEFAULT else None
+    resumed = value_of("resume", options) if command == DEFAULT else None
     if resumed is not None and not {"-h", "--help"} & set(options):
         config = _resumed(Path(resumed), options)
     else:
-        config = command_line.parse(
+        config = parser.parse(
             arguments,
             configs,
             program=PROGRAM,
@@ -110,7 +111,7 @@ def _resumed(path: Path, arguments: Sequence[str]) -> RunConfig:
     named = {argument.rpartition("=")[2] for argument in arguments}
     recorded = run_folder.load(path, named).config
     recorded = dataclasses.replace(recorded, run_dir=None)
-    config = command_line.parse_options(
+    config = parser.parse_options(
         arguments, RunConfig, program=f"{PROGRAM} {DEFAULT}", defaults=recorded
     )
     changed = [

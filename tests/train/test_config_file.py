@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from train import cli, command_line
+from train import cli
+from train.command_line import options
 from train.config import RunConfig, TrainingConfig
 from train.experiments.compare import CompareConfig
 from train.experiments.paper.table import TableConfig
@@ -19,7 +20,7 @@ COMMANDS = {"run": RunConfig, "compare": CompareConfig, "table": TableConfig}
 def understood(tmp_path, text, *arguments, command="run"):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    first, *rest = command_line.understood(
+    first, *rest = options.understood(
         [command, "--config", str(path), *arguments], COMMANDS
     )
     assert first == command
@@ -104,12 +105,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
 
 def test_every_option_has_a_type_that_a_file_can_hold():
     for config in COMMANDS.values():
-        types = command_line.option_types(config)
+        types = options.option_types(config)
         assert "launch" not in types
         assert {"config", "epochs", "parallel", "cache_dir"} <= types.keys()
-    assert "number" not in command_line.option_types(TableConfig)
-    assert "coordinator" in command_line.option_types(RunConfig)
-    assert "seed" not in command_line.option_types(TrainingConfig)
+    assert "number" not in options.option_types(TableConfig)
+    assert "coordinator" in options.option_types(RunConfig)
+    assert "seed" not in options.option_types(TrainingConfig)
 
 
 def test_a_runs_own_file_repeats_it(tiny_setting, tmp_path, monkeypatch):

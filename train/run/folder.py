@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from train import command_line, files, json_fields, own_code, provenance
+from train import files, json_fields, own_code, provenance
+from train.command_line import option_file
 from train.config import RunConfig
 from train.data.types import Dataset, Preprocessing, RecordedDataset
 from train.errors import UserError
@@ -76,7 +77,7 @@ class RunFolder:
 
     def write_config(self) -> None:
         """Writes the options to a file that repeats the run."""
-        text = command_line.write(self.record["config"], str(self.path / CONFIG))
+        text = option_file.write(self.record["config"], str(self.path / CONFIG))
         files.write(self.path / CONFIG, text.encode())
 
     def record_preprocessing(self, dataset: Dataset) -> None:

@@ -1,0 +1,1 @@
+"""The options of commands, from command lines and files."""
