@@ -50,9 +50,10 @@ def lms_newton(
     is the length of an input vector. Since each update keeps its gradient's norm, a
     learning rate that is good for SGD is a good first choice.
 
-    For Adam or Muon, chain `scale_by_input_covariance` after them:
+    For Adam, chain `scale_by_input_covariance` after it:
     `optax.chain(optax.scale_by_adam(), scale_by_input_covariance(),
-    optax.add_decayed_weights(...), optax.scale_by_learning_rate(...))`.
+    optax.add_decayed_weights(...), optax.scale_by_learning_rate(...))`. For Muon, use
+    `whiten_inputs`.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule.
