@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("insgd_optax", "models", "train", "benchmarks")
-# What each package, and each room of the application, may import beside itself.
+# What each package, and each room (folder) of the application, may import besides
+# itself.
 MAY_IMPORT = {
     "insgd_optax": set(),
     "models": set(),
@@ -22,7 +23,8 @@ MAY_IMPORT = {
     "train/benchmark": {"train/training"},
 }
 MAY_IMPORT["benchmarks"] = {"train", *MAY_IMPORT}
-# Files outside the rooms that use some; rooms use the first, the last uses all.
+# Files outside the rooms, and the rooms that they use: cli.py uses all. All rooms but
+# data and training may import config.py.
 ABOVE = {
     "train/config.py": {"train/data", "train/training"},
     "train/cli.py": {room for room in MAY_IMPORT if room.startswith("train/")},

@@ -30,7 +30,13 @@ PACKAGES = {
     "tyro": "tyro",
 }
 # Needed only by some datasets and options, which import them when a run starts.
-_WHEN_USED = {"grain", "importlib_resources", "tensorboardX", "tensorflow-datasets"}
+_WHEN_USED = {
+    "grain",
+    "importlib_resources",
+    "scikit-learn",
+    "tensorboardX",
+    "tensorflow-datasets",
+}
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""All of `python -m benchmarks gpu` at tiny sizes: killed, stopped, and gone on."""
+"""All of `python -m benchmarks gpu` at tiny sizes: killed, stopped, and resumed."""
 
 import importlib.util
 import signal

@@ -82,7 +82,7 @@ RECORDS = [
 ]
 
 
-def test_every_part_is_told():
+def test_every_part_is_reported():
     said = report.to_markdown(RECORDS)
     lines = {" ".join(line.split()) for line in said.splitlines()}
     for line in (

@@ -385,7 +385,7 @@ MUTANTS = {
         (
             "            break",
             "            continue",
-            "metrics -k behind",
+            "metrics -k after_a_damaged",
         ),
         ('row["epoch"] >= 1 and row["step"] >= 1', "True", "metrics -k damaged"),
         (

@@ -24,7 +24,7 @@ def at_once(*calls):
 
 
 @pytest.mark.slow
-def test_two_writers_of_a_cache_leave_one_of_both_or_nothing(tmp_path, cases, report):
+def test_two_writers_of_a_cache_leave_one_result_or_nothing(tmp_path, cases, report):
     counts = collections.Counter()
     ended = threading.Event()
 

@@ -144,7 +144,7 @@ def test_an_injected_initial_covariance_may_be_traced():
     assert state.hyperparams["initial_covariance"] == 0.5
 
 
-def test_of_a_zero_gradient_nothing_is_turned():
+def test_a_zero_gradient_has_a_cosine_of_one():
     params = {"kernel": jnp.zeros((3, 2))}
     tx = lms_newton(0.1)
     x = jnp.ones((4, 3))

@@ -94,7 +94,7 @@ def test_every_layer_sows_the_statistics_of_one_device(is_plain):
 
 
 class Net(nn.Module):
-    """A convolution and Megatron's pair, whose second product is summed over it."""
+    """A convolution and Megatron's pair, whose second product sums over "model"."""
 
     out_sharding: P | None = None
 

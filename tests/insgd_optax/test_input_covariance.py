@@ -40,7 +40,7 @@ def sown_of(rows, kernel_rank=2, dtype=None):
 
 
 def jit_apply(model):
-    """A model's application as one program: operations one by one compile for long."""
+    """A model's application as one program; operations one by one compile slowly."""
     return jax.jit(model.apply, static_argnames="mutable")
 
 
@@ -310,7 +310,7 @@ def matrix_products(jaxpr):
 
 @pytest.mark.parametrize("form", ["patch", "kronecker"])
 def test_matrix_products_have_the_highest_precision(form):
-    """GPUs and TPUs round the factors of others, CPUs do not."""
+    """At lower precisions, GPUs and TPUs round the factors; CPUs do not."""
     model = nn.Conv(2, (3, 3), use_bias=False)  # Itself no matrix product.
     x = jnp.ones((2, 4, 4, 65))
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
@@ -634,7 +634,7 @@ def test_rows_are_capped_and_spread():
     assert counts[None] == 16 * 400
     for most in (1000, 100, 10, 1):
         assert 0.4 * most < counts[most] <= most
-    # Of stationary inputs few rows tell nearly what all do.
+    # For stationary inputs, a few rows have nearly the covariance of all.
     with capture_input_covariances(max_rows=1000):
         _, few = jit_apply(model)(params, x, mutable=("intermediates",))
     with capture_input_covariances(max_rows=None):

@@ -56,7 +56,7 @@ def test_a_later_norm_that_is_not_finite_leaves_the_power_as_it_was(bad):
     assert state.count == 2
 
 
-def test_an_input_of_zeros_is_no_step_of_a_hundred():
+def test_an_input_of_zeros_does_not_multiply_the_step_by_100():
     updates, state = after(scale_by_input_power(), 0.0)
     assert power(state) == 0
     np.testing.assert_array_equal(updates["dense"]["kernel"], 1.0)

@@ -79,7 +79,7 @@ def test_within_wrappers():
         np.testing.assert_array_equal(multiplier(after(tx)), plain)
 
 
-def test_map_params_takes_it_for_no_parameter():
+def test_map_params_does_not_take_it_for_a_parameter():
     """Like P: replicated where a weight is sharded."""
     tx = insgd(0.1)
     marked = optax.tree.map_params(

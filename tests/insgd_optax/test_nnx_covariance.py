@@ -113,6 +113,6 @@ def test_shapes_tell_the_form_of_every_layer(name):
     assert 0 < cosine < 1
 
 
-def test_want_of_a_capture_is_named():
+def test_a_missing_capture_is_named():
     with pytest.raises(ValueError, match="input_covariance_shapes inside"):
         input_covariance_shapes(Net(nnx.Rngs(0)), jnp.ones((1, 6, 6, 2)))

@@ -151,7 +151,7 @@ def test_one_linear_neuron_is_nlms(rate, x64):
     )
     actual = neuron_steps(by_power, x, d, first)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
-    # With 2 for the rate 1: e^2 / 2 is twice as deep as its slope says.
+    # Factor 2 for rate 1: the minimum of e^2 / 2 is twice as far as its slope says.
     by_bound = clip_by_polyak(1e6, factor=2 * rate, decay=0.0)
     actual = neuron_steps(by_bound, x, d, first)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
@@ -201,7 +201,7 @@ def test_a_gradients_whole_way_is_bounded(momentum, dampening, nesterov, x64):
 def test_a_gradients_whole_way_is_bounded_under_a_schedule(
     momentum, schedule, share, x64
 ):
-    """Whatever the rate becomes after it; a fall before it shortens it."""
+    """Whatever the rate becomes later; a fall before the gradient shortens the way."""
     grad = np.array([3.0, -1.0, 2.0])
     tx = clip_by_polyak(schedule, factor=1.0, momentum=momentum)
     for step, expected in ((0, None), (3, 1.0), (9, share)):
@@ -256,8 +256,8 @@ def test_an_injected_rate_may_rise(x64):
     )
 
 
-def test_where_the_bound_rules_the_rate_is_nothing(x64):
-    """Also under momentum, weight decay and a schedule, of which its shape remains."""
+def test_where_the_bound_is_active_the_learning_rate_does_not_matter(x64):
+    """Also under momentum, weight decay and a schedule, whose shape alone matters."""
     rng = np.random.default_rng(0)
     grads, values = rng.normal(size=(20, 3)), rng.uniform(0.5, 1.0, size=20)
 

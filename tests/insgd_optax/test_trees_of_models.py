@@ -68,7 +68,7 @@ def test_norms_fed_back_are_an_error():
         Net().apply({**variables, **sown}, X)
 
 
-def test_a_model_called_twice_in_one_pass_is_none():
+def test_norms_of_a_model_called_twice_are_not_norms_fed_back():
     variables = jax.jit(Net().init)(jax.random.key(0), X)
 
     def both(model, x):

@@ -32,7 +32,7 @@ def small_dataset():
 
 @pytest.fixture
 def tiny_setting(small_dataset, monkeypatch):
-    """Commands train a tiny network on small data, whichever they are told."""
+    """Commands train a tiny network on small data, whatever they are told to train."""
     # By their names: scikit-learn, behind the first, takes a second to import.
     monkeypatch.setattr("train.data.digits.load", lambda: small_dataset)
     monkeypatch.setattr("models.create", lambda name, **options: TinyCNN(**options))
@@ -40,7 +40,7 @@ def tiny_setting(small_dataset, monkeypatch):
 
 @pytest.fixture(scope="package")
 def made_once(tmp_path_factory):
-    """Fills a folder by a function of its path; again under a name, by a copy of that.
+    """Fills a folder by a function of its path; later calls of a name copy its result.
 
     To copy a run takes a hundredth of the time that its training takes.
     """

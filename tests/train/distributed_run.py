@@ -1,8 +1,8 @@
 """`python -m train run` on the stripes and the tiny network, for several processes.
 
-`python -m tests.train.distributed_run DIE_AFTER OPTION...`: with DIE_AFTER an epoch,
-this process dies in the one after it, as a machine does; with a time such as 0.5s, so
-long after it began to train.
+`python -m tests.train.distributed_run DIE_AFTER OPTION...`: if DIE_AFTER is an epoch,
+this process kills itself in the next one, as if its machine had died; if it is a time
+such as 0.5s, it does so that long after it began to train; if "never", it does not.
 """
 
 import os

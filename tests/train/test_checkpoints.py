@@ -89,7 +89,7 @@ def progress(batch_norm=True, name="insgd-l2"):
     return LoopState(state, zero_metric_sums())
 
 
-def test_a_train_state_comes_back_bit_by_bit(checkpoints):
+def test_a_train_state_comes_back_bit_for_bit(checkpoints):
     # Values with all bits in use, other ones in each array.
     rng = np.random.default_rng(0)
     saved = jax.tree.map(
@@ -279,7 +279,7 @@ def test_an_older_damaged_checkpoint_blocks_nothing(tmp_path):
     assert {3, 4} <= set(steps(tmp_path))
 
 
-def test_of_damaged_checkpoints_alone_none_is_moved(tmp_path, checkpoints):
+def test_if_all_checkpoints_are_damaged_none_is_moved(tmp_path, checkpoints):
     for step in (1, 2):
         checkpoints.save(step, tree(step), 0.5)
         (tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA").write_text("null")

@@ -158,7 +158,7 @@ def test_a_lack_of_device_memory_is_told_in_a_line(train, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_end_bit_by_bit(
+def test_a_stopped_run_goes_on_to_the_same_end_bit_for_bit(
     train, finished, tmp_path, small_digits, monkeypatch, capsys, number
 ):
     finished(3, "whole")

@@ -496,7 +496,7 @@ def places(tmp_path, shared, small_dataset, monkeypatch, request):
     return make
 
 
-def test_there_are_many_and_each_is_another():
+def test_there_are_many_and_no_two_are_equal():
     assert len({line for line, *_ in ALL}) == len(ALL) >= 200
 
 

@@ -105,7 +105,7 @@ def test_a_record_with_options_once_ignored_is_read_without_them():
     assert read == RunConfig(optimizer="sgd", learning_rate=0.1)
 
 
-def test_sizes_are_of_folders():
+def test_image_sizes_are_only_for_folders():
     assert RunConfig(dataset="folder:/a/pets", image_size=32).readable_name == (
         "pets-custom_cnn-insgd-l2-lr0.1-image-size32-seed0"
     )

@@ -5,7 +5,7 @@ from train.experiments import series
 from train.experiments.paper import controls
 
 
-def test_sgd_takes_what_insgd_and_its_bound_left_of_the_rate(monkeypatch):
+def test_sgd_has_the_effective_rate_of_insgd_and_its_bound(monkeypatch):
     rows = [
         {"mean_multiplier": 0.5, "train_polyak_scale": 0.1},
         {"mean_multiplier": 0.5, "train_polyak_scale": 0.3},

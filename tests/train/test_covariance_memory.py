@@ -8,7 +8,7 @@ from train.benchmark.workload import Workload
 
 @pytest.mark.slow
 def test_the_inverse_is_not_computed_amid_the_backward_pass():
-    """XLA alone computes it where activations take most: 1.40 times SGD's memory."""
+    """Left to itself, XLA would do so at the peak: 1.40 times SGD's memory."""
     workload = Workload("custom_cnn", (("batch_norm", False),), 128, "float32")
     sgd, newton = (
         Stepper(workload, 32, name).memory().temporary for name in ("sgd", "lms-newton")

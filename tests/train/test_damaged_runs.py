@@ -1,4 +1,4 @@
-"""Runs whose folder was damaged: said, repaired, and gone on with bit for bit."""
+"""Runs whose folder was damaged: reported, repaired, and resumed bit for bit."""
 
 import json
 

@@ -112,7 +112,7 @@ def test_a_run_stops_where_it_diverges(
     assert [row["epoch"] for row in metrics.read(run / "metrics.jsonl")] == [1]
 
 
-def test_without_a_checkpoint_that_is_said(tmp_path, monkeypatch, capsys):
+def test_a_run_without_a_checkpoint_says_so(tmp_path, monkeypatch, capsys):
     spoil(monkeypatch, "loss", 2)
     assert train("--epochs", "3", "--run-dir", str(tmp_path / "run")) == 3
     err = capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_a_diverged_run_goes_on_from_its_last_good_step(tmp_path, monkeypatch, c
     assert err.count("Warning: training diverged") == 1
 
 
-def test_a_series_keeps_the_flat_line(tmp_path, capsys):
+def test_a_series_keeps_a_diverged_run(tmp_path, capsys):
     command = ["compare", "--optimizers", "sgd@1e20", "--epochs", "2"]
     command += ["--batch-size", "16", "--parallel", "jit"]
     assert cli.main([*command, "--runs-dir", str(tmp_path)]) == 0

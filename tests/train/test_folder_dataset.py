@@ -265,7 +265,7 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out(
     assert str(image_folder / "train/cat/1.png") in said
     assert "--skip-corrupt-images" in said
 
-    # Whether from the cache or not, the option goes on, and says without what.
+    # With the option, from the cache or not, loading goes on and names what is skipped.
     dataset = folder_dataset.load(str(image_folder), cache, skip_corrupt=True)
     assert len(dataset.train.labels) == 5
     reported = capsys.readouterr().err

@@ -50,7 +50,7 @@ def test_each_row_is_a_line_of_plain_json(path):
     assert lines[1]["train_loss"] is None
 
 
-def test_rows_are_read_back_not_a_number_as_nan(path):
+def test_rows_are_read_back_with_null_as_nan(path):
     rows = metrics.read(path)
     assert rows[0] == ROWS[0]
     assert math.isnan(rows[1]["train_loss"])
@@ -62,7 +62,7 @@ def test_a_line_cut_short_ends_the_rows(path):
     assert metrics.read(path) == ROWS[:1]
 
 
-def test_no_row_is_read_behind_a_damaged_line(path):
+def test_no_row_is_read_after_a_damaged_line(path):
     first, second = path.read_text().splitlines()
     path.write_text("\n".join([first, second[:-10], second]))
     assert metrics.read(path) == ROWS[:1]
@@ -76,7 +76,7 @@ def test_a_last_line_that_is_restored_is_warned_of_once(path):
     assert "line 2 is missing or damaged, and restored" in warning
 
 
-def test_no_file_has_no_rows(tmp_path):
+def test_a_missing_file_has_no_rows(tmp_path):
     assert metrics.read(tmp_path / "none") == []
 
 

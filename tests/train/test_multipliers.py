@@ -1,4 +1,4 @@
-"""Figures of multipliers."""
+"""The summary of multipliers for an epoch's metrics."""
 
 import numpy as np
 import pytest

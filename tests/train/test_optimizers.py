@@ -339,7 +339,7 @@ def test_capture_has_the_norm_of_the_name(name, power):
     assert norm.item() == pytest.approx(power)
 
 
-def test_only_optimizers_of_the_input_capture():
+def test_only_optimizers_that_use_the_input_capture_it():
     captured = {
         name
         for name in optimizers.NAMES

@@ -1,4 +1,4 @@
-"""Pictures of runs: whatever is drawn fits, which matplotlib would warn of."""
+"""Pictures of runs: whatever is drawn fits; matplotlib would warn if it did not."""
 
 import numpy as np
 import pytest

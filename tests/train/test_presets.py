@@ -127,7 +127,7 @@ def test_protocols_are_the_papers(number):
 def test_networks_have_the_options(number):
     table = presets.TABLES[number]
     for row in table.rows:
-        # The data that have no loader are not those of a run.
+        # The options leave out the dataset, which does not matter here.
         run = RunConfig(dataset="digits", **presets.options(table, row, 1))
         models.create(run.model, **run.network_options)
 

@@ -116,7 +116,7 @@ def test_another_service_at_the_address(answer, capsys):
     assert "is not process 0 of this run" in said
 
 
-def test_whoever_is_no_process_is_left_standing():
+def test_a_client_that_is_not_a_process_is_ignored():
     address = free_address()
     host, port = address.split(":")
 

@@ -1,4 +1,4 @@
-"""How wide usable rates are: which are tried, what is counted, and the command."""
+"""The range of usable rates: which rates are tried, its width, and the command."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
         assert {center / 10, center, center * 10} <= set(rates)
         assert rates == sorted(rates)
         assert all(point["seeds"] == 2 for point in found["points"][name])
-        # What INSGD and the bound left of the rate.
+        # The effective rate: what remains after INSGD's multiplier and the bound.
         for point in found["points"][name]:
             taken = point["effective_rate"] / point["learning_rate"]
             assert (taken == 1) if name == "sgd" else (0 < taken < 1)

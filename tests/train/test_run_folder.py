@@ -153,7 +153,7 @@ def test_other_parts_of_the_record_are_checked(tmp_path, part):
         ("preprocessing", "std", None, "'preprocessing.std' is null, not a list"),
     ],
 )
-def test_values_of_the_data_s_that_no_run_has_are_named(
+def test_values_of_the_data_that_no_run_has_are_named(
     tmp_path, part, name, value, words
 ):
     data = DATA | {"test_images": 3, "image_shape": [8, 8, 1]}

@@ -190,7 +190,7 @@ def test_what_another_finished_meanwhile_is_not_run(configs, ran, monkeypatch):
     assert ran == [0, 1]
 
 
-def test_a_run_left_before_its_record_was_written_is_run(configs, ran):
+def test_a_folder_left_before_its_record_was_written_takes_a_new_run(configs, ran):
     held(configs[0]).__exit__()
     assert [path.name for path in series.run_path(configs[0]).iterdir()] == ["lock"]
     config = dataclasses.replace(configs[0], run_dir=series.run_path(configs[0]))

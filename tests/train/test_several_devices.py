@@ -25,7 +25,7 @@ def on_one_device(batch_norm, dtype, num_steps):
 
 
 def check_as_on_one_device(name, result):
-    """Parameters and the like to so much of each array's largest entry; P relative."""
+    """Compares arrays relative to their largest entries, and P relative to itself."""
     _, *options = pipeline.CASES[name]
     dtype = options[1]
     with pipeline.compiled_for(dtype):
@@ -136,7 +136,7 @@ def compiled_step(way, optimizer, batch_norm):
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_ways_for_one_process_say_so_in_several(monkeypatch, way):
+def test_strategies_for_one_process_are_refused_in_several(monkeypatch, way):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(parallel.UserError, match="--parallel mesh or shard_map"):
         parallel.create(way)

@@ -62,7 +62,7 @@ for arguments in (["--version"], ["--help"], ["run", "--help"], ["--lr", "3"], [
     ("package", "missing", "named"),
     [
         ("train", "tyro", "tyro"),
-        ("train", "sklearn", "scikit-learn"),
+        ("train", "PIL", "pillow"),
         ("benchmarks", "tyro", "tyro"),
     ],
 )
@@ -84,7 +84,13 @@ runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
     )
 
 
-LATE = ["grain", "importlib_resources", "tensorboardX", "tensorflow_datasets"]
+LATE = [
+    "grain",
+    "importlib_resources",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow_datasets",
+]
 
 
 @pytest.mark.parametrize(
@@ -102,12 +108,18 @@ runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
     assert result.stderr == ""
 
 
-def test_a_package_that_is_missing_when_it_is_used_is_one_line(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    use = functools.partial(importlib.import_module, "tensorflow_datasets")
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("tensorflow_datasets", "tensorflow-datasets"), ("sklearn", "scikit-learn")],
+)
+def test_a_package_that_is_missing_when_it_is_used_is_one_line(
+    module, package, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    use = functools.partial(importlib.import_module, module)
     assert errors.report_errors(use) == 2
     err = capsys.readouterr().err
-    assert err.startswith("Error: this command needs tensorflow-datasets, which is not")
+    assert err.startswith(f"Error: this command needs {package}, which is not")
     assert len(err.splitlines()) == 1
     with pytest.raises(ModuleNotFoundError):  # Not declared: a defect, not advice.
         errors.report_errors(functools.partial(importlib.import_module, "no_such"))

@@ -84,9 +84,9 @@ def unraisable(monkeypatch):
 
 @pytest.mark.parametrize("size", [800, 1500])
 def test_an_error_of_orbax_is_printed_once(tmp_path, caplog, size):
-    """The metadata have no room, or only the arrays: threads fail, others go on.
+    """The metadata do not fit, or only the arrays: some threads fail, others go on.
 
-    Pytest makes errors of those that go on, which Python can only print.
+    Python can only print the errors of those that go on; pytest makes the test fail.
     """
     arrays = {str(n): jnp.arange(400.0 + n) ** 0.5 for n in range(12)}
     checkpoints = Checkpoints(tmp_path / "checkpoints")

@@ -1,4 +1,4 @@
-"""Runs on a small ImageNet that is read while it is needed."""
+"""Runs on a small ImageNet that is read on demand."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """ImageNet's archives, with a few images in them, prepared; 16x16 is seen."""
+    """ImageNet prepared from archives of a few images; the network sees 16x16 crops."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     tiny_imagenet.write_archives(tmp_path / "data", monkeypatch)
     assert cli.main(["prepare", "imagenet2012"]) == 0

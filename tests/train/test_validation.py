@@ -58,7 +58,7 @@ def test_every_training_image_is_on_one_side(small_dataset):
     assert train.test is dataset.test
 
 
-def test_images_that_are_read_while_needed_are_chosen_by_their_place():
+def test_images_that_are_read_on_demand_are_chosen_by_their_place():
     class Recorded(validation.Records):
         def read(self, indices):
             return [validation.Record(b"", index) for index in indices]
@@ -75,7 +75,7 @@ def test_no_side_is_left_empty(small_dataset, fraction):
         validation.split(small_dataset, fraction, seed=0)
 
 
-def test_the_best_epoch_is_picked_on_validation_images_if_there_are():
+def test_the_best_epoch_is_picked_on_validation_images_if_there_are_any():
     rows = [{"test_top1": 0.5, "val_top1": 0.9}, {"test_top1": 0.8, "val_top1": 0.7}]
     assert metrics.best(rows) is rows[0]
     assert metrics.selected_on(rows[0]) == "validation"

@@ -175,7 +175,7 @@ if number < 4:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_that_is_stopped_or_crashes_every_time_is_not_restarted(
+def test_a_stopped_worker_is_not_restarted_and_one_that_always_crashes_only_twice(
     complete, capsys, number
 ):
     do = f"signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), {int(number)})"
@@ -344,7 +344,7 @@ def test_workers_end_with_their_command(tmp_path, number):
     said = (tmp_path / "0.log").read_text()
     if number == signal.SIGTERM:
         assert "Run the same command again to resume." in said
-    # What the workers left can be gone on with: nobody holds it.
+    # The runs that the workers left can be resumed: nobody holds them.
     for path in (tmp_path / "runs").glob("digits-*"):
         with series.RunLock() as lock:
             wait_until(lambda path=path, lock=lock: free(lock, path))

@@ -238,7 +238,7 @@ class RestoredRun:
     model: nn.Module
     state: TrainState
     step: int
-    warnings: tuple[str, ...]  # Of other checkpoints, and of the user's own code.
+    warnings: tuple[str, ...]  # About checkpoints, and about the user's own code.
 
 
 def restore(folder: RunFolder, checkpoint: Checkpoint) -> RestoredRun:

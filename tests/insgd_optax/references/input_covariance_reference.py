@@ -4,7 +4,7 @@ import numpy as np
 
 
 class Reference:
-    """One weight. `blocks` cuts the inputs; `kronecker` is (taps, channels)."""
+    """One weight. `block` is the inputs per block; `kron` is (taps, channels)."""
 
     def __init__(self, d, *, decay, damping, eps, preserve_norm, block=None, kron=None):
         self.decay, self.damping, self.eps = decay, damping, eps
