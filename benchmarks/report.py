@@ -190,8 +190,8 @@ def _trained(records: Sequence[Record]) -> str:
                 f"{found['learning_rate']:g}",
                 found["dtype"],
                 str(found["epochs"]),
-                f"{found['train_and_test_seconds']:.1f}",
-                f"{found['seconds_at_median']:.1f}",
+                _seconds(found["train_and_test_seconds"]),
+                _seconds(found["seconds_at_median"]),
                 f"{100 * found['last_top1']:.2f}",
                 f"{100 * found['best_top1']:.2f}",
             ]
@@ -199,11 +199,16 @@ def _trained(records: Sequence[Record]) -> str:
     header = ["Optimizer", "Learning rate", "Dtype", "Epochs", "Seconds"]
     header += ["At the median epoch", "Last epoch", "Best epoch"]
     note = (
-        "Seconds of training and testing, including compilation. At the median epoch: "
-        "the median epoch's seconds times the number of epochs. Top-1 on the test "
-        "images in percent, one seed; the best epoch is selected on the same images."
+        "Seconds of training and testing, including compilation; unknown if an epoch "
+        "was resumed midway. At the median epoch: the median epoch's seconds times the "
+        "number of epochs. Top-1 on the test images in percent, one seed; the best "
+        "epoch is selected on the same images."
     )
     return f"{markdown.table(header, rows)}\n\n{note}" if rows else ""
+
+
+def _seconds(found: float | None) -> str:
+    return "" if found is None else f"{found:.1f}"
 
 
 def _pytorch(records: Sequence[Record]) -> str:

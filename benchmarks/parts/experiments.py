@@ -5,6 +5,7 @@ stopped resumes.
 """
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,12 @@ def summarize(rows: list[dict[str, Any]]) -> Result:
     """Times and accuracies of a run's epochs, the same for PyTorch and JAX.
 
     An epoch's time includes training and testing, not saving; the first also includes
-    compilation.
+    compilation. The time of an epoch that was resumed midway is unknown, hence NaN, and
+    so is the total; the median is that of the known times.
     """
     seconds = [row["seconds"] for row in rows]
-    median = statistics.median(seconds)
+    known = [each for each in seconds if math.isfinite(each)]
+    median = statistics.median(known) if known else math.nan
     return {
         "epochs": len(rows),
         "train_and_test_seconds": sum(seconds),

@@ -1,10 +1,16 @@
 """The report: every part's results, and what has none."""
 
+import json
+import math
+
+import numpy as np
 import pytest
 
 from benchmarks import report
 from benchmarks.gpu import GpuConfig, gpu
+from benchmarks.parts import experiments
 from benchmarks.report import ReportConfig
+from train import strict_json
 from train.errors import UserError
 
 ENVIRONMENT = {
@@ -105,6 +111,26 @@ def test_every_part_is_reported():
     assert "1 of 1 cases pass" in said
     assert "miniature" not in said
     assert "One seed." not in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "median", "shown"),
+    [
+        # `statistics.median` of all returns 3: a NaN has no place in an order.
+        ((9.0, 2.0, math.nan, 1.0, 3.0), 2.5, "12.5"),
+        ((math.nan,), math.nan, ""),
+    ],
+)
+def test_the_time_of_an_epoch_resumed_midway_is_unknown(seconds, median, shown):
+    rows = [{"seconds": each, "test_top1": 0.5} for each in seconds]
+    found = experiments.summarize(rows)
+    np.testing.assert_equal(found["median_epoch_seconds"], median)
+    # As the file of a result holds it.
+    found = json.loads(strict_json.encode(found))
+    assert found["train_and_test_seconds"] is None
+    said = report.to_markdown([record("c-resnet20-sgd", TRAINED | found)])
+    cells = [cell.strip() for cell in said.splitlines()[-3].split("|")]
+    assert cells[4:9] == [str(len(rows)), "", shown, "50.00", "50.00"]
 
 
 def test_without_results_there_is_no_report(tmp_path):
