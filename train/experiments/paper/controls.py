@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from train.config import RunConfig
+from train.config import RunConfig, with_effect
 from train.experiments import results, series
 from train.training import optimizers
 
@@ -22,8 +22,6 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
         "optimizer": "sgd",
         "learning_rate": float(f"{rate:.3g}"),
         "polyak_factor": None,  # Part of the effective rate.
-        "scope": RunConfig.scope,  # An option of INSGD, like the next.
-        "normalizer": RunConfig.normalizer,
     }
 
 
@@ -57,7 +55,11 @@ def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | 
 
 
 def _changed(run: RunConfig, options: dict[str, Any] | None) -> RunConfig | None:
-    return None if options is None else dataclasses.replace(run, **options)
+    if options is None:
+        return None
+    before = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    # Without the options that the control does not take, such as INSGD's eps for SGD.
+    return RunConfig(**with_effect(before | options))
 
 
 def names(optimizer: str) -> list[str]:
