@@ -177,7 +177,7 @@ class TrainingConfig(
             covariance_decay=(0, FLOAT32_MAX),
             covariance_every=(1, MOST_STEPS),
             covariance_max_rows=(1, MOST_STEPS),
-            covariance_max_dim=(1, MOST_STEPS),
+            covariance_max_dim=(2, MOST_STEPS),
             epochs=(1, MOST_EPOCHS),
             batch_size=(1, MOST_STEPS),
             milestone_factor=(0, FLOAT32_MAX),

@@ -145,6 +145,7 @@ NUMBERS = [
     ("--optimizer lms-newton --covariance-decay 1", 2, "must be below 1"),
     ("--optimizer lms-newton --covariance-max-rows 0", 2, "-max-rows must be at"),
     ("--optimizer lms-newton --covariance-max-dim 0", 2, "-max-dim must be at"),
+    ("--optimizer lms-newton --covariance-max-dim 1", 2, "must be at least 2, got 1"),
     ("--weight-decay -1", 2, "--weight-decay must be at"),
     ("--weight-decay nan", 2, "--weight-decay must be at"),
     ("--weight-decay inf", 2, "--weight-decay must be at"),
