@@ -1,12 +1,15 @@
 """What a series says of its runs: where they are, how long they take, with what."""
 
 import json
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
 from train import cli
 from train.config import RunConfig
-from train.experiments import series
+from train.experiments import results, series
+from train.run import folder as run_folder
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,37 @@ def test_a_series_tells_what_is_left_and_its_report_all_settings(
     for name in report["run_folders"]:
         assert "momentum0.5" in name
         assert list((tmp_path / "runs" / name / "tensorboard").iterdir())
+
+
+def test_a_run_that_two_rows_share_counts_once(tmp_path, monkeypatch, capsys):
+    finished = []
+
+    def run(config, lock):
+        finished.append(config.run_dir)
+        return 0
+
+    def finished_metrics(config):
+        return [{}] if series.run_path(config) in finished else None
+
+    monkeypatch.setattr(series, "run", run)
+    monkeypatch.setattr(series, "finished_metrics", finished_metrics)
+    monkeypatch.setattr(series, "_keep_compiled", lambda folder: None)
+    monkeypatch.setattr(
+        series, "time", SimpleNamespace(monotonic=count(0, 60).__next__)
+    )
+    options = {"optimizer": "sgd", "runs_dir": tmp_path}
+    configs = [
+        RunConfig(**options),
+        RunConfig(**options, learning_rate=0.1),  # The default.
+        RunConfig(**options, seed=1),
+    ]
+    assert series.complete(configs) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 2 runs are finished.",
+        "Run 1 of 2 to do:",
+        "Run 2 of 2 to do: about 1 min left",
+    ]
+    record = SimpleNamespace(environments=[])
+    monkeypatch.setattr(run_folder, "load", lambda path, code: record)
+    names = results.provenance(configs)["run_folders"]
+    assert names == [path.name for path in finished] and len(names) == 2

@@ -76,12 +76,13 @@ def provenance(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
     """Returns what finished runs were trained with, and where they are.
 
     Args:
-        configs: the runs, of which some may not be finished.
+        configs: the runs, of which some may be equal or not finished.
 
     Returns:
         Their "commits", "devices", "versions" of libraries and "run_folders".
     """
-    finished = [config for config in configs if series.finished_metrics(config)]
+    runs = series.distinct(configs)
+    finished = [config for config in runs if series.finished_metrics(config)]
     paths = [series.run_path(config) for config in finished]
     environments = [
         environment

@@ -185,6 +185,11 @@ def by_seed(rows: Iterable[Sequence[RunConfig | None]]) -> list[RunConfig]:
     return [config for configs in seeds for config in configs if config is not None]
 
 
+def distinct(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    """Returns one configuration per run, in order: a row and a control may share it."""
+    return list({run_path(config): config for config in configs}.values())
+
+
 def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
     """Runs what is missing, in order.
 
@@ -204,6 +209,7 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
     """
     if processes < 1:
         raise UserError(f"--processes must be at least 1, got {processes}")
+    configs = distinct(configs)
     _check_data(configs)
     missing = [config for config in configs if finished_metrics(config) is None]
     print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
