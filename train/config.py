@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -364,7 +365,7 @@ class RunConfig(TrainingConfig):
                 parts.append("no-batch-norm" if field == "batch_norm" else str(value))
         if self.polyak_factor is not None:
             parts.append(f"polyak{self.polyak_factor:g}")
-        parts += [text.replace("=", "-") for text in self.model_options]
+        parts += [re.sub("[=/]", "-", text) for text in self.model_options]
         for field, default in named.items():
             if (value := getattr(self, field)) == default:
                 continue

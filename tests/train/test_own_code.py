@@ -277,6 +277,10 @@ def test_names():
     assert registry.short_name("folder:/data/pets") == "pets"
     config = RunConfig(model=f"{OWN}:Linear", optimizer="optax:lion", learning_rate=1.0)
     assert config.readable_name == "digits-Linear-lion-lr1-seed0"
+    # A string may be a path, the name of a run's folder may not.
+    config = RunConfig(model=f"{OWN}:Linear", model_options=("width=../data/w.npz",))
+    name = "digits-Linear-insgd-l2-lr0.1-width-..-data-w.npz-seed0"
+    assert config.readable_name == name
     (one,) = workload.parse(f"{OWN}:Linear:width=8@32", (1,), "float32")
     assert (one.model, one.options, one.batch_size) == (
         f"{OWN}:Linear",
