@@ -49,7 +49,7 @@ def to_markdown(records: Sequence[Record]) -> str:
             continue
         sections.append(f"## ({part}) {title}")
         done = [r for r in of_part if r["status"] == results.FINISHED]
-        shown = _TABLES[part]([r for r in of_part if r["result"]])
+        shown = _TABLES[part](of_part)
         sections += [shown] * bool(shown)
         sections += [_not_finished(of_part)] * (len(done) < len(of_part))
     return "\n\n".join(sections) + "\n"
@@ -78,6 +78,10 @@ def _origin(records: Sequence[Record]) -> str:
     )
 
 
+def _with_result(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record["result"]]
+
+
 def _not_finished(records: Sequence[Record]) -> str:
     rows = [
         (r["name"], r["status"], " ".join((r["reason"] or "").split())[:300])
@@ -89,11 +93,12 @@ def _not_finished(records: Sequence[Record]) -> str:
 
 
 def _smoke(records: Sequence[Record]) -> str:
-    cases = [r for r in records if "seconds_per_step" in r["result"]]
     header = ["Case", "Network", "Batch", "Status", "First chunk, s", "Step, ms"]
     rows = []
-    for record in cases:
+    for record in _with_result(records):
         found = record["result"]
+        if "seconds_per_step" not in found:
+            continue
         rows.append(
             [
                 record["name"].removeprefix("a-"),
@@ -104,13 +109,17 @@ def _smoke(records: Sequence[Record]) -> str:
                 f"{1000 * found['seconds_per_step']:.2f}",
             ]
         )
-    passed = sum(record["status"] == results.FINISHED for record in cases)
-    note = (
-        f"{passed} of {len(cases)} cases pass: the loss is finite, the state is "
-        "donated, and nothing is moved between host and device within two chunks."
-    )
-    parts = [markdown.table(header, rows), note] if cases else []
-    profiles = [r for r in records if "busy" in r["result"]]
+    parts = [markdown.table(header, rows)] * bool(rows)
+    # Also those that crashed, which have no result.
+    cases = [r["status"] for r in records if not r["name"].startswith("a-profile-")]
+    passed, failed = cases.count(results.FINISHED), cases.count(results.FAILED)
+    if passed + failed:
+        parts.append(
+            f"{passed} of {passed + failed} cases pass: the loss is finite, the state "
+            "is donated, and nothing is moved between host and device within two "
+            "chunks."
+        )
+    profiles = [r for r in _with_result(records) if "busy" in r["result"]]
     if profiles:
         parts.append(_profiles(profiles))
     return "\n\n".join(parts)
@@ -137,7 +146,7 @@ def _profiles(records: Sequence[Record]) -> str:
 
 def _steps(records: Sequence[Record]) -> str:
     tables = []
-    for record in records:
+    for record in _with_result(records):
         found = record["result"]
         sgd = found["optimizers"].get("sgd", {})
         rows = [_step(name, one, sgd) for name, one in found["optimizers"].items()]
@@ -180,7 +189,7 @@ def _ratio(found: dict[str, Any] | None) -> str:
 
 def _trained(records: Sequence[Record]) -> str:
     rows = []
-    for record in records:
+    for record in _with_result(records):
         found = record["result"]
         if "last_top1" not in found:  # Stopped before the end.
             continue
@@ -213,7 +222,7 @@ def _seconds(found: float | None) -> str:
 
 def _pytorch(records: Sequence[Record]) -> str:
     parts = []
-    for record in records:
+    for record in _with_result(records):
         found = record["result"]
         if "steps" not in found:
             continue
@@ -241,7 +250,7 @@ def _pytorch(records: Sequence[Record]) -> str:
 
 def _reports(records: Sequence[Record]) -> str:
     # Of tables with more and more seeds, the last has the runs of those before.
-    last = {record["name"].rpartition("-")[0]: record for record in records}
+    last = {r["name"].rpartition("-")[0]: r for r in _with_result(records)}
     return "\n\n".join(r["result"]["markdown"].strip() for r in last.values())
 
 

@@ -61,12 +61,15 @@ RECORDS = [
         NETWORK | {"seconds_to_first_chunk": 8.0, "seconds_per_step": 0.0015},
     ),
     record("a-crash", None, "failed", "ended with status -6. last | words\nof it"),
+    record("a-moved", {"moved": "Disallowed"}, "failed", "within a chunk: Disallowed"),
+    record("a-later", None, "stopped", "stopped"),
     record(
         "a-profile-sgd",
         NETWORK
         | {"optimizer": "sgd", "steps": 10, "events": 900, "busy": 0.95}
         | {"copies_with_host": {"MemcpyD2H": 2}},
     ),
+    record("a-profile-lars", None, "failed", "ended with status -6"),
     record(
         "b-resnet20",
         NETWORK
@@ -108,7 +111,7 @@ def test_every_part_is_reported():
         "Rates.",
     ):
         assert line in lines
-    assert "1 of 1 cases pass" in said
+    assert "1 of 3 cases pass" in said
     assert "miniature" not in said
     assert "One seed." not in said
 
@@ -131,6 +134,11 @@ def test_the_time_of_an_epoch_resumed_midway_is_unknown(seconds, median, shown):
     said = report.to_markdown([record("c-resnet20-sgd", TRAINED | found)])
     cells = [cell.strip() for cell in said.splitlines()[-3].split("|")]
     assert cells[4:9] == [str(len(rows)), "", shown, "50.00", "50.00"]
+
+
+def test_cases_that_all_crash_are_counted():
+    (crash,) = (each for each in RECORDS if each["name"] == "a-crash")
+    assert "0 of 1 cases pass" in report.to_markdown([crash])
 
 
 def test_without_results_there_is_no_report(tmp_path):
