@@ -16,8 +16,9 @@ from PIL import Image
 
 from train.data import loader as batches
 from train.data.crops import Crops
-from train.data.tfds.records import Record
+from train.data.tfds.records import Record, Records
 from train.errors import UserError
+from train.run.validation import Subset
 
 from . import processes
 
@@ -25,12 +26,11 @@ CROPS = Crops(side=8, shorter_side=10)
 NUM_RECORDS, BATCH_SIZE, STEPS = 23, 4, 5
 
 
-class FakeRecords:
+class FakeRecords(Records):
     """Records in memory; a record's label is its place."""
 
-    split, folder = "train", "a folder"
-
     def __init__(self):
+        super().__init__("a folder", "train", NUM_RECORDS)
         rng = np.random.default_rng(0)
         self.encoded = []
         self.reads = []
@@ -40,9 +40,6 @@ class FakeRecords:
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "png")
             self.encoded.append(file.getvalue())
-
-    def __len__(self):
-        return NUM_RECORDS
 
     def read(self, indices):
         self.reads.extend(indices)
@@ -157,6 +154,15 @@ def test_an_image_that_cannot_be_decoded_is_named(num_workers):
     load.records.encoded[7] = b"no image"
     with pytest.raises(UserError, match="Image 7 of the split train in a folder"):
         made(load, 0, 1, num_workers)
+
+
+def test_it_is_named_by_its_place_in_the_split_in_a_subset_too():
+    records = FakeRecords()
+    records.encoded[7] = b"no image"
+    subset = Subset(records, np.array([3, 7]))
+    load = batches.EvaluationBatches(subset, CROPS, 2, np.arange(2))
+    with pytest.raises(UserError, match="Image 7 of the split train in a folder"):
+        load(0)
 
 
 @pytest.mark.slow

@@ -213,7 +213,6 @@ def _decode(records: Records, index: int, encoded: bytes) -> Any:
         return decode.image(encoded)
     except decode.UNDECODABLE as error:
         raise UserError(
-            f"Image {index} of the split {records.split} in {records.folder} cannot be "
-            f"decoded: {error}. Remove the folder, check the archives and prepare the "
-            "dataset again."
+            f"{records.describe(index)} cannot be decoded: {error}. Remove the folder, "
+            "check the archives and prepare the dataset again."
         ) from error

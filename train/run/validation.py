@@ -31,6 +31,10 @@ class Subset(Records):
         """Reads the records with these indices of the subset."""
         return self._records.read(self._indices[np.asarray(indices)].tolist())
 
+    def describe(self, index: int) -> str:
+        """Names the image with this index of the subset by its index in the split."""
+        return self._records.describe(self._indices[index])
+
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Splits validation images off the training images.

@@ -43,6 +43,10 @@ class Records:
             examples = self._source.__getitems__([int(index) for index in indices])
             return [Record(example["image"], example["label"]) for example in examples]
 
+    def describe(self, index: int) -> str:
+        """Names the image with this index, for messages."""
+        return f"Image {index} of the split {self.split} in {self.folder}"
+
     @functools.cached_property
     def _source(self) -> Any:
         _allow_many_files()
