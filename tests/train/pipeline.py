@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import insgd_optax
+from tests.jax_settings import jax_settings
 from train.training import distributed, in_memory, optimizers, parallel
 from train.training.state import LoopState, create_state
 from train.training.step import train_step
@@ -104,13 +105,9 @@ def compiled_for(dtype):
     Without its optimizations XLA sums float32 one after another on a CPU, and P is off
     by 3e-6.
     """
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", dtype == "float64")
-    try:
-        with jax.enable_x64(dtype == "float64"):
-            yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+    wide = dtype == "float64"
+    with jax_settings(jax_disable_most_optimizations=wide), jax.enable_x64(wide):
+        yield
 
 
 def main(coordinator, process_id, path):
