@@ -27,7 +27,6 @@ from train.run.experiment import Experiment
 from train.run.folder import RunFolder
 from train.run.lock import RunLock
 from train.run.metrics import EpochMetrics, MetricsWriter
-from train.run.warn import OnceWarner
 from train.training import distributed
 from train.training.state import LoopState
 
@@ -152,11 +151,10 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
     if writer is not None:
         stack.callback(writer.close)
-    once_warner = OnceWarner()
-    stop_in_any = False
+    stop_in_any = warned_at_floor = False
 
     def on_epoch(loop_state: LoopState, row: EpochMetrics) -> None:
-        nonlocal stop_in_any
+        nonlocal stop_in_any, warned_at_floor
         rows.append(row)
         if writer is not None:
             lock.check()
@@ -172,8 +170,9 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         if not is_first:
             return
         progress_bars.write(_epoch_line(row, config.epochs))
-        for warning in once_warner.new(row):
-            progress_bars.write(f"Warning: {warning}", file=sys.stderr)
+        if row.get("at_floor") and not warned_at_floor:
+            warned_at_floor = True
+            progress_bars.write(f"Warning: {warn.of_floor(row)}", file=sys.stderr)
 
     def on_divergence(step: int) -> None:
         said = warn.of_divergence(config, step, experiment.steps_per_epoch)

@@ -59,23 +59,8 @@ def of_divergence(config: RunConfig, step: int, steps_per_epoch: int) -> str:
     )
 
 
-class OnceWarner:
-    """Gives each warning about metrics once."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def new(self, row: EpochMetrics) -> list[str]:
-        """Returns the warnings for an epoch that were not given before."""
-        found = {}
-        if row.get("at_floor"):
-            found["floor"] = _at_floor(row)
-        new = [text for kind, text in found.items() if kind not in self._said]
-        self._said |= found.keys()
-        return new
-
-
-def _at_floor(row: EpochMetrics) -> str:
+def of_floor(row: EpochMetrics) -> str:
+    """Returns a warning of an epoch that ends with weights at INSGD's floor."""
     return (
         f"after epoch {row['epoch']} INSGD multiplies the learning rate by "
         f"{max(row['multipliers'].values()):.0f}, its largest multiplier, for: "
