@@ -63,11 +63,12 @@ def run(config: RunConfig, lock: RunLock | None = None) -> int:
 
 
 def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
+    is_first, in_several = distributed.is_first(), jax.process_count() > 1
     if config.resume is not None:
         folder = run_folder.load(config.resume, config.own_code())
         # Take the lock before device memory, which its current holder may need.
         distributed.from_first(lambda: str(lock.take(folder.path)))
-        if jax.process_count() == 1 and (rows := _finished_rows(config, folder)):
+        if not in_several and (rows := _finished_rows(config, folder)):
             resume = f"--resume {_short(folder.path)}{config.own_code_options()}"
             print(
                 f"Nothing is left to do: {counted(config.epochs, 'epoch')} of "
@@ -91,27 +92,21 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     loop_state = experiment.start()
     environment = experiment.describe_environment()
     if config.resume is None:
-        description = dataset.describe()
-        folder = run_folder.load(
-            Path(
-                distributed.from_first(
-                    lambda: str(
-                        lock.take(
-                            run_folder.create(
-                                config,
-                                description,
-                                environment,
-                                dataset.describe_preprocessing(),
-                            ).path
-                        )
-                    )
-                )
-            ),
-            config.own_code(),
-        )
+
+        def create() -> str:
+            created = run_folder.create(
+                config,
+                dataset.describe(),
+                environment,
+                dataset.describe_preprocessing(),
+            )
+            return str(lock.take(created.path))
+
+        path = Path(distributed.from_first(create))
+        folder = run_folder.load(path, config.own_code())
     else:
         folder.check_dataset(dataset.describe())
-        if distributed.is_first():
+        if is_first:
             folder.warn_without_fingerprint()
     distributed.advise(
         "Start all processes again with --resume instead of --run-dir: "
@@ -125,7 +120,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         _set_damaged_aside(checkpoints, restored)
     first_step = int(loop_state.state.step)
     _check_epochs(config, folder, first_step, experiment.steps_per_epoch)
-    if config.resume is not None and distributed.is_first():
+    if config.resume is not None and is_first:
         folder.record_options(config)
         folder.record_preprocessing(dataset)
         folder.record_environment(environment)
@@ -135,7 +130,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         f"rate {config.initial_learning_rate:g}. Run folder: {_short(folder.path)}"
     )
     warning = warn.of_schedule(config)
-    if warning is not None and distributed.is_first():
+    if warning is not None and is_first:
         print(f"Warning: {warning}", file=sys.stderr)
     if first_step:
         print(f"Resuming from step {first_step}.")
@@ -143,11 +138,10 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     rows, lost = metrics.recover(
         folder.metrics, first_step, [] if restored is None else restored.rows
     )
-    if distributed.is_first():
+    if is_first:
         for warning in lost:
             print(f"Warning: {warning}", file=sys.stderr)
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
-    is_first, in_several = distributed.is_first(), jax.process_count() > 1
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
     if writer is not None:
         stack.callback(writer.close)
