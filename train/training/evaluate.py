@@ -48,15 +48,11 @@ def evaluate(
     def body(
         sums: dict[str, jax.Array], batch: jax.Array
     ) -> tuple[dict[str, jax.Array], None]:
-        indices = batch * batch_size + jnp.arange(batch_size)
-        indices = local_shard(indices)
+        indices = local_shard(batch * batch_size + jnp.arange(batch_size))
         valid = indices < num_samples
         indices = jnp.minimum(indices, num_samples - 1)
-        inputs = augment.normalize(
-            images[indices], preprocessing.mean, preprocessing.std
-        )
-        scores = _scores(state, inputs, labels[indices], valid, sums)
-        return jax.tree.map(jnp.add, sums, scores), None
+        samples = images[indices], labels[indices], valid
+        return add_batch(state, sums, *samples, preprocessing=preprocessing), None
 
     sums, _ = jax.lax.scan(body, zero_sums(num_classes), jnp.arange(num_batches))
     if axis_name is not None:
@@ -105,20 +101,6 @@ def add_batch(
         Sums over the samples, with the names of `evaluate`'s means.
     """
     inputs = augment.normalize(images, preprocessing.mean, preprocessing.std)
-    scores = _scores(state, inputs, labels, valid, sums)
-    if axis_name is not None:
-        scores = jax.lax.psum(scores, axis_name)
-    return jax.tree.map(jnp.add, sums, scores)
-
-
-def _scores(
-    state: TrainState,
-    inputs: jax.Array,
-    labels: jax.Array,
-    valid: jax.Array,
-    like: dict[str, jax.Array],
-) -> dict[str, jax.Array]:
-    """Sums the scores of valid samples of a batch; names and shapes as in `like`."""
     logits = state.apply_fn(state.variables, inputs, train=False)
     _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     hits = top5 == labels[:, None]
@@ -127,9 +109,12 @@ def _scores(
         "top1": hits[:, 0],
         "top5": hits.any(-1),
     }
-    sums = {name: jnp.sum(jnp.where(valid, score, 0)) for name, score in scores.items()}
-    if _CONFUSION in like:
-        counted = valid.astype(jnp.int32)
-        none = jnp.zeros_like(like[_CONFUSION])
-        sums[_CONFUSION] = none.at[labels, top5[:, 0]].add(counted)
-    return sums
+    added = {
+        name: jnp.sum(jnp.where(valid, score, 0)) for name, score in scores.items()
+    }
+    if _CONFUSION in sums:
+        none = jnp.zeros_like(sums[_CONFUSION])
+        added[_CONFUSION] = none.at[labels, top5[:, 0]].add(valid.astype(jnp.int32))
+    if axis_name is not None:
+        added = jax.lax.psum(added, axis_name)
+    return jax.tree.map(jnp.add, sums, added)
