@@ -12,7 +12,7 @@ from benchmarks.task import Result
 from train.benchmark import measure, timing
 from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
-from train.training.optimizers import Capture, OptimizerConfig
+from train.training.optimizers.base import Capture, OptimizerConfig
 from train.training.step import TrainStep, train_step
 
 # LMS-Newton with one conditional a step, instead of one a layer.

@@ -12,7 +12,7 @@ import optax
 
 from train.data import augment
 from train.data.types import Preprocessing
-from train.training.optimizers import Capture, ExtraMetric
+from train.training.optimizers.base import Capture, ExtraMetric
 from train.training.state import AveragedTrainState, LoopState, TrainState
 
 Metrics = dict[str, jax.Array]

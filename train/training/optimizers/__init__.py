@@ -25,29 +25,12 @@ from train import own_code
 from train.errors import did_you_mean
 from train.training.optimizers import own, rules, torch_rules
 from train.training.optimizers.base import (
-    Capture,
-    ExtraMetric,
     LearningRate,
     Make,
     Optimizer,
     OptimizerConfig,
     SownShapes,
 )
-
-__all__ = [
-    "CHOICES",
-    "NAMES",
-    "OPTIONS",
-    "Capture",
-    "ExtraMetric",
-    "Optimizer",
-    "OptimizerConfig",
-    "check_name",
-    "create",
-    "default_learning_rate",
-    "has_option",
-    "register",
-]
 
 _WITH_COVARIANCE = "lms-newton, adamw+cov, muon+cov and muon+whitened"
 # Options of some optimizers only, and the optimizers that take them, for messages.
