@@ -32,34 +32,29 @@ from train.training.optimizers.base import (
     SownShapes,
 )
 
-_WITH_COVARIANCE = "lms-newton, adamw+cov, muon+cov and muon+whitened"
+_OF_INSGD = dict.fromkeys(
+    ("scope", "normalizer", "eps", "power_decay", "conv_input"), "INSGD"
+)
+_OF_COVARIANCE = dict.fromkeys(
+    (
+        *("damping", "covariance_every", "conv_covariance"),
+        *("covariance_decay", "covariance_max_rows", "covariance_max_dim"),
+    ),
+    "lms-newton, adamw+cov, muon+cov and muon+whitened",
+)
 # Options of some optimizers only, and the optimizers that take them, for messages.
 OPTIONS = {
     "momentum": "SGD, LARS, LSALR, Momo, lms-newton and INSGD",
     "dampening": "SGD, INSGD and lms-newton",
     "nesterov": "SGD, LARS, LSALR, lms-newton and INSGD",
-    "scope": "INSGD",
-    "normalizer": "INSGD",
-    "eps": "INSGD",
-    "power_decay": "INSGD",
-    "conv_input": "INSGD",
+    **_OF_INSGD,
     "polyak_factor": "SGD, INSGD and lms-newton",
-    "damping": _WITH_COVARIANCE,
-    "covariance_every": _WITH_COVARIANCE,
-    "conv_covariance": _WITH_COVARIANCE,
-    "covariance_decay": _WITH_COVARIANCE,
-    "covariance_max_rows": _WITH_COVARIANCE,
-    "covariance_max_dim": _WITH_COVARIANCE,
+    **_OF_COVARIANCE,
 }
 _MOMENTUM = frozenset({"momentum", "nesterov"})
 _BOUNDED = _MOMENTUM | {"dampening", "polyak_factor"}
-_COVARIANCE = frozenset(
-    {
-        *("damping", "covariance_every", "conv_covariance"),
-        *("covariance_decay", "covariance_max_rows", "covariance_max_dim"),
-    }
-)
-_INSGD = frozenset({"scope", "normalizer", "eps", "power_decay", "conv_input"})
+_INSGD = frozenset(_OF_INSGD)
+_COVARIANCE = frozenset(_OF_COVARIANCE)
 
 
 class _Entry(NamedTuple):
@@ -125,11 +120,7 @@ def _entry(name: str) -> _Entry:
         raise ValueError(
             f"unknown optimizer {name!r}: expected one of {CHOICES}.{meant}"
         )
-    return _Entry(
-        rules.insgd(p),
-        _INSGD_LEARNING_RATE,
-        _BOUNDED | _INSGD,
-    )
+    return _Entry(rules.insgd(p), _INSGD_LEARNING_RATE, _BOUNDED | _INSGD)
 
 
 def register(
