@@ -393,7 +393,9 @@ MUTANTS = {
             "for number in damaged if number >= end",
             "metrics -k warned_of_once",
         ),
-        ("type(row.get(name)) is int", "isinstance(row.get(name), int)", "metrics"),
+    ],
+    "train/json_fields": [
+        ("return type(value) is int", "return isinstance(value, int)", "metrics"),
     ],
     "train/run/lock": [
         (" or not os.path.samestat(mine, there)", "", "run_lock -k replaced"),

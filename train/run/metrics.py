@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train import files, strict_json
+from flax import traverse_util
+
+from train import files, json_fields, strict_json
 from train.errors import UserError
 
 EpochMetrics = dict[str, Any]
 
-_NUMBERS = (
-    "learning_rate",
-    "train_loss",
-    "train_top1",
-    "test_loss",
-    "test_top1",
-    "test_top5",
-)
+# Required fields of a row.
+_TYPES = {
+    "epoch": int,
+    "step": int,
+    "learning_rate": float,
+    "train_loss": float,
+    "train_top1": float,
+    "test_loss": float,
+    "test_top1": float,
+    "test_top5": float,
+}
 _OF_INSGD = {
     "multipliers",
     "powers",
@@ -87,8 +92,9 @@ class MetricsWriter:
                 "restore access, then use --resume, which repeats the epoch."
             ) from error
         if self._tensorboard is not None:
-            for name, value in _flat(row).items():
-                self._tensorboard.add_scalar(name, value, row["epoch"])
+            for name, value in traverse_util.flatten_dict(row, sep="/").items():
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(name, value, row["epoch"])
             self._tensorboard.flush()
 
     def close(self) -> None:
@@ -194,32 +200,27 @@ def _parse(line: bytes) -> EpochMetrics | None:
 
 def _is_row(row: EpochMetrics) -> bool:
     """Returns whether a row has all required fields, of the right types."""
-    # bool is a subclass of int.
-    whole = all(type(row.get(name)) is int for name in ("epoch", "step"))
-    numbers = all(_is_number(row.get(name)) for name in _NUMBERS)
-    numbers = numbers and _is_number(row.get("val_top1", 0))
-    if not (whole and numbers and row["epoch"] >= 1 and row["step"] >= 1):
+    if not all(json_fields.fits(row.get(name), hint) for name, hint in _TYPES.items()):
+        return False
+    if not (row["epoch"] >= 1 and row["step"] >= 1):
+        return False
+    if not json_fields.fits(row.get("val_top1", 0), float):
         return False
     if "multipliers" not in row:
         return not row.keys() & _OF_INSGD
     by_weight = row["multipliers"], row.get("powers")
     return (
         row.keys() >= _OF_INSGD
-        and _is_number(row["mean_multiplier"])
-        and type(row["weights_at_floor"]) is int
-        and isinstance(row["at_floor"], list)
-        and all(isinstance(name, str) for name in row["at_floor"])
+        and json_fields.fits(row["mean_multiplier"], float)
+        and json_fields.fits(row["weights_at_floor"], int)
+        and json_fields.fits(row["at_floor"], list[str])
         and all(
             isinstance(values, dict)
             and values
-            and all(map(_is_number, values.values()))
+            and all(json_fields.fits(value, float) for value in values.values())
             for values in by_weight
         )
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _lines(numbers: Sequence[int]) -> str:
@@ -240,14 +241,3 @@ def to_json(rows: Sequence[EpochMetrics]) -> list[EpochMetrics]:
 
 def _line(row: EpochMetrics) -> str:
     return json.dumps(strict_json.to_null(row), allow_nan=False) + "\n"
-
-
-def _flat(row: EpochMetrics, prefix: str = "") -> dict[str, float]:
-    """Flattens the numbers of a row, with names such as "outer/inner"."""
-    flat: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            flat[prefix + name] = value
-    return flat
