@@ -41,14 +41,12 @@ FREE_ON_RESUME = {
     "launch",
 }
 
-
-# Options of a process, which are not part of the record.
+# Options of a process, which are not part of the record: a resumed run may use others.
 NOT_STORED = {"config", "launch"}
 
 # Options that names of run folders always have, reword, or leave out.
 _UNNAMED = (
     FREE_ON_RESUME
-    | NOT_STORED
     | {"dataset", "model", "model_options", "batch_norm", "dtype", "optimizer"}
     | {"learning_rate", "scope", "normalizer", "schedule", "polyak_factor"}
     | {"batch_size", "seed"}
@@ -148,6 +146,14 @@ class MachineConfig:
         """The folder of `cache_dir`, or its default."""
         user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return (self.cache_dir or Path(user_cache) / "insgd_optax").expanduser()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the options as JSON can hold them, except `NOT_STORED`."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in NOT_STORED
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,15 +387,7 @@ class RunConfig(TrainingConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the options as JSON can hold them, with the learning rate's value."""
-        values = dataclasses.asdict(self)
-        # These belong to this process; a resumed run may use others.
-        for name in NOT_STORED:
-            del values[name]
-        values["learning_rate"] = self.initial_learning_rate
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in values.items()
-        }
+        return super().to_json() | {"learning_rate": self.initial_learning_rate}
 
     def shared_options(self) -> dict[str, Any]:
         """Returns the options that must be equal in all processes of a run."""

@@ -75,7 +75,7 @@ def compare(config: CompareConfig) -> int:
             name: [[100 * row["test_top1"] for row in rows] for rows in runs]
             for name, runs in finished.items()
         },
-        "settings": results.settings(config),
+        "settings": config.to_json(),
         **results.provenance(all_runs),
     }
     setting = series.title(config, all_runs)

@@ -1,12 +1,10 @@
 """Statistics over finished runs."""
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.config import NOT_STORED, RunConfig
+from train.config import RunConfig
 from train.experiments import series
 from train.experiments.rates.points import Point
 from train.experiments.reports import MeanStd, mean_std
@@ -99,13 +97,4 @@ def provenance(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
         "devices": sorted(devices),
         "versions": versions,
         "run_folders": [path.name for path in paths],
-    }
-
-
-def settings(config: Any) -> dict[str, Any]:
-    """Returns the options of a command, as JSON can hold them."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in NOT_STORED
     }

@@ -14,7 +14,7 @@ from train.config import (
     check_numbers,
 )
 from train.data import registry
-from train.experiments import reports, results, series
+from train.experiments import reports, series
 from train.experiments.paper import controls, presets
 from train.experiments.paper import report as table_report
 from train.experiments.paper.report import TableRow
@@ -119,7 +119,7 @@ def table(config: TableConfig) -> int:
         rows,
         table_report.notes(chosen, seeds, epochs, dataset),
     )
-    values["settings"] = results.settings(config)
+    values["settings"] = config.to_json()
     settings: tuple[Any, ...] = (dataset, epochs, seeds, config.controls)
     if parallel.folds_in_device(config.parallel):
         settings += (config.parallel,)

@@ -124,7 +124,7 @@ def _report(
             name: [point.to_json() for point in sorted(found)]
             for name, found in points.items()
         },
-        "settings": results.settings(config),
+        "settings": config.to_json(),
         **results.provenance(_all(configs)),
     }
     setting = series.title(config, _all(configs))

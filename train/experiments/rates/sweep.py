@@ -66,7 +66,7 @@ def sweep(config: SweepConfig) -> int:
     runs = [each for some in configs.values() for each in some]
     values = {
         "points": {name: [p.to_json() for p in each] for name, each in points.items()},
-        "settings": results.settings(config),
+        "settings": config.to_json(),
         **results.provenance(runs),
     }
     setting = series.title(config, runs)
