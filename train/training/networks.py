@@ -184,20 +184,31 @@ def _described(logits: Any) -> str:
     return f"an object of type {type(logits).__name__}"
 
 
-def parse_option(text: str) -> tuple[str, Any]:
-    """Parses NAME=VALUE.
+def parse_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Parses options of a network.
 
     Args:
-        text: an option, such as "stem=cifar", "dropout=0.5", "layer_norm=False" or
-            "stage_sizes=1x1x1". The value is a Python literal, sizes separated by
-            "x", or a string.
+        texts: options as NAME=VALUE, such as "stem=cifar", "dropout=0.5",
+            "layer_norm=False" or "stage_sizes=1x1x1". The value is a Python literal,
+            sizes separated by "x", or a string.
 
     Returns:
-        The name and the value.
+        The values by name.
 
     Raises:
-        ValueError: if the text has another form.
+        ValueError: if one is malformed or repeated.
     """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, value = _parse_option(text)
+        if name in options:
+            raise ValueError(f"must name each option once, got {name} twice")
+        options[name] = value
+    return options
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    """Parses NAME=VALUE; sizes such as 1x1x1 are a tuple."""
     name, _, value = text.partition("=")
     if not (name and value):
         raise ValueError(f"must be NAME=VALUE, such as stem=cifar, got {text!r}")
@@ -210,18 +221,3 @@ def parse_option(text: str) -> tuple[str, Any]:
     # The parser may exceed its limits on nesting and digits.
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return name, value
-
-
-def parse_options(texts: Iterable[str]) -> dict[str, Any]:
-    """Parses several options.
-
-    Raises:
-        ValueError: if one is malformed or repeated.
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, value = parse_option(text)
-        if name in options:
-            raise ValueError(f"must name each option once, got {name} twice")
-        options[name] = value
-    return options
