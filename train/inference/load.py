@@ -1,5 +1,6 @@
 """`train.load_run`: the trained network of a run, for your own scripts."""
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -268,25 +269,18 @@ def restore(folder: RunFolder, checkpoint: Checkpoint) -> RestoredRun:
 def _restore(
     folder: RunFolder, checkpoint: Checkpoint, experiment: Experiment
 ) -> Restored:
-    if not folder.checkpoints.is_dir():  # `Checkpoints` would create it.
-        raise _without_checkpoint(folder)
-    checkpoints = Checkpoints(folder.checkpoints, LoopState.step_of_checkpoint)
-    try:
-        start = experiment.abstract_start().to_checkpoint()
-        restored = (
-            checkpoints.restore_best(like=start)
-            if checkpoint == "best"
-            else checkpoints.restore_latest(like=start)
-        )
-    finally:
-        checkpoints.close()
+    restored = None
+    if folder.checkpoints.is_dir():  # `Checkpoints` would create it.
+        checkpoints = Checkpoints(folder.checkpoints, LoopState.step_of_checkpoint)
+        with contextlib.closing(checkpoints):
+            start = experiment.abstract_start().to_checkpoint()
+            if checkpoint == "best":
+                restored = checkpoints.restore_best(like=start)
+            else:
+                restored = checkpoints.restore_latest(like=start)
     if restored is None:
-        raise _without_checkpoint(folder)
+        raise UserError(
+            f"{folder.checkpoints} has no checkpoint yet. Resume the run: "
+            f"python -m train --resume {folder.path}"
+        )
     return restored
-
-
-def _without_checkpoint(folder: RunFolder) -> UserError:
-    return UserError(
-        f"{folder.checkpoints} has no checkpoint yet. Resume the run: "
-        f"python -m train --resume {folder.path}"
-    )
