@@ -11,11 +11,6 @@ class FieldError(Exception):
     """A value that is missing, unknown or of another type; the message names it."""
 
 
-def hints(config: type[Any]) -> dict[str, Any]:
-    """Returns the types of a dataclass's fields by name."""
-    return typing.get_type_hints(config, include_extras=True)
-
-
 def check(where: str, value: Any, hint: Any) -> None:
     """Raises a FieldError unless a JSON value represents a value of a type."""
     if not fits(value, hint):
@@ -38,7 +33,7 @@ def check_number(option: str, text: str, hint: Any) -> None:
 def _number_type(hint: Any) -> type[int] | type[float] | None:
     """Returns the type of a field, or of each of its entries, if they are numbers."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Annotated, tuple):
+    if origin is tuple:
         return _number_type(arguments[0])
     if origin in (typing.Union, types.UnionType):
         inner, *others = [each for each in arguments if each is not types.NoneType]
@@ -49,8 +44,6 @@ def _number_type(hint: Any) -> type[int] | type[float] | None:
 def fits(value: Any, hint: Any) -> bool:
     """Returns whether a JSON value represents a value of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return fits(value, arguments[0])
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, each) for each in arguments)
     if origin is typing.Literal:
@@ -70,8 +63,6 @@ def fits(value: Any, hint: Any) -> bool:
 
 def _expected(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _expected(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_expected, arguments))
     if origin is typing.Literal:

@@ -127,13 +127,12 @@ def option_types(config: type[Any]) -> dict[str, Any]:
     Fields without a default are positional arguments, and are left out.
     """
     found: dict[str, Any] = {}
-    hints = json_fields.hints(config)
+    hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         hint = hints[field.name]
-        inner = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-        if dataclasses.is_dataclass(inner):
-            assert isinstance(inner, type)
-            found |= option_types(inner)
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            found |= option_types(hint)
         elif field.default is not dataclasses.MISSING:
             found[field.name] = hint
     return found

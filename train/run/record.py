@@ -2,6 +2,7 @@
 
 import json
 import math
+import typing
 from typing import Any
 
 from train import json_fields, strict_json
@@ -142,7 +143,7 @@ def _out_of_range(where: str, value: Any, expected: str) -> json_fields.FieldErr
 
 
 def _check_config(values: dict[str, Any]) -> None:
-    hints = json_fields.hints(RunConfig)
+    hints = typing.get_type_hints(RunConfig)
     for name, value in values.items():
         if name not in hints.keys() - NOT_STORED:
             raise json_fields.FieldError(
