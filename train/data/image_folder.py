@@ -79,7 +79,7 @@ def scan(path: str) -> ImageFolder:
         found = {folder.name: _images(folder, digest) for folder in folders}
         left_out += _files(root / split)
         for folder in folders:
-            left_out += _left_out(Path(folder.path))
+            left_out += _left_out(folder)
         empty = [name for name, images in found.items() if not images]
         if not found or len(empty) == len(found):
             raise UserError(
@@ -113,41 +113,37 @@ def scan(path: str) -> ImageFolder:
     return ImageFolder(root, tuple(classes["train"]), files, digest.hexdigest())
 
 
-def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    """Returns the class folders by name; hidden folders are skipped."""
+def _visible(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """Returns the entries of a folder by name, except hidden ones."""
     with os.scandir(folder) as entries:
-        found = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
+        found = [entry for entry in entries if not entry.name.startswith(".")]
     return sorted(found, key=lambda entry: entry.name)
+
+
+def _folders(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """Returns the folders in a folder by name, except hidden ones."""
+    return [entry for entry in _visible(folder) if entry.is_dir()]
+
+
+def _files(folder: os.PathLike[str]) -> list[str]:
+    """Returns the sorted paths of the files in a folder, except hidden ones."""
+    return [entry.path for entry in _visible(folder) if entry.is_file()]
 
 
 def _images(folder: os.DirEntry[str], digest: Any) -> list[str]:
     """Returns the sorted names of a class's images; adds their state to `digest`."""
-    with os.scandir(folder) as entries:
-        found = [
-            entry
-            for entry in entries
-            if entry.name.lower().endswith(SUFFIXES)
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        ]
-    found.sort(key=lambda entry: entry.name)
+    found = [
+        entry
+        for entry in _visible(folder)
+        if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
+    ]
     for entry in found:
         identity = (folder.path, entry.name, *file_state(entry.stat()))
         digest.update(repr(identity).encode())
     return [entry.name for entry in found]
 
 
-def _files(folder: Path) -> list[str]:
-    """Returns the paths of the files in a folder, except hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.path
-            for entry in entries
-            if entry.is_file() and not entry.name.startswith(".")
-        )
-
-
-def _left_out(folder: Path) -> list[str]:
+def _left_out(folder: os.PathLike[str]) -> list[str]:
     """Returns the files of a class folder that are nested or have another suffix."""
     found = [path for path in _files(folder) if not path.lower().endswith(SUFFIXES)]
     for nested in _folders(folder):
@@ -179,7 +175,8 @@ def _warn_of(left_out: list[str], not_in_test: list[str], root: Path) -> None:
         )
 
 
-def _contents(folder: Path, most: int = 5) -> str:
+def _contents(folder: Path) -> str:
     names = sorted(os.listdir(folder))
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "nothing"
+    more = len(names) - _MOST_NAMED
+    shown = ", ".join(names[:_MOST_NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown or "nothing"

@@ -11,7 +11,6 @@ from train.run.plots import create_figure, number_plainly, save
 
 if TYPE_CHECKING:  # Slow to import, see `train.run.plots`.
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Distinguishable without color.
 _MARKERS = "osD^v<>ph*PX"
@@ -56,7 +55,12 @@ def plot_sweep(
         number_plainly(axes.xaxis)
         axes.set_ylim(bottom=0)
     figure.suptitle(title, fontsize="medium")
-    _legend_below(figure, given, columns)
+    figure.legend(
+        *given.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize="small",
+    )
     save(figure, path)
 
 
@@ -142,15 +146,6 @@ def _colors(points: Mapping[str, Any]) -> dict[str, Any]:
 
     colors = color_sequences["tab10" if len(points) <= 10 else "tab20"]
     return {name: colors[n % len(colors)] for n, name in enumerate(points)}
-
-
-def _legend_below(figure: "Figure", axes: "Axes", columns: int) -> None:
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=columns,
-        fontsize="small",
-    )
 
 
 def _plot_accuracy(
