@@ -114,9 +114,7 @@ def _pytorch(settings: Settings, out: Path) -> list[Task]:
     sizes = settings.sizes
     first, side, _, rounds = sizes.steps[0]
     batch = first.partition("@")[2]
-    network = ":".join(
-        ["resnet20", *([",".join(sizes.resnet20)] * bool(sizes.resnet20))]
-    )
+    network = workloads.network_text("resnet20", sizes.resnet20)
     (workload,) = workloads.parse(f"{network}@{batch}", (), sizes.dtype)
     steps_run = functools.partial(beside_pytorch.measure_steps, workload, side, rounds)
     training_run = functools.partial(beside_pytorch.train_resnet20, settings, out)
@@ -195,8 +193,8 @@ def _runs(
     """Returns the work of training runs at batch size 128."""
     batch = RunConfig.batch_size
     options = settings.sizes.resnet20 if model == "resnet20" else ()
-    text = f"{model}:{','.join(options)}" if options else model
-    (workload,) = workloads.parse(f"{text}@{batch}", (), dtype)
+    network = workloads.network_text(model, options)
+    (workload,) = workloads.parse(f"{network}@{batch}", (), dtype)
     steps = runs * epochs * (settings.sizes.num_train // batch)
     side = 8 if settings.miniature else 32
     return Work(runs, steps, runs * epochs, workload, side, optimizers)

@@ -95,7 +95,7 @@ def create(case: Case, chunk_steps: int) -> Experiment:
     """The programs of a case, as a run has them."""
     config = RunConfig(
         model=case.workload.model,
-        model_options=model_options(case.workload),
+        model_options=case.workload.model_options,
         dtype=case.workload.dtype,  # type: ignore[arg-type]
         optimizer=case.optimizer,
         # So small that no network diverges within a few steps.
@@ -106,12 +106,6 @@ def create(case: Case, chunk_steps: int) -> Experiment:
     )
     samples = _CHUNKS * chunk_steps * case.workload.batch_size
     return Experiment(config, _random_images(samples, case.image_size))
-
-
-def model_options(workload: Workload) -> tuple[str, ...]:
-    """The options of a workload's network as a run takes them."""
-    _, _, listed = workload.network.partition(":")
-    return tuple(part for part in listed.split(",") if part)
 
 
 def check(case: Case, chunk_steps: int) -> Result:

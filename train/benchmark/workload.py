@@ -26,18 +26,27 @@ class Workload:
     dtype: str
 
     @property
-    def network(self) -> str:
-        """The network in the format of `parse`, without the batch size."""
-        options = ",".join(
+    def model_options(self) -> tuple[str, ...]:
+        """The options of the network as `--model-options` takes them."""
+        return tuple(
             f"{name}={'x'.join(map(str, value)) if type(value) is tuple else value}"
             for name, value in self.options
         )
-        return f"{self.model}:{options}" if options else self.model
+
+    @property
+    def network(self) -> str:
+        """The network in the format of `parse`, without the batch size."""
+        return network_text(self.model, self.model_options)
 
     def replace_option(self, name: str, value: Any) -> "Workload":
         """Returns a copy with another value of an option of the network."""
         options = dict(self.options) | {name: value}
         return dataclasses.replace(self, options=tuple(options.items()))
+
+
+def network_text(model: str, options: Sequence[str]) -> str:
+    """Joins a network and its options in the format of `parse`."""
+    return f"{model}:{','.join(options)}" if options else model
 
 
 def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
