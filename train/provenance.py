@@ -1,5 +1,6 @@
 """Provenance of results: command, commit, versions and devices."""
 
+import collections
 import os
 import platform
 import shlex
@@ -85,8 +86,8 @@ def num_cores() -> int:
 def _short(value: Any) -> str:
     """Formats a value for a message, counting equal devices."""
     if isinstance(value, list) and value:
-        kinds = sorted(set(map(str, value)))
-        return ", ".join(f"{list(map(str, value)).count(k)} x {k}" for k in kinds)
+        numbers = collections.Counter(sorted(map(str, value)))
+        return ", ".join(f"{number} x {kind}" for kind, number in numbers.items())
     return str(value)
 
 
