@@ -31,12 +31,12 @@ def restore(path):
     try:
         checkpoints = Checkpoints(path)
         try:
-            restored = checkpoints.restore(checkpoints.latest_step, like=tree(1))
+            restored = checkpoints.restore_latest(like=tree(1))
         finally:
             checkpoints.close()
     except UserError:
         return None
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(restored)]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(restored.tree)]
 
 
 def flip(path, rng):

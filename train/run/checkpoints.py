@@ -154,24 +154,12 @@ class Checkpoints:
         """The step with the best accuracy, see `save`; None without checkpoints."""
         return next(iter(self._by_accuracy()), None)
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Restores a state and verifies its checksum.
+    def restore_latest(self, like: Any) -> Restored | None:
+        """Restores the latest intact checkpoint.
 
         Args:
-            step: the step to restore.
             like: a state of the same structure, whose shardings the restored arrays
                 get.
-
-        Returns:
-            The state.
-
-        Raises:
-            DamagedCheckpoint: if the checksum or the structure does not match.
-        """
-        return self._restore(step, like)[0]
-
-    def restore_latest(self, like: Any) -> Restored | None:
-        """Restores the latest intact checkpoint, see `restore`.
 
         Returns:
             The state and the damaged later checkpoints; None if there are no
@@ -293,7 +281,7 @@ class Checkpoints:
             else:
                 value = _read_metadata(self._directory / str(step))["test_top1"]
             value = float(value)
-        # An unreadable checkpoint cannot be the best; `restore` reports it.
+        # An unreadable checkpoint cannot be the best; restoring it reports it.
         except (
             UserError,
             OSError,
