@@ -5,11 +5,11 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-# Before JAX is imported. Tests compile far more than they compute: with less of XLA's
-# work they take a quarter of the time. `XLA_FLAGS= pytest` runs them with all of it.
+# Set before JAX is imported. Tests compile far more than they compute: with fewer of
+# XLA's optimizations they take a quarter of the time. `XLA_FLAGS= pytest` enables all.
 flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 major, minor = importlib.metadata.version("jax").split(".")[:2]
-if (int(major), int(minor)) < (0, 11):  # XLA ends on a flag that it does not know
+if (int(major), int(minor)) < (0, 11):  # XLA aborts on an unknown flag
     flags += " --xla_cpu_use_fusion_emitters=false"
     flags += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", flags)
@@ -27,7 +27,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_finish():
-    """Spares the garbage collector what stays until the end, and most of its rounds.
+    """Freezes objects that live until the end, and collects garbage less often.
 
     Tracing makes millions of objects, few of them in cycles: at Python's thresholds
     the collector takes a fifteenth of the time.
@@ -39,7 +39,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """Forgets compiled programs before they take gigabytes, where that can be seen."""
+    """Clears compiled programs before they take gigabytes, on systems with /proc."""
     yield
     pages = Path("/proc/self/statm")
     if pages.exists():

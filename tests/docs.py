@@ -1,4 +1,4 @@
-"""Code in the documents, to be run as it is printed."""
+"""Runs the code in the documentation as printed."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def python_blocks(path):
-    """The blocks of Python in a document, by its path from the root."""
+    """The Python blocks of a document, given by its path from the root."""
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
@@ -17,6 +17,6 @@ def run_block(source, namespace):
     """Runs a block in a namespace; returns what it printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        # The project's own documents, which a user is told to run.
+        # The project's own documents, whose code users are expected to run.
         exec(compile(source, "<docs>", "exec"), namespace)  # noqa: S102
     return printed.getvalue()

@@ -1,4 +1,4 @@
-"""JAX's settings, changed for a while."""
+"""Temporary changes of JAX's settings."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import jax
 
 @contextlib.contextmanager
 def jax_settings(**settings):
-    """Runs what is inside with these settings of `jax.config`."""
+    """Changes these settings of `jax.config` within the context."""
     before = {name: jax.config.values[name] for name in settings}
     try:
         for name, value in settings.items():

@@ -102,8 +102,8 @@ def test_partition_weight_decay(monkeypatch, capsys):
     assert accuracies(capsys.readouterr().out)[-1] > 80
 
 
-def test_the_notebook(tmp_path):
-    """Its cells are plain Python: here they are run as a script, without a kernel."""
+def test_the_cells_of_the_notebook_run_and_draw_its_figures(tmp_path):
+    """The cells are plain Python, and run here as a script without a kernel."""
     notebook = nbformat.read(EXAMPLES / "inputs_of_a_network.ipynb", as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]

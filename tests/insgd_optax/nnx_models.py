@@ -1,4 +1,4 @@
-"""What the tests of NNX capture share: arrays, models and one captured call."""
+"""Helpers of the tests of NNX capture: arrays, models and one captured call."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ def array(*shape, seed=0):
 
 
 def captured(model, *args, p=2, **options):
-    """What one call of an NNX model sows."""
+    """The values that one call of an NNX model sows."""
     with capture_input_norms(p, **options):
         _, norms = nnx.capture(model, nnx.Intermediate)(*args)
     return nnx.to_pure_dict(norms)

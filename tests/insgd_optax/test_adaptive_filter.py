@@ -32,7 +32,7 @@ def assert_same(result, expected, tolerance):
 
 @pytest.mark.parametrize("complex_valued", [False, True])
 @pytest.mark.parametrize("p", [1, 2, 3.5])
-def test_nlms_is_the_reference(x64, p, complex_valued):
+def test_nlms_matches_the_reference(x64, p, complex_valued):
     u, d, _ = signals(complex_valued=complex_valued)
     options = {"num_taps": 7, "step_size": 0.7, "p": p, "eps": 0.02}
     result = nlms_filter(u, d, **options)
@@ -41,7 +41,7 @@ def test_nlms_is_the_reference(x64, p, complex_valued):
 
 
 @pytest.mark.parametrize("complex_valued", [False, True])
-def test_lms_is_the_reference(x64, complex_valued):
+def test_lms_matches_the_reference(x64, complex_valued):
     u, d, _ = signals(complex_valued=complex_valued)
     result = lms_filter(u, d, num_taps=7, step_size=0.03)
     assert_same(result, nlms_reference.nlms(u, d, 7, 0.03, p=None), 1e-10)
@@ -54,21 +54,21 @@ def test_infinity_norm_divides_by_the_largest_magnitude(x64):
     assert_same(result, by_l1, 1e-12)
 
 
-def test_nlms_is_padasip(x64):
+def test_nlms_matches_padasip(x64):
     u, d, _ = signals()
     reference = padasip.filters.FilterNLMS(7, mu=0.7, eps=0.02, w="zeros")
     outputs, errors, weights_before = reference.run(d, nlms_reference.windows(u, 7))
     result = nlms_filter(u, d, num_taps=7, step_size=0.7, eps=0.02)
     np.testing.assert_allclose(result.outputs, outputs, rtol=0, atol=1e-9)
     np.testing.assert_allclose(result.errors, errors, rtol=0, atol=1e-9)
-    # padasip's history is of the weights before each update, ours of those after.
+    # padasip records the weights before each update, this library those after it.
     np.testing.assert_allclose(
         result.weights[:-1], weights_before[1:], rtol=0, atol=1e-9
     )
     np.testing.assert_allclose(result.weights[-1], reference.w, rtol=0, atol=1e-9)
 
 
-def test_lms_is_padasip(x64):
+def test_lms_matches_padasip(x64):
     u, d, _ = signals()
     reference = padasip.filters.FilterLMS(7, mu=0.03, w="zeros")
     outputs, *_ = reference.run(d, nlms_reference.windows(u, 7))
@@ -91,7 +91,7 @@ def test_first_weights_continue_a_filter(x64):
     assert_same(result, nlms_reference.nlms(u, d, **options), 1e-10)
 
 
-def test_no_history_returns_the_last_weights():
+def test_without_history_only_the_last_weights_are_returned():
     u, d, _ = signals()
     every = nlms_filter(u, d, num_taps=4, step_size=0.5)
     last = nlms_filter(u, d, num_taps=4, step_size=0.5, weight_history=False)
@@ -100,7 +100,7 @@ def test_no_history_returns_the_last_weights():
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 5])
-def test_signals_shorter_than_the_filter(x64, num_samples):
+def test_signals_shorter_than_the_filter_match_the_reference(x64, num_samples):
     u, d, _ = signals(num_samples)
     result = nlms_filter(u, d, num_taps=4, step_size=0.5)
     assert_same(result, nlms_reference.nlms(u, d, 4, 0.5), 1e-12)
@@ -118,7 +118,7 @@ def test_silence_changes_no_weight(p, eps):
     np.testing.assert_array_equal(result.errors, d)
 
 
-def test_silence_in_mid_signal_keeps_what_was_learned():
+def test_silence_in_mid_signal_keeps_the_weights():
     u, d, _ = signals()
     u[100:], d[100:] = 0.0, 0.0
     result = nlms_filter(u, d, num_taps=6, step_size=1.0, eps=0.0)
@@ -137,7 +137,9 @@ def test_silence_in_mid_signal_keeps_what_was_learned():
         (jnp.bfloat16, jnp.bfloat16, np.float32),
     ],
 )
-def test_dtypes(x64, u_dtype, d_dtype, expected):
+def test_the_dtype_of_the_results_follows_from_the_signals(
+    x64, u_dtype, d_dtype, expected
+):
     u, d = jnp.arange(5).astype(u_dtype), jnp.arange(5).astype(d_dtype)
     for result in (
         nlms_filter(u, d, num_taps=2, step_size=np.float64(0.5)),
@@ -146,7 +148,7 @@ def test_dtypes(x64, u_dtype, d_dtype, expected):
         assert {array.dtype for array in result} == {np.dtype(expected)}
 
 
-def test_first_weights_count_for_the_dtype():
+def test_complex_initial_weights_give_complex_results():
     first = [1.0 + 1.0j, 0.0]
     result = nlms_filter([1.0, 2.0], [1.0, 2.0], weights=first, **OK)
     assert result.weights.dtype == np.complex64
@@ -157,7 +159,7 @@ def test_integers_become_float32_where_float64_is_off():
     assert result.weights.dtype == np.float32
 
 
-def test_channels_by_vmap():
+def test_vmap_gives_the_result_of_each_channel():
     pairs = [signals(seed=seed)[:2] for seed in range(3)]
     u, d = (jnp.stack(channel) for channel in zip(*pairs, strict=True))
     result = jax.vmap(lambda u, d: nlms_filter(u, d, num_taps=4, step_size=0.5))(u, d)
@@ -193,7 +195,7 @@ def test_the_error_is_differentiable_in_the_step_size():
 
 
 def test_a_second_call_compiles_nothing(caplog):
-    u, d, _ = signals(43)  # a length of its own, so that the first call compiles
+    u, d, _ = signals(43)  # a length that no other test uses: the first call compiles
     compiled = []
     with jax.log_compiles(True):
         for step_size, eps in ((0.5, 1e-3), (0.25, 0.5)):
@@ -222,7 +224,7 @@ def test_a_second_call_compiles_nothing(caplog):
     ],
 )
 @pytest.mark.parametrize("run", [lms_filter, nlms_filter])
-def test_errors(run, u, d, options, message):
+def test_invalid_arguments_are_errors(run, u, d, options, message):
     with pytest.raises(ValueError, match=message):
         run(u, d, **options)
 
@@ -236,7 +238,7 @@ def test_errors(run, u, d, options, message):
         ({"p": "2"}, "p='2'"),
     ],
 )
-def test_errors_of_the_normalization(option, message):
+def test_invalid_normalization_options_are_errors(option, message):
     with pytest.raises(ValueError, match=message):
         nlms_filter(np.ones(3), np.ones(3), **OK, **option)
 
@@ -274,18 +276,18 @@ def test_nlms_never_moves_away_from_a_noiseless_system(x64, step_size):
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])
-def test_l1_bound_has_the_units_of_the_input(x64, scale):
+def test_the_l1_bound_is_two_over_the_largest_input(x64, scale):
     u, d, system = noiseless(3000, scale)
     bound = 2 / np.max(np.abs(u))
     below = nlms_filter(u, d, num_taps=6, step_size=0.99 * bound, p=1, eps=0.0)
     assert np.all(np.diff(misalignment(below, system)) <= 1e-12)
     assert misalignment(below, system)[-1] < 1e-6
-    u, d = u[:300], d[:300]  # longer, and the weights overflow
+    u, d = u[:300], d[:300]  # any longer, and the weights overflow
     beyond = nlms_filter(u, d, num_taps=6, step_size=5 * bound, p=1, eps=0.0)
     assert misalignment(beyond, system)[-1] > 1e6
 
 
-def test_lms_bound_for_every_window(x64):
+def test_lms_converges_below_the_bound_of_every_window(x64):
     u, d, system = noiseless(3000)
     bound = 2 / np.max(np.sum(nlms_reference.windows(u, 6) ** 2, axis=1))
     below = lms_filter(u, d, num_taps=6, step_size=0.99 * bound)

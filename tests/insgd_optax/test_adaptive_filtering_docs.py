@@ -18,7 +18,7 @@ def curves():
     return docs_examples.load("learning_curves")
 
 
-def test_the_code_on_the_page():
+def test_the_examples_on_the_page_pass():
     page = doctest.testfile(str(DOCS / "adaptive_filtering.md"), module_relative=False)
     assert page.attempted > 40 and page.failed == 0
 
@@ -34,7 +34,7 @@ def test_the_pictures_on_the_page_are_the_ones_drawn(x64, figures, curves, tmp_p
         assert (DOCS / "images" / picture.name).exists()
 
 
-def test_color_slows_nlms_and_not_rls(x64, curves):
+def test_colored_input_slows_nlms_but_not_rls(x64, curves):
     white, colored = (
         {
             name: curves.samples_until(curve, threshold=-10)
@@ -58,7 +58,7 @@ def test_l1_is_not_more_robust_to_impulses_than_l2(x64, figures, through_system)
 
 
 @pytest.mark.parametrize("through_system", [True, False])
-def test_a_bounded_error_keeps_l1_bounded(x64, figures, through_system):
+def test_l1_with_a_sign_error_is_robust_to_impulses(x64, figures, through_system):
     for seed in range(3):
         misalignment = figures.impulse_misalignment(
             1000, through_system, 1, seed, sign_error=True

@@ -37,7 +37,7 @@ class TwoLayers(nn.Module):
 
 
 def data(dtype, scale):
-    """Inputs and gradients of every step: scale decides how far P lies from 1."""
+    """Weights, then inputs and gradients per step; `scale` sets how far P is from 1."""
     rng = np.random.default_rng(0)
     shapes = {
         "conv/kernel": (3, 3, 2, 3),
@@ -82,7 +82,7 @@ def sown_by_capture(p, dtype, steps):
 
 @functools.cache
 def optimizer(scope, options):
-    """INSGD and a step of it, compiled once for all norms."""
+    """INSGD and its step, compiled once for all norms."""
     tx = insgd(0.1, eps=0.01, scope=scope, **dict(options))
 
     @jax.jit
@@ -121,7 +121,7 @@ def assert_steps_agree(weights, steps, sown, p, options, scope, tolerance):
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, np.inf])
-def test_every_option_in_float64(p, x64):
+def test_every_option_matches_the_reference_in_float64(p, x64):
     weights, steps = data(np.float64, 1.0)
     sown = sown_by_capture(p, np.float64, steps)
     momenta = itertools.cycle(
@@ -143,7 +143,7 @@ def test_every_option_in_float64(p, x64):
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, np.inf])
-def test_float32_with_powers_away_from_one(p):
+def test_float32_matches_the_reference_with_powers_away_from_one(p):
     weights, steps = data(np.float32, 5.0)
     sown = sown_by_capture(p, np.float32, steps)
     options = {
@@ -170,7 +170,7 @@ def test_the_paper_s_algorithm_is_dampening_equal_to_momentum(x64):
         np.testing.assert_allclose(updates["dense"]["kernel"], -expected, rtol=1e-12)
 
 
-def test_dampened_momentum_keeps_dtypes_as_optax_s_trace():
+def test_dampened_trace_has_the_dtypes_of_optax_s_trace():
     params = {"w": jnp.ones(2, jnp.bfloat16), "frozen": jnp.ones(2)}
     grads = {"w": jnp.ones(2, jnp.float32), "frozen": None}
     for nesterov in (False, True):

@@ -1,4 +1,4 @@
-"""What unmodified Linen models sow, and where."""
+"""The norms that unmodified Linen models sow, and their places in the tree."""
 
 import threading
 
@@ -62,7 +62,7 @@ def test_every_token_is_a_sample():
     assert_norm(sown["input_norm"], power(x.reshape(24, 5)), (1, 1))
 
 
-def test_dense_by_keyword():
+def test_dense_called_with_a_keyword():
     x = normal(4, 5)
     layer = nn.Dense(3)
     variables = jax.jit(layer.init)(jax.random.key(0), x)
@@ -186,7 +186,7 @@ def test_the_whole_map_of_a_sample_is_the_input_of_a_convolution(name):
     assert_norm(sown["input_norm"], power(x), (1, 1, 1, 1))
 
 
-def test_convolutions_of_other_ranks():
+def test_convolutions_of_one_and_three_dimensions():
     x = normal(2, 6, 4)
     for layer in (
         nn.Conv(3, 3),
@@ -200,7 +200,7 @@ def test_convolutions_of_other_ranks():
     assert_norm(sown["input_norm"], power(x), (1,) * 5)
 
 
-def test_a_convolution_without_and_with_more_batch_axes():
+def test_a_convolution_with_no_or_two_batch_axes():
     x = normal(2, 3, 6, 5, 4)
     _, sown = sow(nn.Conv(3, (3, 3)), x)
     assert_norm(sown["input_norm"], power(x.reshape(6, 6, 5, 4)), (1, 1, 1, 1))
@@ -238,7 +238,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_normalization_layers_on_request(name):
+def test_normalization_layers_sow_only_on_request(name):
     layer, each_vector = NORMS[name]
     x = normal(2, 3, 5, 4)
     _, sown = sow(layer, x, mutable=("intermediates", "batch_stats"))
@@ -272,7 +272,7 @@ def test_setup_sequential_and_a_module_called_twice():
     assert len(sown["shared"]["input_norm"]) == 2
 
 
-def test_a_subclass_sows_once_and_what_its_kernel_sees():
+def test_a_subclass_sows_once_from_the_input_of_its_kernel():
     class Scaled(nn.Dense):
         @nn.compact
         def __call__(self, x):
@@ -310,7 +310,7 @@ def test_a_layer_within_a_layer_sows_for_itself():
     assert set(sown) == {"input_norm", "Dense_0", "Dense_1"}
 
 
-def test_a_model_applied_within_a_layer_is_not_that_layer():
+def test_a_model_applied_within_a_layer_does_not_sow_for_it():
     class Taught(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -365,7 +365,7 @@ def test_threads_do_not_see_each_other_s_contexts():
     assert not jax.tree.leaves(seen)
 
 
-def test_other_methods_are_left_alone():
+def test_other_methods_sow_nothing():
     class Tied(nn.Module):
         def setup(self):
             self.dense = nn.Dense(3)
@@ -386,7 +386,7 @@ def test_other_methods_are_left_alone():
     assert not jax.tree.leaves(sown)
 
 
-def test_a_layer_type_of_one_s_own():
+def test_a_custom_layer_type_sows_if_listed():
     class Bilinear(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -432,14 +432,14 @@ def test_init_sows_nothing():
     assert set(variables) == {"params"}
 
 
-def test_boxed_parameters():
+def test_a_layer_with_boxed_parameters_sows():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     x = normal(2, 4)
     _, sown = sow(nn.Dense(3, kernel_init=init), x)
     assert_norm(sown["input_norm"], power(x), (1, 1))
 
 
-def test_shapes_without_computing():
+def test_input_norm_shapes_takes_shape_structs():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x, train):
@@ -467,12 +467,12 @@ def test_shapes_without_computing():
         ({"conv_input": "map"}, "conv_input='map' is not known.*feature_map.*patch"),
     ],
 )
-def test_options_that_are_not_known(options, words):
+def test_unknown_options_are_errors(options, words):
     with pytest.raises(ValueError, match=words), capture_input_norms(**options):
         pass
 
 
-def test_loss_and_gradients_are_those_without_capture():
+def test_capture_changes_neither_loss_nor_gradients():
     """To 1e-6 of each array's largest entry, for a model of many layer types."""
 
     class Net(nn.Module):
@@ -518,8 +518,8 @@ def test_the_norm_of_a_bfloat16_model_is_float32():
     assert_norm(sown["input_norm"], input_norm(x), (1, 1))
 
 
-def test_one_line_of_optax_becomes_insgd():
-    """The use in the README: an unmodified model, ten steps, a falling loss."""
+def test_insgd_halves_the_loss_of_an_unmodified_model():
+    """Ten steps, as in the README."""
     model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(1)])
     x = 3 * normal(16, 4)
     y = jnp.sum(x, axis=1, keepdims=True)

@@ -65,7 +65,7 @@ def test_scopes_have_collections_and_a_debug_path():
         (DenyList("intermediates"), False),
     ],
 )
-def test_in_filter_asks_whether_a_filter_takes_a_collection(filter_like, expected):
+def test_in_filter_tells_whether_a_filter_matches_a_collection(filter_like, expected):
     assert in_filter(filter_like, "intermediates") is expected
 
 

@@ -1,4 +1,4 @@
-"""The layout of a covariance: one rule for what is sown and for what is kept of it."""
+"""The layout of a covariance: one rule for layers that sow and for the state."""
 
 import flax.linen as nn
 import jax
@@ -41,21 +41,21 @@ def factor_shapes(opt_state):
 
 @pytest.mark.parametrize("max_dim", [2, 4, 6, 10, 12, 768])
 @pytest.mark.parametrize(("model", "shape"), LAYERS.values(), ids=LAYERS)
-def test_the_optimizer_assumes_what_the_layer_sows(model, shape, max_dim):
-    """From the kernel's shape alone, whatever is too long for one matrix."""
+def test_the_optimizer_assumes_the_layout_that_the_layer_sows(model, shape, max_dim):
+    """The kernel's shape is enough, even if axes are too long for one matrix."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     with capture_input_covariances(max_dim=max_dim):
         like = input_covariance_shapes(model, jax.random.key(0), x)
     assumed = jax.eval_shape(lms_newton(0.1, max_dim=max_dim).init, params)
-    told = jax.eval_shape(lms_newton(0.1, input_covariances_like=like).init, params)
-    assert factor_shapes(assumed) == factor_shapes(told)
-    if max_dim >= 8:  # Two entries along each of three axes.
-        sizes = [np.prod(s[len(s) // 2 :]) for f in factor_shapes(told) for s in f]
+    given = jax.eval_shape(lms_newton(0.1, input_covariances_like=like).init, params)
+    assert factor_shapes(assumed) == factor_shapes(given)
+    if max_dim >= 8:  # Enough for two entries along each of three axes.
+        sizes = [np.prod(s[len(s) // 2 :]) for f in factor_shapes(given) for s in f]
         assert max(sizes) <= max_dim
 
 
-def test_attention_wider_than_max_dim_trains():
+def test_attention_wider_than_max_dim_has_finite_updates():
     model = nn.MultiHeadDotProductAttention(4)
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))
     params = jax.jit(model.init)(jax.random.key(1), x)["params"]
@@ -118,7 +118,7 @@ def test_blocks_of_one_vector_are_damped_by_its_whole_trace(
 
 @pytest.mark.parametrize("max_dim", [2, 3, 4, 8, 32])
 def test_the_initial_covariance_is_the_same_in_every_form(x64, max_dim):
-    """A_0 = I / 2, whose inverse doubles, whatever is cut into blocks."""
+    """The inverse of A_0 = I / 2 doubles the gradient, whatever the blocks."""
     params = {"kernel": jnp.ones((2, 2, 8, 3))}
     tx = scale_by_input_covariance(initial_covariance=0.5, max_dim=max_dim, **PLAIN)
     model = nn.Conv(3, (2, 2), padding="VALID", use_bias=False, param_dtype=jnp.float64)
@@ -159,12 +159,12 @@ def test_a_zero_gradient_has_a_cosine_of_one():
 @pytest.mark.parametrize(
     ("shapes", "weight", "lead"),
     [
-        ([(1, 1)], (1, 1, 3), None),  # a kernel of no axes
+        ([(1, 1)], (1, 1, 3), None),  # a kernel without axes
         ([(4, 1, 4, 1)], (3,), None),  # more axes than the weight
-        ([(4, 1, 4, 1)], (2, 4, 3), 0),  # stacked weights, and no such covariance
+        ([(4, 1, 4, 1)], (2, 4, 3), 0),  # stacked weights, but not the covariance
         ([(4, 1, 4, 1), (4, 4)], (4, 3), None),  # factors of two ranks
         ([(4, 1, 4, 1)], (5, 3), None),  # another length
-        ([(2, 1, 2, 1)], (4, 3), None),  # half the inputs, which are no groups
+        ([(2, 1, 2, 1)], (4, 3), None),  # half the inputs, but no groups
         ([(4, 1, 4, 1), (2, 1, 2, 1)], (4, 3), None),  # factors of two lengths
     ],
 )
@@ -173,7 +173,7 @@ def test_a_covariance_of_another_layer_is_refused(shapes, weight, lead):
         form_of(shapes, weight, lead)
 
 
-def test_a_covariance_that_lacks_what_is_kept_is_refused():
+def test_a_sown_covariance_that_does_not_fit_the_state_is_refused():
     form = form_of([(4, 1, 4, 1)], (4, 3))
     two = [jnp.zeros((4, 1, 2, 1)), jnp.zeros((4, 1, 1, 1))]
     with pytest.raises(ShapeMismatchError, match="it has 2 factors, not 1"):
@@ -192,13 +192,13 @@ def test_blocks_are_cut_from_the_diagonal():
     np.testing.assert_array_equal(blocks.reshape(4, 2), wanted)
 
 
-def test_a_bias_of_other_axes_tells_nothing_of_the_outputs():
+def test_a_bias_of_other_axes_leaves_the_assumed_form_unchanged():
     form = assumed_form((2, 3, 4), (5, 5), 768)
     assert form == assumed_form((2, 3, 4), None, 768)
 
 
 @pytest.mark.parametrize("make", [capture_input_covariances, lms_newton])
-def test_matrices_of_one_are_refused(make):
+def test_a_max_dim_of_one_is_refused(make):
     rate = () if make is capture_input_covariances else (0.1,)
     with (
         pytest.raises(ValueError, match="max_dim=1 must be a whole number of at least"),

@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 OPTIMIZERS = {
     "insgd": insgd(0.1, weight_decay=1e-3),
-    # The loss of this net may be negative. At this rate the bound rules.
+    # The loss of this net may be negative. At this learning rate, updates are clipped.
     "bounded": insgd(20.0, weight_decay=1e-3, polyak_factor=0.1, loss_lower_bound=-3.0),
     "covariance": lms_newton(0.1, weight_decay=1e-3),
     "whitened": optax.chain(whiten_inputs(optax.trace(0.9)), optax.scale(-0.1)),
@@ -41,7 +41,7 @@ OPTIMIZERS = {
 
 def step(tx, params, state, x, axis_name=None):
     def loss_fn(params):
-        # Under pmap and shard_map rows are capped on each device: here none are.
+        # Under pmap and shard_map, rows would be capped per device: here they are not.
         with capture_input_norms(), capture_input_covariances(max_rows=None):
             y, sown = Net().apply({"params": params}, x, mutable=["intermediates"])
         return jnp.mean(jnp.sum(jnp.sin(y), axis=1)), sown["intermediates"]
@@ -97,7 +97,7 @@ def by_shard_map(tx, params, state, x):
             mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("batch")),
             out_specs=PartitionSpec(),
-            # With its check the gradients would come out summed over the devices.
+            # With the check, gradients would be summed over the devices.
             check_vma=False,
         )
     )
@@ -108,7 +108,7 @@ def by_shard_map(tx, params, state, x):
 
 @pytest.mark.parametrize("parallel", [on_a_mesh, by_pmap, by_shard_map])
 @pytest.mark.parametrize("tx", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_eight_devices_are_one(parallel, tx, x64):
+def test_eight_devices_give_the_steps_of_one(parallel, tx, x64):
     x = 3 * jax.random.normal(jax.random.key(0), (16, 6, 6, 2), jnp.float64)
     params = jax.jit(Net().init)(jax.random.key(1), x)["params"]
     expected, expected_state = on_one_device(tx, params, tx.init(params), x)

@@ -1,4 +1,4 @@
-"""The code in README.md and the guide runs as it is printed."""
+"""The code in README.md and the guide runs as printed."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from tests.docs import run_block as run
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_guide():
+def test_the_code_in_the_guide_runs():
     loop, bound, stack, mesh, *_ = python_blocks("docs/guide.md")
     namespace = {}
     assert "layers_0/kernel" in run(loop, namespace)
@@ -31,7 +31,7 @@ def test_the_guide():
 
 
 @pytest.mark.parametrize("path", ["README.md"])
-def test_the_readme(path):
+def test_the_code_in_the_readme_trains(path):
     loop, nnx_capture = python_blocks(path)
     namespace = {}
     printed = run(loop, namespace)
@@ -41,7 +41,7 @@ def test_the_readme(path):
     assert "input_norm" in namespace["norms"]
 
 
-def test_the_input_covariance():
+def test_the_code_on_the_page_of_the_input_covariance_trains():
     namespace = {}
     for block in python_blocks("docs/input_covariance.md"):
         run(block, namespace)
@@ -49,7 +49,7 @@ def test_the_input_covariance():
     namespace["adam"].init(namespace["params"])
 
 
-def test_the_first_page_of_the_site():
+def test_the_code_on_the_first_page_of_the_site_trains():
     (block,) = python_blocks("docs/index.md")
     namespace = {}
     printed = run(block, namespace)
@@ -60,10 +60,10 @@ LISTED = re.findall(r"auto\w+:: (\w+)", (ROOT / "docs/api.md").read_text())
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_a_docstring_reads_well_in_the_api_reference(name):
+def test_a_docstring_renders_well_in_the_api_reference(name):
     for module in (insgd_optax, insgd_optax.nnx):
         text = inspect.getdoc(getattr(module, name, None)) or ""
-        # Sphinx takes what precedes a colon in this line for a type.
+        # Sphinx reads the text before a colon in this line as a type.
         for line in re.findall(r"^(?:Returns|Yields):\n +(.*)", text, re.MULTILINE):
             assert ": " not in re.sub(r"`[^`]*`", "", line + " ")
         # An indented formula would be run together into one paragraph.

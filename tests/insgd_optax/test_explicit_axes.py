@@ -124,7 +124,7 @@ OPTIMIZERS = {
 def trained(model, tx, params, opt_state, x):
     """The parameters, the state and the losses after some steps.
 
-    A scan demands that a step returns each array sharded as it was given.
+    A scan requires each step to return arrays with the sharding of its inputs.
     """
 
     def step(carry, i):
@@ -157,7 +157,7 @@ def trained(model, tx, params, opt_state, x):
     [("lms_newton", P()), *((name, SHARDED) for name in OPTIMIZERS)],
     ids=["replicated", *OPTIMIZERS],
 )
-def test_training_is_that_of_one_device(name, specs, x64):
+def test_training_matches_that_of_one_device(name, specs, x64):
     tx = OPTIMIZERS[name]
     x = 3 * jax.random.normal(jax.random.key(0), (16, 4, 4, 2), jnp.float64)
     shapes = jax.eval_shape(Net().init, jax.random.key(1), x)
@@ -176,7 +176,7 @@ def test_training_is_that_of_one_device(name, specs, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9), actual, expected)
 
 
-def test_nnx_and_bfloat16():
+def test_nnx_in_bfloat16_matches_one_device():
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
     tx = lms_newton(0.1, momentum=None)
 

@@ -1,4 +1,4 @@
-"""The covariance rule: special cases, an oracle, and what must not break it."""
+"""The covariance rule: special cases, a NumPy reference, and inputs that are hard."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ from tests.insgd_optax.references.input_covariance_reference import Reference
 
 
 def sown_of(rows, kernel_rank=2, dtype=None):
-    """What a layer whose kernel is (d, m) sows for these input vectors."""
+    """The value that a layer with a (d, m) kernel sows for these input vectors."""
     rows = jnp.asarray(rows, dtype)
     d = rows.shape[1]
     product = (rows.T @ rows).reshape(d, 1, d, 1)
@@ -40,7 +40,7 @@ def sown_of(rows, kernel_rank=2, dtype=None):
 
 
 def jit_apply(model):
-    """A model's application as one program; operations one by one compile slowly."""
+    """Compiles `model.apply` as one program: op-by-op compilation is slow."""
     return jax.jit(model.apply, static_argnames="mutable")
 
 
@@ -95,7 +95,7 @@ def test_one_sample_without_memory_is_nlms(stream):
     del u, d_of_u
 
 
-def test_nlms_filter_is_the_same(stream):
+def test_one_sample_without_memory_matches_nlms_filter(stream):
     u, _, _ = stream
     # The filter starts on zeros before the signal.
     padded = np.concatenate([np.zeros(3), u])
@@ -156,7 +156,7 @@ def test_heavy_damping_is_sgd(x64):
     np.testing.assert_allclose(updates["kernel"], g["kernel"], rtol=1e-10)
 
 
-def test_white_input_is_the_power_normalizer(x64):
+def test_white_input_gives_the_power_normalizer(x64):
     # a I has the power a d, and the rule divides by a + eps / d.
     d, a, eps = 4, 3.0, 0.2
     g = {"kernel": jnp.arange(8.0).reshape(d, 2)}
@@ -257,7 +257,7 @@ def test_kronecker_form_of_one_tap_is_one_matrix():
     assert factor.shape == (1, 1, 4, 1, 1, 1, 4, 1)
 
 
-def test_kronecker_form_takes_an_eigenvalue_below_zero_for_rounding():
+def test_kronecker_form_treats_a_negative_eigenvalue_as_rounding():
     taps = jnp.diag(jnp.array([1.0, -1e-6])).reshape(2, 1, 1, 2, 1, 1)
     channels = (jnp.eye(3) / 3).reshape(1, 3, 1, 1, 3, 1)
     sown = {
@@ -272,7 +272,7 @@ def test_kronecker_form_takes_an_eigenvalue_below_zero_for_rounding():
     np.testing.assert_allclose(updates["kernel"].ravel(), wanted, rtol=1e-5)
 
 
-def test_what_is_sown_is_cut_off_from_differentiation():
+def test_sown_covariances_are_cut_off_from_differentiation():
     model = nn.Dense(2, use_bias=False)
     params = {"kernel": jnp.ones((3, 2))}
 
@@ -298,7 +298,7 @@ def test_bfloat16_inputs_are_summed_in_float32():
 
 
 def matrix_products(jaxpr):
-    """All matrix products of a traced function, those within loops included."""
+    """All matrix products of a traced function, including those in loops."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation
@@ -311,7 +311,7 @@ def matrix_products(jaxpr):
 @pytest.mark.parametrize("form", ["patch", "kronecker"])
 def test_matrix_products_have_the_highest_precision(form):
     """At lower precisions, GPUs and TPUs round the factors; CPUs do not."""
-    model = nn.Conv(2, (3, 3), use_bias=False)  # Itself no matrix product.
+    model = nn.Conv(2, (3, 3), use_bias=False)  # Not a matrix product.
     x = jnp.ones((2, 4, 4, 65))
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     with capture_input_covariances(conv_covariance=form):
@@ -330,8 +330,8 @@ def test_matrix_products_have_the_highest_precision(form):
     assert {each.params["precision"] for each in found} == {(highest, highest)}
 
 
-def sgd_and(rows_by_step, **options):
-    """Updates of one weight over steps, each with input vectors or None."""
+def gradient_and_updates(rows_by_step, **options):
+    """A gradient, and its updates over steps that have input vectors or None."""
     d = 3
     tx = scale_by_input_covariance(**options)
     g = {"kernel": jnp.arange(1.0, 7.0).reshape(d, 2)}
@@ -346,16 +346,16 @@ def sgd_and(rows_by_step, **options):
     return g["kernel"], seen
 
 
-def test_pass_without_capture_changes_no_bit():
+def test_a_pass_without_capture_changes_no_bit():
     rows = np.random.default_rng(0).normal(size=(9, 3))
-    _, ((first, before), (second, after)) = sgd_and([rows, None])
+    _, ((first, before), (second, after)) = gradient_and_updates([rows, None])
     np.testing.assert_array_equal(first, second)
     jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
     assert (int(before.count), int(after.count)) == (1, 2)
 
 
-def test_before_the_first_capture_steps_are_sgds():
-    g, ((update, _),) = sgd_and([None])
+def test_steps_before_the_first_capture_are_those_of_sgd():
+    g, ((update, _),) = gradient_and_updates([None])
     np.testing.assert_allclose(update, g, rtol=1e-6)
 
 
@@ -364,12 +364,12 @@ def test_inputs_that_are_not_finite_are_not_counted(bad):
     rows = np.random.default_rng(0).normal(size=(9, 3))
     worse = rows.copy()
     worse[4, 1] = bad
-    _, ((first, before), (second, after)) = sgd_and([rows, worse])
+    _, ((first, before), (second, after)) = gradient_and_updates([rows, worse])
     np.testing.assert_array_equal(first, second)
     jax.tree.map(np.testing.assert_array_equal, before.layers, after.layers)
 
 
-def test_two_covariances_of_one_weight_are_not_mistaken_for_one():
+def test_reading_two_covariances_of_one_weight_is_an_error():
     tx = optax.chain(whiten_inputs(optax.identity()), scale_by_input_covariance())
     state = jax.eval_shape(tx.init, {"a": {"kernel": jnp.ones((2, 2))}})
     for read in (covariance_condition_numbers, covariance_cosines):
@@ -377,30 +377,34 @@ def test_two_covariances_of_one_weight_are_not_mistaken_for_one():
             read(state)
 
 
-def test_dead_input_is_sgd():
-    g, ((update, state),) = sgd_and([np.zeros((4, 3))])
+def test_dead_input_gives_the_steps_of_sgd():
+    g, ((update, state),) = gradient_and_updates([np.zeros((4, 3))])
     np.testing.assert_allclose(update, g, rtol=1e-6)
     assert state.failures == 0
 
 
-def test_dead_input_without_its_norm_is_divided_by_eps():
+def test_dead_input_without_preserve_norm_divides_by_eps():
     options = {"preserve_norm": False, "eps": 1e-3, "damping": 0.5}
-    g, ((update, _),) = sgd_and([np.zeros((4, 3))], **options)
+    g, ((update, _),) = gradient_and_updates([np.zeros((4, 3))], **options)
     np.testing.assert_allclose(update, g / 1e-3, rtol=1e-5)
 
 
 def test_singular_covariance_keeps_the_last_inverse_and_is_counted():
     rows = np.random.default_rng(0).normal(size=(9, 3))
     options = {"decay": 0.0, "damping": 0.0, "eps": 0.0}
-    _, ((first, _), (second, state)) = sgd_and([rows, rows * [1, 1, 0]], **options)
+    _, ((first, _), (second, state)) = gradient_and_updates(
+        [rows, rows * [1, 1, 0]], **options
+    )
     np.testing.assert_array_equal(first, second)
     assert state.failures == 1
-    g, ((update, state),) = sgd_and([rows * [1, 0, 0]], **options)
-    np.testing.assert_allclose(update, g, rtol=1e-6)  # none was good: the identity
+    g, ((update, state),) = gradient_and_updates([rows * [1, 0, 0]], **options)
+    np.testing.assert_allclose(
+        update, g, rtol=1e-6
+    )  # no valid inverse yet: the identity
     assert state.failures == 1
 
 
-def test_a_failure_is_counted_once_whatever_other_layers_bring():
+def test_a_failure_is_counted_once_whatever_other_layers_sow():
     rows = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     tx = scale_by_input_covariance(decay=0.0, damping=0.0, eps=0.0)
     grads = {name: {"kernel": jnp.ones((3, 2))} for name in "ab"}
@@ -415,7 +419,7 @@ def test_a_failure_is_counted_once_whatever_other_layers_bring():
 @pytest.mark.parametrize("damping", [0.0, 1e-6, 1.0])
 def test_ill_conditioned_covariances_give_finite_steps(scale, damping):
     rows = np.random.default_rng(0).normal(size=(9, 3)) * [1, 1e-6, 1e-3] * scale
-    g, seen = sgd_and([rows, None, rows], damping=damping)
+    g, seen = gradient_and_updates([rows, None, rows], damping=damping)
     for update, _ in seen:
         assert np.isfinite(update).all()
         np.testing.assert_allclose(np.linalg.norm(update), np.linalg.norm(g), rtol=1e-5)
@@ -456,7 +460,7 @@ def test_uses_of_a_layer_and_micro_batches_add_up():
 
     kernel = params["Dense_0"]["kernel"]
     rows = np.concatenate([x, jnp.tanh(x @ kernel)])
-    # With Newton's lengths: a number of rows that is wrong would only stretch a step.
+    # Without preserve_norm, because a wrong number of rows only rescales a step.
     tx = scale_by_input_covariance(preserve_norm=False)
     halves = jax.tree.map(lambda a, b: (a + b) / 2, sown(x[:3]), sown(x[3:]))
     plain = {"Dense_0": sown_of(rows, dtype=jnp.float32)}
@@ -496,7 +500,7 @@ class Stack(nn.Module):
         return x
 
 
-def test_stacked_layers_keep_a_covariance_each():
+def test_stacked_layers_each_keep_a_covariance():
     x = jax.random.normal(jax.random.key(0), (8, 4))
     scanned, written = Stack(True), Stack(False)
     params = jax.jit(scanned.init)(jax.random.key(1), x)["params"]
@@ -592,11 +596,11 @@ def test_attention_learns_its_form_from_the_shapes():
     guessed = scale_by_input_covariance()
     with pytest.raises(ValueError, match="key/kernel does not fit.*covariances_like"):
         state_after(model, guessed)
-    told = scale_by_input_covariance(input_covariances_like=like)
-    state = state_after(model, told)
+    informed = scale_by_input_covariance(input_covariances_like=like)
+    state = state_after(model, informed)
     assert state.layers["query"]["kernel"].factors[0].shape == (8, 1, 1, 8, 1, 1)
     assert state.layers["out"]["kernel"].factors[0].shape == (2, 4, 1, 2, 4, 1)
-    # With biases their shapes tell, too.
+    # The shapes of the biases determine the form, too.
     state_after(nn.MultiHeadDotProductAttention(num_heads=2), guessed)
 
 
@@ -607,7 +611,7 @@ class Own(nn.Module):
         return x @ self.param("kernel", nn.initializers.ones, (3, 2))
 
 
-def test_own_layers_sow_and_are_heard():
+def test_own_layers_sow_a_covariance_only_within_a_capture():
     x = jax.random.normal(jax.random.key(0), (6, 3))
     params = Own().init(jax.random.key(1), x)["params"]
     apply = functools.partial(Own().apply, {"params": params}, x)
@@ -655,7 +659,7 @@ class Small(nn.Module):
         return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
 
-def test_loss_and_gradients_are_those_without_capture():
+def test_capture_changes_neither_loss_nor_gradients():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     params = jax.jit(Small().init)(jax.random.key(1), x)["params"]
 
@@ -686,7 +690,7 @@ def test_loss_and_gradients_are_those_without_capture():
     assert traced._cache_size() == 1
 
 
-def test_a_step_compiled_without_a_capture_branches_nowhere():
+def test_a_step_compiled_without_a_capture_has_no_branch_or_loop():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     params = jax.jit(Small().init)(jax.random.key(1), x)["params"]
     tx = lms_newton(0.1)

@@ -25,7 +25,7 @@ def norm_of(value):
 
 
 def after(tx, *values, params=PARAMS):
-    """The last update and state of gradients of one and these norms."""
+    """The last update and state, with gradients of 1 and these norms."""
     state = tx.init(params)
     for value in values:
         updates, state = tx.update(params, state, params, input_norms=norm_of(value))
@@ -37,7 +37,7 @@ def power(state):
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_a_first_norm_that_is_not_finite_leaves_the_paper_s_first_step_to_the_next(bad):
+def test_after_a_first_norm_that_is_not_finite_the_next_one_initializes_the_power(bad):
     tx = insgd(0.1, momentum=None)
     updates, state = after(tx, bad)
     assert power(state) == 0
@@ -48,7 +48,7 @@ def test_a_first_norm_that_is_not_finite_leaves_the_paper_s_first_step_to_the_ne
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_a_later_norm_that_is_not_finite_leaves_the_power_as_it_was(bad):
+def test_a_later_norm_that_is_not_finite_leaves_the_power_unchanged(bad):
     tx = scale_by_input_power()
     updates, state = after(tx, np.exp(4.0), bad)
     np.testing.assert_allclose(power(state), np.exp(4.0), rtol=1e-6)
@@ -70,7 +70,7 @@ def test_no_nan_is_computed_before_the_first_norm():
     np.testing.assert_array_equal(updates["dense"]["kernel"], 1)
 
 
-def test_the_floor():
+def test_the_log_of_a_power_below_one_is_floored_at_eps():
     updates, state = after(scale_by_input_power(), 0.5)
     np.testing.assert_allclose(updates["dense"]["kernel"], 100.0, rtol=1e-6)
     multipliers = learning_rate_multipliers(state)
@@ -108,7 +108,7 @@ def test_insgd_is_the_chain_written_out_by_hand():
         jax.tree.map(np.testing.assert_array_equal, one_state, two_state)
 
 
-def test_no_momentum_and_no_parameters():
+def test_insgd_without_momentum_needs_no_parameters():
     tx = insgd(0.1, momentum=None)
     state = tx.init(PARAMS)
     updates, _ = tx.update(PARAMS, state, input_norms=norm_of(np.exp(2.0)))
@@ -116,8 +116,8 @@ def test_no_momentum_and_no_parameters():
     np.testing.assert_allclose(updates["dense"]["bias"], -0.1, rtol=1e-6)
 
 
-def test_trees_of_other_kinds():
-    """A "params" on top, frozen dicts, boxes and a collection given whole."""
+def test_other_kinds_of_trees_give_the_same_updates():
+    """A "params" key on top, frozen dicts, boxes and a whole collection."""
     tx = scale_by_input_power()
     plain, _ = after(tx, np.exp(2.0))
     boxed = {
@@ -143,14 +143,14 @@ def test_trees_of_other_kinds():
         jax.tree.map(np.testing.assert_array_equal, updates, plain)
 
 
-def test_the_state_of_boxed_parameters_is_replicated_by_flax_s_own_recipe():
+def test_get_partition_spec_replicates_the_state_of_boxed_parameters():
     boxed = {"dense": {"kernel": nn.Partitioned(jnp.ones((2, 3)), ("data", "model"))}}
     specs = nn.get_partition_spec(scale_by_input_power().init(boxed))
     (spec,) = jax.tree.leaves(specs.power)
     assert spec == jax.sharding.PartitionSpec()
 
 
-def test_a_module_named_like_the_sown_value():
+def test_a_module_may_be_named_like_the_sown_value():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -187,13 +187,13 @@ def test_a_layer_left_out_of_a_pass_keeps_its_power():
     np.testing.assert_array_equal(updates["other"]["kernel"], 1.0)
 
 
-def test_norms_of_layers_that_are_not_there_are_fine():
+def test_norms_of_layers_without_parameters_are_ignored():
     tx = scale_by_input_power()
     norms = {**norm_of(9.0), "gone": {"input_norm": jnp.ones(())}}
     tx.update(PARAMS, tx.init(PARAMS), input_norms=norms)
 
 
-# What a user will meet, each tested for its words.
+# Errors that users will see, each tested for its message.
 
 
 class Net(nn.Module):
@@ -204,14 +204,14 @@ class Net(nn.Module):
         return nn.WeightNorm(nn.Dense(2))(x)
 
 
-def test_norms_not_passed():
+def test_norms_that_are_not_passed_are_an_error():
     tx = insgd(0.1)
     words = "input_norms is missing: call tx.update.*capture_input_norms.*TrainState"
     with pytest.raises(ValueError, match=words):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
 
 
-def test_capture_forgotten_lists_every_weight_and_the_causes():
+def test_a_forgotten_capture_lists_every_weight_and_the_causes():
     tx = insgd(0.1)
     x = jnp.ones((1, 4))
     params = jax.jit(Net().init)(jax.random.key(0), x)["params"]
@@ -257,7 +257,7 @@ def test_a_layer_inside_weight_norm_is_named():
     assert "Layers with a norm:\n  Dense_0\n" in message
 
 
-def test_mutable_without_intermediates():
+def test_mutable_without_intermediates_is_an_error():
     x = jnp.ones((1, 4))
     model = nn.Dense(2)
     params = jax.jit(model.init)(jax.random.key(0), x)["params"]
@@ -270,7 +270,7 @@ def test_mutable_without_intermediates():
         tx.update(params, tx.init(params), params, input_norms=sown)
 
 
-def test_scan_without_intermediates_in_its_axes():
+def test_a_scan_without_intermediates_in_its_axes_has_a_scalar_power():
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x, _):
@@ -288,7 +288,7 @@ def test_scan_without_intermediates_in_its_axes():
     assert input_powers(state)["Dense_0/kernel"].shape == ()
 
 
-def test_nothing_in_scope_lists_what_was_seen():
+def test_an_empty_scope_lists_the_parameters():
     params = {"embed": {"embedding": jnp.ones((2, 2))}, "token": jnp.ones(2)}
     words = r"(?s)no parameter is in scope='kernel'.*  embed/embedding\n  token"
     with pytest.raises(ValueError, match=words):
@@ -311,7 +311,7 @@ def test_shapes_that_do_not_fit_name_the_path_and_both_shapes():
         jax.jit(tx.update)(PARAMS, state, PARAMS, input_norms=other)
 
 
-def test_shapes_that_lack_a_layer():
+def test_shapes_that_lack_a_layer_are_an_error_unless_missing_is_keep():
     x = jnp.ones((1, 4))
     with capture_input_norms():
         like = input_norm_shapes(nn.Dense(2, name="dense"), jax.random.key(0), x)
@@ -352,17 +352,17 @@ def test_options_out_of_range(options, words):
         insgd(**{"learning_rate": 0.1, **options})
 
 
-# A weight decay of None is none.
+# A weight decay of None is allowed, and means no weight decay.
 @pytest.mark.parametrize(
     ("option", "value"),
     [("learning_rate", "0.1"), ("learning_rate", None), ("weight_decay", "0.1")],
 )
-def test_what_is_no_number(option, value):
+def test_an_option_that_is_not_a_number_is_an_error(option, value):
     with pytest.raises(TypeError, match=f"{option}=.* must be a number or a schedule"):
         insgd(**{"learning_rate": 0.1, option: value})
 
 
-def test_an_injected_callable_that_was_taken_for_a_schedule():
+def test_an_injected_callable_taken_for_a_schedule_is_an_error():
     injected = optax.inject_hyperparams(scale_by_input_power)
     words = 'normalizer is a .*static_args=."normalizer",'
     with pytest.raises(TypeError, match=words):
@@ -378,14 +378,14 @@ def test_one_array_without_a_name_has_no_norm():
         tx.update(weight, tx.init(weight), input_norms=norm_of(9.0))
 
 
-def test_a_box_of_two_arrays_is_no_weight():
+def test_a_box_of_two_arrays_is_an_error():
     box = nn.Partitioned((jnp.ones(2), jnp.ones(3)), names=("a",))
     with pytest.raises(ValueError, match="box at dense/kernel holds 2 arrays"):
         scale_by_input_power().init({"dense": {"kernel": box}})
 
 
 def test_a_narrow_gradient_is_scaled_in_float32():
-    """1 / f(P) rounded to bfloat16 first would give other steps."""
+    """Rounding 1 / f(P) to bfloat16 first would give different steps."""
     tx = scale_by_input_power()
     grads = {"dense": {"kernel": jnp.arange(1, 7, dtype=jnp.bfloat16).reshape(2, 3)}}
     norms = norm_of(jnp.exp(3.0))
@@ -402,12 +402,12 @@ def test_the_power_of_a_float64_weight_is_float64(x64):
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
-def test_a_decay_out_of_range(decay):
+def test_a_decay_out_of_range_is_an_error(decay):
     with pytest.raises(ValueError, match=rf"decay={decay} must lie in \[0, 1\)"):
         scale_by_input_power(decay)
 
 
-def test_powers_of_a_state_without_the_rule():
+def test_reading_the_powers_of_no_or_two_states_is_an_error():
     with pytest.raises(ValueError, match="holds no ScaleByInputPowerState"):
         input_powers(optax.sgd(0.1).init(PARAMS))
     twice = optax.chain(scale_by_input_power(), scale_by_input_power())
@@ -417,7 +417,7 @@ def test_powers_of_a_state_without_the_rule():
 
 @pytest.mark.parametrize("decay", [0.9, 0.0])
 def test_a_layer_whose_input_died_stays_at_the_floor(decay):
-    """P underflows after a thousand steps; its multiplier does not go back to 1."""
+    """P underflows after a thousand steps; its multiplier does not return to 1."""
     tx = scale_by_input_power(decay)
     state = tx.init(PARAMS)
     _, state = tx.update(PARAMS, state, input_norms=norm_of(50.0))
@@ -431,6 +431,6 @@ def test_a_layer_whose_input_died_stays_at_the_floor(decay):
     )
     np.testing.assert_allclose(multipliers[100:], 100.0, rtol=1e-6)
     assert power(state) > 0
-    # What comes then is averaged as ever.
+    # Later norms are averaged as usual.
     _, state = tx.update(PARAMS, state, input_norms=norm_of(30.0))
     np.testing.assert_allclose(power(state), (1 - decay) * 30, rtol=1e-6)

@@ -9,7 +9,7 @@ from insgd_optax import _inverse
 
 
 def matrices(size):
-    """A stack of two, of which the second is badly scaled."""
+    """A stack of two matrices; the second is badly scaled."""
     rows = np.random.default_rng(0).normal(size=(2, 3 * size, size))
     rows[1] *= np.geomspace(1e-2, 1e2, size)
     return np.einsum("nri,nrj->nij", rows, rows)
@@ -17,7 +17,7 @@ def matrices(size):
 
 @pytest.mark.parametrize("form", [_inverse._by_blocks, _inverse._by_cholesky])
 @pytest.mark.parametrize("size", [1, 5, 64, 65, 130])
-def test_the_inverse_is_numpy_s(x64, form, size):
+def test_the_inverse_matches_numpy_s(x64, form, size):
     a = matrices(size)
     result = jax.jit(form)(jnp.asarray(a))
     wanted = np.linalg.inv(a)
@@ -26,7 +26,7 @@ def test_the_inverse_is_numpy_s(x64, form, size):
 
 
 @pytest.mark.parametrize("size", [1, 5, 65])
-def test_the_root_s_square_is_the_inverse(x64, size):
+def test_the_square_of_the_root_is_the_inverse(x64, size):
     a = matrices(size)
     root = jax.jit(_inverse.positive_definite_inverse_root)(jnp.asarray(a))
     np.testing.assert_allclose(root, root.mT, atol=1e-9 * np.abs(root).max())
@@ -38,7 +38,7 @@ def test_the_root_s_square_is_the_inverse(x64, size):
 
 @pytest.mark.parametrize("bounded", [True, False])
 @pytest.mark.parametrize("smallest", [1e-1, 1e-3, 1e-5])
-def test_the_root_in_float32(smallest, bounded):
+def test_the_root_is_accurate_in_float32(smallest, bounded):
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     values = np.geomspace(smallest, 1, 40)
@@ -61,8 +61,8 @@ def test_a_bound_halves_the_iterations_of_the_root(monkeypatch):
 
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [1.0, 1.001, 0.999]])
-def test_the_root_of_what_has_converged_at_once(values):
-    """A scaled step would leave it."""
+def test_the_root_of_a_matrix_that_converges_at_once(values):
+    """A scaled step would move away from it."""
     root = _inverse.positive_definite_inverse_root(jnp.diag(jnp.array(values)))
     np.testing.assert_allclose(root, np.diag(np.array(values) ** -0.5), atol=1e-6)
 
@@ -76,7 +76,7 @@ def test_the_root_of_what_has_converged_at_once(values):
     ],
 )
 @pytest.mark.parametrize("size", [5, 65])
-def test_what_is_not_positive_definite_is_not_finite(x64, form, size):
+def test_the_inverse_of_an_indefinite_matrix_is_not_finite(x64, form, size):
     good, bad = matrices(size)
     bad[0, 0] = -1.0
     result = jax.jit(form)(jnp.stack([good, bad]))

@@ -19,7 +19,7 @@ EPS = 0.3
 
 
 class Joined(nn.Module):
-    """An einsum, which is a module whose kernel may have any layout."""
+    """An einsum layer, whose kernel may have any layout."""
 
     equation: str
     shape: tuple[int, ...]
@@ -105,7 +105,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_inverse_is_that_of_the_jacobian(x64, name):
+def test_the_inverse_matches_that_of_the_jacobian(x64, name):
     layer, shape = LAYERS[name]
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=shape)) + 0.5
@@ -118,7 +118,7 @@ def test_inverse_is_that_of_the_jacobian(x64, name):
         0.0, damping=0.0, eps=EPS, preserve_norm=False, input_covariances_like=like
     )
 
-    @jax.jit  # In one program: operations one by one take longer to compile.
+    @jax.jit  # As one program: op-by-op compilation takes longer.
     def everything(kernel, g):
         def outputs(kernel):
             params = jax.tree.unflatten(treedef, [kernel])
@@ -146,8 +146,8 @@ def test_inverse_is_that_of_the_jacobian(x64, name):
     )
     np.testing.assert_allclose(update.ravel(), wanted, rtol=1e-10, atol=1e-12)
     assert failures == 0
-    # Each input vector meets a kernel once. Entries that padding or dilation sets to 0
-    # are missed. Except in an input with holes, some entry is never missed.
+    # Each input vector is multiplied by a kernel once. Entries that padding or dilation
+    # sets to 0 are not counted; unless the input has holes, some entry always is.
     most = np.count_nonzero(jacobian, axis=0).max()
     with_holes = name.startswith(("transposed", "conv-input-dilated"))
     assert count >= most if with_holes else count == most

@@ -24,7 +24,7 @@ class Block(nn.Module):
 
 
 class Before(nn.Module):
-    """A layer around the scan has sown before it."""
+    """A layer outside the scan sows before it."""
 
     axes: dict
 
@@ -53,7 +53,7 @@ class Shared(nn.Module):
 
 
 class Body(nn.Module):
-    """A scan of a method, whose scope holds what others sowed."""
+    """A scan of a function of a module whose scope already holds sown values."""
 
     axes: dict
 
@@ -135,7 +135,7 @@ MODELS = [Before, Shared, Critics, Nested, Remat, RematScan]
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_norms_are_those_of_a_model_that_lists_its_axes(kind):
+def test_norms_equal_those_of_a_model_that_lists_its_axes(kind):
     own = {} if kind is Shared else {"params": 0}
     model, listed = kind(own), kind({**own, "intermediates": 0})
     params = jax.jit(model.init)(jax.random.key(1), X)["params"]
@@ -156,16 +156,16 @@ def test_norms_are_those_of_a_model_that_lists_its_axes(kind):
         )
         for mine, other in zip(a, b, strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-6)
-    # Without the context the model runs as ever.
+    # Without the context, both models give the same output.
     plain, other_plain = (
         jax.jit(each.apply)({"params": params}, X) for each in (model, listed)
     )
     np.testing.assert_array_equal(plain, other_plain)
-    # Compiled apart from its gradient, it may differ in the last bits.
+    # Compiled without its gradient, the output may differ in the last bits.
     np.testing.assert_allclose(plain, y, rtol=1e-5, atol=1e-6)
 
 
-def test_a_layer_that_is_also_used_outside_of_the_scan():
+def test_a_layer_also_used_outside_of_the_scan_sows_every_use():
     model = Body({})
     params = jax.jit(model.init)(jax.random.key(1), X)["params"]
     (_, (_, sown)), _ = applied(model, params)
@@ -180,7 +180,7 @@ def test_a_layer_that_is_also_used_outside_of_the_scan():
     np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-5)
 
 
-def test_the_model_s_own_sown_values_stay_inside():
+def test_the_model_s_own_sown_values_stay_inside_the_scan():
     model = Before({"params": 0})
     params = jax.jit(model.init)(jax.random.key(1), X)["params"]
     (_, (_, sown)), _ = applied(model, params)
@@ -192,7 +192,7 @@ def test_the_model_s_own_sown_values_stay_inside():
     assert sown["intermediates"]["block"]["features"][0].shape == (3, 5, 4)
 
 
-def test_an_update_of_stacked_layers_keeps_one_power_each():
+def test_stacked_layers_each_keep_a_power():
     model = Before({"params": 0})
     params = jax.jit(model.init)(jax.random.key(1), X)["params"]
     with capture_input_norms():
@@ -207,7 +207,7 @@ def test_an_update_of_stacked_layers_keeps_one_power_each():
     np.testing.assert_allclose(power, norm)
 
 
-def test_parameters_stacked_along_another_axis_need_an_axis_of_their_own():
+def test_parameters_stacked_along_another_axis_need_intermediates_there_too():
     def model(axes):
         return nn.vmap(
             nn.Dense, variable_axes=axes, split_rngs=SPLIT, in_axes=None, axis_size=4
@@ -233,7 +233,7 @@ def test_parameters_stacked_along_another_axis_need_an_axis_of_their_own():
     ],
     ids=["carry", "broadcast"],
 )
-def test_a_filter_that_takes_the_collection_goes_first(options):
+def test_a_scan_that_carries_or_broadcasts_intermediates_is_unchanged(options):
     scan = nn.scan(Block, split_rngs={"params": False}, length=1, **options)
     params = jax.jit(Block().init)(jax.random.key(1), X)["params"]
 
@@ -245,7 +245,7 @@ def test_a_filter_that_takes_the_collection_goes_first(options):
         jax.tree.map(np.testing.assert_array_equal, run(), expected)
 
 
-def test_one_rnn_in_many_threads():
+def test_one_rnn_can_be_captured_in_many_threads():
     rnn = nn.RNN(nn.SimpleCell(3))
     x = jax.random.normal(jax.random.key(0), (2, 5, 4))
     params = jax.jit(rnn.init)(jax.random.key(1), x)["params"]

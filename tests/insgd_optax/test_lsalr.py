@@ -1,4 +1,4 @@
-"""LSALR against Eq. 18 in NumPy, and inside the wrappers optax has."""
+"""LSALR against Eq. 18 in NumPy, and inside optax's wrappers."""
 
 import flax.linen as nn
 import jax
@@ -37,13 +37,13 @@ def assert_trees_close(ours, expected, rtol):
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
-def test_is_the_reference(x64, scale):
+def test_updates_match_the_reference(x64, scale):
     grads = tree(0, scale)
     ours = update(jax.tree.map(jnp.asarray, grads))
     assert_trees_close(ours, lsalr_reference.scaled(grads), 1e-12)
 
 
-def test_twenty_steps_with_momentum_and_weight_decay(x64):
+def test_steps_with_momentum_and_weight_decay_match_the_reference(x64):
     params = tree(1)
     buffers = jax.tree.map(np.zeros_like, params)
     tx = lsalr(0.1, momentum=0.9, weight_decay=5e-4)
@@ -68,7 +68,7 @@ def test_kernel_and_bias_share_a_factor_and_layers_do_not():
     np.testing.assert_allclose(updates["b"]["kernel"], 0.5 * (1 + np.log(3)), rtol=1e-6)
 
 
-def test_a_metadata_box_does_not_make_a_layer_of_its_kernel():
+def test_a_boxed_kernel_shares_a_factor_with_its_bias():
     plain = {"a": {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}}
     boxed = {
         "a": {
@@ -103,7 +103,7 @@ def test_half_precision_norms_are_summed_in_float32():
     np.testing.assert_allclose(updates.astype(np.float32), expected, rtol=1e-3)
 
 
-def test_complex_gradients():
+def test_complex_gradients_are_scaled_by_the_factor_of_their_norm():
     grads = {"a": {"kernel": jnp.array([3.0 + 4.0j, 0.0])}}
     np.testing.assert_allclose(
         update(grads)["a"]["kernel"], (3 + 4j) * np.array([1, 0]) * (1 + np.log(1.2)),
@@ -111,7 +111,7 @@ def test_complex_gradients():
     )  # fmt: skip
 
 
-def test_mixed_dtypes_in_a_layer(x64):
+def test_mixed_dtypes_in_a_layer_are_kept(x64):
     grads = {
         "a": {
             "kernel": jnp.array([3.0], jnp.bfloat16),
@@ -163,7 +163,7 @@ def wrapped(name):
         "apply_if_finite", "MultiSteps", "schedule",
     ],
 )  # fmt: skip
-def test_wrappers_under_jit_and_scan(name):
+def test_wrappers_match_the_reference_under_jit_and_scan(name):
     tx = wrapped(name)
     params = jax.tree.map(jnp.float32, tree(0))
     state = tx.init(params)
@@ -187,7 +187,7 @@ def test_wrappers_under_jit_and_scan(name):
     )
 
 
-def test_parameters_are_asked_for_only_by_weight_decay():
+def test_only_weight_decay_needs_parameters():
     grads = {"a": {"kernel": jnp.ones(2)}}
     update(grads, lsalr(0.1))
     with pytest.raises(ValueError, match="params"):

@@ -1,4 +1,4 @@
-"""Which axes of a statistic are the weight's own."""
+"""The axes that a statistic shares with its weight."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def shape_of(*shapes, weight, kernel=None):
         ((3, 1, 1), (3, 5), (0,)),  # not one of those that leave (3, 1)
     ],
 )
-def test_axes_that_are_averaged(statistic, weight, axes):
+def test_axes_that_the_weight_lacks_are_averaged(statistic, weight, axes):
     assert averaged_axes(statistic, weight) == axes
 
 
@@ -47,7 +47,7 @@ def test_axes_that_are_averaged(statistic, weight, axes):
         ((3, 1), (3,), (3,), (1,)),
         ((1, 1), (1,), (1,), (1,)),
         ((7, 1, 1), (7, 5), (1, 1), (0,)),
-        ((1, 1, 1), (3, 4, 5), (3, 1, 1), ()),  # of a call that does not vary
+        ((1, 1, 1), (3, 4, 5), (3, 1, 1), ()),  # from a call that does not vary
     ],
 )
 def test_a_known_shape_decides_which_axes_are_averaged(statistic, weight, left, axes):
@@ -62,12 +62,14 @@ def test_a_known_shape_decides_which_axes_are_averaged(statistic, weight, left, 
         ((1,), (4, 5), "fewer axes"),
     ],
 )
-def test_what_does_not_fit_or_fits_twice(statistic, weight, words):
+def test_a_statistic_that_does_not_fit_or_fits_twice_is_an_error(
+    statistic, weight, words
+):
     with pytest.raises(ShapeMismatchError, match=words):
         averaged_axes(statistic, weight)
 
 
-def test_the_shape_of_a_power():
+def test_the_shape_of_a_power_follows_from_statistic_and_weight():
     assert shape_of((1, 1), weight=(4, 5)) == ()
     assert shape_of((1, 1, 1), weight=(4, 5)) == ()
     assert shape_of((3, 1, 1), weight=(3, 4, 5)) == (3, 1, 1)
@@ -76,7 +78,7 @@ def test_the_shape_of_a_power():
     assert shape_of((1, 3, 1), weight=(5, 3), kernel=(4, 3, 5)) == (1, 3)
 
 
-def test_a_bias_is_aligned_as_its_kernel_or_scale():
+def test_a_bias_is_aligned_like_its_kernel_or_scale():
     shapes = {"scale": (3, 4, 5), "bias": (3, 5)}
     weights = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     sown = by_layer({"d": {"input_norm": jax.ShapeDtypeStruct((3, 1, 1), jnp.float32)}})
@@ -93,13 +95,13 @@ def test_a_scalar_sown_by_hand_is_padded_on_the_right():
 
 
 def test_one_call_of_stacked_layers_keeps_their_values_apart():
-    norm = jnp.arange(3.0).reshape(1, 3, 1, 1)  # as of a scan over one micro-batch
+    norm = jnp.arange(3.0).reshape(1, 3, 1, 1)  # as in a scan over one micro-batch
     for weight, shape in [((3, 4, 5), (3, 1, 1)), ((3, 5), (3, 1))]:
         value = mean_over_calls([norm], weight, (3, 4, 5), shape)
         np.testing.assert_array_equal(value.ravel(), [0, 1, 2])
 
 
-def test_a_value_that_varies_along_what_is_cut_off():
+def test_a_value_that_varies_along_an_axis_to_cut_is_an_error():
     with pytest.raises(ShapeMismatchError, match="cannot be cut"):
         shape_of((1, 4), weight=(5,), kernel=(4, 4))
 

@@ -39,7 +39,7 @@ def pass_of(params, x, when=True):
 @pytest.mark.parametrize(
     ("make", "statistics"), [(insgd, "input norms"), (lms_newton, "input covariances")]
 )
-def test_optax_s_own_is_warned_of_and_this_one_is_not(make, statistics):
+def test_only_optax_s_multi_steps_warns(make, statistics):
     params = MODEL.init(jax.random.key(1), X)["params"]
     tx = optax.chain(optax.clip_by_global_norm(1.0), make(0.1))
     words = f"only the {statistics} of the last one: use insgd_optax.MultiSteps"
@@ -63,7 +63,7 @@ def test_covariances_of_two_micro_batches_are_those_of_one_batch(k):
     expected, inner = update(grads, state, params, input_covariances=sown)
     steps = MultiSteps(tx, k)
     state, update = steps.init(params), jax.jit(steps.update)
-    # The last pass brings no rows, which must add nothing: a second step keeps A.
+    # A step with rows, then (below) a step without any, which must leave A unchanged.
     for x in (X[:4], X[4:]):
         grads, sown = pass_of(params, x)
         updates, state = update(grads, state, params, input_covariances=sown)
@@ -132,7 +132,7 @@ def test_sums_have_the_widest_dtype_of_the_weights(x64):
     assert {x.dtype for x in jax.tree.leaves(state.acc_grads)} == {jnp.dtype("float64")}
 
 
-def test_accumulator_dtype(x64):
+def test_accumulators_have_the_accumulator_dtype(x64):
     params = {"d": {"kernel": jnp.ones((2, 1), jnp.float32)}}
     tx = MultiSteps(insgd(0.1), 2, accumulator_dtype=jnp.float64)
     state = tx.init(params)
@@ -178,7 +178,7 @@ def test_a_micro_batch_that_overflows_moves_no_weight_before_its_step_ends():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_two_powers_the_one_with_more_axes_is_accumulated(order):
+def test_the_power_with_more_axes_is_accumulated(order):
     norm = jnp.array([10.0, 20.0, 30.0]).reshape(3, 1, 1)
     norms = {"d": {"input_norm": norm}}
     both = [scale_by_input_power(), scale_by_input_power(input_norms_like=norms)]
@@ -201,8 +201,8 @@ def test_one_bad_micro_batch_costs_one_step_under_apply_if_finite(mean):
 
 
 @pytest.mark.parametrize("bounds", [{}, {"polyak_factor": 0.3}])
-def test_a_skipped_micro_batch_is_as_if_it_never_was(bounds):
-    """With a bound on the learning rate, too."""
+def test_a_skipped_micro_batch_has_no_effect(bounds):
+    """Also with a bound on the learning rate."""
     inner = insgd(0.1, momentum=None, **bounds)
     tx = MultiSteps(inner, 2, should_skip_update_fn=optax.skip_not_finite)
     value = [1.0] * 3 if bounds else None
@@ -213,14 +213,14 @@ def test_a_skipped_micro_batch_is_as_if_it_never_was(bounds):
 
 
 def test_a_bad_micro_batch_enters_neither_slope_nor_scaling_of_a_bound():
-    """Nor does half of its step's gradient, which the zeros of the other half left."""
+    """Nor does the good half of its step, whose mean with zeros would be too small."""
     inner = clip_by_polyak(0.1, optax.scale_by_adam())
     tx = MultiSteps(inner, 2)
     _, before = steps_of(tx, [1.0, 1.0], [1.0] * 2)
     _, after = steps_of(tx, [1.0, 1.0, jnp.nan, 1.0], [1.0] * 4)
     old, new = (state.inner_opt_state[0] for state in (before, after))
     assert new.slope == old.slope and polyak_scale(after) == 0
-    # A gradient of zeros stands in for it.
+    # A gradient of zeros takes its place.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, 0.999 * b, rtol=1e-6),
         new.scaling.nu,

@@ -1,4 +1,4 @@
-"""The state tells its multipliers, however the optimizer is built, wrapped or saved."""
+"""The state has the multipliers, however the optimizer is built, wrapped or saved."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def multiplier(state, **options):
         (scale_by_input_power(normalizer=jnp.sqrt), np.sqrt(POWER)),
     ],
 )
-def test_nothing_about_the_optimizer_is_repeated(tx, divisor):
+def test_multipliers_are_read_from_the_state_alone(tx, divisor):
     assert multiplier(tx.init(PARAMS)) == 1
     state = after(tx)
     np.testing.assert_allclose(multiplier(state), 1 / divisor, rtol=1e-6)
@@ -51,7 +51,7 @@ def test_nothing_about_the_optimizer_is_repeated(tx, divisor):
     np.testing.assert_allclose(multiplier(jax.jit(lambda s: s)(state)), 1 / divisor)
 
 
-def test_it_is_what_the_gradient_was_multiplied_by():
+def test_the_multiplier_is_the_factor_of_the_gradient():
     tx = scale_by_input_power(eps=0.7)
     updates, state = tx.update(PARAMS, tx.init(PARAMS), input_norms=NORMS)
     np.testing.assert_array_equal(updates["a"]["kernel"], multiplier(state))
@@ -66,7 +66,7 @@ def test_an_injected_eps_may_change():
     np.testing.assert_allclose(multiplier(state), 1 / 0.8, rtol=1e-6)
 
 
-def test_within_wrappers():
+def test_wrappers_leave_the_multiplier_unchanged():
     plain = multiplier(after(insgd(0.1, eps=0.6)))
     mask = {"a": {"kernel": True, "bias": False}}
     labels = {"a": {"kernel": "one", "bias": "two"}}
@@ -79,8 +79,8 @@ def test_within_wrappers():
         np.testing.assert_array_equal(multiplier(after(tx)), plain)
 
 
-def test_map_params_does_not_take_it_for_a_parameter():
-    """Like P: replicated where a weight is sharded."""
+def test_map_params_does_not_treat_the_multiplier_as_a_parameter():
+    """Like P, it is replicated even if its weight is sharded."""
     tx = insgd(0.1)
     marked = optax.tree.map_params(
         tx, lambda _: "weight", after(tx), transform_non_params=lambda _: "other"
@@ -88,7 +88,7 @@ def test_map_params_does_not_take_it_for_a_parameter():
     assert marked[0].multiplier == marked[0].power == "other"
 
 
-def test_a_checkpoint_keeps_it(tmp_path):
+def test_a_checkpoint_keeps_the_multiplier(tmp_path):
     state = after(insgd(0.1, eps=0.6))
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, insgd(0.1).init(PARAMS))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -99,7 +99,7 @@ def test_a_checkpoint_keeps_it(tmp_path):
     np.testing.assert_array_equal(multiplier(restored), multiplier(state))
 
 
-def test_what_another_normalizer_would_give():
+def test_multipliers_of_other_normalizers_follow_from_the_power():
     state = after(insgd(0.1, eps=0.6))
     assert input_powers(state)["a/kernel"] == POWER
     for options, divisor in (

@@ -27,7 +27,7 @@ X = jnp.array([[3.0, 4.0]])
 
 
 class MLP(nn.Module):
-    """Flax's toy: two weights in one module."""
+    """Flax's toy MLP: two weights in one module."""
 
     named: bool = True
     sows: bool = True
@@ -83,7 +83,7 @@ def test_a_norm_that_two_weights_would_share_is_an_error(wrap, layers):
     assert "sow_input_norm(self, x, weight='w1')" in str(e.value)
 
 
-def test_a_kernel_shares_with_its_bias_and_scale_alone():
+def test_a_kernel_shares_its_norm_only_with_its_bias_and_scale():
     params = {"d": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
     params["d"]["scale"] = jnp.ones(1)
     norms = {"d": {"input_norm": jnp.array(9.0)}}
@@ -95,7 +95,7 @@ def test_a_kernel_shares_with_its_bias_and_scale_alone():
         tx.update(params, tx.init(params), params, input_norms=norms)
 
 
-def test_named_covariances():
+def test_named_covariances_are_kept_apart_and_shared_ones_refused():
     params, sown = pass_of(MLP())
     tx = scale_by_input_covariance(damping=1.0, preserve_norm=False, scope=is_weight)
     update = jax.jit(tx.update)
@@ -103,14 +103,14 @@ def test_named_covariances():
     factor = state.layers["w2"].factors[0].reshape(3, 3)
     np.testing.assert_allclose(factor / factor[0, 0], np.ones((3, 3)))
     params, sown = pass_of(MLP(named=False))
-    # Of equal shapes, since others would not fit.
+    # Weights of equal shapes, because others would not fit.
     params = {"w1": params["w1"], "w2": params["w1"]}
     with pytest.raises(ValueError, match="share one input covariance") as e:
         tx.update(params, tx.init(params), params, input_covariances=sown)
     assert "sow_input_covariance(self, x, weight='w1')" in str(e.value)
 
 
-def test_value_and_grad_takes_named_norms_out():
+def test_value_and_grad_separates_named_norms():
     params, _ = pass_of(MLP())
 
     def loss_fn(params):
@@ -147,7 +147,7 @@ class Square(MLP):
     "lifted", [nn.scan, lambda *args, **kw: nn.vmap(*args, **kw, in_axes=(None, None))]
 )
 def test_named_statistics_of_stacked_layers_need_no_axis(lifted):
-    """As unnamed ones: whether or not `variable_axes` mentions "intermediates"."""
+    """Like unnamed ones, whether or not `variable_axes` mentions "intermediates"."""
 
     def sown_by(axes):
         model = lifted(
@@ -172,8 +172,8 @@ def test_named_statistics_of_stacked_layers_need_no_axis(lifted):
     jax.tree.map(np.testing.assert_array_equal, sown, dict(listed))
 
 
-def test_a_module_that_is_called_like_a_norm_has_none():
-    """What it sows under another name is not a norm of the module around it."""
+def test_a_module_named_like_a_norm_is_not_a_norm():
+    """The values that it sows under other names are not norms of its parent."""
     params = {"kernel": jnp.ones((2, 1))}
     sown = {"input_norm": {"mean": (jnp.array(1e4),)}, "input_norm.kernel": (X[0, 0],)}
     tx = scale_by_input_power(decay=0.0)
@@ -183,7 +183,7 @@ def test_a_module_that_is_called_like_a_norm_has_none():
         tx.update(params, state, input_norms={"input_norm": sown["input_norm"]})
 
 
-def test_nnx_lora_by_layers_is_an_error():
+def test_nnx_lora_listed_in_layers_is_an_error():
     model = nnx.LoRA(2, 1, 2, rngs=nnx.Rngs(0))
     with nnx_capture_input_norms(layers=[nnx.LoRA]):
         _, norms = nnx.capture(model, nnx.Intermediate)(X)
@@ -197,9 +197,9 @@ def test_nnx_lora_by_layers_is_an_error():
         tx.update(params, tx.init(params), params, input_norms=norms)
 
 
-def test_nnx_weights_named_by_hand():
+def test_nnx_weights_named_by_hand_have_their_own_powers():
     class FeedForward(nnx.Module):
-        """As Gemma's: a gate of two kernels, and the way back."""
+        """Like Gemma's: a gate of two kernels, and the projection back."""
 
         def __init__(self):
             self.gate = nnx.Param(jnp.ones((2, 2, 3)))

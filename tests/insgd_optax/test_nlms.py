@@ -17,7 +17,7 @@ NUM_TAPS = 5
 
 
 def train(tx, p, x, d, first):
-    """A linear layer, one sample a step; returns its weights after each."""
+    """Trains a linear layer on one sample per step; returns the weights after each."""
     model = nn.Dense(1, use_bias=False, param_dtype=x.dtype)
 
     def step(carry, sample):
@@ -42,7 +42,7 @@ def train(tx, p, x, d, first):
 
 @pytest.mark.parametrize("p", [1, 2, 3])
 @pytest.mark.parametrize("learning_rate", [0.3, 1.0])
-def test_a_linear_layer_is_the_filter(x64, p, learning_rate):
+def test_a_linear_layer_matches_the_filter(x64, p, learning_rate):
     rng = np.random.default_rng(0)
     u, d = rng.standard_normal(200), rng.standard_normal(200)
     u[50:70] = 0.0  # silence, longer than the filter
@@ -56,7 +56,7 @@ def test_a_linear_layer_is_the_filter(x64, p, learning_rate):
     np.testing.assert_allclose(trained, filtered.weights, rtol=1e-10, atol=1e-10)
 
 
-def test_learning_rate_schedule(x64):
+def test_a_learning_rate_schedule_is_followed(x64):
     rng = np.random.default_rng(1)
     u, d = rng.standard_normal(20), rng.standard_normal(20)
     x = jnp.asarray(nlms_reference.windows(u, NUM_TAPS))
@@ -67,7 +67,7 @@ def test_learning_rate_schedule(x64):
     np.testing.assert_array_equal(trained[10:], np.tile(trained[9], (10, 1)))
 
 
-def test_the_last_layer_of_sigmoids_is_equation_24(x64):
+def test_the_last_layer_of_sigmoids_follows_equation_24(x64):
     rng = np.random.default_rng(2)
     x, d = 10 * rng.standard_normal((1, 4)), np.array([[0.0, 0.3, 1.0]])
     kernel = rng.standard_normal((4, 3))

@@ -74,7 +74,7 @@ READINGS = [
 
 @pytest.mark.parametrize("p", [1, jnp.inf])
 @pytest.mark.parametrize("name, conv_input", READINGS)
-def test_layers_sow_what_their_linen_counterparts_sow(name, conv_input, p):
+def test_layers_sow_the_norms_of_their_linen_counterparts(name, conv_input, p):
     layer, linen, shape = LAYERS[name]
     x = array(*shape)
     expected = captured_linen(linen, x, p, conv_input=conv_input)
@@ -96,7 +96,7 @@ def test_layers_sow_what_their_linen_counterparts_sow(name, conv_input, p):
         (nnx.InstanceNorm(4, rngs=rngs()), nn.InstanceNorm()),
     ],
 )
-def test_normalization_layers_are_listened_to_on_request(layer, linen):
+def test_normalization_layers_sow_only_on_request(layer, linen):
     x = array(3, 5, 4)
     assert captured(layer, x) == {}
     init = jax.jit(lambda x: linen.init(jax.random.key(0), x, mutable=True))
@@ -151,7 +151,7 @@ def test_norms_are_cut_off_from_differentiation():
     np.testing.assert_array_equal(gradient, np.zeros((3, 5)))
 
 
-def test_inputs_by_keyword():
+def test_inputs_may_be_passed_by_keyword():
     class Keyword(Block):
         def __call__(self, x):
             return self.linear(out_sharding=None, inputs=x)
@@ -180,7 +180,7 @@ class Overriding(nnx.Linear):
         return x @ self.kernel[...]
 
 
-class Heir(Doubled):
+class Inheriting(Doubled):
     pass
 
 
@@ -195,12 +195,12 @@ class Compiled(nnx.Linear):
     [
         (Doubled, 16),
         (Overriding, 4),
-        (Heir, 16),
+        (Inheriting, 16),
         (Compiled, 16),
         (nnx.LoRALinear, 4),
     ],
 )
-def test_subclasses_sow_once_what_their_kernel_sees(layer, power):
+def test_subclasses_sow_once_from_the_input_of_their_kernel(layer, power):
     options = {"lora_rank": 1} if layer is nnx.LoRALinear else {}
     norms = captured(layer(4, 3, rngs=rngs(), **options), jnp.ones((2, 4)))
     assert [norm.item() for norm in norms["input_norm"]] == [power]
@@ -220,7 +220,7 @@ class InheritedScale(Scale):
 
 @pytest.mark.parametrize("kind", [Scale, InheritedScale])
 @pytest.mark.parametrize("axis, power", [(-1, 4), ((0, 1), 12)])
-def test_layers_of_ones_own(kind, axis, power):
+def test_custom_layers_sow_if_listed(kind, axis, power):
     layers = {kind: axis} if axis != -1 else [kind]
     (norm,) = captured(kind(), jnp.ones((3, 4)), layers=layers)["input_norm"]
     assert norm.item() == power
@@ -231,13 +231,13 @@ CLASSES = [nnx.Linear, nnx.Conv, nnx.Einsum, nnx.RNN, nnx.BatchNorm, Doubled, Sc
 
 
 @pytest.fixture(autouse=True)
-def classes_get_their_calls_back():
+def classes_are_restored():
     before = [vars(kind)["__call__"] for kind in CLASSES]
     yield
     assert [vars(kind)["__call__"] for kind in CLASSES] == before
 
 
-def test_classes_get_their_calls_back_after_an_exception():
+def test_classes_are_restored_after_an_exception():
     before = vars(nnx.Linear)["__call__"]
     inside = capture_input_norms(norm_layers=True, layers=[Scale])
     with pytest.raises(RuntimeError, match="inside"), inside:
@@ -288,7 +288,7 @@ def test_other_intermediates_are_kept_and_ignored():
     assert input_powers(state)["linear/kernel"] == 4
 
 
-def test_method_outputs_can_be_captured_at_once():
+def test_method_outputs_can_be_captured_at_the_same_time():
     with capture_input_norms():
         _, outputs, norms = nnx.capture(
             MLP(rngs()), OutputType, nnx.Intermediate, method_outputs=OutputType
@@ -316,7 +316,7 @@ def test_hand_written_layers_sow_in_one_line():
     assert input_powers(state)["kernel"] == 4
 
 
-def test_shapes_leave_the_model_alone():
+def test_input_norm_shapes_leaves_the_model_unchanged():
     model = CNN(rngs())
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
     graphdef = nnx.graphdef(model)
@@ -360,7 +360,7 @@ def test_shapes_of_a_call_with_flags_and_abstract_keywords():
             assert shapes["linear"]["input_norm"].get_value()[0].shape == (1, 1)
 
 
-def test_the_code_on_the_page():
+def test_the_examples_on_the_page_pass():
     page = pathlib.Path(__file__).parents[2] / "docs" / "nnx.md"
     results = doctest.testfile(str(page), module_relative=False)
     assert results.attempted > 20 and results.failed == 0

@@ -30,7 +30,7 @@ class Net(nnx.Module):
         return self.dense(x.reshape(x.shape[0], -1))
 
 
-def test_training_is_that_of_linen():
+def test_training_matches_that_of_linen():
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 2))
     model, linen = Net(nnx.Rngs(0)), LinenNet()
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -93,7 +93,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_shapes_tell_the_form_of_every_layer(name):
+def test_input_covariance_shapes_gives_the_form_of_every_layer(name):
     make, shape = LAYERS[name]
     layer = make(nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), shape)
@@ -113,6 +113,6 @@ def test_shapes_tell_the_form_of_every_layer(name):
     assert 0 < cosine < 1
 
 
-def test_a_missing_capture_is_named():
+def test_a_missing_capture_is_an_error():
     with pytest.raises(ValueError, match="input_covariance_shapes inside"):
         input_covariance_shapes(Net(nnx.Rngs(0)), jnp.ones((1, 6, 6, 2)))

@@ -1,4 +1,4 @@
-"""NNX models train as their Linen twins do, whatever transforms them."""
+"""NNX models train like their Linen counterparts, under every transform."""
 
 import flax
 import flax.linen as nn
@@ -95,7 +95,7 @@ def train_nnx(model, batches, tx, **options):
     ],
     ids=["mlp", "cnn", "cnn-l1-patch", "cnn-norm-layers"],
 )
-def test_ten_steps_give_the_parameters_linen_gives(linen, model, shape, options):
+def test_ten_steps_give_the_parameters_of_linen(linen, model, shape, options):
     scope = "layer" if "norm_layers" in options else "kernel"
     tx = insgd(0.3, weight_decay=1e-2, nesterov=True, scope=scope)
     y = np.random.default_rng(0).integers(0, 3, (10, 16))
@@ -132,7 +132,7 @@ def test_the_state_mirrors_the_parameters():
     assert all(power == 0 and power.dtype == jnp.float32 for power in powers.values())
 
 
-def test_frozen_parameters_and_partition():
+def test_frozen_parameters_have_no_power_and_do_not_change():
     model = MLP(rngs())
     wrt = nnx.All(nnx.Param, nnx.PathContains("second"))
     tx = optax.chain(scale_by_input_power(), optax.scale(-1e-2))
@@ -255,7 +255,7 @@ def cond_block(block, x):
 
 
 @pytest.mark.parametrize("apply", [remat_block, jit_block, cond_block])
-def test_transformed_calls(apply):
+def test_transformed_calls_sow_the_same_norm(apply):
     shared, x = Shared(rngs(), apply), array(5, 4)
     (expected,) = captured(shared.block, x)["linear"]["input_norm"]
     (ours,) = nnx.jit(captured)(shared, x)["block"]["linear"]["input_norm"]
@@ -302,7 +302,7 @@ def test_a_layer_used_twice_takes_the_mean_of_both():
     optimizer.update(model, nnx.state(model, nnx.Param), input_norms=norms)
     (power,) = input_powers(optimizer.opt_state).values()
     np.testing.assert_allclose(power, (uses[0] + uses[1]).item() / 2, rtol=1e-6)
-    # As NNX gives them, each variable holding both.
+    # In NNX's format, where one variable holds both.
     params, tx = nnx.state(model, nnx.Param), insgd(0.1, input_norms_like=norms)
     _, state = tx.update(params, tx.init(params), params, input_norms=norms)
     np.testing.assert_allclose(*input_powers(state).values(), power, rtol=1e-6)
@@ -315,7 +315,7 @@ def named(tree, name):
 
 
 @pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell])
-def test_rnn_is_stacked_over_time(cell):
+def test_norms_of_an_rnn_are_stacked_over_time(cell):
     rnn, x = nnx.RNN(cell(4, 4, rngs=rngs()), rngs=rngs()), array(2, 5, 4)
     axes = rnn.state_axes
     norms = nnx.jit(captured)(rnn, x)
@@ -330,7 +330,7 @@ def test_rnn_is_stacked_over_time(cell):
     np.testing.assert_allclose(norm[:, 0, 0], power, rtol=1e-6)
 
 
-def test_bidirectional():
+def test_both_directions_of_a_bidirectional_rnn_sow():
     forward, backward = (
         nnx.RNN(nnx.GRUCell(4, 4, rngs=rngs()), rngs=rngs()) for _ in range(2)
     )
@@ -338,7 +338,7 @@ def test_bidirectional():
     assert len(named(norms, "input_norm")) == 4
 
 
-def test_a_loop_that_cannot_stack_refuses():
+def test_a_loop_that_cannot_stack_is_an_error():
     def apply(block, x):
         return nnx.fori_loop(
             0, 3, lambda i, both: (both[0], both[0](both[1])), (block, x)

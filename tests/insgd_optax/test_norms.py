@@ -42,7 +42,7 @@ def test_half_precision_is_summed_in_float32():
     np.testing.assert_allclose(input_norm(big), 9e5, rtol=1e-6)
 
 
-def test_integers_enter_as_float32():
+def test_integers_are_converted_to_float32():
     assert input_norm(jnp.full((1, 2), 200, jnp.uint8)) == 80_000
 
 
@@ -58,24 +58,24 @@ def test_is_cut_off_from_differentiation(p):
 
 
 @pytest.mark.parametrize("p", [0.5, 0, -1, np.nan, "2", None, True])
-def test_a_p_that_is_no_norm(p):
+def test_a_p_that_defines_no_norm_is_an_error(p):
     with pytest.raises(ValueError, match="names no norm.*at least 1, or jnp.inf"):
         input_norm(jnp.ones((1, 2)), p)
 
 
-def test_an_axis_that_is_not_there():
+def test_an_axis_out_of_range_is_an_error():
     with pytest.raises(ValueError, match=r"axis=2 is not an axis of x.*\(1, 2\)"):
         input_norm(jnp.ones((1, 2)), axis=2)
 
 
 @pytest.mark.parametrize("p", [2, np.inf])
-def test_more_samples_than_an_int32_counts(p):
+def test_there_may_be_more_samples_than_int32_can_count(p):
     x = jax.ShapeDtypeStruct((2**31, 2), jnp.bfloat16)
     assert jax.eval_shape(lambda x: input_norm(x, p), x).shape == ()
 
 
 def test_einsum_broadcasts_a_contracted_axis():
-    """As `jnp.einsum` does: the kernel meets each entry as often as it is repeated."""
+    """As `jnp.einsum` does: the kernel multiplies each copy of an entry."""
     layer = nn.Einsum((3, 2), "bd,dk->bk", use_bias=False)
     x = jnp.array([[2.0], [1.0]])
     params = {"kernel": jnp.ones((3, 2))}

@@ -33,7 +33,7 @@ def norms(params):
 
 
 def covariances(params):
-    """Of 4 rows, with another variance along each input."""
+    """Covariances of 4 rows, with a different variance along each input."""
 
     def of(kernel):
         inputs, *outputs = kernel.shape
@@ -87,7 +87,7 @@ CASES = {
         lms_newton, {"learning_rate": 1e-3}, covariances, takes_complex=False
     ),
 }
-# Injected numbers take the dtype of the weights; optax's tables inject real ones alone.
+# Injected numbers take the dtype of the weights; optax's tables only inject real ones.
 INJECTED = CASES["insgd"]._replace(
     factory=optax.inject_hyperparams(insgd), takes_complex=False
 )
@@ -143,7 +143,7 @@ def abs_sq(x):
 def step_of(case, tx, objective, **others):
     def step(params, state):
         value, grads = jax.value_and_grad(objective)(params)
-        # JAX's gradient of a complex weight points the other way round.
+        # JAX's gradient of a complex weight is the conjugate of the ascent direction.
         grads = jax.tree.map(jnp.conj, grads)
         kwargs = case.update_kwargs(params, value) | others
         updates, state = tx.update(grads, state, params, **kwargs)
@@ -177,18 +177,18 @@ def assert_converges(case, target, dtype):
 
 @all_cases
 @pytest.mark.parametrize("target", [parabola, rosenbrock, matrix_parabola, mixed_ranks])
-def test_optimization(case, target):
+def test_optimization_converges(case, target):
     assert_converges(case, target, jnp.float32)
 
 
 @pytest.mark.parametrize("target", [parabola, rosenbrock])
 @pytest.mark.parametrize("name", [n for n, case in ALL.items() if case.takes_complex])
-def test_complex_optimization(name, target):
+def test_complex_optimization_converges(name, target):
     assert_converges(ALL[name], target, jnp.complex64)
 
 
 @all_cases
-def test_unexpected_arguments_and_no_recompilation(case):
+def test_unexpected_arguments_cause_no_recompilation(case):
     tx = case.make()
     params, _, objective = rosenbrock(jnp.float32)
     step = step_of(case, tx, objective, unexpected_extra_argument=1)
@@ -207,7 +207,7 @@ def test_unexpected_arguments_and_no_recompilation(case):
 
 @plain_cases
 def test_injected_hyperparameters_change_nothing(case):
-    """Neither updates nor states, in a list of layers and under jit."""
+    """Updates and states are the same, for a list of layers and under jit."""
     params = [{"kernel": -jnp.ones((2, 3))}, {"kernel": jnp.ones((5, 2))}]
     grads = jax.tree.map(jnp.negative, params)
     by_name = {str(number): layer for number, layer in enumerate(params)}
@@ -236,8 +236,8 @@ COMPLEX = ["complex64", "complex128"]
         for dtype in REAL + COMPLEX * case.takes_complex
     ],
 )
-def test_state_shape_and_dtype_stability(name, dtype):
-    """Also of the updates, and whatever the dtype of the loss."""
+def test_shapes_and_dtypes_of_the_state_are_stable(name, dtype):
+    """So are those of the updates, whatever the dtype of the loss."""
     case = ALL[name]
     with jax.enable_x64(dtype in ("float64", "complex128")):
         tx = case.make()
@@ -266,13 +266,13 @@ def specs(tree):
 @all_cases
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("wrapper", [optax.MultiSteps, MultiSteps])
-def test_gradient_accumulation(case, dtype, wrapper):
+def test_only_the_last_micro_step_moves_the_parameters(case, dtype, wrapper):
     tx = wrapper(case.make(), every_k_schedule=4)
     params, _, objective = parabola(jnp.dtype(dtype))
     value, grads = jax.value_and_grad(objective)(params)
     kwargs = case.update_kwargs(params, value)
     with warnings.catch_warnings():
-        # Of norms of the last micro-batch, which here are those of all.
+        # Optax uses the norms of the last micro-batch only; here all are equal.
         warnings.filterwarnings("ignore", "optax.MultiSteps averages")
         state = jax.jit(tx.init)(params)
     update = jax.jit(tx.update)
@@ -284,7 +284,7 @@ def test_gradient_accumulation(case, dtype, wrapper):
 
 
 @plain_cases
-def test_a_constant_schedule_is_the_number(case):
+def test_a_constant_schedule_equals_a_number(case):
     params, _, objective = parabola(jnp.float32)
     results = []
     for rate in (1e-3, optax.constant_schedule(1e-3)):
@@ -298,6 +298,6 @@ def test_a_constant_schedule_is_the_number(case):
 
 
 @plain_cases
-def test_the_learning_rate_is_annotated_as_optax_s(case):
+def test_the_learning_rate_is_annotated_like_optax_s(case):
     annotation = case.factory.__annotations__["learning_rate"]
     assert annotation == optax.ScalarOrSchedule

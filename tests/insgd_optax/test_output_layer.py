@@ -50,7 +50,7 @@ def test_labels_beyond_the_range_are_clipped_by_the_margin(x64):
     np.testing.assert_allclose(values, [-edge, -edge, edge, edge], rtol=1e-12)
 
 
-def test_leaky_relu_slope():
+def test_inverse_leaky_relu_divides_negatives_by_the_slope():
     values = inverse_leaky_relu(jnp.array([-1.0, 0.0, 2.0]), negative_slope=0.2)
     np.testing.assert_allclose(values, [-5.0, 0.0, 2.0], rtol=1e-6)
 
@@ -73,7 +73,7 @@ def test_relu_sets_negatives_to_zero():
         (lambda: projection_loss(1.0, 1.0), "neurons"),
     ],
 )
-def test_errors(call, message):
+def test_invalid_arguments_are_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

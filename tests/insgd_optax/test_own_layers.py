@@ -1,4 +1,4 @@
-"""Layer types of a user's own: an axis does not fit every class and every call."""
+"""Custom layer types: one axis does not fit every class and every call."""
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ X = jnp.arange(12.0).reshape(2, 2, 3)
 
 
 class General(nn.Module):
-    """As t5x's DenseGeneral: one class for q, k, v and for out."""
+    """Like t5x's DenseGeneral: one class for q, k, v and for out."""
 
     axis: tuple[int, ...] = (-1,)
 
@@ -54,14 +54,14 @@ def sown_by(model, *args):
 
 
 @pytest.mark.parametrize("axis", [(-1,), (-2, -1)])
-def test_a_function_takes_the_power_that_fits_the_module(axis):
+def test_a_function_can_measure_each_module_along_its_axes(axis):
     layers = {General: lambda module, call: input_norm(call["x"], 2, axis=module.axis)}
     with capture_input_norms(layers=layers):
         (norm,) = sown_by(General(axis), X)["input_norm"]
     np.testing.assert_allclose(norm, np.sum(np.square(X)) / (4 // len(axis)))
 
 
-def test_a_function_takes_the_vectors_of_a_covariance():
+def test_a_function_can_return_the_vectors_of_a_covariance():
     mask = jnp.ones((2, 2, 1), bool)
     layers = {Masked: lambda module, call: call["x"]}
     with capture_input_covariances(layers=layers):
@@ -79,7 +79,7 @@ def test_a_function_takes_the_vectors_of_a_covariance():
         (Equation, "btd,df->btf", "equation, is str"),
     ],
 )
-def test_a_first_argument_that_is_no_input_is_an_error(capture, kind, first, what):
+def test_a_first_argument_that_is_not_an_input_is_an_error(capture, kind, first, what):
     with (
         capture(layers=[kind]),
         pytest.raises(ValueError, match=f"{kind.__name__} at inner.*{what}"),
@@ -89,7 +89,7 @@ def test_a_first_argument_that_is_no_input_is_an_error(capture, kind, first, wha
 
 @pytest.mark.parametrize("capture", [capture_input_norms, capture_input_covariances])
 @pytest.mark.parametrize("own", [5, lambda module, call: call["y"]])
-def test_what_goes_wrong_names_the_layer(capture, own):
+def test_an_axis_or_function_that_fails_names_the_layer(capture, own):
     with (
         capture(layers={Masked: own}),
         pytest.raises(ValueError, match="Masked at inner could not be measured"),
@@ -119,7 +119,7 @@ def test_nnx_takes_a_function_too():
         nnx.capture(Scaled(), nnx.Intermediate)(mask, X)
 
 
-def test_settings_tell_functions_apart():
+def test_keys_distinguish_functions():
     def one(module, call):
         return call["x"]
 
@@ -130,8 +130,8 @@ def test_settings_tell_functions_apart():
     assert keys[0] == keys[1] != keys[2] and len(set(keys)) == 2
 
 
-def test_a_function_written_inline_is_the_same_in_each_pass():
-    """If all that it refers to is the same; a trace is reused then."""
+def test_an_inline_function_has_the_same_key_in_each_pass():
+    """If everything that it refers to is the same: then a trace is reused."""
 
     def key(axis, p=2):
         own = lambda module, call: input_norm(call["x"], p, axis=axis)
@@ -154,7 +154,7 @@ def test_a_function_written_inline_is_the_same_in_each_pass():
 AXIS = -1
 
 
-def test_a_global_that_a_function_reads_is_a_part_of_it(monkeypatch):
+def test_a_global_that_a_function_reads_is_part_of_its_key(monkeypatch):
     def key():
         return layers_key({General: lambda module, call: [AXIS for _ in call]})
 
@@ -177,7 +177,7 @@ class Variadic(nn.Module):
 
 
 @pytest.mark.parametrize("capture", [capture_input_norms, capture_input_covariances])
-def test_a_carry_is_no_input(capture):
+def test_a_carry_is_not_an_input(capture):
     with (
         capture(layers=[Carried]),
         pytest.raises(ValueError, match="Carried.*carry, is tuple, not a floating"),
@@ -185,16 +185,16 @@ def test_a_carry_is_no_input(capture):
         sown_by(Carried(), (X, X), X)
 
 
-def test_an_input_among_positional_arguments():
-    """Where the call's parameter is `*inputs`."""
+def test_an_input_among_variadic_arguments_is_measured():
+    """The parameter of the call is `*inputs`."""
     with capture_input_norms(layers=[Variadic]):
         (norm,) = sown_by(Variadic(), X)["input_norm"]
     np.testing.assert_allclose(norm, np.sum(np.square(X)) / 4)
 
 
 @pytest.mark.parametrize("when", [np.bool_(True), jnp.array(True), np.bool_(False)])
-def test_a_concrete_when_is_a_setting(when):
-    """Eager passes under equal settings then share one compiled program."""
+def test_a_concrete_when_is_part_of_the_key(when):
+    """Eager passes with equal keys then share one compiled program."""
     keys = []
     for _ in range(2):
         with capture_input_covariances(when=when):

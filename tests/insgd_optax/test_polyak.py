@@ -1,4 +1,4 @@
-"""The bound on the learning rate: an oracle, what was derived, and bad losses."""
+"""The bound on the learning rate: a NumPy reference, its theory, and bad losses."""
 
 import functools
 import itertools
@@ -64,7 +64,7 @@ def reference(
     for grad, value, rate in zip(grads, values, rates, strict=True):
         peak = max(peak, rate)
         passed = 1.0 if buffer is None else 1 - dampening
-        carried = 1.0  # of what enters the buffer, or goes past it
+        carried = 1.0  # the share that enters the buffer, or bypasses it
         if buffer is not None:
             carried = 1 - momentum * dampening if nesterov else 1 - dampening
         bound = factor * (1 - momentum) / carried * max(value - lower_bound, 0)
@@ -90,7 +90,7 @@ def reference(
 def test_against_numpy(momentum, dampening, nesterov, factor, decay, x64):
     rng = np.random.default_rng(0)
     grads, values = rng.normal(size=(12, 3)), rng.uniform(0.2, 2.0, size=12)
-    # Warm-up, then a fall: the peak is first the rate itself, then above it.
+    # Warmup, then decay: the peak is first the rate itself, then above it.
     rates = np.concatenate([np.linspace(0.1, 5.0, 6), np.linspace(4.0, 0.5, 6)])
     scale, table = np.array([0.2, 1.0, 3.0]), jnp.asarray(rates)
     options = {"factor": factor, "lower_bound": 0.4, "momentum": momentum}
@@ -102,11 +102,11 @@ def test_against_numpy(momentum, dampening, nesterov, factor, decay, x64):
     expected = reference(grads, values, rates, scale, **options)
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
     free = reference(grads, values, rates, scale, **options | {"factor": math.inf})
-    assert not np.allclose(actual, free)  # The bound does rule here.
+    assert not np.allclose(actual, free)  # The bound is active here.
 
 
 def neuron_steps(tx, x, d, first):
-    """One linear neuron, squared error, one sample a step; its weights after each."""
+    """Trains a linear neuron on one sample per step; returns the weights after each."""
     model = nn.Dense(1, use_bias=False, param_dtype=x.dtype)
     params, weights = {"kernel": first[:, None]}, []
     state = tx.init(params)
@@ -132,7 +132,7 @@ def neuron_steps(tx, x, d, first):
 
 @pytest.mark.parametrize("rate", [0.5, 1.0])
 def test_one_linear_neuron_is_nlms(rate, x64):
-    """By the power normalizer up to rate 1, by the bound alone at any larger rate."""
+    """With the power normalizer up to rate 1; with the bound alone at larger rates."""
     rng = np.random.default_rng(0)
     u, d = rng.standard_normal(60), rng.standard_normal(60)
     x, first = nlms_reference.windows(u, 4), rng.standard_normal(4)
@@ -151,7 +151,7 @@ def test_one_linear_neuron_is_nlms(rate, x64):
     )
     actual = neuron_steps(by_power, x, d, first)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
-    # Factor 2 for rate 1: the minimum of e^2 / 2 is twice as far as its slope says.
+    # Factor 2 for rate 1: the minimum of e^2 / 2 is twice as far as its slope predicts.
     by_bound = clip_by_polyak(1e6, factor=2 * rate, decay=0.0)
     actual = neuron_steps(by_bound, x, d, first)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11)
@@ -174,14 +174,14 @@ def test_a_rate_that_would_diverge_projects_instead(x64):
     ("dampening", "nesterov"), [(0.0, False), (0.0, True), (0.4, True)]
 )
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_a_gradients_whole_way_is_bounded(momentum, dampening, nesterov, x64):
-    """Its predicted gain, over all steps in which momentum still carries it."""
+def test_the_total_gain_of_a_gradient_is_bounded(momentum, dampening, nesterov, x64):
+    """Over all steps in which momentum still carries the gradient."""
     factor, grad = 0.7, np.array([3.0, -1.0, 2.0])
     tx = clip_by_polyak(
         1e4, factor=factor, momentum=momentum, dampening=dampening, nesterov=nesterov
     )
     nothing = np.zeros(3)
-    # The second gradient, as the first is not dampened.
+    # The second gradient, because the first is not dampened.
     grads = [nothing, grad] + 500 * [nothing]
     values = np.full(len(grads), 0.5)
     weights = steps_of(tx, grads, values)
@@ -198,10 +198,10 @@ def test_a_gradients_whole_way_is_bounded(momentum, dampening, nesterov, x64):
         (optax.piecewise_constant_schedule(1e4, {8: 0.1}), 0.1),
     ],
 )
-def test_a_gradients_whole_way_is_bounded_under_a_schedule(
+def test_the_total_gain_of_a_gradient_is_bounded_under_a_schedule(
     momentum, schedule, share, x64
 ):
-    """Whatever the rate becomes later; a fall before the gradient shortens the way."""
+    """Whatever the later learning rate; an earlier decay reduces the gain."""
     grad = np.array([3.0, -1.0, 2.0])
     tx = clip_by_polyak(schedule, factor=1.0, momentum=momentum)
     for step, expected in ((0, None), (3, 1.0), (9, share)):
@@ -216,7 +216,7 @@ def test_a_gradients_whole_way_is_bounded_under_a_schedule(
 
 
 @pytest.mark.parametrize("peak", [1.0, 1e4])
-def test_a_warm_up_to_any_rate_keeps_a_quadratic_loss_down(peak, x64):
+def test_a_quadratic_loss_never_exceeds_its_start_in_a_warmup_to_any_rate(peak, x64):
     def loss_fn(weight):
         return 0.5 * (weight[0] ** 2 + 0.1 * weight[1] ** 2)
 
@@ -250,14 +250,14 @@ def test_an_injected_rate_may_rise(x64):
         state.hyperparams["learning_rate"] = jnp.asarray(rate)
         updates, state = update(state)
         sizes.append(float(optax.tree.norm(updates)))
-    # Momentum grows on as if nothing had happened.
+    # Momentum keeps growing, as at a constant learning rate.
     np.testing.assert_allclose(
         np.array(sizes) / sizes[0], np.cumsum(0.9 ** np.arange(6))
     )
 
 
 def test_where_the_bound_is_active_the_learning_rate_does_not_matter(x64):
-    """Also under momentum, weight decay and a schedule, whose shape alone matters."""
+    """Also with momentum, weight decay and a schedule, whose shape alone matters."""
     rng = np.random.default_rng(0)
     grads, values = rng.normal(size=(20, 3)), rng.uniform(0.5, 1.0, size=20)
 
@@ -286,7 +286,7 @@ def test_a_slope_counts_as_at_least_its_running_mean():
     np.testing.assert_allclose(scales, [1 / 16, 1 / mean, 0, 1 / 36], rtol=1e-6)
 
 
-def test_a_small_rate_is_not_touched():
+def test_a_small_rate_is_not_clipped():
     rng = np.random.default_rng(0)
     grads, values = rng.normal(size=(5, 3)), np.ones(5)
     actual = steps_of(clip_by_polyak(1e-3, momentum=0.9), grads, values)
@@ -297,18 +297,18 @@ def test_a_small_rate_is_not_touched():
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, -math.inf, math.nan])
-def test_a_loss_with_nothing_to_gain_or_none_at_all_takes_no_step(value):
+def test_a_loss_that_is_not_positive_or_not_finite_takes_no_step(value):
     tx = clip_by_polyak(0.1, weight_decay=0.1)
     weight = jnp.asarray(WEIGHT, jnp.float32)
     updates, state = tx.update(weight, tx.init(weight), weight, value=value)
     np.testing.assert_array_equal(updates, np.zeros(3))
     assert polyak_scale(state) == 0
-    # The next loss finds all as it was.
+    # The next loss finds the state unchanged.
     _, state = tx.update(weight, state, weight, value=1e9)
     assert polyak_scale(state) == 1
 
 
-def test_lower_bound():
+def test_the_lower_bound_is_subtracted_from_the_loss():
     weight = jnp.array([2.0])
     for lower_bound, expected in ((0.0, 4 / 4), (3.0, 1 / 4), (-4.0, 1.0), (5.0, 0.0)):
         tx = clip_by_polyak(1.0, factor=1.0, lower_bound=lower_bound)
@@ -323,7 +323,7 @@ def test_a_bad_loss_leaves_no_nan_of_its_gradient():
     np.testing.assert_array_equal(updates, np.zeros(2))
     updates, state = tx.update(weight, state, weight, value=1.0)
     assert np.isfinite(updates).all()
-    # Momentum goes on where nothing enters it.
+    # Momentum continues even if no gradient enters it.
     again, state = tx.update(weight, state, weight, value=jnp.inf)
     np.testing.assert_allclose(again, 0.9 * updates, rtol=1e-6)
 
@@ -391,7 +391,7 @@ def test_scaled_float16_updates_that_overflow_take_no_step():
 
 
 @pytest.mark.parametrize("value", [1.0, 0.0])
-def test_a_gradient_of_zero(value):
+def test_a_gradient_of_zero_leaves_weight_decay_alone(value):
     tx, weight = clip_by_polyak(1.0, weight_decay=0.5), jnp.ones(2)
     updates, state = tx.update(0 * weight, tx.init(weight), weight, value=value)
     np.testing.assert_array_equal(updates, -0.5 * weight)  # weight decay alone
@@ -411,12 +411,12 @@ def test_float16_keeps_a_small_scale():
     weight = jnp.full((4,), 300.0, jnp.float16)
     tx = clip_by_polyak(1e3, factor=1.0)
     updates, _ = tx.update(weight, tx.init(weight), weight, value=1.0)
-    # A scale of 3e-9, which 16 bits cannot hold; its product they can.
+    # A scale of 3e-9 underflows in float16; its product does not.
     expected = -1e3 * (1 / (1e3 * 4 * 300.0**2) * 300)
     np.testing.assert_allclose(updates, np.full(4, expected), rtol=0.05)
 
 
-def test_complex_weights():
+def test_the_slope_of_complex_weights_is_their_squared_magnitude():
     weight = jnp.array([1 + 2j])
     tx = clip_by_polyak(1.0, factor=1.0)
     updates, state = tx.update(weight, tx.init(weight), weight, value=1.0)
@@ -424,7 +424,7 @@ def test_complex_weights():
     np.testing.assert_allclose(updates, -weight / 5, rtol=1e-6)
 
 
-def test_the_scaling_is_given_what_it_needs():
+def test_the_scaling_receives_the_loss_and_other_arguments():
     def update(updates, state, params, *, value, of_others):
         return optax.tree.scale(value * of_others, updates), state
 
@@ -470,7 +470,7 @@ def test_insgd_with_the_bound_is_clip_by_polyak(x64):
     assert 0 < polyak_scale(states[0]) < 1
 
 
-def test_multi_steps_averages_or_sums_the_loss_as_the_gradients(x64):
+def test_multi_steps_averages_or_sums_the_loss_like_the_gradients(x64):
     params = jax.tree.map(jnp.asarray, PARAMS)
     inner = insgd(100.0, polyak_factor=1.0)
     inner_update = jax.jit(inner.update)
@@ -495,7 +495,7 @@ def test_multi_steps_averages_or_sums_the_loss_as_the_gradients(x64):
         )
 
 
-def test_multi_steps_drops_a_batch_with_a_bad_loss_and_goes_on():
+def test_multi_steps_drops_a_batch_with_a_bad_loss_and_continues():
     params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), PARAMS)
     for mean in (True, False):
         tx = MultiSteps(insgd(1.0, polyak_factor=1.0), 2, use_grad_mean=mean)
@@ -511,7 +511,7 @@ def test_multi_steps_drops_a_batch_with_a_bad_loss_and_goes_on():
         assert sizes[7] > sizes[5]
 
 
-def test_without_momentum_dampening_means_nothing(x64):
+def test_without_momentum_dampening_has_no_effect(x64):
     params = jax.tree.map(jnp.asarray, PARAMS)
     steps = []
     for options in ({}, {"dampening": 0.5}):
@@ -525,7 +525,7 @@ def test_without_momentum_dampening_means_nothing(x64):
     jax.tree.map(np.testing.assert_array_equal, *steps)
 
 
-def test_the_train_state_hands_the_loss_on():
+def test_the_train_state_passes_the_loss_on():
     params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), PARAMS)
     for tx, kwargs in (
         (insgd(1e3, polyak_factor=1.0), {"input_norms": norms(30.0)}),
@@ -534,12 +534,12 @@ def test_the_train_state_hands_the_loss_on():
         state = TrainState.create(apply_fn=None, params=params, tx=tx)
         state = state.apply_gradients(grads=params, value=jnp.array(0.01), **kwargs)
         assert polyak_scale(state.opt_state) < 1
-    # Whoever takes no loss is not given one.
+    # An optimizer that takes no loss does not receive one.
     plain = TrainState.create(apply_fn=None, params=params, tx=optax.trace(0.9))
     plain.apply_gradients(grads=params, value=jnp.array(1.0))
 
 
-def test_errors():
+def test_invalid_arguments_are_errors():
     params = jnp.ones(2)
     tx = clip_by_polyak(0.1)
     with pytest.raises(ValueError, match="value is missing: call tx.update"):

@@ -1,7 +1,6 @@
-"""A table of optimizers and the properties each of them has.
+"""A table of optimizers, and tests of the properties that all of them share.
 
-A row holds what a property needs to know of its optimizer; no property asks for a
-name.
+A row holds what the tests need to know about its optimizer; no test checks a name.
 """
 
 import dataclasses
@@ -36,20 +35,20 @@ from insgd_optax._covariance import InputCovariance
 from insgd_optax._paths import states_of
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # One key of a cache for each.
+@dataclasses.dataclass(frozen=True, eq=False)  # Each row is a cache key of its own.
 class Row:
     """An optimizer under test."""
 
     factory: Callable[..., optax.GradientTransformation]
     options: dict[str, Any]  # numbers, which may be injected
-    update_kwargs: Callable[[int], dict[str, Any]]  # of the step's number
+    update_kwargs: Callable[[int], dict[str, Any]]  # from the number of the step
     static_args: tuple[str, ...] = ()
     static_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    in_multi_steps: bool = True  # whether `MultiSteps` knows its norms
-    # Whether `init` takes shapes: optax.inject_hyperparams of 0.2.8 wants arrays.
+    in_multi_steps: bool = True  # whether `MultiSteps` supports its norms
+    # Whether `init` takes shapes: optax.inject_hyperparams of 0.2.8 needs arrays.
     takes_shapes: bool = True
     may_be_injected: bool = True
-    drops_bad_gradients: bool = False  # its update is zero, and its state goes on
+    drops_bad_gradients: bool = False  # its update is zero, and its state advances
 
     def make(self):
         return self.factory(**self.options, **self.static_options)
@@ -76,7 +75,7 @@ def released_norms(step):
 
 
 def covariances(step):
-    """Of 4 rows each, with one direction that grows."""
+    """Covariances of 4 rows each, with one direction that grows."""
 
     def of(*inputs):
         size = math.prod(inputs)
@@ -142,7 +141,7 @@ ROWS = {
         norms,
         static_options={"nesterov": True, "scope": "layer"},
     ),
-    # At rates at which the bound rules.
+    # Learning rates at which the bound is active.
     "insgd, bounded": Row(
         insgd,
         {
@@ -231,7 +230,7 @@ def run(tx, params, kwargs_at, steps=3, jit=True):
 
 @functools.cache
 def plain_run(row, part=None):
-    """What each row's steps lead to, in a part of the network or in all of it."""
+    """The result of a row's steps, for a part of the network or for all of it."""
     params = make_params()
     return run(row.make(), {part: params[part]} if part else params, row.update_kwargs)
 
@@ -275,7 +274,7 @@ def test_no_recompilation_on_the_second_call(row):
 
 
 @each_row
-def test_scan_over_steps(row):
+def test_scan_agrees_with_a_loop(row):
     tx, params = row.make(), make_params()
     kwargs = [row.update_kwargs(step) for step in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kwargs)
@@ -334,7 +333,7 @@ def test_float64_weights_have_float64_powers(row, x64):
 
 
 @each_row
-def test_chains_with_what_takes_no_norms(row):
+def test_chains_with_transforms_that_take_no_norms(row):
     params = make_params()
     tx = optax.chain(optax.clip_by_global_norm(1e9), row.make(), optax.scale(1.0))
     named = optax.named_chain(("clip", optax.clip(1e9)), ("rule", row.make()))
@@ -348,7 +347,7 @@ def test_chains_with_what_takes_no_norms(row):
     [row for row in ROWS.values() if row.may_be_injected],
     ids=[name for name, row in ROWS.items() if row.may_be_injected],
 )
-def test_injected_hyperparameters(row):
+def test_injected_hyperparameters_give_the_same_steps(row):
     params = make_params()
     injected = optax.inject_hyperparams(row.factory, static_args=row.static_args)
     tx = injected(**row.options, **row.static_options)
@@ -369,8 +368,8 @@ def test_injected_hyperparameters(row):
         (insgd_as_released, released_norms),
     ],
 )
-def test_injected_defaults_change_neither_state_nor_needs(factory, kwargs_at):
-    """As optax's own tests ask: no parameters, and the state of the plain optimizer."""
+def test_injected_defaults_need_no_parameters_and_keep_the_state(factory, kwargs_at):
+    """As in optax's own tests; the state is that of the plain optimizer."""
     params = make_params()
     plain, injected = factory(0.1), optax.inject_hyperparams(factory)(0.1)
     state = injected.init(params)
@@ -399,7 +398,7 @@ def test_masked_weights_pass_through(row):
 
 
 @each_row
-def test_partition_between_two_of_them_and_a_frozen_part(row):
+def test_partition_into_two_optimizers_and_a_frozen_part(row):
     params = make_params()
     labels = {"a": "one", "b": "two", "embedding": "frozen"}
     tx = optax.partition(
@@ -422,7 +421,7 @@ def test_partition_between_two_of_them_and_a_frozen_part(row):
 
 
 @each_row
-def test_freeze(row):
+def test_freeze_leaves_the_other_part_unchanged(row):
     params = make_params()
     frozen = {"a": False, "b": True, "embedding": True}
     mask = {k: jax.tree.map(lambda _, v=v: v, params[k]) for k, v in frozen.items()}
@@ -437,7 +436,7 @@ def test_freeze(row):
 
 
 @each_row
-def test_apply_if_finite_holds_back_a_bad_gradient(row):
+def test_apply_if_finite_skips_a_bad_gradient(row):
     tx, params = optax.apply_if_finite(row.make(), 5), make_params()
     state = tx.init(params)
     bad = jax.tree.map(lambda w: w * jnp.nan, params)
@@ -477,7 +476,7 @@ def test_multi_steps_takes_the_mean(name):
 
 
 @each_row
-def test_abstract_and_evaluated_init(row):
+def test_init_works_on_shapes_and_under_eval_shape(row):
     params, tx = make_params(), row.make()
     abstract = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), params)
     if row.takes_shapes:
@@ -486,7 +485,7 @@ def test_abstract_and_evaluated_init(row):
 
 
 @each_row
-def test_donated_buffers(row):
+def test_donated_buffers_give_the_same_steps(row):
     tx, params = row.make(), make_params()
 
     def step_fn(params, state, grads, kwargs):
@@ -503,8 +502,8 @@ def test_donated_buffers(row):
 
 
 @each_row
-def test_sharded_over_eight_devices(row):
-    """Weights sharded, P replicated by `optax.tree.map_params`."""
+def test_updates_sharded_over_eight_devices_are_the_same(row):
+    """The weights are sharded, and `optax.tree.map_params` replicates P."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     tx, params = row.make(), make_params()
     by_rank = {
@@ -544,7 +543,7 @@ def test_sharded_over_eight_devices(row):
     ids=[name for name, row in ROWS.items() if row.may_be_injected],
 )
 def test_strict_dtype_promotion(row):
-    """No implicit promotion, but for optax's own where numbers are injected."""
+    """No implicit promotion, except optax's own of injected numbers."""
     tx, params = row.make(), make_params(jnp.bfloat16)
     kwargs = row.update_kwargs(0)
     with jax.numpy_dtype_promotion("strict"):
@@ -568,7 +567,7 @@ def test_a_negative_rate_is_refused(name, option):
 
 
 @each_row
-def test_extra_arguments_of_others_are_ignored(row):
+def test_extra_arguments_of_other_transforms_are_ignored(row):
     tx, params = row.make(), make_params()
     tx = optax.with_extra_args_support(tx)
     others = {"grad": params, "value": 1.0}

@@ -1,4 +1,4 @@
-"""`conv_input="patch"` against patches that are really built."""
+"""`conv_input="patch"` against explicitly built patches."""
 
 import itertools
 
@@ -23,10 +23,10 @@ def sown_norm(layer, x, p):
 
 
 def inputs_of_each_neuron(layer, x):
-    """What each output of a layer reads of one sample: from its Jacobian.
+    """How often each output of a layer reads each entry of a sample.
 
-    With a kernel of ones the derivative of an output with respect to an input entry
-    is how often the output reads that entry.
+    This is the derivative of the output with respect to the entry if all entries of
+    the kernel are 1.
     """
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
     ones = {"params": {"kernel": jnp.ones(variables["params"]["kernel"].shape)}}
@@ -78,13 +78,13 @@ CONVS = {
 
 
 @pytest.mark.parametrize("name", CONVS)
-def test_conv(name):
+def test_conv_sows_the_mean_patch(name):
     options = {"features": 2, "use_bias": False, **CONVS[name]}
     x = jax.random.normal(jax.random.key(1), (2, 6, 5, 4))
     assert_sows_the_mean_patch(nn.Conv(**options), x)
 
 
-def test_conv_of_other_ranks():
+def test_conv_of_one_and_three_dimensions_sows_the_mean_patch():
     causal = nn.Conv(2, 3, padding="CAUSAL", kernel_dilation=2, use_bias=False)
     x = jax.random.normal(jax.random.key(1), (2, 7, 3))
     assert_sows_the_mean_patch(causal, x)
@@ -102,14 +102,14 @@ TRANSPOSED = [
 
 
 @pytest.mark.parametrize("options", TRANSPOSED, ids=str)
-def test_conv_transpose(options):
+def test_conv_transpose_sows_the_mean_patch(options):
     layer = nn.ConvTranspose(2, use_bias=False, **options)
     x = jax.random.normal(jax.random.key(1), (2, 4, 3, 2))
     assert_sows_the_mean_patch(layer, x)
 
 
-def test_a_padding_that_a_conv_transpose_lacks():
-    """Flax hands it to a function of JAX that knows it, by another name of SAME."""
+def test_a_padding_that_conv_transpose_lacks_is_an_error():
+    """Flax passes it to a JAX function that accepts it as another name for SAME."""
     layer = nn.ConvTranspose(2, (3,), padding="SAME_LOWER", use_bias=False)
     params = {"kernel": jnp.ones((3, 2, 2))}
     with (
@@ -122,7 +122,7 @@ def test_a_padding_that_a_conv_transpose_lacks():
         )
 
 
-def test_circular_conv_transpose():
+def test_circular_conv_transpose_sows_the_mean_patch_for_finite_p():
     layer = nn.ConvTranspose(
         2, (4, 3), strides=(2, 1), padding="CIRCULAR", use_bias=False
     )
@@ -132,11 +132,11 @@ def test_circular_conv_transpose():
         sown_norm(layer, x, np.inf)
 
 
-def test_conv_local():
+def test_conv_local_sows_the_mean_patch():
     layer = nn.ConvLocal(2, (3, 2), strides=(2, 1), use_bias=False)
     shared = nn.Conv(2, (3, 2), strides=(2, 1), use_bias=False)
     x = jax.random.normal(jax.random.key(1), (2, 6, 5, 2))
-    # Its neurons read what those of a convolution that shares its weights read.
+    # Its neurons read the same entries as those of a convolution with shared weights.
     assert_sows_the_mean_patch(layer, x, shared=shared)
 
 
@@ -150,7 +150,7 @@ def test_extra_batch_axes_are_samples():
 
 
 @pytest.mark.parametrize("p", [2, np.inf])
-def test_more_fields_than_an_int32_counts(p):
+def test_there_may_be_more_fields_than_int32_can_count(p):
     """A depthwise convolution of a large batch, sharded over many devices."""
     model = nn.Conv(144, (3, 3), feature_group_count=144)
     x = jax.ShapeDtypeStruct((2048, 112, 112, 144), jnp.bfloat16)

@@ -51,7 +51,7 @@ def assert_same(result, expected, tolerance):
 @pytest.mark.parametrize("complex_valued", [False, True])
 @pytest.mark.parametrize("color", [0.0, 0.95])
 @pytest.mark.parametrize("forgetting, delta", [(1.0, 0.01), (0.95, 2.0)])
-def test_rls_is_the_reference(x64, complex_valued, color, forgetting, delta):
+def test_rls_matches_the_reference(x64, complex_valued, color, forgetting, delta):
     u, d, _ = signals(complex_valued=complex_valued, color=color)
     options = {"num_taps": 7, "forgetting": forgetting, "delta": delta}
     result = rls_filter(u, d, **options)
@@ -62,7 +62,7 @@ def test_rls_is_the_reference(x64, complex_valued, color, forgetting, delta):
 @pytest.mark.parametrize("complex_valued", [False, True])
 @pytest.mark.parametrize("color", [0.0, 0.95])
 @pytest.mark.parametrize("order", [1, 2, 5, 9])  # more samples than taps, too
-def test_affine_projection_is_the_reference(x64, complex_valued, color, order):
+def test_affine_projection_matches_the_reference(x64, complex_valued, color, order):
     u, d, _ = signals(complex_valued=complex_valued, color=color)
     options = {"num_taps": 7, "order": order, "step_size": 0.7, "eps": 0.02}
     result = affine_projection_filter(u, d, **options)
@@ -70,26 +70,26 @@ def test_affine_projection_is_the_reference(x64, complex_valued, color, order):
     assert_same(result, recursive_reference.affine_projection(u, d, **options), 1e-10)
 
 
-def assert_is_padasip(result, reference, u, d):
+def assert_matches_padasip(result, reference, u, d):
     outputs, errors, weights_before = reference.run(d, windows(u, 7))
     after = np.concatenate([weights_before[1:], reference.w[None]])
     assert_same(result, (after, outputs, errors), 1e-9)
 
 
-def test_rls_is_padasip(x64):
+def test_rls_matches_padasip(x64):
     u, d, _ = signals(color=0.9)
     reference = padasip.filters.FilterRLS(7, mu=0.98, eps=0.1, w="zeros")
     result = rls_filter(u, d, num_taps=7, forgetting=0.98, delta=0.1)
-    assert_is_padasip(result, reference, u, d)
+    assert_matches_padasip(result, reference, u, d)
 
 
-def test_affine_projection_is_padasip(x64):
+def test_affine_projection_matches_padasip(x64):
     u, d, _ = signals(color=0.9)
     reference = padasip.filters.FilterAP(7, mu=0.5, order=4, ifc=0.02, w="zeros")
     result = affine_projection_filter(
         u, d, num_taps=7, order=4, step_size=0.5, eps=0.02
     )
-    assert_is_padasip(result, reference, u, d)
+    assert_matches_padasip(result, reference, u, d)
 
 
 @pytest.mark.parametrize("complex_valued", [False, True])
@@ -136,7 +136,7 @@ def misalignment(result, system, sample):
     return np.linalg.norm(difference) / np.linalg.norm(system)
 
 
-def test_color_slows_nlms_alone(x64):
+def test_colored_input_slows_only_nlms(x64):
     u, d, system = signals(400, color=0.95, noise=0.0)
     nlms = nlms_filter(u, d, num_taps=6, step_size=0.5)
     projection = affine_projection_filter(u, d, num_taps=6, order=2, step_size=0.5)
@@ -188,7 +188,7 @@ def hard_signals(kind):
 
 
 @HARD
-def test_rls_in_float32_stays_at_the_noise(kind):
+def test_rls_in_float32_stays_at_the_noise_level(kind):
     u, d = hard_signals(kind)
     result = rls_filter(u, d, num_taps=8)
     assert np.all(np.isfinite(result.weights))
@@ -197,7 +197,7 @@ def test_rls_in_float32_stays_at_the_noise(kind):
 
 
 @pytest.mark.parametrize("num_taps, forgetting", [(64, 0.5), (16, 0.1)])
-def test_rls_in_float32_with_less_memory_than_taps(num_taps, forgetting):
+def test_rls_in_float32_stays_bounded_with_less_memory_than_taps(num_taps, forgetting):
     u, d, _ = signals(4000, noise=0.0)
     u, d = u.astype(np.float32), d.astype(np.float32)
     result = rls_filter(u, d, num_taps=num_taps, forgetting=forgetting)
@@ -207,7 +207,7 @@ def test_rls_in_float32_with_less_memory_than_taps(num_taps, forgetting):
     np.testing.assert_array_equal(silent.weights, 0)
 
 
-def test_rls_in_float32_tracks_from_a_sinusoid():
+def test_rls_in_float32_tracks_a_change_under_a_sinusoid():
     u = np.sin(0.3 * np.arange(8000))
     d = np.convolve(u, [1.0, -0.5])[:8000]
     d[7000:] *= -1
@@ -228,7 +228,7 @@ def test_affine_projection_in_float32_stays_finite(kind, order):
     assert np.sqrt(np.mean(last**2)) < 0.1 * np.std(d)
 
 
-def test_rls_in_float32_is_rls_in_float64_after_many_samples(x64):
+def test_rls_in_float32_matches_float64_after_many_samples(x64):
     u, d, _ = signals(100_000, color=0.95)
     options = {"num_taps": 8, "forgetting": 0.995, "weight_history": False}
     narrow = rls_filter(u.astype(np.float32), d.astype(np.float32), **options)
@@ -269,7 +269,7 @@ def test_first_weights_continue_a_filter(x64, run, options):
 
 @FILTERS
 @pytest.mark.parametrize("num_samples", [1, 3, 100])
-def test_no_history_returns_the_last_weights(run, options, num_samples):
+def test_without_history_only_the_last_weights_are_returned(run, options, num_samples):
     u, d, _ = signals(num_samples)
     every = run(u, d, **options)
     last = run(u, d, weight_history=False, **options)
@@ -289,14 +289,16 @@ def test_no_history_returns_the_last_weights(run, options, num_samples):
         (jnp.bfloat16, jnp.bfloat16, np.float32),
     ],
 )
-def test_dtypes(x64, run, options, u_dtype, d_dtype, expected):
+def test_the_dtype_of_the_results_follows_from_the_signals(
+    x64, run, options, u_dtype, d_dtype, expected
+):
     u, d = jnp.arange(5).astype(u_dtype), jnp.arange(5).astype(d_dtype)
     result = run(u, d, **options)
     assert {array.dtype for array in result} == {np.dtype(expected)}
 
 
 @FILTERS
-def test_channels_by_vmap(x64, run, options):
+def test_vmap_gives_the_result_of_each_channel(x64, run, options):
     pairs = [signals(seed=seed)[:2] for seed in range(3)]
     u, d = (jnp.stack(channel) for channel in zip(*pairs, strict=True))
     result = jax.jit(jax.vmap(functools.partial(run, **options)))(u, d)
@@ -357,7 +359,7 @@ ONES = np.ones(3)
         (ONES, ONES, {"weights": ONES}, r"weights .* \(5,\)"),
     ],
 )
-def test_errors_of_the_signals(run, options, u, d, change, message):
+def test_invalid_signals_are_errors(run, options, u, d, change, message):
     with pytest.raises(ValueError, match=message):
         run(u, d, **options | change)
 
@@ -377,7 +379,7 @@ def test_errors_of_the_signals(run, options, u, d, change, message):
         ({"delta": ONES}, "delta must be one number.*vmap"),
     ],
 )
-def test_errors_of_rls(change, message):
+def test_invalid_options_of_rls_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         rls_filter(ONES, ONES, **RLS | change)
 
@@ -396,6 +398,6 @@ def test_errors_of_rls(change, message):
         ({"eps": np.nan}, "eps=nan"),
     ],
 )
-def test_errors_of_affine_projection(change, message):
+def test_invalid_options_of_affine_projection_are_errors(change, message):
     with pytest.raises(ValueError, match=message):
         affine_projection_filter(ONES, ONES, **AP | change)

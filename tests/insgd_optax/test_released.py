@@ -17,7 +17,7 @@ def array(*shape, seed=0):
 
 
 def captured(model, x, p=2, tokens="samples"):
-    """What one call of a Linen model sows."""
+    """The values that one call of a Linen model sows."""
 
     @jax.jit
     def sow(x):
@@ -37,14 +37,14 @@ def released_norm(model, x, **options):
 
 
 @pytest.mark.parametrize("p", [1, 2, 3])
-def test_dense_power(x64, p):
+def test_dense_power_matches_the_reference(x64, p):
     x = array(6, 5)
     norm = released_norm(nn.Dense(3), x, p=p)
     np.testing.assert_allclose(norm, [[reference.dense_power(x, p)]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("p", [1, 2])
-def test_tokens_both_ways(x64, p):
+def test_both_treatments_of_tokens_match_the_reference(x64, p):
     x = array(4, 7, 5)
     samples = released_norm(nn.Dense(3), x, p=p, tokens="samples")
     expected = reference.dense_power(x.reshape(28, 5), p)
@@ -55,7 +55,7 @@ def test_tokens_both_ways(x64, p):
     assert abs(as_is - samples).item() > 0.01
 
 
-def test_without_tokens_both_ways_are_one():
+def test_without_tokens_both_treatments_agree():
     x = array(6, 5)
     samples, as_is = (
         released_norm(nn.Dense(3), x, tokens=tokens) for tokens in ("samples", "as_is")
@@ -64,7 +64,7 @@ def test_without_tokens_both_ways_are_one():
 
 
 @pytest.mark.parametrize("tokens", ["samples", "as_is"])
-def test_attention_is_linear_layers_on_tokens(x64, tokens):
+def test_attention_sows_the_norms_of_linear_layers_on_tokens(x64, tokens):
     x = array(3, 5, 8)
     attention = nn.MultiHeadDotProductAttention(num_heads=2)
     norms = captured(attention, x, tokens=tokens)
@@ -89,21 +89,21 @@ def test_batched_kernels_have_one_power_each(x64):
 
 
 @pytest.mark.parametrize("groups, p", [(1, 2), (2, 1), (4, 2)])
-def test_conv_powers(x64, groups, p):
+def test_conv_powers_match_the_reference(x64, groups, p):
     x = array(3, 5, 6, 4)
     layer = nn.Conv(8, (3, 3), strides=2, feature_group_count=groups)
     powers = reference.conv_powers(x, p)
     norm = released_norm(layer, x, p=p)
     assert norm.shape == (1, 1, 4 // groups, 1 if groups == 1 else 8)
-    # Which kernel entries belong to which channel, in the reference's own words.
+    # The channel of each kernel entry, according to the reference.
     expected = reference.conv_factors((3, 3, 4 // groups, 8), powers, groups, 0.9)
     factors = reference.kappa(0.9) / np.maximum(np.log(norm), 0.01)
     factors = np.broadcast_to(factors, expected.shape)
     np.testing.assert_allclose(factors, expected, rtol=1e-12)
 
 
-def test_a_grouped_kernel_entry_takes_the_channel_it_multiplies(x64):
-    # By differentiation, and not by this library's or the reference's bookkeeping.
+def test_a_grouped_kernel_entry_has_the_power_of_its_channel(x64):
+    # By differentiation, without this library's or the reference's bookkeeping.
     x = array(2, 4, 4, 6)
     layer = nn.Conv(9, (1, 1), feature_group_count=3, use_bias=False)
     kernel = np.ones((1, 1, 2, 9))
@@ -120,7 +120,7 @@ def test_a_grouped_kernel_entry_takes_the_channel_it_multiplies(x64):
 
 
 @pytest.mark.parametrize("transpose_kernel", [False, True])
-def test_transposed_convolutions(x64, transpose_kernel):
+def test_transposed_convolutions_match_the_reference(x64, transpose_kernel):
     x = array(3, 5, 4, 4)
     layer = nn.ConvTranspose(2, (3, 3), transpose_kernel=transpose_kernel)
     norm = released_norm(layer, x)
@@ -128,7 +128,7 @@ def test_transposed_convolutions(x64, transpose_kernel):
     np.testing.assert_allclose(norm.ravel(), reference.conv_powers(x, 2), rtol=1e-12)
 
 
-def test_small_spread_is_not_blown_up(x64):
+def test_a_small_spread_is_not_amplified(x64):
     x = 5.0 + 1e-4 * array(3, 4, 4, 2)
     norm = released_norm(nn.Conv(1, (3, 3)), x)
     np.testing.assert_allclose(norm.ravel(), reference.conv_powers(x, 2), rtol=1e-6)
@@ -142,7 +142,7 @@ def test_single_positions_and_features_count_as_zero():
     assert reference.dense_power(array(3, 1), 2) == pytest.approx(0.1)
 
 
-def test_whatever_the_input_the_power_is_almost_constant():
+def test_the_power_hardly_depends_on_the_input():
     for scale in (0.1, 10.0):
         x = scale * array(8, 6, 6, 3)
         np.testing.assert_allclose(released_norm(nn.Conv(1, (3, 3)), x), 35, rtol=1e-3)
@@ -150,7 +150,7 @@ def test_whatever_the_input_the_power_is_almost_constant():
         assert norm == pytest.approx(6 * 6 * 3 - 0.9, rel=1e-3)
 
 
-def test_half_precision_and_differentiation():
+def test_norms_are_float32_and_have_no_gradient():
     x = jnp.asarray(array(4, 300), jnp.bfloat16)
     norm = released_norm(nn.Dense(2, dtype=jnp.bfloat16), x)
     assert norm.dtype == jnp.float32
@@ -161,7 +161,7 @@ def test_half_precision_and_differentiation():
     np.testing.assert_array_equal(gradient, np.zeros((4, 5)))
 
 
-def test_recurrent_cells():
+def test_norms_of_recurrent_cells_are_stacked_over_time():
     rnn, x = nn.RNN(nn.OptimizedLSTMCell(4)), jnp.asarray(array(2, 5, 3))
     norms = captured(rnn, x)
     leaves = jax.tree.leaves(norms)
@@ -213,7 +213,7 @@ OPTIONS = {
         for plain in ("momentum", "decay")
     ],
 )
-def test_five_steps_are_the_reference_s(x64, name, options):
+def test_five_steps_match_the_reference(x64, name, options):
     (layer, shape, capture), options = LAYERS[name], OPTIONS[options]
     learning_rate = 1e-3
     tx = insgd_as_released(learning_rate, **options)
@@ -255,7 +255,7 @@ def test_five_steps_are_the_reference_s(x64, name, options):
         np.testing.assert_allclose(ours[key], w, rtol=1e-10, atol=1e-12)
 
 
-def test_kappa():
+def test_kappa_scales_kernels_but_not_biases_and_scales():
     assert reference.kappa(0.9) == pytest.approx(3.162269, abs=5e-7)
     params = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1), "scale": jnp.ones(1)}
     norms = {"released_input_norm": (jnp.full((1, 1), jnp.e),)}
@@ -266,7 +266,7 @@ def test_kappa():
     np.testing.assert_array_equal(updates["scale"], [-1.0])
 
 
-def test_a_zero_channel_takes_kappa_over_the_floor():
+def test_a_zero_channel_is_scaled_by_kappa_over_the_floor():
     x = array(3, 5, 4, 2)
     x[..., 1] = 0.0
     params = {"kernel": jnp.ones((3, 3, 2, 4))}
@@ -279,7 +279,7 @@ def test_a_zero_channel_takes_kappa_over_the_floor():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_layers_stacked_by_scan(shared):
+def test_powers_of_scanned_layers_are_stacked_or_averaged(shared):
     class Block(nn.Module):
         @nn.compact
         def __call__(self, x, _):
@@ -310,7 +310,7 @@ def test_layers_stacked_by_scan(shared):
     np.testing.assert_allclose(updates["Conv_0"]["kernel"], expected, rtol=1e-6)
 
 
-def test_a_layer_used_twice_takes_the_mean():
+def test_a_layer_used_twice_takes_the_mean_of_both_norms():
     params = {"kernel": jnp.ones((2, 1))}
     norms = {"released_input_norm": (jnp.full((1, 1), 10.0), jnp.full((1, 1), 30.0))}
     tx = insgd_as_released(1.0, momentum=0.0)
@@ -344,7 +344,7 @@ def wrapped(name):
     "name",
     ["schedule", "inject_hyperparams", "masked", "partition", "apply_if_finite"],
 )
-def test_wrappers_under_jit_and_scan(name):
+def test_wrappers_give_the_same_steps_under_jit_and_scan(name):
     params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
 
     @jax.jit
@@ -431,7 +431,7 @@ def test_errors_say_what_to_do():
             insgd_as_released(**{"learning_rate": 0.1, name: -1})
 
 
-def test_masked_kernels_are_no_kernels():
+def test_masked_kernels_do_not_count_as_kernels():
     params = {"d": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}}
     mask = {"d": {"kernel": False, "bias": True}}
     tx = optax.masked(insgd_as_released(0.1), mask)

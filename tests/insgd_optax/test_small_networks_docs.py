@@ -1,4 +1,4 @@
-"""docs/examples/small_networks.py: the comparison, and that runs are not repeated."""
+"""docs/examples/small_networks.py: its numbers, and runs that are not repeated."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def example():
     return docs_examples.load("small_networks")
 
 
-def test_the_divisors_are_the_librarys(example):
+def test_the_divisors_match_the_library_s(example):
     powers = jnp.array([0.1, 1.0, 1.005, 20.0])
     for name, normalizer in (("insgd", "log"), ("insgd+log1p", "log1p")):
         found = example.DIVISORS[name](powers)
@@ -31,7 +31,9 @@ def test_rates_are_half_decades_apart(example):
     assert example.neighbor("lms-newton", rates[2], 1) == rates[3]
 
 
-def test_it_finds_the_best_rate_and_runs_nothing_twice(example, tmp_path, monkeypatch):
+def test_the_search_finds_the_best_rate_and_repeats_no_run(
+    example, tmp_path, monkeypatch
+):
     calls = []
 
     def program(task, compiled):

@@ -20,7 +20,7 @@ X = 1 + jax.random.uniform(jax.random.key(0), (3, 6, 6, 2))
 
 
 class Scale(nn.Module):
-    """A layer type of a user."""
+    """A user's layer type."""
 
     @nn.compact
     def __call__(self, x):
@@ -121,7 +121,7 @@ def shortened(path):
 
 
 def with_settings(settings, program, *args):
-    # Another outer jit each time: the caches within are what is shared.
+    # A new outer jit each time: only the caches of the inner functions are shared.
     def captured(*args):
         if settings is None:
             return program(*args)
@@ -148,8 +148,8 @@ def test_each_setting_reaches_a_cached_linen_function(program):
         assert_same(ours, expected(setting))
 
 
-def test_a_cached_function_called_within_the_context():
-    """Without an outer jit of its own."""
+def test_settings_reach_a_cached_function_called_within_the_context():
+    """Without an outer jit."""
     params = block_params()
     assert not flat(jitted(params, X))
     found = []
@@ -178,7 +178,7 @@ def test_released_norms_reach_a_cached_function():
     assert len(set(found)) == 3
 
 
-def test_shapes_are_those_of_the_settings():
+def test_input_norm_shapes_follows_the_settings():
     model = JIT_BLOCK()
     for settings, count in [
         ({}, 2),
@@ -224,13 +224,13 @@ def test_a_capture_without_a_key_shares_no_trace():
 
 
 class Dense(nn.Dense):
-    """A subclass changes what its kernel sees."""
+    """A subclass that changes the input of its kernel."""
 
     def __call__(self, inputs):
         return super().__call__(2 * inputs)
 
 
-def test_captures_of_several_kinds_are_open_at_once():
+def test_captures_of_several_kinds_may_be_open_at_once():
     model, x = Dense(2), jnp.array([[3.0, 4.0]])
     params = model.init(jax.random.key(0), x)["params"]
     pair = Capture(
@@ -297,7 +297,7 @@ def nnx_captured(layer, setting, function):
         with insgd_optax.nnx.capture_input_norms(**settings):
             return nnx.capture(function, nnx.Intermediate)(layer, x)[1]
 
-    # One by one, operations would be compiled again for each setting. Another outer
+    # Without jit, each operation would be compiled again for each setting. A new outer
     # jit each time, as in `with_settings`.
     captured = captured if function is nnx_jit else nnx.jit(captured)
     return flat(captured(layer, X[None] if function is scan else X))
@@ -320,7 +320,7 @@ def test_each_setting_reaches_a_cached_nnx_function(run):
             )
 
 
-def test_the_stack_of_the_docs_trained_twice():
+def test_the_stack_of_the_docs_follows_each_setting():
     @nnx.split_rngs(splits=4)
     @nnx.vmap
     def make_layers(rngs):
@@ -387,7 +387,7 @@ def test_interleaved_tasks_keep_their_own_settings(capture, norm):
     assert norm() == []
 
 
-def test_a_task_does_not_outlive_the_context_it_was_started_in():
+def test_a_task_that_outlives_its_context_sows_nothing():
     async def task():
         await asyncio.sleep(0)
         return norm_of()
@@ -421,13 +421,13 @@ def test_threads_share_neither_settings_nor_traces():
 
 
 class NnxLinear(nnx.Linear):
-    """A subclass changes what its kernel sees."""
+    """A subclass that changes the input of its kernel."""
 
     def __call__(self, inputs):
         return super().__call__(2 * inputs)
 
 
-def test_nnx_captures_of_several_kinds_are_open_at_once():
+def test_nnx_captures_of_several_kinds_may_be_open_at_once():
     layer, x = NnxLinear(2, 1, rngs=nnx.Rngs(0)), jnp.array([[3.0, 4.0]])
 
     def take(layer, call):

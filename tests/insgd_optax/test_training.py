@@ -1,4 +1,4 @@
-"""What users train with: TrainState, MultiSteps, value_and_grad, memory."""
+"""Training utilities: TrainState, MultiSteps, value_and_grad; memory of a step."""
 
 import flax.linen as nn
 import jax
@@ -51,7 +51,7 @@ def assert_close(actual, expected, tolerance=1e-5):
     )
 
 
-def test_train_state_hands_the_norms_on():
+def test_train_state_passes_the_norms_on():
     tx = insgd(0.1, weight_decay=0.01)
     state = TrainState.create(apply_fn=Net().apply, params=PARAMS, tx=tx)
     grads, norms = grads_and_norms(PARAMS, X)
@@ -61,7 +61,7 @@ def test_train_state_hands_the_norms_on():
     assert_close(new.opt_state, opt_state)
     assert new.step == 1
     assert new.tx is tx
-    # Flax's own takes them for a field.
+    # Flax's own TrainState treats them as a field.
     flax_state = train_state.TrainState.create(
         apply_fn=Net().apply, params=PARAMS, tx=tx
     )
@@ -71,14 +71,14 @@ def test_train_state_hands_the_norms_on():
         state.apply_gradients(grads=grads)
 
 
-def test_train_state_of_an_optimizer_without_norms():
+def test_train_state_drops_norms_that_the_optimizer_does_not_take():
     state = TrainState.create(apply_fn=Net().apply, params=PARAMS, tx=optax.adam(0.1))
     grads, norms = grads_and_norms(PARAMS, X)
     with_norms = state.apply_gradients(grads=grads, input_norms=norms)
     assert_close(with_norms.params, state.apply_gradients(grads=grads).params)
 
 
-def test_train_state_replaces_further_fields():
+def test_train_state_replaces_other_fields():
     class WithStats(TrainState):
         batch_stats: dict
 
@@ -92,7 +92,7 @@ def test_train_state_replaces_further_fields():
 
 
 @pytest.mark.parametrize("has_aux", [False, True])
-def test_value_and_grad_with_input_norms(has_aux):
+def test_value_and_grad_separates_the_norms(has_aux):
     def loss(params, x, *, scale):
         value, variables = loss_fn(params, x)
         variables = {**variables, "batch_stats": {"mean": 1}}
@@ -111,7 +111,7 @@ def test_value_and_grad_with_input_norms(has_aux):
     np.testing.assert_allclose(value, 2 * loss_fn(PARAMS, X)[0], rtol=1e-6)
 
 
-def test_value_and_grad_of_a_loss_that_returns_no_intermediates():
+def test_a_loss_that_returns_no_intermediates_is_an_error():
     def loss(params):
         return jnp.sum(params), {"batch_stats": {}}
 
@@ -178,8 +178,8 @@ def test_a_norm_that_is_not_finite_is_left_out_of_the_mean():
 
 
 @pytest.mark.parametrize("absent_at", [0, 1, 2])
-def test_a_layer_left_out_of_some_micro_batches(absent_at):
-    """The mean is over those that have it; without any its P stays."""
+def test_a_norm_is_averaged_over_the_micro_batches_that_have_it(absent_at):
+    """Without any, the layer's P is unchanged."""
     params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
     tx = MultiSteps(insgd(0.1, missing="keep"), 2)
     state = tx.init(params)
@@ -193,7 +193,7 @@ def test_a_layer_left_out_of_some_micro_batches(absent_at):
     np.testing.assert_allclose(powers["b/kernel"], 0 if absent_at == 2 else 50, 1e-6)
 
 
-def test_multi_steps_under_optax_s_recipe_for_shardings():
+def test_map_params_replicates_the_statistics_of_multi_steps():
     tx = MultiSteps(insgd(0.1), 2)
     marked = optax.tree.map_params(
         tx,
@@ -238,7 +238,7 @@ def test_stacked_powers_accumulate_in_their_shape():
     )
 
 
-def test_multi_steps_without_norms_and_of_an_optimizer_that_takes_none():
+def test_multi_steps_needs_norms_only_if_the_optimizer_does():
     tx = MultiSteps(insgd(0.1), 2)
     with pytest.raises(ValueError, match="input_norms is missing"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
@@ -251,7 +251,7 @@ def test_multi_steps_without_norms_and_of_an_optimizer_that_takes_none():
     assert_close(updates, jax.tree.map(lambda w: -0.1 * w, PARAMS))
 
 
-def test_multi_steps_in_float64(x64):
+def test_multi_steps_keeps_float64_precision(x64):
     params = {"dense": {"kernel": jnp.ones((2, 2), jnp.float64)}}
     tx = MultiSteps(insgd(0.1, momentum=None), 2)
     state = tx.init(params)
@@ -263,7 +263,7 @@ def test_multi_steps_in_float64(x64):
     np.testing.assert_allclose(updates["dense"]["kernel"], expected, rtol=1e-14)
 
 
-def test_multi_steps_in_a_train_state():
+def test_a_train_state_trains_with_multi_steps():
     tx = MultiSteps(insgd(0.1), 2)
     for each in (tx, tx.gradient_transformation()):
         state = TrainState.create(apply_fn=None, params=PARAMS, tx=each)
@@ -275,9 +275,9 @@ def test_multi_steps_in_a_train_state():
         )
 
 
-def test_a_step_keeps_no_activation_that_sgd_s_does_not():
+def test_a_step_needs_no_more_temporary_memory_than_sgd():
     """Temporary memory of the paper's custom CNN, from the compiled program."""
-    # The networks stand beside the library in a checkout, not in its source archive.
+    # A checkout has the networks; the library's source archive does not.
     models = pytest.importorskip("models")
     model = models.create("custom_cnn", num_classes=10)
     x = jnp.zeros((128, 32, 32, 3))

@@ -94,14 +94,14 @@ def test_a_bias_takes_its_layer_s_power_in_its_own_rank():
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_a_stack_as_long_as_its_features_are_wide_or_of_one(length):
+def test_a_stack_may_have_one_layer_or_as_many_as_features(length):
     found, *_ = powers(Layers(length), normal(4, 5), like=True, scope="layer")
     shapes = {name: power.shape for name, power in found.items()}
     kernel, bias = ((5, 1, 1), (5, 1)) if length == 5 else ((), ())
     assert shapes == {"block/Dense_0/kernel": kernel, "block/Dense_0/bias": bias}
 
 
-def test_norm_layers_of_a_stack():
+def test_norm_layers_of_a_stack_keep_one_power_each():
     class Normed(nn.Module):
         @nn.compact
         def __call__(self, x, _):
@@ -123,7 +123,7 @@ def test_norm_layers_of_a_stack():
     }
 
 
-def test_parameters_stacked_on_another_axis():
+def test_parameters_stacked_on_another_axis_keep_one_power_each():
     axes = {"params": 1, "intermediates": 1}
     layer = nn.vmap(nn.Dense, variable_axes=axes, split_rngs=SPLIT)(4)
     x = normal(3, 2, 5)
@@ -178,14 +178,14 @@ def test_every_recurrent_cell_averages_over_time(cell):
         assert leaf.shape[0] == 7
     for name, power in found.items():
         assert power.shape == ()
-        if name.split("/")[1].startswith("i"):  # the kernels that meet the input
+        if name.split("/")[1].startswith("i"):  # the kernels that multiply the input
             time_axis_first = jnp.moveaxis(x, 1, 0).reshape(-1, *x.shape[2:])
             axis = -1 if x.ndim == 3 else (-2, -1)
             expected = input_norm(time_axis_first, axis=axis)
             np.testing.assert_allclose(power, expected, rtol=1e-5)
 
 
-def test_bidirectional_and_an_rnn_that_keeps_its_own_axes():
+def test_a_bidirectional_rnn_and_one_with_its_own_axes_sow():
     x = normal(2, 7, 5)
     model = nn.Bidirectional(nn.RNN(nn.GRUCell(4)), nn.RNN(nn.GRUCell(4)))
     found, *_ = powers(model, x, like=False)
@@ -195,7 +195,7 @@ def test_bidirectional_and_an_rnn_that_keeps_its_own_axes():
     assert norms["cell"]["i"]["input_norm"][0].shape == (7, 1, 1)
 
 
-def test_layers_of_time_shared_steps():
+def test_powers_of_stacked_rnns_are_averaged_over_time():
     """Stacked layers, each of them an RNN: (L, T, 1, 1), T averaged."""
 
     class Recurrent(nn.Module):
@@ -236,7 +236,7 @@ class StackedCell(nn.RNNCellBase):
         return 1
 
 
-def test_time_shared_steps_of_layers():
+def test_powers_of_an_rnn_of_stacked_layers_are_averaged_over_time():
     """An RNN whose cell is a stack: (T, L, 1, 1), T averaged."""
     found, norms, _ = powers(nn.RNN(StackedCell(3)), normal(2, 7, 5), like=True)
     (name,) = found
@@ -300,7 +300,7 @@ def test_remat_and_jit_change_nothing(lift, whole):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), plain, lifted)
 
 
-def test_vmap_over_seeds():
+def test_vmap_over_seeds_equals_separate_runs():
     model, x = nn.Dense(3), normal(4, 5)
     tx = scale_by_input_power()
 

@@ -28,7 +28,7 @@ def passed(model, variables):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["sown", "intermediates"])
 @pytest.mark.parametrize("boxed", [True, False], ids=["variables", "params"])
-def test_models_in_one_tree(whole, boxed):
+def test_all_models_in_one_tree_have_powers(whole, boxed):
     variables = {
         "gen": jax.jit(Net().init)(jax.random.key(0), X),
         "dis": nn.Sequential([Net(), nn.Dense(2)]).init(jax.random.key(1), X),
@@ -60,10 +60,10 @@ def test_norms_fed_back_are_an_error():
         Net().apply(
             {**variables, **sown}, X, mutable=["intermediates"], method=Net.twice
         )
-    # Other values that a model sows may come back, and so may an empty collection.
+    # Other values that a model sows may be fed back, and so may an empty collection.
     other = {"intermediates": {"Dense_0": {"features": (X,)}}}
     assert passed(Net(), {**variables, **other})
-    # Not fed back into a pass that sows nothing.
+    # A pass that sows nothing accepts them.
     with capture_input_norms():
         Net().apply({**variables, **sown}, X)
 
@@ -98,8 +98,8 @@ def test_an_nnx_module_inside_linen_is_named_as_a_cause():
         tx.update(params, tx.init(params), params, input_norms=sown)
 
 
-def test_map_params_hands_over_all_powers_at_once():
-    """As the guide says; a leaf each, once Optax can tell them apart."""
+def test_map_params_passes_powers_and_multipliers_as_whole_dicts():
+    """As the guide says, until Optax can distinguish their leaves from parameters."""
     params = jax.jit(Net().init)(jax.random.key(0), X)["params"]
     tx, seen = insgd(0.1), []
     optax.tree.map_params(

@@ -1,4 +1,4 @@
-"""Loss, gradients and covariances in one call equal what the context gives."""
+"""Loss, gradients and covariances of one call equal those within the context."""
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ def loss_fn(params, x, *, scale):
 
 
 @pytest.mark.parametrize("has_aux", [False, True])
-def test_covariances_are_parted_from_all_else(has_aux):
+def test_covariances_are_separated_from_other_variables(has_aux):
     def loss(params, x, *, scale):
         value, variables = loss_fn(params, x, scale=scale)
         variables = {**variables, "batch_stats": {"mean": 1}}
@@ -62,7 +62,7 @@ def test_covariances_are_parted_from_all_else(has_aux):
     assert not has_aux or aux[1] == 7
 
 
-def test_a_traced_when_measures_on_its_steps_alone():
+def test_a_traced_when_captures_only_on_its_steps():
     @jax.jit
     def counts(step):
         grad_fn = value_and_grad_with_input_covariances(loss_fn, when=step % 2 == 0)
@@ -73,7 +73,7 @@ def test_a_traced_when_measures_on_its_steps_alone():
     assert counts(1) == 0
 
 
-def test_a_loss_that_returns_no_intermediates():
+def test_a_loss_that_returns_no_intermediates_is_an_error():
     def loss(params):
         return jnp.sum(params), {"batch_stats": {}}
 

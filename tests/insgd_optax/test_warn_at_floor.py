@@ -1,4 +1,4 @@
-"""`warn_at_floor` names the weights that INSGD's floor lets take the longest steps."""
+"""`warn_at_floor` names the weights at INSGD's floor, which take the longest steps."""
 
 import warnings
 
@@ -107,13 +107,13 @@ def test_it_is_silent_without_the_floor(tx):
     assert warn_at_floor(tx.init(PARAMS)) == []
 
 
-def test_the_eps_of_the_optimizer():
+def test_the_floor_is_at_the_given_eps():
     state = first_update(insgd(0.1, eps=0.5))
     with pytest.warns(UserWarning, match="by 2 "):
         assert warn_at_floor(state, eps=0.5) == ["one_hot/kernel"]
 
 
-def test_any_layer_of_a_stack():
+def test_one_layer_of_a_stack_at_the_floor_is_enough():
     params = {"kernel": jnp.ones((2, 3, 3))}
     norms = {"input_norm": jnp.array([9.0, 1.0])}
     tx = insgd(0.1, input_norms_like=jax.eval_shape(lambda: norms))
@@ -133,7 +133,7 @@ def test_python_shows_a_repeated_warning_once():
 
 
 def test_the_compiled_step_has_no_callback():
-    """A callback would keep it from jax.export and from the compilation cache."""
+    """A callback would rule out jax.export and the compilation cache."""
     step = jax.jit(first_update, static_argnums=0).lower(insgd(0.1))
     assert "callback" not in step.as_text()
 
@@ -146,6 +146,6 @@ def test_traced_values_are_refused():
         jax.jit(step)()
 
 
-def test_a_state_without_input_powers():
+def test_a_state_without_input_powers_is_an_error():
     with pytest.raises(ValueError, match="no ScaleByInputPowerState"):
         warn_at_floor(optax.sgd(0.1).init(PARAMS))

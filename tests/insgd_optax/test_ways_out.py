@@ -1,4 +1,4 @@
-"""What goes wrong before training: the message says the way out."""
+"""Errors before training name the remedy."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("rule", [insgd, lms_newton])
-def test_a_group_without_kernels(rule):
+def test_the_error_for_a_group_without_kernels_names_the_remedy(rule):
     """A decay and a no-decay group: only the group's own weights are listed."""
     labels = {"d": {"kernel": "decay", "bias": "no decay"}}
     tx = optax.partition({"decay": rule(0.1), "no decay": rule(0.1)}, labels)
@@ -29,13 +29,13 @@ def test_a_group_without_kernels(rule):
 
 
 @pytest.mark.parametrize("rule", [insgd, lms_newton])
-def test_flattened_weights_have_no_names(rule):
+def test_flattened_weights_are_an_error(rule):
     with pytest.raises(ValueError, match="optax.flatten makes of a(.|\n)*leave"):
         optax.flatten(rule(0.1)).init(PARAMS)
 
 
-def test_what_was_sown_is_handed_over_whole_everywhere():
-    """`sown["intermediates"]` is a bare KeyError where nothing was sown."""
+def test_code_and_docs_pass_the_whole_sown_collection():
+    """`sown["intermediates"]` is a bare KeyError if nothing was sown."""
     files = [DOCS / "README.md", *DOCS.glob("docs/**/*.md"), *DOCS.glob("docs/**/*.py")]
     files += Path(insgd_optax.__file__).parent.glob("*.py")
     handed = re.compile(
@@ -49,7 +49,7 @@ def test_what_was_sown_is_handed_over_whole_everywhere():
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, input_norms={})
 
 
-def test_a_bias_that_a_module_keeps_for_itself():
+def test_a_bias_outside_any_layer_is_an_error():
     params = {**PARAMS, "bias": jnp.ones(1)}
     norms = {"d": {"input_norm": jnp.array(9.0)}}
     tx = insgd(0.1, scope="layer")

@@ -1,4 +1,4 @@
-"""Optimizers in whitened coordinates: special cases, an oracle, and an invariance."""
+"""Optimizers in whitened coordinates: special cases, a reference, an invariance."""
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from .references.input_covariance_reference import Reference
 
 
 def sown_of(rows):
-    """What a layer whose kernel is (d, m) sows for these input vectors."""
+    """The value that a layer with a (d, m) kernel sows for these input vectors."""
     d = rows.shape[1]
     product = jnp.asarray(rows.T @ rows).reshape(d, 1, d, 1)
     return {
@@ -53,7 +53,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("preserve_norm", [True, False])
-def test_of_the_identity_it_is_scale_by_input_covariance(x64, preserve_norm):
+def test_the_whitened_identity_is_scale_by_input_covariance(x64, preserve_norm):
     x = jax.random.normal(jax.random.key(0), (16, 4, 4, 3))
     params = jax.jit(Net().init)(jax.random.key(1), x)["params"]
     grads = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size)).reshape(w.shape), params)
@@ -80,7 +80,7 @@ def test_of_the_identity_it_is_scale_by_input_covariance(x64, preserve_norm):
 
 
 @pytest.mark.parametrize("preserve_norm", [True, False])
-def test_against_adam_of_the_whitened_gradient(x64, preserve_norm):
+def test_whitened_adam_matches_the_reference(x64, preserve_norm):
     rng = np.random.default_rng(0)
     params = {"kernel": jnp.asarray(rng.normal(size=(5, 3))), "bias": jnp.ones(3)}
     tx = whiten_inputs(
@@ -124,7 +124,7 @@ def orthogonalized():
     return optax.stateless(lambda updates, _: jax.tree.map(one, updates))
 
 
-def test_muon_without_momentum_does_not_notice_a_linear_map_of_the_input(x64):
+def test_muon_without_momentum_is_invariant_to_a_linear_map_of_the_input(x64):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4)) * [9, 3, 1, 0.1]
     y = np.sin(x @ rng.normal(size=(4, 3)))
@@ -176,7 +176,7 @@ def test_a_singular_covariance_keeps_the_last_root():
 
 
 @pytest.mark.parametrize("make", [scale_by_input_covariance, whitened_identity])
-def test_no_scale_of_inputs_or_damping_costs_the_direction(make):
+def test_the_direction_is_right_at_all_scales_of_inputs_and_damping(make):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(20, 4)) * [4.0, 2.0, 1.0, 1.0]
     grad = rng.normal(size=(4, 2))
@@ -239,7 +239,7 @@ def test_the_inner_transformation_gets_every_keyword_and_the_parameters():
     assert updates["kernel"].dtype == jnp.bfloat16
 
 
-def test_errors_name_what_is_wrong():
+def test_errors_name_the_wrong_argument():
     params = {"kernel": jnp.ones((3, 2))}
     tx = whiten_inputs(optax.scale_by_adam())
     with pytest.raises(ValueError, match="input_covariances is missing"):

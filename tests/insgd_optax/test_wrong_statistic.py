@@ -23,7 +23,7 @@ COVARIANCES = lms_newton, "input_covariances", capture_input_covariances
 @pytest.mark.parametrize(
     ("optimizer", "other"), [(NORMS, COVARIANCES), (COVARIANCES, NORMS)]
 )
-def test_the_statistic_of_another_capture(optimizer, other):
+def test_the_statistic_of_another_capture_is_an_error(optimizer, other):
     make, argument, capture = optimizer
     _, wrong, wrong_capture = other
     tx = make(0.1)
@@ -39,7 +39,7 @@ def test_the_statistic_of_another_capture(optimizer, other):
 
 
 @pytest.mark.parametrize("optimizer", [NORMS, COVARIANCES])
-def test_a_tree_without_statistics_as_like(optimizer):
+def test_a_tree_without_statistics_as_like_is_an_error(optimizer):
     make, argument, capture = optimizer
     name = argument.removesuffix("s")
     message = re.escape(
@@ -54,7 +54,7 @@ def test_a_tree_without_statistics_as_like(optimizer):
 @pytest.mark.parametrize(
     ("optimizer", "other"), [(NORMS, COVARIANCES), (COVARIANCES, NORMS)]
 )
-def test_the_argument_of_another_optimizer(optimizer, other):
+def test_the_argument_of_another_optimizer_is_an_error(optimizer, other):
     make, argument, _ = optimizer
     tx = make(0.1)
     message = f"{argument} is missing, although {other[1]} is given: call tx.update"

@@ -1,4 +1,4 @@
-"""Real images, and each network's tiny variant with its first parameters."""
+"""Real images, and each network's tiny variant with its initial parameters."""
 
 import functools
 

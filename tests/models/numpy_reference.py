@@ -1,6 +1,6 @@
-"""Plain NumPy float64 forms of the networks' parts, written for reading.
+"""Plain NumPy float64 forms of the networks' parts, written for clarity.
 
-Parameters come as the nested dicts of the module they stand for. Batch normalization
+Parameters are the nested dicts of the corresponding module. Batch normalization
 uses the batch's own statistics, as in training.
 """
 
@@ -95,7 +95,7 @@ def bottleneck(x, parameters, stride):
 
 
 def inverted_residual(x, parameters, stride):
-    """Wider, depthwise with the stride, gated, narrower; all by hard-swish."""
+    """Expansion, depthwise with the stride, gate, projection; with hard-swish."""
 
     def norm(y, layer):
         return batch_norm(y, parameters[f"BatchNorm_{layer}"], epsilon=1e-3)
@@ -110,7 +110,7 @@ def inverted_residual(x, parameters, stride):
 
 
 def encoder_block(x, parameters, heads):
-    """Each head by itself, each sample by itself."""
+    """One head at a time."""
     qkv = linear(layer_norm(x, parameters["LayerNorm_0"]), parameters["Dense_0"])
     width = x.shape[-1]
     size = width // heads

@@ -19,7 +19,7 @@ NORM = functools.partial(layers.batch_norm, train=True, axis_name=None, **FLOAT3
 
 
 def random_variables(module, *args, **kwargs):
-    """Values that tell parameters apart, where fresh ones are often ones and zeros."""
+    """Random values, because many initial parameters are equal: ones or zeros."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
     leaves, treedef = jax.tree.flatten(shapes)
     rng = np.random.default_rng(1)
@@ -98,7 +98,7 @@ def test_encoder_block():
 
 
 def test_patches_are_squares_row_by_row():
-    # Of no depth: users are refused such a network, but it shows the patches bare.
+    # Depth 0, which users cannot choose, exposes the embedded patches.
     model = models.tiny("vit", patch=2, layer_norm=False, dropout=0.0).clone(depth=0)
     x = random_images(1, 4, 6, 3)
     variables = random_variables(model, x, train=False)

@@ -36,7 +36,7 @@ def fans(kernel):
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_first_parameters(name, tiny):
+def test_initial_parameters_have_the_documented_distributions(name, tiny):
     params = flatten_dict(tiny(name)[1]["params"], sep="/")
     for path, w in params.items():
         layer, _, kind = path.rpartition("/")

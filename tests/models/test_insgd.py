@@ -19,7 +19,7 @@ from insgd_optax import (
 )
 
 # Layers whose input has a power near or below 1, so that the paper's floor makes their
-# factor 100. At full size there is none: the input of the classifier's last layer,
+# factor 100. At full size there are none: the input of the classifier's last layer,
 # which comes from weights of 0.01, has the squared norm 3.0 in the large network and
 # 1.6 in the small one at first. At a quarter of the width it is below 1.
 AT_FLOOR = {
@@ -62,7 +62,7 @@ def gradients(digits, tiny, quick_jit):
 def optimizer(quick_jit):
     """Maps a scope, and a network's name to keep compilations apart, to INSGD.
 
-    It is an `init`, and an update that also applies itself and tells multipliers.
+    Returns `init`, and an update that returns new parameters and the multipliers, too.
     """
 
     @functools.cache
@@ -86,7 +86,9 @@ def optimizer(quick_jit):
 @pytest.mark.parametrize("scope", ["kernel", "layer"])
 @pytest.mark.parametrize(("dtype", "p"), [(jnp.float32, 1), (jnp.bfloat16, 2)])
 @pytest.mark.parametrize("name", models.names())
-def test_ten_steps(name, dtype, p, scope, tiny, gradients, optimizer):
+def test_ten_steps_lower_the_loss_with_multipliers_for_the_scope(
+    name, dtype, p, scope, tiny, gradients, optimizer
+):
     variables = tiny(name)[1]
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     init, update = optimizer(name, scope)
@@ -100,7 +102,7 @@ def test_ten_steps(name, dtype, p, scope, tiny, gradients, optimizer):
         params, opt_state, found = update(grads, opt_state, params, norms)
         multipliers.append(found)
 
-    # Lower at every step, until almost nothing is left of it.
+    # The loss falls at every step until it is almost 0.
     assert losses[-1] < losses[0]
     assert np.all(np.diff(np.maximum(losses, 0.01)) <= 0), losses
 
@@ -126,7 +128,7 @@ def test_ten_steps(name, dtype, p, scope, tiny, gradients, optimizer):
     assert at_floor == AT_FLOOR.get((name, p), set())
 
 
-def test_scanned_vit_takes_the_steps_of_the_unscanned(digits, tiny, quick_jit):
+def test_a_scanned_vit_takes_the_steps_of_an_unscanned_one(digits, tiny, quick_jit):
     """One P for each of the stacked layers, not one for their mean."""
     images, labels = digits
 
@@ -156,7 +158,7 @@ def test_scanned_vit_takes_the_steps_of_the_unscanned(digits, tiny, quick_jit):
         return flatten_dict(params, sep="/"), input_powers(opt_state)
 
     def stack(values):
-        """Puts the weights of the blocks under one another, as the scan has them."""
+        """Stacks the weights of the blocks, as the scan does."""
         stacked = {k: v for k, v in values.items() if not k.startswith("block_")}
         for path in values:
             if path.startswith("block_1/"):

@@ -1,4 +1,4 @@
-"""Training and evaluation, and the dtypes of what is computed and kept."""
+"""Training and evaluation, and the dtypes of activations and variables."""
 
 import functools
 
@@ -13,7 +13,7 @@ import models
 
 WITH_DROPOUT = {"custom_cnn", "mobilenet_v3_large", "mobilenet_v3_small", "vit"}
 WITH_BATCH_NORM = set(models.names()) - {"vit"}
-# Epsilon, and of a batch normalization its momentum and axis, where they differ.
+# Epsilon and, for batch normalization, momentum and axis, unless the usual ones.
 NORMALIZATION = {
     "mobilenet_v3_large": {(0.001, 0.9, "batch")},
     "mobilenet_v3_small": {(0.001, 0.9, "batch")},
@@ -26,7 +26,9 @@ def variable_shapes(model, x):
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_training_and_evaluation(name, digits, tiny, quick_jit):
+def test_training_and_evaluation_differ_in_dropout_and_statistics(
+    name, digits, tiny, quick_jit
+):
     images, _ = digits
     model, variables = tiny(name)
 
@@ -41,13 +43,13 @@ def test_training_and_evaluation(name, digits, tiny, quick_jit):
     trained, new, evaluated = run(variables, jax.random.key(1))
     again, _, evaluated_again = run(variables, jax.random.key(2))
 
-    # Dropout draws in training alone, and nothing else does.
+    # Only dropout draws random numbers, and only in training.
     assert np.array_equal(trained, again) == (name not in WITH_DROPOUT)
     np.testing.assert_array_equal(evaluated, evaluated_again)
     differs = name in WITH_DROPOUT | WITH_BATCH_NORM
     assert np.array_equal(trained, evaluated) != differs
 
-    # Training moves every running statistic, and evaluation uses them.
+    # Training updates every running statistic, and evaluation uses them.
     assert ("batch_stats" in new) == (name in WITH_BATCH_NORM)
     if name in WITH_BATCH_NORM:
         moved = jax.tree.map(
@@ -61,7 +63,7 @@ def test_training_and_evaluation(name, digits, tiny, quick_jit):
 
 
 @pytest.mark.parametrize("name", sorted(WITH_DROPOUT))
-def test_dropout_needs_its_rng_in_training_alone(name, digits):
+def test_dropout_needs_its_rng_only_in_training(name, digits):
     images, _ = digits
     model = models.tiny(name)
     variables = variable_shapes(model, images)
@@ -76,7 +78,7 @@ def test_dropout_needs_its_rng_in_training_alone(name, digits):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", models.names())
-def test_dtypes(name, dtype, digits):
+def test_activations_have_the_dtype_and_variables_are_float32(name, dtype, digits):
     images, _ = digits
     model = models.tiny(name, dtype=dtype)
     variables = variable_shapes(model, images)
@@ -101,7 +103,7 @@ def test_dtypes(name, dtype, digits):
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_normalization_as_documented(name, digits):
+def test_normalization_layers_have_the_documented_settings(name, digits):
     model = models.tiny(name, axis_name="batch")
     found = set()
 

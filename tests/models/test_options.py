@@ -1,4 +1,4 @@
-"""What the networks' options change, by shapes and by exact values."""
+"""The effects of the networks' options, by shapes and by exact values."""
 
 import functools
 
@@ -24,7 +24,7 @@ def shapes_of(model, size=32):
 
 @pytest.mark.parametrize("name", ["custom_cnn", "resnet20"])
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_convolutions_have_biases_exactly_without_batch_norm(name, batch_norm):
+def test_convolutions_have_biases_only_without_batch_norm(name, batch_norm):
     shapes, variables = shapes_of(models.create(name, batch_norm=batch_norm))
     kernels = [path for path in shapes if path.endswith("kernel") and "Conv" in path]
     assert len(kernels) == {"custom_cnn": 4, "resnet20": 21}[name]
@@ -51,7 +51,7 @@ def test_identity_shortcut_strides_and_pads_with_zero_channels():
     np.testing.assert_array_equal(y[..., 3:], jnp.zeros((2, 3, 3, 2)))
 
 
-def test_zero_init_residual_zeroes_each_blocks_last_scale_alone(digits, quick_jit):
+def test_zero_init_residual_zeroes_only_each_blocks_last_scale(digits, quick_jit):
     model = models.tiny("resnet50", zero_init_residual=True)
     init = quick_jit(functools.partial(model.init, train=False))
     params = flatten_dict(init(jax.random.key(0), digits[0])["params"], sep="/")
@@ -96,7 +96,7 @@ GATES = {
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_gates_and_depthwise_convolutions(name):
+def test_gates_and_depthwise_convolutions_are_those_of_torchvision(name):
     shapes, _ = shapes_of(models.create(name))
     gates = {}
     for path, shape in shapes.items():
@@ -150,7 +150,7 @@ def unstack(params):
     return {**params, "block_1": first, "block_2": second}
 
 
-def test_scan_and_remat_change_no_logit_and_no_gradient(digits, quick_jit):
+def test_scan_and_remat_change_neither_logits_nor_gradients(digits, quick_jit):
     images, labels = digits
     scanned = models.tiny("vit", scan_layers=True, dropout=0.0)
     init = quick_jit(functools.partial(scanned.init, train=False))

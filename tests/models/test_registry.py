@@ -1,4 +1,4 @@
-"""Networks by name, and what a wrong name or option says."""
+"""Networks by name, and the errors for wrong names and options."""
 
 import jax.numpy as jnp
 import pytest
@@ -29,7 +29,7 @@ def test_unknown_name_lists_the_known_ones(make):
     assert all(name in message for name in ALL)
 
 
-def test_a_name_like_no_other_gets_no_guess():
+def test_a_name_like_no_other_gets_no_suggestion():
     with pytest.raises(ValueError, match="Unknown network 'xyz'. Known networks: "):
         models.create("xyz")
 
@@ -44,7 +44,7 @@ def test_unknown_option_names_option_network_and_options(make):
         make("wrn18", widht=8)
 
 
-def test_linens_own_field_is_no_option():
+def test_linens_own_field_is_not_an_option():
     with pytest.raises(TypeError, match="no option 'parent'"):
         models.create("vit", parent=None)
 

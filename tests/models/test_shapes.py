@@ -18,14 +18,14 @@ def init_shapes(model, size):
     return variables, logits
 
 
-# What PyTorch counts for the authors' ResNet-20, Wide ResNet-18 and ViT, and for
-# torchvision's ResNet-50 and MobileNetV3; the others by hand.
+# Counted by PyTorch for the authors' ResNet-20, Wide ResNet-18 and ViT, and for
+# torchvision's ResNet-50 and MobileNetV3; by hand for the others.
 FULL_SIZE = [
     ("custom_cnn", {}, 10, 32, 34_898),
     ("custom_cnn", {"batch_norm": False}, 10, 32, 34_778),
     ("resnet20", {}, 10, 32, 272_474),
     ("resnet20", {"shortcut": "identity"}, 10, 32, 269_722),
-    # A bias in the place of each scale and bias: half as many.
+    # One bias instead of a scale and a bias: half as many.
     ("resnet20", {"batch_norm": False}, 10, 32, 272_474 - 784),
     (
         "resnet20",
@@ -50,7 +50,7 @@ FULL_SIZE = [
 
 
 @pytest.mark.parametrize("name, options, num_classes, size, count", FULL_SIZE)
-def test_count_and_output_shape(name, options, num_classes, size, count):
+def test_parameter_count_and_output_shape(name, options, num_classes, size, count):
     model = models.create(name, num_classes=num_classes, **options)
     variables, logits = init_shapes(model, size)
     leaves = jax.tree.leaves(variables["params"])
@@ -75,7 +75,7 @@ SMALLEST = [
 
 
 @pytest.mark.parametrize("name, options, size", SMALLEST)
-def test_smaller_images_are_an_error_that_says_the_smallest(name, options, size):
+def test_smaller_images_are_an_error_that_names_the_smallest_size(name, options, size):
     model = models.create(name, **options)
     _, logits = init_shapes(model, size)
     assert logits.shape == (2, 10)
@@ -220,7 +220,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize("name, options, size, expected", STAGES)
-def test_feature_maps(name, options, size, expected):
+def test_feature_maps_have_the_expected_shapes(name, options, size, expected):
     model = models.create(name, **options)
 
     def feature_maps(x):

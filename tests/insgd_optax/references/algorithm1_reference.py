@@ -38,7 +38,7 @@ def divisor(power, normalizer, eps):
 
 
 class Algorithm1:
-    """The optimizer for a dict of weights, each with the layer whose input it meets."""
+    """The optimizer for a dict of weights, with the layer of each scaled weight."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Eq. 6-9 in plain NumPy: one Python loop, no care for speed."""
+"""Eq. 6-9 in plain NumPy: one Python loop, not optimized for speed."""
 
 import numpy as np
 

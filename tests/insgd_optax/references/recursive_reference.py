@@ -1,4 +1,4 @@
-"""RLS and affine projection in plain NumPy: one Python loop, no care for speed."""
+"""RLS and affine projection in plain NumPy: one unoptimized Python loop."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def rls(u, d, num_taps, forgetting, delta, weights=None):
 
 
 def least_squares(u, d, num_taps, forgetting, delta, weights=None):
-    """(T, num_taps): row t minimizes, in closed form, what RLS minimizes at t."""
+    """(T, num_taps): row t is the closed-form minimizer of RLS's objective at t."""
     first = np.zeros(num_taps) if weights is None else np.array(weights)
     x, rows = windows(u, num_taps), []
     for t in range(len(u)):

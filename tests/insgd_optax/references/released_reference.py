@@ -60,7 +60,7 @@ def dense_factors(kernel_shape, power, momentum):
 
 
 def conv_factors(kernel_shape, powers, groups, momentum):
-    """One factor a kernel entry: that of the input channel the entry multiplies."""
+    """One factor per kernel entry: that of the input channel the entry multiplies."""
     *_, channels_of_group, features = kernel_shape
     factors = np.zeros(kernel_shape)
     for c in range(channels_of_group):
