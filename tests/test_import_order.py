@@ -1,4 +1,4 @@
-"""Who may import whom: every import runs one way, and folders stay small."""
+"""Imports run one way and without cycles, and folders stay small."""
 
 import ast
 import graphlib
@@ -8,8 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("insgd_optax", "models", "train", "benchmarks")
-# What each package, and each room (folder) of the application, may import besides
-# itself.
+# Packages and folders of the application, and what each may import besides itself.
 MAY_IMPORT = {
     "insgd_optax": set(),
     "models": set(),
@@ -23,11 +22,11 @@ MAY_IMPORT = {
     "train/benchmark": {"train/training"},
 }
 MAY_IMPORT["benchmarks"] = {"train", *MAY_IMPORT}
-# Files outside the rooms, and the rooms that they use: cli.py uses all. All rooms but
-# data and training may import config.py.
+# Files outside these folders, and the folders that they use: cli.py uses all. All
+# folders but data and training may import config.py.
 ABOVE = {
     "train/config.py": {"train/data", "train/training"},
-    "train/cli.py": {room for room in MAY_IMPORT if room.startswith("train/")},
+    "train/cli.py": {name for name in MAY_IMPORT if name.startswith("train/")},
     "train/__main__.py": set(),
     "train/__init__.py": {"train/inference", "train/training", "train/data"},
 }
@@ -39,7 +38,7 @@ def sources(package):
 
 
 def imported(path, *, lazy):
-    """Files of ours that a file imports; if lazy, within functions too."""
+    """The project's files that a file imports; if lazy, also within functions."""
     tree = ast.parse(path.read_text())
     found = set()
     for node in ast.walk(tree) if lazy else top_level(tree):
@@ -54,7 +53,7 @@ def imported(path, *, lazy):
 
 
 def top_level(node):
-    """What runs when a file is imported."""
+    """The nodes that run when a file is imported."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield child
@@ -62,7 +61,7 @@ def top_level(node):
 
 
 def file_of(name):
-    """The file that a dotted name is, or is in; None if it is not ours."""
+    """The file of a dotted name or of its parent; None if it is not the project's."""
     parts = name.split(".")
     if parts[0] not in PACKAGES:
         return None
@@ -76,8 +75,8 @@ def file_of(name):
     return None
 
 
-def room(path):
-    """Where a file stands: a room of the application, or a package."""
+def folder_of(path):
+    """The folder of the application, or the package, that a file is in."""
     parts = path.relative_to(ROOT).parts
     depth = 2 if parts[0] == "train" and len(parts) > 2 else 1
     return "/".join(parts[:depth])
@@ -87,26 +86,26 @@ def room(path):
 def test_imports_run_one_way(package):
     wrong = []
     for path in sources(package):
-        here, name = room(path), str(path.relative_to(ROOT))
+        here, name = folder_of(path), str(path.relative_to(ROOT))
         allowed = {here} | MAY_IMPORT[here] | ABOVE.get(name, set())
         if here.startswith("train/"):
             allowed |= {"train", *MAY_IMPORT["train"]}
         wrong += [
             f"{name} imports {file.relative_to(ROOT)}"
             for file in imported(path, lazy=True)
-            if room(file) not in allowed
+            if folder_of(file) not in allowed
         ]
     assert not wrong
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_nobody_imports_in_a_circle(package):
+def test_there_are_no_import_cycles(package):
     graph = {path: imported(path, lazy=False) for path in sources(package)}
-    # Raises a CycleError that shows the circle.
+    # Raises a CycleError that shows the cycle.
     assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_what_all_use_imports_nothing_above_it():
+def test_data_and_training_import_no_file_above_them():
     for path in sources("train/data") + sources("train/training"):
         names = {str(file.relative_to(ROOT)) for file in imported(path, lazy=True)}
         assert not names & ABOVE.keys(), path

@@ -7,6 +7,6 @@ from tests.jax_settings import jax_settings
 
 @pytest.fixture(scope="package", autouse=True)
 def quick_compilation():
-    """Small programs that run a few times: compiling them is what takes the time."""
+    """Compiles quickly: the programs are small and run only a few times."""
     with jax_settings(jax_disable_most_optimizations=True):
         yield

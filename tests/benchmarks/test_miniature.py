@@ -13,7 +13,7 @@ from tests.train import processes
 
 
 @pytest.mark.slow
-def test_the_miniature_goes_on_after_sigkill_and_sigterm(tmp_path):
+def test_the_miniature_resumes_after_sigkill_and_sigterm(tmp_path):
     out = tmp_path / "out"
     store = Results(out)
     command = ["benchmarks", "gpu", "--miniature", "--out", str(out)]
@@ -31,7 +31,7 @@ def test_the_miniature_goes_on_after_sigkill_and_sigterm(tmp_path):
     began = time.time()
 
     def trains():
-        # The worker of the killed command ends by itself; then another one begins.
+        # The worker of the killed command exits by itself; then another one starts.
         current = pieces.current(out)
         begun = current.exists() and current.stat().st_mtime > began
         return begun and list(out.glob("runs/*/metrics.jsonl"))
@@ -54,7 +54,7 @@ def test_the_miniature_goes_on_after_sigkill_and_sigterm(tmp_path):
         assert environment["command"].startswith("python -m benchmarks gpu")
         assert environment["settings"]["miniature"]
         assert record["date"]
-    # What was done before is not done again.
+    # Finished tasks are not repeated.
     assert {name: records[name] for name in done} == done
     values = records["e-table6-1seed"]["result"]["values"]
     assert [row["control"] for row in values["rows"]] == [

@@ -1,4 +1,4 @@
-"""What the parts measure, on a tiny network."""
+"""The measurements of the parts, on a tiny network."""
 
 import math
 import re
@@ -46,21 +46,21 @@ def test_a_case_fails_if_the_state_is_copied(case, monkeypatch):
     assert error.value.result["loss"]
 
 
-def test_a_case_fails_if_the_host_is_asked(case, monkeypatch):
+def test_a_case_fails_on_a_transfer_from_the_host_within_a_chunk(case, monkeypatch):
     train_chunk = smoke.Experiment.train_chunk
 
-    def asking(self, progress, step, num_steps):
+    def train_chunk_with_transfer(self, progress, step, num_steps):
         progress = train_chunk(self, progress, step, num_steps)
-        # An array that was not there before, as a step counted on the host would be.
+        # A new array from the host, as if the step were counted there.
         state = progress.state.replace(step=smoke.np.asarray(step + num_steps))
         return progress._replace(state=state)
 
-    monkeypatch.setattr(smoke.Experiment, "train_chunk", asking)
+    monkeypatch.setattr(smoke.Experiment, "train_chunk", train_chunk_with_transfer)
     with pytest.raises(Failed, match="within a chunk: .*Disallowed host-to-device"):
         smoke.check(case, 1)
 
 
-def test_a_trace_is_summed_up():
+def test_a_trace_is_summarized():
     def event(name, start, duration):
         return SimpleNamespace(name=name, start_ns=start, duration_ns=duration)
 
@@ -84,7 +84,7 @@ def test_a_trace_is_summed_up():
     assert (nothing["events"], nothing["busy"]) == (0, None)
 
 
-def test_one_conditional_changes_no_step(monkeypatch):
+def test_a_single_conditional_gives_the_same_steps(monkeypatch):
     names = ("sgd", "lms-newton", steps.ONE_CONDITIONAL)
     monkeypatch.setattr(steps, "OPTIMIZERS", names)
     last = []
@@ -114,7 +114,7 @@ def test_one_conditional_changes_no_step(monkeypatch):
     assert conditionals[0] > conditionals[1] == 1
 
 
-def test_steps_of_what_fails_are_left_out(monkeypatch):
+def test_optimizers_that_fail_are_reported_and_left_out(monkeypatch):
     monkeypatch.setattr(steps, "OPTIMIZERS", ("sgd", "insgd-l2", "muon"))
     run_from = Stepper.run_from
 
@@ -134,6 +134,6 @@ def test_steps_of_what_fails_are_left_out(monkeypatch):
         insgd["seconds"] / sgd["seconds"]
     )
     assert sgd["images_per_second"] == pytest.approx(8 / sgd["seconds"])
-    # Two float32, P and multiplier, for each of two kernels, and the count of steps.
+    # Two float32 values, P and multiplier, for each of two kernels, and the step count.
     assert insgd["state_bytes"] - sgd["state_bytes"] == 4 * 2 * 2 + 4
     assert found["flops"] > 0

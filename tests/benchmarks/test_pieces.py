@@ -1,4 +1,4 @@
-"""Workers, and who starts them: whatever happens to a task is a result."""
+"""Workers, and the process that starts them: each task's outcome is recorded."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def raising(error):
 
 @pytest.fixture
 def planned(monkeypatch):
-    """Plans tasks instead of the usual ones."""
+    """Replaces the tasks of the plan."""
 
     def replace(*tasks):
         monkeypatch.setattr(plan, "tasks", lambda *_: list(tasks))
@@ -47,7 +47,7 @@ def statuses(piece):
     return {r["name"]: r["status"] for r in Results(piece.folder).all()}
 
 
-def test_a_worker_records_whatever_becomes_of_its_tasks(piece, planned):
+def test_a_worker_records_the_outcome_of_each_task(piece, planned):
     planned(
         task("a-good", lambda stopped: {"loss": float("nan"), "pair": (1, 2)}),
         task("a-wrong", raising(Failed("wrong", {"seen": 2}))),
@@ -74,14 +74,14 @@ def test_a_worker_records_whatever_becomes_of_its_tasks(piece, planned):
     assert environment["devices"]
     assert environment["versions"]["jax"]
     assert environment["settings"] == {"miniature": True, "dataset": None}
-    # What is done is not done again; what was not possible is tried again.
+    # Finished tasks are not repeated; skipped ones are tried again.
     planned(task("a-good", raising(AssertionError)), task("a-absent"))
     assert worker.work(piece) == 0
     assert statuses(piece)["a-absent"] == "finished"
     assert store.read("a-good") == good
 
 
-def test_a_task_that_is_stopped_goes_on_in_the_next_piece(piece, planned):
+def test_a_stopped_task_resumes_in_the_next_piece(piece, planned):
     planned(task("c-runs", raising(Stopped({"epochs": 3})), goes_on=True))
     assert worker.work(piece) == MORE
     store = Results(piece.folder)
@@ -96,14 +96,14 @@ def test_a_task_that_is_stopped_goes_on_in_the_next_piece(piece, planned):
     assert store.read("c-runs")["seconds"] >= 100
 
 
-def test_what_cannot_stop_is_begun_only_if_it_may_end_in_time(piece, planned):
+def test_a_task_that_cannot_stop_needs_enough_time_or_a_whole_piece(piece, planned):
     tasks = [task("a-long", work=LONG), task("a-short"), task("b-long", work=LONG)]
     planned(*tasks, task("c-runs", work=LONG, goes_on=True))
-    # In the rest of a call's time nothing is begun that may not end in it.
+    # In the remaining time of a call, no task starts that might not finish in it.
     rest = dataclasses.replace(piece, is_whole=False)
     assert worker.work(rest) == MORE
     assert statuses(piece).keys() == {"a-short", "c-runs"}
-    # The first has a whole piece; more than that nobody can give.
+    # The first task gets a whole piece, the longest time available.
     assert worker.work(piece) == MORE
     assert statuses(piece).keys() == {"a-long", "a-short", "c-runs"}
     assert worker.work(piece) == 0
@@ -123,7 +123,7 @@ print("last words", flush=True)
 
 @pytest.fixture
 def run_worker(piece, planned, monkeypatch, tmp_path):
-    """Runs a piece of two seconds with another worker."""
+    """Runs a two-second piece with a worker script of its own."""
 
     def run(body, goes_on=False):
         planned(task("a-task", goes_on=goes_on))
@@ -136,7 +136,7 @@ def run_worker(piece, planned, monkeypatch, tmp_path):
     return run
 
 
-def test_a_task_that_ends_its_process_has_failed(run_worker, piece, capsys):
+def test_a_task_whose_process_aborts_has_failed(run_worker, piece, capsys):
     assert run_worker("begin(True); os.abort()") == MORE
     record = Results(piece.folder).read("a-task")
     assert record["status"] == results.FAILED
@@ -151,7 +151,9 @@ SLEEPER = "signal.signal(signal.SIGTERM, signal.SIG_IGN); begin({}); time.sleep(
     ("fresh", "goes_on", "failed"),
     [(True, False, True), (False, False, False), (True, True, False)],
 )
-def test_a_task_that_does_not_end_is_ended(run_worker, piece, fresh, goes_on, failed):
+def test_a_task_that_ignores_sigterm_is_killed(
+    run_worker, piece, fresh, goes_on, failed
+):
     began = time.monotonic()
     assert run_worker(SLEEPER.format(fresh), goes_on) == MORE
     assert time.monotonic() - began < 15
@@ -165,12 +167,12 @@ def test_a_task_that_does_not_end_is_ended(run_worker, piece, fresh, goes_on, fa
 @pytest.mark.parametrize(
     "handler", ["lambda *_: os._exit(10)", "signal.SIG_DFL"], ids=["stops", "dies"]
 )
-def test_a_worker_is_told_to_stop_in_time(run_worker, piece, handler):
+def test_a_worker_that_exits_on_sigterm_leaves_no_result(run_worker, piece, handler):
     body = f"begin(True); signal.signal(signal.SIGTERM, {handler}); time.sleep(30)"
     assert run_worker(body) == MORE
     assert not Results(piece.folder).all()
 
 
-def test_a_worker_that_cannot_begin_is_an_error(run_worker):
+def test_a_worker_that_ends_before_its_first_task_is_an_error(run_worker):
     with pytest.raises(UserError, match="ended before its first task:\nlast words"):
         run_worker("sys.exit(1)")

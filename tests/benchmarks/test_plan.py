@@ -1,4 +1,4 @@
-"""The plan: all that is asked for, once, and what it is estimated to take."""
+"""The plan lists each requested task once and estimates its time."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_every_optimizer_network_and_strategy_has_a_case(sizes):
 
 
 @pytest.mark.parametrize("miniature", [False, True])
-def test_tasks_have_names_of_their_own_in_order_of_their_parts(miniature):
+def test_tasks_have_unique_names_and_are_ordered_by_part(miniature):
     tasks = plan.tasks(Settings(miniature, None), Path("out"))
     names = [task.name for task in tasks]
     assert len(set(names)) == len(names)
@@ -51,14 +51,14 @@ def test_a_dry_run_prints_times_and_runs_nothing(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "b-resnet50-bfloat16-batch256" in said
     assert "e-table6" not in said
-    # A second a step at a twentieth of the peak: 13 rounds of 20 steps of 7 programs.
+    # One second per step at 1/20 of the peak: 13 rounds of 20 steps of 7 programs.
     (row,) = (line for line in said.splitlines() if "b-resnet50" in line)
     assert f" {(13 * 20 * 7 * 1.0 + 6 * 15) / 60:.1f} " in row
     assert f"On {kind}. Estimates:" in said
     assert not out.exists()
 
 
-def test_measured_steps_take_the_place_of_counted_ones(monkeypatch):
+def test_measured_step_times_replace_estimated_ones(monkeypatch):
     monkeypatch.setattr(estimates, "step_flops", lambda workload, side: 1e30)
     (task,) = (
         task
@@ -72,14 +72,14 @@ def test_measured_steps_take_the_place_of_counted_ones(monkeypatch):
     assert seconds == pytest.approx(15 + 200 * 0.4 + 200 * 390 * 0.001)
 
 
-def test_operations_are_counted_without_computing():
+def test_flops_are_proportional_to_the_batch_size():
     (workload,) = parse("custom_cnn@4", (), "float32")
     one = estimates.step_flops(workload, 8)
     (workload,) = parse("custom_cnn@8", (), "float32")
     assert 1.8 < estimates.step_flops(workload, 8) / one < 2.2
 
 
-def test_options_that_make_no_sense_are_refused(tmp_path):
+def test_invalid_options_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--minutes must be above 0"):
         GpuConfig(tmp_path, minutes=0)
     for wrong in ("a,x", "b-resnet21-*", ","):

@@ -1,4 +1,4 @@
-"""PyTorch's ResNet-20 is the application's: its function, and how it is trained."""
+"""PyTorch's ResNet-20 matches the application's: its outputs and its training."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from train.benchmark.workload import Workload
 OPTIONS = {"stage_sizes": (1, 1), "width": 4}
 
 
-def test_it_has_as_many_parameters():
+def test_it_has_as_many_parameters_as_ours():
     found = sum(weight.numel() for weight in network.resnet20().parameters())
     ours = jax.eval_shape(
         lambda rng, x: models.create("resnet20").init(rng, x, train=False),
@@ -88,7 +88,7 @@ def test_images_are_cropped_flipped_and_normalized(dataset):
         for flip in (1, -1)
     }
     assert all(np.ascontiguousarray(one).tobytes() in possible for one in pixels)
-    # Another epoch, another order; the same epoch, the same.
+    # The order of an epoch is reproducible and differs from that of another epoch.
     again = torch.cat([y for _, y in images.train_batches(0)]).numpy()
     other = torch.cat([y for _, y in images.train_batches(1)]).numpy()
     assert (again == labels).all() and (other != labels).any()
@@ -96,7 +96,7 @@ def test_images_are_cropped_flipped_and_normalized(dataset):
     assert test[0].shape == (20, 3, 8, 8)
 
 
-def test_it_learns_and_goes_on_where_it_stopped(dataset, tmp_path):
+def test_it_learns_and_resumes_where_it_stopped(dataset, tmp_path):
     options = {
         "epochs": 4,
         "batch_size": 16,
@@ -128,7 +128,7 @@ def test_it_learns_and_goes_on_where_it_stopped(dataset, tmp_path):
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=0.05)
 
 
-def test_steps_are_timed_beside_ours_and_failures_told():
+def test_steps_are_timed_beside_ours_and_failures_reported():
     workload = Workload("resnet20", tuple(OPTIONS.items()), 4, "bfloat16")
     found = step_time.measure(workload, 8, 2, ("no such mode", None))
     assert found["steps"].keys() == {"JAX sgd", "JAX insgd-l2", "PyTorch SGD, eager"}

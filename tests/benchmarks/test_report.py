@@ -1,4 +1,4 @@
-"""The report: every part's results, and what has none."""
+"""The report shows the results of every part, and the tasks that have none."""
 
 import json
 import math
@@ -141,18 +141,18 @@ def test_cases_that_all_crash_are_counted():
     assert "0 of 1 cases pass" in report.to_markdown([crash])
 
 
-def test_without_results_there_is_no_report(tmp_path):
+def test_a_folder_without_results_is_an_error(tmp_path):
     with pytest.raises(UserError, match="has no results"):
         report.report(ReportConfig(tmp_path))
 
 
-def test_a_folder_is_of_one_setting(tmp_path, monkeypatch):
+def test_a_folder_cannot_mix_settings(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.pieces.run", lambda piece, stop: 0)
     images = tmp_path / "images"
     images.mkdir()
     out = tmp_path / "out"
     assert gpu(GpuConfig(out, data=images)) == 0
-    # Without images given again, those of before are meant.
+    # Without --data, the images of the first call are used.
     seen = []
     monkeypatch.setattr(
         "benchmarks.pieces.run", lambda piece, stop: seen.append(piece) or 0

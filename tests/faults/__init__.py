@@ -1,5 +1,5 @@
-"""Damage of many kinds, each many times, and the counts of what came of it.
+"""Random damage of many kinds, and counts of the outcomes.
 
-`pytest -m slow tests/faults` takes a twentieth of the cases, and
-`FAULTS_SHARE=1 pytest -n 0 -m slow tests/faults` all of them.
+`pytest -m slow tests/faults` runs a twentieth of the cases, and
+`FAULTS_SHARE=1 pytest -n 0 -m slow tests/faults` runs all of them.
 """

@@ -1,4 +1,4 @@
-"""A small run to damage, and how many times."""
+"""A small run to damage, and the number of cases."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from train import cli
 
 @pytest.fixture(scope="package")
 def cases():
-    """How many of a number of cases to test: FAULTS_SHARE, by default a twentieth."""
+    """Multiplies a number of cases by FAULTS_SHARE, by default a twentieth."""
     share = float(os.environ.get("FAULTS_SHARE", "0.05"))
     return lambda number: max(1, round(share * number))
 
@@ -39,7 +39,7 @@ def tiny_runs(tmp_path_factory):
         jax_persistent_cache_min_compile_time_secs=0.0,
     )
     with settings, pytest.MonkeyPatch.context() as patch:
-        # Of the processes that tests start.
+        # For the processes that tests start.
         patch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setattr("train.data.digits.load", stripes)
@@ -71,6 +71,6 @@ def copy(finished_run, tmp_path):
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """Where tensorflow-datasets keeps its data; not there yet."""
+    """The data folder of tensorflow-datasets, which does not exist yet."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "data"

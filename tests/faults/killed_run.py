@@ -1,6 +1,7 @@
 """`python -m train` on the tiny network, in a process that kills itself.
 
-`python -m tests.faults.killed_run SECONDS OPTION...`: SECONDS after its first epoch.
+`python -m tests.faults.killed_run SECONDS OPTION...` does so SECONDS after its first
+epoch.
 """
 
 import os

@@ -1,16 +1,16 @@
-"""Small defects, put into the code one at a time: each must be found by a test.
+"""Small defects, put into the code one at a time: each must be caught by a test.
 
 `python -m tests.faults.mutants [TEXT ...]` makes each change in a copy of the checkout
 and runs the tests named with it there, until one fails. With TEXT, only mutants whose
 file or change contains it. Prints those that survive, and ends with status 1 if any
 does. All of them take about an hour on two cores.
 
-Of the changes that no input can tell from the original, these look like defects:
+These changes look like defects, but no input distinguishes them from the original:
 
 - `checksums.of_contents` without the names, shapes and dtypes of the arrays: they are
   also hashed into "structure", which it covers, and which `restore` compares.
-- `Checkpoints.set_aside` without `del`: the accuracy of a step that is no longer there
-  is never read, and `save` replaces it.
+- `Checkpoints.set_aside` without `del`: the accuracy of a deleted step is never read,
+  and `save` replaces it.
 - `MultiSteps` that hands the inner optimizer the covariances of every micro-batch:
   optax drops the inner state of all but the last. It only inverts k times as often.
 """
@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 _MOST_SECONDS = 600
 
-# Files, then mutants: the text, what replaces it where it comes first, and files of the
-# folder of tests that mirrors the file's, with pytest's -k.
+# For each file, its mutants: the text, the replacement of its first occurrence, and
+# test files in the folder of tests/ that mirrors the file's, with pytest's -k.
 MUTANTS = {
     "insgd_optax/_norms": [
         ("not p >= 1", "not p > 1", "norms"),
@@ -356,7 +356,7 @@ MUTANTS = {
             "0) == 1",
             "run_folder -k silent",
         ),
-        ("len(values) != shape[-1]", "not values", "run_folder -k no_run_has"),
+        ("len(values) != shape[-1]", "not values", "run_folder -k impossible"),
     ],
     "train/run/checksums": [
         (
@@ -391,7 +391,7 @@ MUTANTS = {
         (
             "for number in damaged if number > end",
             "for number in damaged if number >= end",
-            "metrics -k warned_of_once",
+            "metrics -k one_warning",
         ),
     ],
     "train/json_fields": [
@@ -421,7 +421,7 @@ def run(checkout: Path, tests: str, folder: str) -> bool:
             check=False,
             timeout=_MOST_SECONDS,
         )
-    except subprocess.TimeoutExpired:  # As a mutant that waits for ever.
+    except subprocess.TimeoutExpired:  # For example, a mutant that waits forever.
         return False
     if result.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(command)}:\n{result.stdout.decode()}")

@@ -1,4 +1,4 @@
-"""Archives made to do harm: each is refused in one line, or read and nothing else."""
+"""Hostile archives: each is refused with a one-line error, or only read."""
 
 import collections
 import io
@@ -17,7 +17,7 @@ LABELS = [*CLASSES]
 
 
 def special(kind, link=""):
-    """A member that is no regular file, named like the first image."""
+    """A member that is not a regular file, with the name of the first image."""
 
     def write(tar, image):
         info = tarfile.TarInfo(FIRST)
@@ -28,12 +28,12 @@ def special(kind, link=""):
 
 
 def named(name):
-    """An image by this name."""
+    """An image with this name."""
     return lambda tar, image: add(tar, name, image)
 
 
 def sparse(tar, image):
-    """A member of a terabyte of zeros that takes no room in the archive."""
+    """A member of a terabyte of zeros that takes no space in the archive."""
     info = tarfile.TarInfo(FIRST)
     info.pax_headers = {
         "GNU.sparse.major": "0",
@@ -59,7 +59,7 @@ def bomb(tar, image):
 
 
 def archive_of(name, content):
-    """An archive in the archive, as those of the training images are."""
+    """An archive in the archive, as for the training images."""
 
     def write(tar, image):
         inner = io.BytesIO()
@@ -85,7 +85,7 @@ REFUSED = {
     "an archive that is none": archive_of(CLASSES[0], b"junk" * 300),
     "an image of 900 million pixels": bomb,
 }
-# A path is a name and no more: no file is written to it.
+# A path is only a name: no file is written to it.
 READ = {
     "a path that leads out": named(f"../../{FIRST}"),
     "a path from the root": named(f"/tmp/{FIRST}"),

@@ -10,12 +10,12 @@ import pytest
 from tests.train import processes
 from tests.train.results import without_times
 
-# Half of them of the process that writes.
+# In half of them, the process that writes dies.
 DEATHS = 12
 OPTIONS = ["--epochs", "6", "--connect-timeout", "120"]
-# From the first step to the end takes some four seconds.
+# The time from the first step to the end is about four seconds.
 MOST_SECONDS = 4.0
-# It ends at once, as docs/scaling.md promises; on a busy machine that takes longer.
+# The other ends at once, as docs/scaling.md promises; a busy machine takes longer.
 PROMISED_SECONDS = 60
 
 

@@ -1,4 +1,4 @@
-"""Files of a run folder edited at random: a word and a status, never a traceback."""
+"""Random edits of a run folder give an error and a status, never a traceback."""
 
 import collections
 import gc
@@ -14,13 +14,13 @@ EDITS = 100
 
 
 def edit(path, rng):
-    """Edits one thing below a folder; returns what was done."""
+    """Makes one random edit in a folder; returns its description."""
     files = sorted(
         file
         for file in path.rglob("*")
         if file.is_file() and not file.name.endswith(".png")
     )
-    # Those that this project writes are half of what is edited.
+    # Half of the edits are in files that this project writes.
     own = [path / "record.json", path / "metrics.jsonl"]
     file = (
         own[rng.integers(2)] if rng.random() < 0.5 else files[rng.integers(len(files))]
@@ -47,7 +47,7 @@ def _overwrite(content, rng):
 
 
 def _other_value(content, rng):
-    """Replaces a value of JSON, of a random line, by one of another type."""
+    """Replaces the JSON value on a random line by one of another type."""
     lines = content.splitlines()
     for number in rng.permutation(len(lines)):
         name, colon, _ = lines[number].partition(b": ")
@@ -59,7 +59,7 @@ def _other_value(content, rng):
 
 
 def _other_json(content, rng):
-    """Replaces a value at random, of JSON that stays JSON."""
+    """Replaces a random JSON value; the result is still JSON."""
     try:
         value = json.loads(content)
     except ValueError:
@@ -93,7 +93,7 @@ _KINDS = {
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
-def test_no_edit_of_a_run_folder_is_a_traceback(copy, cases, report, capsys):
+def test_no_edit_of_a_run_folder_causes_a_traceback(copy, cases, report, capsys):
     counts, failures = collections.Counter(), []
     for seed in range(cases(EDITS)):
         path = copy()

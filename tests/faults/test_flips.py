@@ -16,7 +16,7 @@ FLIPS = 200
 
 
 def tree(seed):
-    """Arrays as of a small network: kernels, biases, a step, numbers of weights."""
+    """Arrays like those of a small network: kernels, a bias, a power and a step."""
     rng = np.random.default_rng(seed)
     shapes = {"conv": (3, 3, 16, 32), "dense": (128, 64), "bias": (64,), "power": ()}
     arrays = {
@@ -40,7 +40,7 @@ def restore(path):
 
 
 def flip(path, rng):
-    """Flips a bit: of the largest file in every other case, otherwise of any."""
+    """Flips a bit of the largest file with probability 1/2, otherwise of any file."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if file.stat().st_size]
     largest = max(files, key=lambda file: file.stat().st_size)
@@ -55,7 +55,7 @@ def flip(path, rng):
 # A failed read leaves Orbax's event loop with a callback that comes too late.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
-def test_no_flipped_bit_is_silent(tmp_path, cases, report):
+def test_no_flipped_bit_silently_changes_what_is_restored(tmp_path, cases, report):
     saved, damaged = tmp_path / "saved", tmp_path / "damaged"
     checkpoints = Checkpoints(saved)
     checkpoints.save(7, tree(0), 0.5)
@@ -73,5 +73,5 @@ def test_no_flipped_bit_is_silent(tmp_path, cases, report):
             silent.append(where)
         counts[kind] += 1
     report(f"{sum(counts.values())} flipped bits: {dict(counts)}")
-    gc.collect()  # While the warnings of what it finds are filtered.
+    gc.collect()  # While warnings about collected objects are filtered.
     assert not silent

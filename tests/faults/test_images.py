@@ -1,4 +1,4 @@
-"""Images damaged at random: decoded or refused, and nothing else."""
+"""Images damaged at random are either decoded or refused."""
 
 import collections
 import io
@@ -14,7 +14,7 @@ KINDS = ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm")
 
 
 def encoded(kind, rng):
-    """An image of some size."""
+    """An image of random size."""
     pixels = rng.integers(0, 256, (*rng.integers(8, 64, 2), 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, kind)

@@ -1,4 +1,4 @@
-"""Runs killed at random times: resumed, they end as if nothing had happened."""
+"""Runs killed at random times and resumed end like an uninterrupted run."""
 
 import collections
 import json
@@ -15,18 +15,20 @@ from train.run.checkpoints import latest_rows
 KILLS = 30
 EPOCHS = 12
 OPTIONS = ["--parallel", "jit", "--batch-size", "16", "--epochs", str(EPOCHS)]
-# From the first epoch's metrics to the end takes some two seconds.
+# The time from the first epoch's metrics to the end is about two seconds.
 MOST_SECONDS = 2.0
 
 
 def rows(path):
-    """The metrics on disk, but for the time they took."""
+    """The metrics on disk, without their times."""
     lines = (path / "metrics.jsonl").read_text().splitlines()
     return [{**json.loads(line), "seconds": None} for line in lines]
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, cases, report):
+def test_a_killed_run_resumes_to_the_metrics_of_an_uninterrupted_run(
+    tmp_path, cases, report
+):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert cli.main([*OPTIONS, "--run-dir", str(whole)]) == 0
     expected = rows(whole)
@@ -44,7 +46,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, cases, report):
         counts["finished before" if status == 0 else kind] += 1
         assert cli.main(["--resume", str(run)]) == 0
         assert rows(run) == expected
-        # The copy of the metrics is verified with the arrays, and by their results.
+        # The copy of the metrics in the latest checkpoint is complete.
         assert len(latest_rows(run / "checkpoints")) == EPOCHS
         assert not (run / "damaged-checkpoints").exists()
     report(f"{sum(counts.values())} kills: {dict(sorted(counts.items()))}")

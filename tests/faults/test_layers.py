@@ -1,4 +1,4 @@
-"""Random layers, inputs, dtypes, norms and options: P is finite, and NumPy's."""
+"""Random layers, inputs, dtypes, norms and options: P is finite and equals NumPy's."""
 
 import collections
 import functools
@@ -105,7 +105,7 @@ SPOILED = {
 
 
 class Batch(NamedTuple):
-    """What a layer is given in one step."""
+    """The input of a layer in one step."""
 
     seed: int
     scale: float
@@ -131,7 +131,7 @@ batches = st.builds(
 
 @functools.cache
 def sown(name, shape, dtype, p):
-    """A compiled function from a layer's input to what it sows."""
+    """A compiled function from a layer's input to the value that it sows."""
     layer = LAYERS[name]
     module = layer.module.copy(dtype=dtype)
 
@@ -189,7 +189,7 @@ def divisor(power, normalizer, eps):
 
 
 @pytest.mark.slow
-def test_p_is_finite_and_numpys(cases, report):
+def test_p_is_finite_and_equals_numpys(cases, report):
     counts = collections.Counter()
 
     @hypothesis.settings(
@@ -206,7 +206,7 @@ def test_p_is_finite_and_numpys(cases, report):
         p=st.sampled_from([1, 2, 3, np.inf]),
         given=st.lists(batches, min_size=1, max_size=4),
         normalizer=st.sampled_from(["log", "power", "log1p"]),
-        # XLA takes subnormal numbers for 0.
+        # XLA flushes subnormal numbers to 0.
         decay=st.floats(0, 0.984375, width=32, allow_subnormal=False),
         eps=st.floats(1e-3, 1),
     )
@@ -227,7 +227,7 @@ def test_p_is_finite_and_numpys(cases, report):
             assert np.isfinite(power)
             np.testing.assert_allclose(power, expected, rtol=1e-4)
             scale = 1 / divisor(power, normalizer, eps)
-            # A subnormal number is 0 to XLA.
+            # XLA flushes subnormal numbers to 0.
             np.testing.assert_allclose(
                 np.ravel(updates), scale, rtol=1e-3, atol=SMALLEST
             )

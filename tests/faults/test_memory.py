@@ -1,4 +1,4 @@
-"""A series of many runs in one process: its memory does not grow with their number."""
+"""The memory of one process does not grow with the number of its runs."""
 
 import os
 import weakref
@@ -10,7 +10,7 @@ from train.experiments import series
 from train.run.experiment import Experiment
 
 RUNS = 100
-# In MB, for all of them.
+# In MB, for all runs.
 MOST_GROWTH = 50
 FIRST = 5
 
@@ -24,7 +24,7 @@ def resident():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
-def test_runs_that_are_finished_take_no_memory(tmp_path, monkeypatch, cases, report):
+def test_finished_runs_release_their_memory(tmp_path, monkeypatch, cases, report):
     experiments, alive, memory = weakref.WeakSet(), [], []
     start, close = Experiment.start, Experiment.close
 

@@ -1,4 +1,4 @@
-"""The list of mutants fits the code: a run of all of them takes an hour."""
+"""The list of mutants matches the code. To run all of them takes an hour."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from .mutants import MUTANTS, ROOT
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_text_of_each_mutant_is_there_and_so_are_its_tests(name):
+def test_the_text_and_the_test_files_of_each_mutant_exist(name):
     text = (ROOT / f"{name}.py").read_text()
     folder = ROOT / "tests" / name.partition("/")[0]
     for before, after, tests in MUTANTS[name]:

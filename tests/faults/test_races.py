@@ -1,4 +1,4 @@
-"""Commands that meet: two writers of one cache, two of one dataset, of one series."""
+"""Concurrent commands: two write one cache, prepare one dataset, train one series."""
 
 import collections
 import threading
@@ -18,13 +18,15 @@ SERIES += ["--batch-size", "16", "--parallel", "jit"]
 
 
 def at_once(*calls):
-    """Makes calls at the same time; returns what they return."""
+    """Makes calls concurrently; returns their results."""
     with ThreadPoolExecutor() as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 @pytest.mark.slow
-def test_two_writers_of_a_cache_leave_one_result_or_nothing(tmp_path, cases, report):
+def test_readers_of_a_cache_with_two_writers_see_one_result_or_none(
+    tmp_path, cases, report
+):
     counts = collections.Counter()
     ended = threading.Event()
 
@@ -55,9 +57,7 @@ def test_two_writers_of_a_cache_leave_one_result_or_nothing(tmp_path, cases, rep
 
 
 @pytest.mark.slow
-def test_a_data_set_that_is_prepared_twice_at_once_is_there_once(
-    data_dir, monkeypatch, report
-):
+def test_a_dataset_prepared_by_two_commands_exists_once(data_dir, monkeypatch, report):
     from train.data.tfds import imagenet as tfds_imagenet
 
     tiny_imagenet.write_archives(data_dir, monkeypatch)
@@ -77,7 +77,7 @@ def test_a_data_set_that_is_prepared_twice_at_once_is_there_once(
 
 
 @pytest.mark.slow
-def test_two_commands_share_a_series(tmp_path, report):
+def test_two_commands_train_each_run_of_a_series_once(tmp_path, report):
     runs = tmp_path / "runs"
     command = ["tests.faults.tiny_command", *SERIES, "--runs-dir", str(runs)]
     statuses, said = processes.finish([command, command], tmp_path, timeout=400)

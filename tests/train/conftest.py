@@ -32,17 +32,17 @@ def small_dataset():
 
 @pytest.fixture
 def tiny_setting(small_dataset, monkeypatch):
-    """Commands train a tiny network on small data, whatever they are told to train."""
-    # By their names: scikit-learn, behind the first, takes a second to import.
+    """Makes commands train a tiny network on small data, whatever their options."""
+    # By their names: the first module imports scikit-learn, which takes a second.
     monkeypatch.setattr("train.data.digits.load", lambda: small_dataset)
     monkeypatch.setattr("models.create", lambda name, **options: TinyCNN(**options))
 
 
 @pytest.fixture(scope="package")
 def made_once(tmp_path_factory):
-    """Fills a folder by a function of its path; later calls of a name copy its result.
+    """Fills a folder with a function; later calls with the same name copy the result.
 
-    To copy a run takes a hundredth of the time that its training takes.
+    Copying a run takes a hundredth of the time of its training.
     """
     made = {}
 
@@ -70,7 +70,7 @@ def run_dir(tiny_setting, made_once, tmp_path, capsys):
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """Where tensorflow-datasets keeps its data; not there yet."""
+    """The data folder of tensorflow-datasets, which does not exist yet."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "data"
 
@@ -92,12 +92,12 @@ def image_folder(tmp_path):
 
 @pytest.fixture
 def run_pictures():
-    """For a test of the pictures that a run draws."""
+    """Requested by tests of the pictures that a run draws."""
 
 
 @pytest.fixture(autouse=True)
 def blank_pictures(request, monkeypatch):
-    """Runs write empty pictures: to draw them takes as long as the rest of a run."""
+    """Makes runs write empty pictures: drawing takes as long as the rest of a run."""
 
     def write_blank(_, path, title):
         path.write_bytes(b"")
@@ -109,7 +109,7 @@ def blank_pictures(request, monkeypatch):
         monkeypatch.setattr("train.run.command.plots", blank)
 
 
-# What a run's programs do not depend on, or have as arguments.
+# Options that a run's programs do not depend on, or take as arguments.
 _NOT_COMPILED = {
     *("epochs", "seed", "learning_rate", "runs_dir", "run_dir", "resume", "config"),
     *("cache_dir", "tensorboard", "on_divergence", "skip_corrupt_images", "launch"),
@@ -129,10 +129,10 @@ def experiments():
 
 @pytest.fixture(autouse=True)
 def shared_programs(experiments, monkeypatch):
-    """A run like an earlier one has its programs: to trace them again takes a second.
+    """Lets a run reuse the programs of one like it: tracing them takes a second.
 
-    Whatever else a test patches that programs are made of belongs in the key. A run in
-    another process traces its own: `test_distributed.py`, tests/faults.
+    Anything else that a test patches and that changes programs belongs in the key. A
+    run in another process traces its own: `test_distributed.py`, tests/faults.
     """
 
     def shared(config, dataset):
@@ -146,7 +146,9 @@ def shared_programs(experiments, monkeypatch):
             *(experiment.train_step, in_memory.loops_are_fast),
             *(own := config.own_code()).items(),
             config.initial_learning_rate if config.optimizer in own else None,
-            config.seed if config.validation_fraction else None,  # Of the choice.
+            config.seed
+            if config.validation_fraction
+            else None,  # It chooses the images.
         )
         alike = experiments.setdefault(key, {})
         numbers = config.seed, config.initial_learning_rate
@@ -166,7 +168,7 @@ def shared_programs(experiments, monkeypatch):
         made._trainer._chunk_program = other._trainer._chunk_program
         return one
 
-    def copied(start):  # A state is donated when it is trained.
+    def copied(start):  # Training donates the state.
         return jax.tree.map(jnp.copy, start())
 
     monkeypatch.setattr("train.run.command.Experiment", shared)
@@ -174,7 +176,7 @@ def shared_programs(experiments, monkeypatch):
 
 @pytest.fixture(scope="package", autouse=True)
 def quick_compilation(tmp_path_factory):
-    """Small programs that run a few times: compiling them is what takes the time."""
+    """Compiles quickly: the programs are small and run only a few times."""
     with jax_settings(
         jax_disable_most_optimizations=True,
         # Runs that are compared with each other compile the same programs.

@@ -1,4 +1,4 @@
-"""Networks, datasets and optimizers of a user's own, good and bad."""
+"""Custom networks, datasets and optimizers, valid and invalid."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from .stripes import stripes as load
 
 
 class Linear(nn.Module):
-    """Without `train`, as flax's first example."""
+    """Without `train`, like Flax's first example."""
 
     width: int = 4
 
@@ -122,7 +122,7 @@ def otherwise_normalized():
 
 
 def make(learning_rate, momentum, eps=1e-8):
-    assert eps == 1e-8  # That of INSGD is not its own.
+    assert eps == 1e-8  # INSGD's eps is not passed to it.
     return optax.sgd(learning_rate, momentum)
 
 

@@ -1,8 +1,8 @@
 """The training pipeline, in a few lines, on any devices; also as one of two processes.
 
 `python -m tests.train.pipeline HOST:PORT PROCESS_ID FILE` takes the steps of all
-`CASES` on four devices of its own and four of another process, and writes what came
-of them.
+`CASES` on four devices of its own and four of another process, and writes the
+results.
 """
 
 import contextlib
@@ -22,11 +22,16 @@ from train.training.step import train_step
 from .stripes import stripes
 from .tiny_cnn import TinyCNN
 
-# By name: way, batch normalization, dtype, steps. In float64 for many steps: with batch
-# normalization, rounding in float32 grows from step to step.
+# By name: strategy, batch normalization, dtype, steps. Many steps need float64, because
+# with batch normalization, rounding in float32 grows from step to step.
 CASES = {
-    f"{way}-{dtype}-{'bn' if batch_norm else 'plain'}": (way, batch_norm, dtype, steps)
-    for way in ("mesh", "shard_map", "pmap")
+    f"{strategy}-{dtype}-{'bn' if batch_norm else 'plain'}": (
+        strategy,
+        batch_norm,
+        dtype,
+        steps,
+    )
+    for strategy in ("mesh", "shard_map", "pmap")
     for batch_norm in (True, False)
     for dtype, steps in (("float64", 20), ("float32", 1))
 }
@@ -56,7 +61,7 @@ def first_state(batch_norm, dtype):
 
 
 def run_steps(devices, batch_norm, dtype, num_steps):
-    """All that training changes after some steps, and P by weight."""
+    """Everything that training changes in some steps, and P by weight."""
     dataset = stripes()
     optimizer = create_optimizer()
     model = TinyCNN(batch_norm, dtype=dtype, axis_name=devices.axis_name)
@@ -93,17 +98,17 @@ def run_steps(devices, batch_norm, dtype, num_steps):
 
 def run_case(name):
     """Takes the steps of a case of `CASES`."""
-    way, batch_norm, dtype, num_steps = CASES[name]
+    strategy, batch_norm, dtype, num_steps = CASES[name]
     with compiled_for(dtype):
-        return run_steps(parallel.create(way), batch_norm, dtype, num_steps)
+        return run_steps(parallel.create(strategy), batch_norm, dtype, num_steps)
 
 
 @contextlib.contextmanager
 def compiled_for(dtype):
     """Allows float64 or, for float32, compiles as users do.
 
-    Without its optimizations XLA sums float32 one after another on a CPU, and P is off
-    by 3e-6.
+    Without its optimizations, XLA sums float32 sequentially on a CPU, and P is off by
+    3e-6.
     """
     wide = dtype == "float64"
     with jax_settings(jax_disable_most_optimizations=wide), jax.enable_x64(wide):
@@ -111,7 +116,7 @@ def compiled_for(dtype):
 
 
 def main(coordinator, process_id, path):
-    """Is one of two processes."""
+    """Runs as one of two processes."""
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_platforms", "cpu")
     distributed.start(

@@ -1,4 +1,4 @@
-"""Processes that work together, on this machine, and never outlive their test."""
+"""Cooperating processes on this machine, which never outlive their test."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_address():
-    """An address that nobody listens at."""
+    """An address that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
@@ -30,9 +30,9 @@ def of_a_run(*options, die_after="never", dies=1):
 
 @contextlib.contextmanager
 def started(commands, folder):
-    """Starts `python -m ...` commands; yields the processes, and kills what is left.
+    """Starts `python -m ...` commands; yields the processes, and kills any left over.
 
-    What they say goes to 0.log, 1.log ... in `folder`.
+    Their output goes to 0.log, 1.log ... in `folder`.
     """
     processes = []
     with contextlib.ExitStack() as stack:
@@ -56,10 +56,10 @@ def started(commands, folder):
 
 
 def finish(commands, folder, timeout=150):
-    """Runs commands to their end; returns their exit statuses and what they said."""
+    """Runs commands to their end; returns their exit statuses and their output."""
     with started(commands, folder) as processes:
         for process in processes:
             process.wait(timeout)
         statuses = [process.returncode for process in processes]
-    said = [(folder / f"{number}.log").read_text() for number in range(len(commands))]
-    return statuses, said
+    output = [(folder / f"{number}.log").read_text() for number in range(len(commands))]
+    return statuses, output

@@ -1,4 +1,4 @@
-"""What a run leaves: its metrics, record, and the arrays of its last checkpoint."""
+"""Results of a run: its metrics, record, and the arrays of its last checkpoint."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from train.run.experiment import Experiment
 
 
 def without_times(path):
-    """The metrics of a run in this folder but for the time they took."""
+    """The metrics of the run in this folder, without times."""
     return [
         {name: value for name, value in row.items() if name != "seconds"}
         for row in metrics.read(path / "metrics.jsonl")
@@ -21,7 +21,7 @@ def without_times(path):
 
 @contextlib.contextmanager
 def edited_record(path):
-    """Edits a run's record, as it was without a checksum in earlier versions."""
+    """Edits a run's record, and drops its checksum, as in earlier versions."""
     record = json.loads((path / "record.json").read_text())
     record.pop("sha256", None)
     yield record

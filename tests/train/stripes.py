@@ -7,7 +7,7 @@ from train.data.types import ImageDataset, Preprocessing, Split
 
 
 def stripes() -> ImageDataset:
-    """48 training and 20 test images of 8x8 pixels in 3 classes, told apart by eye."""
+    """48 training and 20 test images of 8x8 pixels in 3 clearly different classes."""
 
     def split(rng, size):
         labels = np.arange(size, dtype=np.int32) % 3

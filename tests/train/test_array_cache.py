@@ -1,4 +1,4 @@
-"""The cache of decoded arrays: used only when it is what was written."""
+"""The cache of decoded arrays: used only if it is intact and up to date."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def folder(tmp_path):
     return tmp_path / "a" / "b"
 
 
-def test_what_was_written_is_read(folder):
+def test_written_arrays_and_record_are_read_back(folder):
     arrays, record = array_cache.read(folder, "1")
     assert arrays.keys() == ARRAYS.keys()
     for name, array in arrays.items():
@@ -30,11 +30,11 @@ def test_what_was_written_is_read(folder):
     ]
 
 
-def test_another_source_is_not_read(folder):
+def test_a_cache_of_another_source_is_not_read(folder):
     assert array_cache.read(folder, "2") is None
 
 
-def test_nothing_is_read_where_nothing_was_written(tmp_path):
+def test_a_missing_cache_reads_as_none(tmp_path):
     assert array_cache.read(tmp_path / "none", "1") is None
 
 
@@ -63,7 +63,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def test_writing_again_replaces(folder):
+def test_writing_again_replaces_the_cache(folder):
     array_cache.write(folder, {"images": np.zeros(2)}, {"fingerprint": "2"})
     assert array_cache.read(folder, "1") is None
     assert list(array_cache.read(folder, "2")[0]) == ["images"]

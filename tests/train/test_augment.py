@@ -49,12 +49,12 @@ def test_draws_cover_every_crop_and_half_of_the_flips():
     # Binomial counts: six standard deviations around the mean.
     assert np.all(np.abs(counts - 800) < 6 * np.sqrt(800 * 24 / 25))
     assert abs(int(draws.flips.sum()) - 10_000) < 6 * np.sqrt(20_000 / 4)
-    # Flips are drawn apart from the offsets.
+    # Flips are drawn independently of the offsets.
     left = np.asarray(draws.offsets[:, 1]) == 0
     assert abs(np.asarray(draws.flips)[left].mean() - 0.5) < 0.05
 
 
-def test_without_augmentation_images_stay_as_they_are():
+def test_without_augmentation_images_are_unchanged():
     images = jnp.arange(4 * 8 * 8 * 1, dtype=jnp.uint8).reshape(4, 8, 8, 1)
     draws = augment.draw(jax.random.key(0), 4, Augmentation())
 
@@ -63,7 +63,7 @@ def test_without_augmentation_images_stay_as_they_are():
     np.testing.assert_array_equal(taken, images)
 
 
-def test_normalization_is_torchvisions():
+def test_normalization_matches_torchvisions():
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

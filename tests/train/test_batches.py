@@ -1,4 +1,4 @@
-"""Batches from records: the same whoever makes them, from any step on."""
+"""Batches of records: the same from all workers and from any first step."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ NUM_RECORDS, BATCH_SIZE, STEPS = 23, 4, 5
 
 
 class FakeRecords(Records):
-    """Records in memory; a record's label is its place."""
+    """Records in memory; a record's label is its index."""
 
     def __init__(self):
         super().__init__("a folder", "train", NUM_RECORDS)
@@ -66,19 +66,19 @@ def assert_equal(got, expected):
             np.testing.assert_array_equal(mine, its)
 
 
-def test_an_epoch_sees_each_image_at_most_once_in_another_order_each_time():
+def test_an_epoch_sees_each_image_at_most_once_in_an_order_of_its_own():
     all_made = made(train_batches(), 0, 2 * STEPS, 0)
     assert len(all_made) == 2 * STEPS
     labels = np.array([batch.labels for batch in all_made]).reshape(2, -1).tolist()
     for epoch in labels:
         assert len(set(epoch)) == BATCH_SIZE * STEPS
     assert labels[0] != labels[1]
-    assert set(labels[0]) != set(labels[1])  # Others are left out.
+    assert set(labels[0]) != set(labels[1])  # Different images are left out.
     another = made(train_batches(seed=1), 0, STEPS, 0)
     assert [one for batch in another for one in batch.labels.tolist()] != labels[0]
 
 
-def test_an_image_is_cropped_by_seed_epoch_and_its_place_alone():
+def test_a_crop_depends_only_on_seed_epoch_and_image():
     records = FakeRecords()
 
     def by_image(load, first, end):
@@ -100,14 +100,14 @@ def test_an_image_is_cropped_by_seed_epoch_and_its_place_alone():
     assert not set(later.values()) & set(whole.values())
 
 
-def test_workers_change_nothing():
+def test_workers_make_the_same_batches():
     load = train_batches()
     expected = made(load, 0, 7, 0)
     assert_equal(made(load, 0, 7, 2), expected)
     assert not multiprocessing.active_children()
 
 
-def test_from_any_step_on_they_are_the_same_and_nothing_before_is_read():
+def test_batches_from_any_step_are_the_same_and_skip_earlier_reads():
     expected = made(train_batches(), 0, 2 * STEPS, 0)
     for first in (3, STEPS, STEPS + 2):
         load = train_batches()
@@ -115,7 +115,7 @@ def test_from_any_step_on_they_are_the_same_and_nothing_before_is_read():
         assert len(load.records.reads) == (2 * STEPS - first) * BATCH_SIZE
 
 
-def test_processes_read_their_share_of_each_batch_alone():
+def test_processes_read_only_their_share_of_each_batch():
     expected = made(train_batches(), 0, STEPS, 0)
     loads = train_batches([0, 1]), train_batches([2, 3])
     shares = [made(load, 0, STEPS, 0) for load in loads]
@@ -166,13 +166,13 @@ def test_it_is_named_by_its_place_in_the_split_in_a_subset_too():
 
 
 @pytest.mark.slow
-def test_workers_are_spared_the_signals_that_stop_a_run():
+def test_workers_ignore_the_signals_that_stop_a_run():
     expected = made(train_batches(), 0, 8, 0)
 
     def interrupt():
         while len(workers := multiprocessing.active_children()) < 2:
             time.sleep(0.01)
-        for worker in workers:  # Which are not ready yet.
+        for worker in workers:  # They are not ready yet.
             os.kill(worker.pid, signal.SIGINT)
             os.kill(worker.pid, signal.SIGTERM)
 
@@ -224,6 +224,6 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path):
             assert parent.stdout.readline() == b"ready\n"
             if end is not None:
                 parent.send_signal(end)
-            # Its input ends. Its output does when the last process that has it ends.
+            # Closes its input. Its output ends when no process holds it any longer.
             parent.communicate(timeout=60)
         assert parent.returncode == (0 if end is None else -end)

@@ -47,7 +47,7 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     assert status == 0
     (result,) = record["results"]
     assert (result["network"], result["batch_size"]) == ("custom_cnn", 8)
-    # Two float32, P and multiplier, for each of two kernels, and the count of steps.
+    # Two float32 values, P and multiplier, for each of two kernels, and the step count.
     assert result["scaled_weights"] == 2
     state_bytes = result["state_bytes"]
     assert state_bytes["insgd"] - state_bytes["sgd"] == 4 * 2 * 2 + 4
@@ -61,7 +61,7 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     )
     assert result["processor_overhead"]["of_medians"] > 0
     assert result["images_per_second"]["sgd"] == pytest.approx(8 / medians["sgd"])
-    # A multiply and an add for each weight and place in the forward pass at least.
+    # At least a multiply and an add per weight and position in the forward pass.
     assert result["flops"] > 2 * 8 * (4 * 4 * 9 * 4 + 64 * 10)
     assert result["flops"] < 10 * 2 * 8 * (4 * 4 * 9 * 3 * 4 + 64 * 10)
     assert result["utilisation"] == pytest.approx(
@@ -75,7 +75,7 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     assert "FLOP utilization" in out
 
 
-def test_another_optimizer(benchmark, capsys):
+def test_another_optimizer_is_compared_with_sgd(benchmark, capsys):
     _, record = benchmark("--optimizer", "lms-newton")
     (result,) = record["results"]
     assert result["optimizer"] == "lms-newton"
@@ -83,18 +83,18 @@ def test_another_optimizer(benchmark, capsys):
     assert result["overhead"]["of_medians"] == pytest.approx(
         result["seconds"]["lms-newton"]["median"] / result["seconds"]["sgd"]["median"]
     )
-    # A covariance and its inverse a kernel, for 27 and 64 inputs, and two scalars.
+    # A covariance and its inverse per kernel, for 27 and 64 inputs, and two scalars.
     state = result["state_bytes"]
     matrices = 4 * 2 * (27**2 + 64**2 + 2)
     assert state["lms-newton"] - state["sgd"] == matrices + 8
     assert "lms-newton / SGD" in capsys.readouterr().out
 
 
-def test_an_axis_and_dtypes(benchmark, capsys):
+def test_values_of_an_axis_are_measured_and_never_overwritten(benchmark, capsys):
     _, record = benchmark("--axis", "batch", "--values", "4", "8")
     assert [result["batch_size"] for result in record["results"]] == [4, 8]
-    assert "FLOP utilization" not in capsys.readouterr().out  # Of a CPU: not known.
-    # What was measured is not overwritten.
+    assert "FLOP utilization" not in capsys.readouterr().out  # Unknown for CPUs.
+    # Results are not overwritten.
     assert benchmark()[0] == 2
     assert "already exists and was left unchanged" in capsys.readouterr().err
 
@@ -117,19 +117,19 @@ def test_an_axis_and_dtypes(benchmark, capsys):
         (["--batch-sizes", "0"], "--batch-sizes must all be at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options, words, capsys):
+def test_invalid_options_are_refused(options, words, capsys):
     with pytest.raises(SystemExit):
         cli.main(["benchmark", *options])
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_images_too_small_are_an_error_in_words(tmp_path, capsys):
+def test_images_that_are_too_small_are_an_error_that_names_their_size(tmp_path, capsys):
     options = ["--models", "custom_cnn", "--image-size", "4"]
     assert cli.main(["benchmark", *options, "--output-dir", str(tmp_path)]) == 2
     assert "custom_cnn on images of 4x4 pixels" in capsys.readouterr().err
 
 
-def test_peaks_are_found_by_the_start_of_a_name():
+def test_peaks_are_found_by_the_start_of_the_device_name():
     peak = device_peaks.peak_flops
     assert peak("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert peak("NVIDIA H100 PCIe", "bfloat16") == 756e12

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, that they come back whole, and damage."""
+"""Checkpoints: which are kept, how they are restored, and damage."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def test_a_save_without_accuracy_is_never_the_best(tmp_path, checkpoints):
     assert checkpoints.best_step == 1
 
 
-def test_a_step_saved_already_is_left_as_it_is(checkpoints):
+def test_a_step_that_is_already_saved_is_not_overwritten(checkpoints):
     checkpoints.save(1, tree(1), 0.1)
     checkpoints.save(1, tree(2), None)
     assert checkpoints.restore_latest(tree(0)).tree["a"][0, 0] == 1
@@ -69,7 +69,7 @@ def test_a_copy_under_another_step_is_damaged(tmp_path, checkpoints):
     assert "it is the checkpoint of step 3, renamed or copied" in restored.damaged[5]
 
 
-def test_an_empty_folder_has_none(checkpoints):
+def test_an_empty_folder_has_no_latest_or_best_step(checkpoints):
     assert checkpoints.latest_step is None
     assert checkpoints.best_step is None
 
@@ -81,7 +81,7 @@ def progress(batch_norm=True, name="insgd-l2"):
         optimizers.OptimizerConfig(),
     ).tx
     model = models.create("custom_cnn", batch_norm=batch_norm)
-    # Zeros: to draw parameters is to compile for seconds.
+    # Zeros, because drawing parameters compiles for seconds.
     state = jax.tree.map(
         lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)),
         abstract_state(model, tx, (8, 8, 1)),
@@ -89,8 +89,8 @@ def progress(batch_norm=True, name="insgd-l2"):
     return LoopState(state, zero_metric_sums())
 
 
-def test_a_train_state_comes_back_bit_for_bit(checkpoints):
-    # Values with all bits in use, other ones in each array.
+def test_a_train_state_is_restored_bit_for_bit(checkpoints):
+    # Values with all bits in use, different in each array.
     rng = np.random.default_rng(0)
     saved = jax.tree.map(
         lambda w: jnp.asarray(rng.normal(size=w.shape) * 1e6, w.dtype), progress()
@@ -164,7 +164,9 @@ def test_damaged_metadata_are_an_error_that_names_the_folder(
 
 
 @pytest.mark.parametrize("error", [TypeError, NameError, MemoryError])
-def test_a_defect_of_ours_is_not_called_damage(checkpoints, monkeypatch, error):
+def test_a_defect_of_the_code_is_not_reported_as_damage(
+    checkpoints, monkeypatch, error
+):
     def restore(*_, **__):
         raise error
 
@@ -208,7 +210,7 @@ def test_other_metrics_than_those_saved_are_noticed(tmp_path, checkpoints):
         checkpoints.restore_latest(like=tree(0))
 
 
-def test_the_last_good_checkpoint_comes_back_with_its_rows(tmp_path, checkpoints):
+def test_the_last_good_checkpoint_is_restored_with_its_rows(tmp_path, checkpoints):
     for step in (10, 20):
         checkpoints.save(step, tree(step), 0.5, [{"step": step}])
     flip(largest_file(tmp_path / "checkpoints/20"), np.random.default_rng(3))
@@ -220,7 +222,7 @@ def test_the_last_good_checkpoint_comes_back_with_its_rows(tmp_path, checkpoints
         assert restored.rows == [{"step": 10}]
         (message,) = restored.damaged.values()
         assert str(tmp_path / "checkpoints/20") in message
-    assert steps(tmp_path) == [10, 20]  # Nothing is moved without being told to.
+    assert steps(tmp_path) == [10, 20]  # Restoring moves nothing.
 
 
 def test_a_damaged_accuracy_hides_no_better_checkpoint(tmp_path, checkpoints):
@@ -235,7 +237,7 @@ def test_a_damaged_accuracy_hides_no_better_checkpoint(tmp_path, checkpoints):
     assert restored.tree["a"][0, 0] == 3
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, checkpoints):
+def test_a_pipe_in_place_of_a_file_does_not_block(tmp_path, checkpoints):
     checkpoints.save(1, tree(1), 0.5)
     path = tmp_path / "checkpoints/1/_CHECKPOINT_METADATA"
     path.unlink()
@@ -245,9 +247,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, checkpoints):
         Checkpoints(tmp_path / "checkpoints")
 
 
-def test_damaged_checkpoints_are_moved_aside_under_names_of_their_own(
-    tmp_path, checkpoints
-):
+def test_damaged_checkpoints_are_moved_aside_under_unique_names(tmp_path, checkpoints):
     aside = tmp_path / "damaged-checkpoints"
     checkpoints.save(10, tree(10), 0.5)
     for expected in ("20", "20-2"):
@@ -260,7 +260,7 @@ def test_damaged_checkpoints_are_moved_aside_under_names_of_their_own(
     assert checkpoints.restore_latest(like=tree(0)).step == 20
 
 
-def test_an_older_damaged_checkpoint_blocks_nothing(tmp_path):
+def test_an_older_damaged_checkpoint_does_not_block_newer_ones(tmp_path):
     first = Checkpoints(tmp_path / "checkpoints")
     for step, top1 in ((1, 0.9), (2, 0.5), (3, 0.6)):
         first.save(step, tree(step), top1)
@@ -288,7 +288,7 @@ def test_if_all_checkpoints_are_damaged_none_is_moved(tmp_path, checkpoints):
 
 
 def test_checkpoints_of_earlier_versions_are_restored(tmp_path):
-    """Those had no checksum, and their test accuracy in a file of its own."""
+    """They have no checksum, and their test accuracy is in a separate file."""
     options = ocp.CheckpointManagerOptions(
         best_fn=lambda metrics: metrics["test_top1"], enable_async_checkpointing=False
     )
@@ -311,7 +311,7 @@ class Named(NamedTuple):
     a: jax.Array
 
 
-def test_containers_of_the_same_names_have_the_same_structure(checkpoints):
+def test_containers_with_the_same_names_have_the_same_structure(checkpoints):
     checkpoints.save(1, Named(jnp.ones(3)), 0.5)
     restored = checkpoints.restore_latest(like={"a": jnp.zeros(3)}).tree
     np.testing.assert_array_equal(restored["a"], jnp.ones(3))

@@ -1,4 +1,4 @@
-"""`python -m train` as its user meets it: runs, files, resuming and errors."""
+"""`python -m train` as users see it: runs, files, resuming and errors."""
 
 import dataclasses
 import functools
@@ -35,14 +35,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def small_digits(monkeypatch, small_dataset):
-    """A small dataset in the place of the digits: three steps an epoch."""
+    """A small dataset in place of the digits: three steps per epoch."""
     monkeypatch.setattr(digits, "load", lambda: small_dataset)
     return small_dataset
 
 
 @pytest.fixture
 def train(tmp_path, small_digits, monkeypatch):
-    """Runs a small network into a folder below `tmp_path`; returns the status."""
+    """Trains a small network in a folder of `tmp_path`; returns the status."""
 
     def create(name, **options):
         if name != "custom_cnn":
@@ -54,7 +54,7 @@ def train(tmp_path, small_digits, monkeypatch):
 
     def run(*options, run_dir="run"):
         where = [] if "--resume" in options else ["--run-dir", str(tmp_path / run_dir)]
-        # Of the eight devices one: its programs compile the quickest.
+        # One of the eight devices: its programs compile fastest.
         start = ["--parallel", "jit", "--batch-size", "16"]
         return cli.main([*start, *where, *options])
 
@@ -63,7 +63,7 @@ def train(tmp_path, small_digits, monkeypatch):
 
 @pytest.fixture
 def finished(train, made_once, tmp_path):
-    """Makes a folder of `tmp_path` a run of some epochs, trained once for all tests."""
+    """Copies a run of some epochs, trained once for all tests, into `tmp_path`."""
 
     def copy(epochs, run_dir="run"):
         def make(path):
@@ -74,7 +74,9 @@ def finished(train, made_once, tmp_path):
     return copy
 
 
-def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys, run_pictures):
+def test_a_run_writes_its_folder_and_prints_its_path(
+    train, tmp_path, capsys, run_pictures
+):
     assert train("--epochs", "3") == 0
 
     out, err = capsys.readouterr()
@@ -86,7 +88,7 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys, run_pictu
         assert 0 <= row["train_loss"] < 10
         assert 0 <= row["test_loss"] < 10
         assert row["test_top1"] * 20 == pytest.approx(round(row["test_top1"] * 20))
-        assert row["test_top5"] == 1  # Of three classes.
+        assert row["test_top5"] == 1  # There are three classes.
         assert row["learning_rate"] == 0.1
         assert row["weights_at_floor"] == 0
         assert row["multipliers"].keys() == {"Conv_0/kernel", "Dense_0/kernel"}
@@ -99,7 +101,7 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys, run_pictu
             < max(row["multipliers"].values())
         )
     assert "epoch 2/3  train loss" in out
-    assert "at the floor" not in out  # There is nothing to say of no weight.
+    assert "at the floor" not in out  # No weight is.
     closing = out.splitlines()[-1]
     assert f"Test accuracy {100 * recorded[-1]['test_top1']:.2f} %" in closing
     assert str(run) in closing
@@ -110,7 +112,7 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys, run_pictu
         with Image.open(run / name) as image:
             assert image.size == (width, 600)
     assert json.loads((run / "record.json").read_text())["config"]["batch_size"] == 16
-    assert "9/9" in err  # The bar.
+    assert "9/9" in err  # The progress bar.
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_a_run_leaves_a_folder_and_says_where(train, tmp_path, capsys, run_pictu
         ("--dtype", "bfloat16", "--optimizer", "insgd-l1", "--schedule", "cosine"),
     ],
 )
-def test_options(train, tmp_path, options):
+def test_runs_with_other_options_train(train, tmp_path, options):
     assert train("--epochs", "1", *options) == 0
     (row,) = without_times(tmp_path / "run")
     assert np.isfinite(row["train_loss"])
@@ -144,7 +146,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(
     assert without_times(tmp_path / "a") != without_times(tmp_path / "c")
 
 
-def test_a_lack_of_device_memory_is_told_in_a_line(train, monkeypatch, capsys):
+def test_a_lack_of_device_memory_is_a_one_line_error(train, monkeypatch, capsys):
     message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n..."
 
     def fail(*_):
@@ -158,7 +160,7 @@ def test_a_lack_of_device_memory_is_told_in_a_line(train, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_end_bit_for_bit(
+def test_a_stopped_run_resumes_to_the_same_end_bit_for_bit(
     train, finished, tmp_path, small_digits, monkeypatch, capsys, number
 ):
     finished(3, "whole")
@@ -192,14 +194,14 @@ def test_a_stopped_run_goes_on_to_the_same_end_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("way", "chunk_steps", "last_step"),
+    ("strategy", "chunk_steps", "last_step"),
     [("jit", 50, 2), ("pmap", 2, 4)],
 )
-def test_a_run_stopped_inside_an_epoch_goes_on_in_other_chunks(
-    train, tmp_path, small_digits, monkeypatch, way, chunk_steps, last_step
+def test_a_run_stopped_inside_an_epoch_resumes_in_chunks_of_another_length(
+    train, tmp_path, small_digits, monkeypatch, strategy, chunk_steps, last_step
 ):
-    """As from a CPU, with a step a chunk, to an accelerator."""
-    options = ("--epochs", "3", "--parallel", way)
+    """For example, from a CPU, with one step per chunk, to an accelerator."""
+    options = ("--epochs", "3", "--parallel", strategy)
     train(*options, run_dir="whole")
     train_chunk = Experiment.train_chunk
     with monkeypatch.context() as patch:
@@ -219,7 +221,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_in_other_chunks(
     assert [row["step"] for row in without_times(run)] == [3, 6, 9]
     (step, got), expected = final_state(run), final_state(tmp_path / "whole")
     assert step == 9
-    # A longer chunk is another program, which may round otherwise.
+    # A longer chunk is another program, which may round differently.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, (step, got), expected)
 
@@ -231,13 +233,11 @@ def test_a_chunk_that_passes_the_end_of_its_epoch_is_refused(small_digits):
         experiment.train_chunk(None, 5, 2)
 
 
-def test_a_finished_run_can_be_made_longer(
-    train, finished, tmp_path, monkeypatch, capsys
-):
+def test_a_finished_run_can_be_extended(train, finished, tmp_path, monkeypatch, capsys):
     finished(3, "whole")
     finished(1)
     capsys.readouterr()
-    # Resumed as it is, it is finished, and says how it ended; nothing is compiled.
+    # Resumed without options, it only reports its result: nothing is compiled.
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "start", None)
         assert train("--resume", str(tmp_path / "run")) == 0
@@ -249,7 +249,7 @@ def test_a_finished_run_can_be_made_longer(
     assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
 
 
-def test_a_longer_run_that_is_stopped_goes_on_as_it_says(
+def test_an_extended_run_that_is_stopped_resumes_with_the_printed_command(
     train, finished, tmp_path, monkeypatch, capsys
 ):
     finished(3, "whole")
@@ -292,7 +292,7 @@ def test_replaced_images_are_noticed(
         assert (
             f"The dataset does not match that of the run {run}: images, labels" in err
         )
-    # A record of an earlier version has none to compare.
+    # A record of an earlier version has no fingerprint to compare.
     with edited_record(run) as record:
         del record["dataset"]["fingerprint"]
     assert cli.main(["--resume", str(run), "--epochs", "2"]) == 0
@@ -300,7 +300,9 @@ def test_replaced_images_are_noticed(
     assert len(without_times(run)) == 2
 
 
-def test_fewer_epochs_than_are_done_are_an_error(train, finished, tmp_path, capsys):
+def test_fewer_epochs_than_already_trained_are_an_error(
+    train, finished, tmp_path, capsys
+):
     finished(3)
     run = tmp_path / "run"
     before = (run / "record.json").read_text()
@@ -313,7 +315,7 @@ def test_fewer_epochs_than_are_done_are_an_error(train, finished, tmp_path, caps
     assert len(without_times(run)) == 3
 
 
-def test_another_run_is_not_resumed(train, finished, tmp_path, capsys):
+def test_a_run_is_not_resumed_with_other_options(train, finished, tmp_path, capsys):
     finished(1)
     capsys.readouterr()
     run = tmp_path / "run"
@@ -332,7 +334,7 @@ def test_options_of_a_resumed_run_are_checked_against_its_own(train, tmp_path, c
     options = ("--schedule", "steps", "--milestones", "1", "3")
     train("--epochs", "1", *options)
     run = tmp_path / "run"
-    # Without --schedule, which the run has; the milestones are its own.
+    # Without --schedule, which the run has; the milestones equal its own.
     assert cli.main(["--resume", str(run), "--milestones", "1", "3"]) == 0
     capsys.readouterr()
     assert cli.main(["--resume", str(run), "--milestones", "1", "4"]) == 2
@@ -341,7 +343,7 @@ def test_options_of_a_resumed_run_are_checked_against_its_own(train, tmp_path, c
     assert "is not a run folder" in capsys.readouterr().err
 
 
-def test_resuming_what_is_no_run(train, tmp_path, capsys):
+def test_resuming_a_folder_that_is_not_a_run_is_an_error(train, tmp_path, capsys):
     assert train("--resume", str(tmp_path)) == 2
     assert f"Error: {tmp_path} is not a run folder" in capsys.readouterr().err
 
@@ -358,7 +360,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(
     assert without_times(run) == without_times(tmp_path / "whole")
 
 
-def test_eval_finds_the_accuracies_of_the_run(finished, tmp_path, capsys):
+def test_eval_reproduces_the_accuracies_of_the_run(finished, tmp_path, capsys):
     finished(3)
     recorded = without_times(tmp_path / "run")
     best = max(recorded, key=lambda row: row["test_top1"])
@@ -371,7 +373,7 @@ def test_eval_finds_the_accuracies_of_the_run(finished, tmp_path, capsys):
         assert "20 test images" in out
 
 
-def test_eval_needs_no_batch_that_the_devices_divide(train, tmp_path, capsys):
+def test_eval_works_if_the_devices_do_not_divide_the_batch(train, tmp_path, capsys):
     train("--epochs", "1", "--batch-size", "12")
     with edited_record(tmp_path / "run") as record:
         record["config"]["parallel"] = "auto"
@@ -379,7 +381,7 @@ def test_eval_needs_no_batch_that_the_devices_divide(train, tmp_path, capsys):
     assert "20 test images" in capsys.readouterr().out
 
 
-def test_layers_at_the_floor_are_warned_of_once(
+def test_layers_at_the_floor_cause_one_warning(
     train, small_digits, monkeypatch, capsys
 ):
     # Pixels so small that their power is below 1.
@@ -395,7 +397,9 @@ def test_layers_at_the_floor_are_warned_of_once(
     assert "--normalizer log1p" in err
 
 
-def test_a_diverged_run_that_goes_on_ends_and_says_so(train, tmp_path, capsys):
+def test_a_diverged_run_may_continue_to_its_end_with_one_warning(
+    train, tmp_path, capsys
+):
     options = ("--epochs", "2", "--optimizer", "sgd", "--learning-rate", "1e20")
     assert train(*options, "--on-divergence", "continue") == 0
     out, err = capsys.readouterr()
@@ -419,7 +423,7 @@ def test_a_run_folder_is_not_overwritten(train, finished, tmp_path, capsys):
 
 
 def refused(arguments, capsys):
-    """What is said of a command line that is refused, in one line."""
+    """The error of a command line that is refused, on one line."""
     try:
         status = cli.main(arguments)
     except SystemExit as stop:  # From the parser.
@@ -443,7 +447,7 @@ def refused(arguments, capsys):
         ("--schedule", ("constant", "steps", "cosine")),
     ],
 )
-def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys):
+def test_an_unknown_value_is_an_error_that_lists_the_valid_ones(option, valid, capsys):
     said = refused([option, "nonsense"], capsys)
     assert "nonsense" in said
     for value in valid:
@@ -461,7 +465,7 @@ def test_an_unknown_value_is_answered_with_the_valid_ones(option, valid, capsys)
         (["eval"], "Missing from python -m train eval"),
     ],
 )
-def test_a_slip_is_answered_with_help(arguments, expected, capsys):
+def test_an_invalid_command_line_is_an_error_with_help(arguments, expected, capsys):
     assert expected in refused(arguments, capsys)
 
 
@@ -486,7 +490,7 @@ def test_help_states_each_default_once(command, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "None" not in out
     assert not re.search(r"Default: .*\(default: |\(default: \)", out)
-    # A number is still shown, and so is what has no default.
+    # Default numbers are still shown, and required arguments are marked.
     shown = "(required)" if command in ("eval", "predict", "prepare") else "(default: "
     assert shown in out
 
@@ -523,7 +527,7 @@ def test_help_names_the_default_command(capsys):
         ),
     ],
 )
-def test_data_that_do_not_fit_leave_nothing_behind(
+def test_data_that_do_not_fit_leave_no_run_folder(
     train, tmp_path, capsys, options, expected
 ):
     assert train(*options) == 2
@@ -533,7 +537,7 @@ def test_data_that_do_not_fit_leave_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
-def test_images_too_small_for_the_network(image_folder, tmp_path, capsys):
+def test_images_too_small_for_the_network_are_an_error(image_folder, tmp_path, capsys):
     for path in image_folder.glob("*/*/*"):
         Image.open(path).resize((6, 6)).save(path)
     status = cli.main(
@@ -544,11 +548,11 @@ def test_images_too_small_for_the_network(image_folder, tmp_path, capsys):
     assert status == 2
     err = capsys.readouterr().err
     assert f"custom_cnn on folder:{image_folder}: " in err
-    assert "8x8 pixels" in err  # The network's own words follow.
+    assert "8x8 pixels" in err  # The network's own message follows.
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_is_trained_on(image_folder, tmp_path, capsys):
+def test_a_run_trains_on_an_image_folder(image_folder, tmp_path, capsys):
     arguments = ["--dataset", f"folder:{image_folder}", "--batch-size", "3"]
     arguments += ["--parallel", "jit"]
     arguments += ["--cache-dir", str(tmp_path / "cache"), "--epochs", "1"]
@@ -558,7 +562,7 @@ def test_a_folder_is_trained_on(image_folder, tmp_path, capsys):
     assert "6 training, 2 test images" in capsys.readouterr().out
 
 
-def test_a_place_that_cannot_be_written_is_named(image_folder, tmp_path, capsys):
+def test_a_cache_folder_that_cannot_be_written_is_named(image_folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = ["--dataset", f"folder:{image_folder}"]
     assert cli.main([*arguments, "--cache-dir", str(tmp_path / "file")]) == 2
@@ -567,7 +571,7 @@ def test_a_place_that_cannot_be_written_is_named(image_folder, tmp_path, capsys)
     assert str(tmp_path / "file") in err
 
 
-def test_interrupted_while_loading(monkeypatch, tmp_path, capsys):
+def test_an_interrupt_while_loading_ends_with_status_130(monkeypatch, tmp_path, capsys):
     def interrupt():
         raise KeyboardInterrupt
 
@@ -577,7 +581,7 @@ def test_interrupted_while_loading(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_command_alone_learns_digits_without_a_warning(tmp_path):
+def test_the_default_command_learns_digits_without_a_warning(tmp_path):
     result = subprocess.run(
         [sys.executable, "-W", "error", "-m", "train", "--runs-dir", str(tmp_path)],
         cwd=ROOT,
@@ -593,7 +597,7 @@ def test_the_command_alone_learns_digits_without_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("error", [TypeError, ValueError])
-def test_a_defect_of_ours_is_not_said_to_be_the_users(
+def test_a_defect_of_the_code_is_not_reported_as_the_users(
     small_digits, monkeypatch, tmp_path, error
 ):
     def broken(*_, **__):
@@ -655,7 +659,7 @@ def test_more_steps_than_the_counter_holds_are_refused(
         ("", None),
     ],
 )
-def test_a_run_too_short_for_its_schedule_is_warned_of(
+def test_a_run_too_short_for_its_schedule_causes_a_warning(
     train, monkeypatch, capsys, options, words
 ):
     monkeypatch.setattr(loop, "fit", lambda experiment, progress, *_, **__: progress)
@@ -665,7 +669,9 @@ def test_a_run_too_short_for_its_schedule_is_warned_of(
     assert (words or "") in err
 
 
-def test_a_relative_folder_is_recorded_whole(image_folder, tmp_path, monkeypatch):
+def test_a_relative_folder_is_recorded_as_an_absolute_path(
+    image_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(image_folder.parent)
     config = RunConfig(dataset="folder:images")
     assert config.dataset == f"folder:{image_folder}"

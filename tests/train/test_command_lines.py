@@ -1,8 +1,8 @@
-"""Command lines, good and bad: their exit status, and words of what is said.
+"""Command lines, valid and invalid: their exit status, and part of their output.
 
 Each runs in this process, on a tiny network and small data. None may end in a
-traceback, or take long. Braces stand for what the test made: `{images}` is a folder of
-images, `{run}` a finished run, `{empty}` an empty folder, `{file}` a file.
+traceback, or take long. Braces stand for paths that the test makes: `{images}` is a
+folder of images, `{run}` a finished run, `{empty}` an empty folder, `{file}` a file.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from .tiny_cnn import TinyCNN
 
 TINY = "--batch-size 16 --epochs 1 --parallel jit --runs-dir runs"
 
-# Command line, exit status, what is said: in output or errors.
+# Command line, exit status, and part of the output or the error.
 HELP = [
     ("--help", 0, "run"),
     ("-h", 0, "robustness"),
@@ -444,7 +444,7 @@ TRAINED = [
     ("eval {run} --checkpoint best", 0, "20 test images"),
     ("--resume {run}", 0, "Test accuracy"),
 ]
-# In a list it is enough that one optimizer has the option: the next thing fails.
+# In a list, it is enough that one optimizer has the option: the dataset fails later.
 MIXED = [
     (f"{command} --dataset folder:/nowhere --runs-dir r", 2, "/nowhere does not exist")
     for command in (
@@ -468,13 +468,13 @@ _LONGEST_SECONDS = 10
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A folder for what every command line may use."""
+    """A folder for files that all command lines may use."""
     return tmp_path_factory.mktemp("shared")
 
 
 @pytest.fixture
 def places(tmp_path, shared, small_dataset, monkeypatch, request):
-    """What braces in a command line stand for: made where it is named."""
+    """Makes the paths that braces in a command line stand for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("train.data.digits.load", lambda: small_dataset)
 
@@ -497,17 +497,19 @@ def places(tmp_path, shared, small_dataset, monkeypatch, request):
     return make
 
 
-def test_there_are_many_and_no_two_are_equal():
+def test_there_are_many_command_lines_and_no_two_are_equal():
     assert len({line for line, *_ in ALL}) == len(ALL) >= 200
 
 
 @pytest.mark.parametrize(
     ("line", "status", "words"), ALL, ids=[line for line, *_ in ALL]
 )
-def test_a_command_line(line, status, words, places, capsys):
+def test_a_command_line_has_the_expected_status_and_output(
+    line, status, words, places, capsys
+):
     made = places(line)
     capsys.readouterr()
-    # Of this process: the load of others must not fail it.
+    # CPU time of this process: the load of others must not fail the test.
     started = time.process_time()
     try:
         got = cli.main(shlex.split(line.format(**made)))
@@ -515,7 +517,7 @@ def test_a_command_line(line, status, words, places, capsys):
         got = stop.code
     seconds = time.process_time() - started
     printed = capsys.readouterr()
-    # The help wraps its words, and frames them.
+    # The help is wrapped and framed.
     said = " ".join("".join(printed).replace("│", " ").split())
     assert got == status, said
     assert words.format(**made) in said

@@ -1,4 +1,4 @@
-"""`compare` and `sweep`: runs, tables, pictures, and what they are made of."""
+"""`compare` and `sweep`: runs, tables, pictures, and their values."""
 
 import dataclasses
 import inspect
@@ -59,7 +59,7 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
     assert list(values) == ["sgd", "insgd-l2+log1p@0.3"]
     (runs,) = drawn
     assert [len(seeds) for seeds in runs.values()] == [2, 2]
-    # Each with its rate, as one has a rate given.
+    # All with their learning rate, because one is given a learning rate.
     assert list(runs) == ["sgd@0.1", "insgd-l2+log1p@0.3"]
     for text, seeds in zip(values, runs.values(), strict=True):
         last = [100 * rows[-1]["test_top1"] for rows in seeds]
@@ -69,7 +69,7 @@ def test_compare_draws_a_line_for_each_optimizer(train, tmp_path, capsys, monkey
         assert ("multipliers" in seeds[0][0]) == text.startswith("insgd")
     out = capsys.readouterr().out
     assert "insgd-l2+log1p@0.3 | 0.3 " in out
-    # Again, nothing is run.
+    # The second time, nothing is run.
     monkeypatch.setattr(series, "run", None)
     assert train(*command) == 0
     assert "4 of 4 runs are finished." in capsys.readouterr().out
@@ -80,7 +80,7 @@ COMPARE = ("compare", "--optimizers", "sgd")
 
 @pytest.fixture
 def compared(train, made_once, tmp_path, monkeypatch, capsys):
-    """The folder of the one run of a finished series; none can be run any more."""
+    """The folder of the only run of a finished series; no other run can start."""
 
     def make(path):
         assert train(*COMPARE, runs_dir=path) == 0
@@ -100,13 +100,16 @@ def change_record(path, part, **values):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"momentum": 0.8}, "--momentum was 0.8, is 0.9"),  # The default, before.
+        (
+            {"momentum": 0.8},
+            "--momentum was 0.8, is 0.9",
+        ),  # As if this had been the default.
         ({"weight_decay": 1e-3}, "--weight-decay was 0.001, is 0.0005"),
         ({"optimizer": "adam"}, "--optimizer was adam, is sgd"),
         ({"seed": 7}, "--seed was 7, is 0"),
     ],
 )
-def test_a_run_of_other_options_is_not_reused(
+def test_a_run_with_other_options_is_not_reused(
     train, compared, capsys, options, expected
 ):
     change_record(compared, "config", **options)
@@ -114,14 +117,14 @@ def test_a_run_of_other_options_is_not_reused(
     err = capsys.readouterr().err
     assert f"The run {compared} was started with other options: {expected}" in err
     assert "Move the folder away" in err
-    # Nor one that is half done.
+    # Nor is a run that is unfinished.
     (compared / "metrics.jsonl").unlink()
     assert train(*COMPARE) == 2
     assert expected in capsys.readouterr().err
 
 
 def test_a_run_with_other_dropout_masks_is_not_reused(train, compared, capsys):
-    assert train(*COMPARE, parallel="auto") == 0  # Equal but for the last bits.
+    assert train(*COMPARE, parallel="auto") == 0  # Equal except in the last bits.
     change_record(compared, "environment", parallel="shard_map")
     assert train(*COMPARE) == 2
     assert "--parallel was shard_map, is jit, which" in capsys.readouterr().err
@@ -157,7 +160,7 @@ def test_a_run_on_other_images_is_not_reused(
             in err
         )
         assert "Move the folder away" in err
-    # Of an earlier version, it is reused, but not without a word.
+    # A run of an earlier version is reused, with a warning.
     with edited_record(compared) as record:
         del record["dataset"]["fingerprint"]
     assert train(*COMPARE) == 0
@@ -167,17 +170,15 @@ def test_a_run_on_other_images_is_not_reused(
     )
 
 
-def test_metrics_that_are_not_whole_are_not_reused(
-    train, compared, monkeypatch, capsys
-):
+def test_incomplete_metrics_are_not_reused(train, compared, monkeypatch, capsys):
     lines = (compared / "metrics.jsonl").read_text().splitlines()
     (compared / "metrics.jsonl").write_text(lines[1] + "\n")
-    monkeypatch.setattr(series, "run", lambda *_: 0)  # It has nothing left to do.
+    monkeypatch.setattr(series, "run", lambda *_: 0)  # Nothing is left to do.
     assert train(*COMPARE) == 2
     assert "its metrics are incomplete" in capsys.readouterr().err
 
 
-def test_of_a_run_made_longer_the_first_epochs_count(train, compared, capsys):
+def test_only_the_first_epochs_of_an_extended_run_count(train, compared, capsys):
     rows = (compared / "metrics.jsonl").read_text()
     longer = json.loads(rows.splitlines()[-1]) | {"epoch": 3, "test_top1": 0.0}
     (compared / "metrics.jsonl").write_text(rows + json.dumps(longer) + "\n")
@@ -188,7 +189,7 @@ def test_of_a_run_made_longer_the_first_epochs_count(train, compared, capsys):
     assert train(*COMPARE) == 0
 
 
-def test_a_relative_folder_is_another_run_elsewhere(tmp_path, monkeypatch):
+def test_a_relative_folder_is_another_run_in_another_directory(tmp_path, monkeypatch):
     places = set()
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
@@ -200,7 +201,7 @@ def test_a_relative_folder_is_another_run_elsewhere(tmp_path, monkeypatch):
     assert series.run_path(absolute) in places
 
 
-def test_corrupt_images_left_out_must_be_allowed_again(
+def test_a_run_with_skipped_images_is_reused_only_with_the_option(
     tmp_path, image_folder, monkeypatch, capsys
 ):
     monkeypatch.setattr("models.create", lambda name, **options: TinyCNN(**options))
@@ -233,7 +234,7 @@ def test_a_stop_in_the_last_step_of_a_run_ends_the_series(
     assert "Run the same command again to resume." in out
 
 
-def test_controls_stand_below_insgd(train, tmp_path, capsys):
+def test_controls_follow_the_row_of_insgd(train, tmp_path, capsys):
     command = ("compare", "--optimizers", "sgd", "insgd-l2+layer@0.3", "--controls")
     assert train(*command) == 0
 
@@ -241,7 +242,7 @@ def test_controls_stand_below_insgd(train, tmp_path, capsys):
     report = json.loads((folder / "compare.json").read_text())
     assert report["commits"] and report["devices"] == ["cpu"]
     values = report["optimizers"]
-    # Scope layer is what the row has itself.
+    # There is no control with scope layer, which the row itself has.
     same_rate = "insgd-l2+layer@0.3: SGD at INSGD's effective rate"
     log1p = "insgd-l2+layer@0.3: normalizer log1p"
     assert list(values) == ["sgd", "insgd-l2+layer@0.3", same_rate, log1p]
@@ -259,7 +260,7 @@ def test_controls_stand_below_insgd(train, tmp_path, capsys):
     assert values[log1p]["last"]["mean"] == pytest.approx(100 * last["test_top1"])
 
 
-def test_a_control_is_drawn_broken_in_the_color_of_its_row(tmp_path, monkeypatch):
+def test_a_control_is_drawn_dashed_in_the_color_of_its_row(tmp_path, monkeypatch):
     figures = []
     make = plots.create_figure
     monkeypatch.setattr(
@@ -282,13 +283,13 @@ def test_a_control_is_drawn_broken_in_the_color_of_its_row(tmp_path, monkeypatch
     assert colors["a"] == colors["a: x"] == colors["a: y"]
     assert colors["b"] == colors["b: x"]
     assert len(set(colors.values())) == 3
-    # So many names stand beside the panel, and none is cut off.
+    # This many names are beside the panel, and none is cut off.
     legend = axes.get_legend().get_window_extent()
     assert axes.get_window_extent().x1 < legend.x0
     assert legend.x1 < figure.get_window_extent().x1
 
 
-def test_sweep_shows_rates_given_and_taken(train, tmp_path, capsys):
+def test_sweep_shows_learning_rates_and_effective_rates(train, tmp_path, capsys):
     rates = ("--learning-rates", "0.01", "0.1")
     assert train("sweep", "--optimizers", "sgd", "insgd-l2", *rates) == 0
 
@@ -318,19 +319,19 @@ def points(*accuracies):
     ("accuracies", "low", "high"),
     [
         ((10, 56, 60, 57, 20), 10, 1000),
-        ((60, 40, 58), 1, 1),  # Beyond a gap it is another range.
+        ((60, 40, 58), 1, 1),  # Beyond a gap, another range begins.
         ((55, 54.9, 60), 100, 100),
         ((60,), 1, 1),
     ],
 )
-def test_the_usable_range_is_that_around_the_best(accuracies, low, high):
+def test_the_usable_range_is_the_one_around_the_best_rate(accuracies, low, high):
     found = usable_range(points(*accuracies)[::-1])
     assert (found.low.learning_rate, found.high.learning_rate) == (low, high)
     assert found.factor == found.effective_factor == high / low
     assert found.best.accuracy.mean == 60
 
 
-def test_a_variant_changes_what_it_names():
+def test_a_variant_changes_the_options_that_it_names():
     setting = RunConfig(momentum=0.5, scope="kernel")
     config = variants.parse("insgd-l1.5+layer+log1p@0.25").config(setting, seed=3)
     assert config == RunConfig(
@@ -373,14 +374,14 @@ def test_a_variant_changes_what_it_names():
         (["--seeds", "0"], "--seeds must be from 1"),
     ],
 )
-def test_slips_are_refused(arguments, message, capsys):
+def test_invalid_options_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         cli.main(["compare", *arguments])
     out = "".join(capsys.readouterr())
     assert message in " ".join(out.replace("│", " ").split())
 
 
-def test_rates_in_a_sweep_go_to_their_own_option(capsys):
+def test_sweep_takes_learning_rates_only_from_their_own_option(capsys):
     with pytest.raises(SystemExit):
         cli.main(["sweep", "--optimizers", "sgd@0.1"])
     out = "".join(capsys.readouterr())
@@ -388,7 +389,7 @@ def test_rates_in_a_sweep_go_to_their_own_option(capsys):
     assert "pass learning rates to --learning-rates" in said
 
 
-def test_pictures_of_multipliers_and_of_a_run_without_metrics(tmp_path):
+def test_multipliers_and_a_run_without_metrics_can_be_drawn(tmp_path):
     rows = [
         {
             "epoch": epoch,

@@ -1,4 +1,4 @@
-"""The training program as it is compiled: nothing leaves the device on its way."""
+"""The compiled training program: nothing leaves the device while it runs."""
 
 import types
 
@@ -19,7 +19,7 @@ from .tiny_cnn import TinyCNN
 
 @pytest.fixture
 def experiment(monkeypatch, small_dataset):
-    """Makes an experiment of chunks in compiled loops, as on an accelerator."""
+    """Makes an experiment whose chunks are compiled loops, as on an accelerator."""
     monkeypatch.setattr(in_memory, "loops_are_fast", lambda: True)
     monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
 
@@ -29,9 +29,9 @@ def experiment(monkeypatch, small_dataset):
     return make
 
 
-@pytest.mark.parametrize("way", ["jit", "mesh", "pmap", "shard_map"])
-def test_chunks_move_nothing_between_host_and_device(experiment, way):
-    chunks = experiment(parallel=way, chunk_steps=1)
+@pytest.mark.parametrize("strategy", ["jit", "mesh", "pmap", "shard_map"])
+def test_chunks_move_nothing_between_host_and_device(experiment, strategy):
+    chunks = experiment(parallel=strategy, chunk_steps=1)
     progress = chunks.train_chunk(chunks.start(), 0, 1)  # Compiled and loaded.
     with jax.transfer_guard("disallow_explicit"):
         with pytest.raises(Exception, match="Disallowed host-to-device"):
@@ -59,7 +59,7 @@ def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
     assert images.dtype == jnp.uint8
     text = lowered.as_text()
     assert "callback" not in text
-    # One loop: steps of their own would repeat the convolution for each of three.
+    # One loop: unrolled steps would repeat the convolution for each of three.
     longer = chunk_program(one, progress, 2).as_text()
     assert text.count("stablehlo.convolution") == longer.count("stablehlo.convolution")
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(progress.state))
@@ -78,13 +78,13 @@ def test_one_program_serves_all_learning_rates(experiment, schedule):
     assert lowered(0.01) == lowered(0.02)
 
 
-def test_it_takes_the_steps_of_an_optimizer_made_with_the_learning_rate(
+def test_the_program_takes_the_steps_of_an_optimizer_made_with_its_rate(
     experiment, monkeypatch
 ):
     params = []
     for made_before in (False, True):
         one = experiment(optimizer="lms-newton", learning_rate=0.02, schedule="cosine")
-        if made_before:  # As an optimizer of one's own.
+        if made_before:  # Like a custom optimizer.
             own = types.SimpleNamespace(is_reference=lambda name: True)
             monkeypatch.setattr("train.run.experiment.own_code", own)
         progress = one.start()
@@ -96,7 +96,7 @@ def test_it_takes_the_steps_of_an_optimizer_made_with_the_learning_rate(
     )
 
 
-def test_bfloat16_computes_and_float32_remembers(experiment):
+def test_convolutions_are_in_bfloat16_and_the_state_in_float32(experiment):
     one = experiment(parallel="jit", dtype="bfloat16")
     progress = one.start()
     text = chunk_program(one, progress, 1).as_text()
@@ -108,7 +108,7 @@ def test_bfloat16_computes_and_float32_remembers(experiment):
     assert {leaf.dtype.name for leaf in leaves} == {"float32", "int32"}
 
 
-def test_a_chunks_metrics_are_fetched_when_the_next_is_under_way(monkeypatch):
+def test_a_chunks_metrics_are_fetched_while_the_next_one_runs(monkeypatch):
     events = []
 
     class Total:

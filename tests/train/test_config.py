@@ -1,4 +1,4 @@
-"""Options: what is refused, and names of runs."""
+"""Options: values that are refused, names of runs, and JSON."""
 
 import dataclasses
 import json
@@ -47,12 +47,12 @@ def test_values_out_of_range_are_refused(options, message):
         RunConfig(**options)
 
 
-def test_learning_rate_is_the_optimizers_own_unless_given():
+def test_the_learning_rate_defaults_to_the_optimizers_own():
     assert RunConfig(optimizer="adam").initial_learning_rate == 0.001
     assert RunConfig(optimizer="adam", learning_rate=0.0).initial_learning_rate == 0.0
 
 
-def test_names_say_what_is_unusual():
+def test_names_show_common_options_that_differ():
     assert RunConfig().readable_name == "digits-custom_cnn-insgd-l2-lr0.1-seed0"
     assert (
         RunConfig(
@@ -70,7 +70,7 @@ def test_names_say_what_is_unusual():
     assert bounded == "digits-custom_cnn-insgd-l2-lr1-polyak0.3-seed0"
 
 
-def test_names_tell_every_option_that_differs():
+def test_names_show_all_other_options_that_differ():
     name = RunConfig(
         momentum=0.5,
         nesterov=True,
@@ -99,7 +99,7 @@ def test_json_keeps_the_options():
     assert RunConfig.from_json(values) == dataclasses.replace(config, learning_rate=0.1)
 
 
-def test_a_record_with_options_once_ignored_is_read_without_them():
+def test_options_that_had_no_effect_are_dropped_from_a_record():
     values = RunConfig(optimizer="sgd").to_json()
     read = RunConfig.from_json(values | {"scope": "layer", "milestones": [3]})
     assert read == RunConfig(optimizer="sgd", learning_rate=0.1)

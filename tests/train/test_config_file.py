@@ -52,7 +52,7 @@ def test_a_file_becomes_options(tmp_path):
     "arguments",
     [("--epochs", "7"), ("--epochs=7",), ("--epochs", "7", "--no-batch-norm")],
 )
-def test_the_command_line_wins(tmp_path, arguments):
+def test_the_command_line_overrides_the_file(tmp_path, arguments):
     text = "epochs: 5\nbatch_norm: true\nseed: 3"
     got = understood(tmp_path, text, *arguments)
     assert got[: len(arguments)] == list(arguments)
@@ -88,7 +88,7 @@ def test_other_commands_take_files_too(tmp_path):
         ("!!python/object/apply:os.system ['true']", "is not a YAML file"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(tmp_path, text, words, capsys):
+def test_an_error_in_a_file_is_named_on_one_line(tmp_path, text, words, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     assert cli.main(["--config", str(path)]) == 2
@@ -98,7 +98,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, text, words, capsys):
     assert said.count("\n") == 1
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+def test_a_missing_file_is_named(tmp_path, capsys):
     assert cli.main([f"--config={tmp_path / 'none.yaml'}"]) == 2
     assert "none.yaml" in capsys.readouterr().err
 
@@ -113,7 +113,7 @@ def test_every_option_has_a_type_that_a_file_can_hold():
     assert "seed" not in options.option_types(TrainingConfig)
 
 
-def test_a_runs_own_file_repeats_it(tiny_setting, tmp_path, monkeypatch):
+def test_a_runs_own_file_reproduces_the_run(tiny_setting, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = "--batch-size 16 --epochs 1 --parallel jit --seed 3 --learning-rate 5e-4"
     assert cli.main([*options.split(), "--run-dir", "a"]) == 0
@@ -133,7 +133,7 @@ def test_a_runs_own_file_repeats_it(tiny_setting, tmp_path, monkeypatch):
     assert run_folder.load(tmp_path / "c").config.seed == 4
     assert without_times(tmp_path / "a") != without_times(tmp_path / "c")
 
-    # Another number of epochs holds from then on; and an older folder gets a file.
+    # Another number of epochs is recorded, and a folder without the file gets one.
     assert cli.main(["--resume", "a", "--epochs", "2"]) == 0
     assert yaml.safe_load((tmp_path / "a/config.yaml").read_text())["epochs"] == 2
     (tmp_path / "a/config.yaml").unlink()

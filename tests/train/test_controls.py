@@ -1,11 +1,11 @@
-"""The rows that the paper lacks."""
+"""Control rows, which the paper lacks."""
 
 from train.config import RunConfig
 from train.experiments import series
 from train.experiments.paper import controls
 
 
-def test_sgd_has_the_effective_rate_of_insgd_and_its_bound(monkeypatch):
+def test_sgd_has_the_effective_rate_of_bounded_insgd(monkeypatch):
     rows = [
         {"mean_multiplier": 0.5, "train_polyak_scale": 0.1},
         {"mean_multiplier": 0.5, "train_polyak_scale": 0.3},
@@ -14,7 +14,7 @@ def test_sgd_has_the_effective_rate_of_insgd_and_its_bound(monkeypatch):
     row = [RunConfig(learning_rate=2.0, polyak_factor=0.3)]
     (sgd,) = controls.controls_for(row)["SGD at INSGD's effective rate"]
     assert (sgd.optimizer, sgd.learning_rate, sgd.polyak_factor) == ("sgd", 0.2, None)
-    # The others differ in one thing, and keep the bound.
+    # The other controls change one option, and keep the bound.
     (layer,) = controls.controls_for(row)["scope layer"]
     assert (layer.scope, layer.polyak_factor) == ("layer", 0.3)
 

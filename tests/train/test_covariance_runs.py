@@ -13,14 +13,14 @@ pytestmark = pytest.mark.usefixtures("tiny_setting")
 
 
 def train(*options):
-    # Three steps an epoch.
+    # Three steps per epoch.
     return cli.main(["--parallel", "jit", "--batch-size", "16", *options])
 
 
 @pytest.mark.parametrize("form", ["patch", "kronecker"])
-def test_a_resumed_run_is_the_undisturbed_one(tmp_path, form):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, form):
     run, whole = tmp_path / "run", tmp_path / "whole"
-    # What is measured every second step of three is carried over.
+    # A capture in every second step of epochs of three steps must carry over.
     options = ("--covariance-every", "2", "--conv-covariance", form)
     options += ("--optimizer", "lms-newton", "--learning-rate", "0.03")
     assert train("--epochs", "3", *options, "--run-dir", str(whole)) == 0

@@ -93,7 +93,7 @@ def test_damaged_metrics_are_named_and_restored(run, capsys):
         assert path.read_bytes() == expected
 
 
-def test_a_line_torn_after_the_checkpoint_is_named_and_run_again(run, capsys):
+def test_a_damaged_line_after_the_checkpoint_is_named_and_its_epoch_rerun(run, capsys):
     expected = without_times(run)
     (run / "checkpoints/9").rename(run / "9")
     path = run / "metrics.jsonl"
@@ -124,7 +124,7 @@ def test_a_series_heals_itself(tmp_path, capsys):
 
 
 def as_earlier_version(path):
-    """Makes a run's checkpoints what they were before they had a checksum."""
+    """Rewrites a run's checkpoints as in earlier versions, without checksums."""
     for folder in (path / "checkpoints").iterdir():
         file = folder / "_CHECKPOINT_METADATA"
         metadata = json.loads(file.read_text())
@@ -134,7 +134,9 @@ def as_earlier_version(path):
         (folder / "metrics/metrics").write_text(json.dumps({"test_top1": top1}))
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_says_what_is_not_noticed(run, capsys):
+def test_a_run_of_an_earlier_version_resumes_and_warns_of_missing_checksums(
+    run, capsys
+):
     expected = without_times(run)
     as_earlier_version(run)
     assert cli.main(["eval", str(run), "--checkpoint", "best"]) == 0

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from train.data import digits, registry
 
 
-def test_split_is_fixed_stratified_and_whole():
+def test_the_split_is_fixed_stratified_and_complete():
     dataset = digits.load()
     images, labels = load_digits(return_X_y=True)
 
@@ -30,6 +30,6 @@ def test_normalized_training_pixels_have_mean_0_and_deviation_1():
     assert abs(pixels.std() - 1) < 1e-12
 
 
-def test_loading_by_name(tmp_path):
+def test_loading_by_name_writes_no_cache(tmp_path):
     assert registry.load("digits", tmp_path).name == "digits"
     assert list(tmp_path.iterdir()) == []

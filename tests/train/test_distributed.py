@@ -1,4 +1,4 @@
-"""Several processes: how they are started, what they write, and when one dies."""
+"""Several processes: their start, their output, and the death of one."""
 
 import json
 import signal
@@ -21,21 +21,19 @@ from .results import without_times
     "options",
     [
         [],
-        # Three steps an epoch: the covariance is measured in steps 0, 2, 4, 6 and 8.
+        # Three steps per epoch: covariances are captured in steps 0, 2, 4, 6 and 8.
         ["--optimizer", "lms-newton", "--covariance-every", "2"],
     ],
     ids=["insgd", "lms-newton"],
 )
-def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
-    tmp_path, options
-):
+def test_a_run_whose_worker_died_resumes_to_the_uninterrupted_result(tmp_path, options):
     whole, died = tmp_path / "whole", tmp_path / "died"
     options = ["--epochs", "3", *options]
     statuses, said = processes.finish(
         processes.of_a_run(*options, "--run-dir", str(whole)), tmp_path
     )
     assert statuses == [0, 0], said
-    # One writes and speaks.
+    # Only the first process writes and prints.
     assert "Test accuracy" in said[0]
     assert "epoch" not in said[1]
     assert [row["epoch"] for row in without_times(whole)] == [1, 2, 3]
@@ -47,7 +45,7 @@ def test_a_run_whose_worker_died_goes_on_to_the_end_it_would_have_had(
         processes.of_a_run(*options, "--run-dir", str(died), die_after=1), tmp_path
     ) as (first, second):
         assert second.wait(120) == -signal.SIGKILL
-        # The first does not go on alone.
+        # The first process does not continue alone.
         assert first.wait(60) == 2
     said = (tmp_path / "0.log").read_text()
     assert "Error: process 1 has ended" in said
@@ -102,7 +100,7 @@ def test_processes_that_differ_refuse_to_start(tmp_path, option, words):
 
 
 def test_processes_with_other_settings_of_jax_refuse_to_start(monkeypatch, x64):
-    """As with JAX_ENABLE_X64 in the environment of one: the others would hang."""
+    """With JAX_ENABLE_X64 in the environment of one, for example, others would hang."""
     values = {"--seed": 1}
     said = {"versions": distributed._versions(), **distributed._settings(), **values}
     other = json.dumps(said | {"jax_enable_x64": False}).encode()
@@ -134,7 +132,7 @@ def test_an_error_of_the_process_that_writes_ends_both(tmp_path):
         assert "Traceback" not in text
 
 
-def test_nobody_at_the_coordinators_address(capsys):
+def test_no_answer_from_the_coordinator_is_an_error(capsys):
     address = processes.free_address()
     options = ["--coordinator", address, "--num-processes", "2", "--process-id", "1"]
     assert cli.main([*options, "--connect-timeout", "1"]) == 2
@@ -143,7 +141,7 @@ def test_nobody_at_the_coordinators_address(capsys):
     assert "raise --connect-timeout" in err
 
 
-def test_no_cluster_to_ask(monkeypatch):
+def test_no_cluster_to_detect_is_an_error(monkeypatch):
     def initialize(*args, **options):
         raise ValueError("coordinator_address should be defined.")
 
@@ -153,7 +151,7 @@ def test_no_cluster_to_ask(monkeypatch):
         distributed.start(Launch(distributed=True))
 
 
-def test_one_process_needs_nothing():
+def test_one_process_needs_no_launch_options():
     distributed.start(Launch())
     assert distributed.is_first()
     assert distributed.from_first(lambda: "here") == "here"
@@ -173,7 +171,7 @@ def test_one_process_needs_nothing():
         ({"connect_timeout": 0}, "--connect-timeout must be at least 1"),
     ],
 )
-def test_options_that_do_not_fit_together(options, words):
+def test_options_that_do_not_fit_together_are_an_error(options, words):
     whole = {"coordinator": "a:1", "num_processes": 2, "process_id": 0}
     given = options if words.startswith("add ") else whole | options
     with pytest.raises(ValueError, match=words):

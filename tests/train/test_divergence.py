@@ -21,7 +21,7 @@ def train(*options):
 
 
 def spoil(monkeypatch, what, step):
-    """Lets a step of training, and only it, spoil a weight or the loss."""
+    """Makes the weights or the loss of one training step infinite or NaN."""
 
     def spoiled(state, *given, **options):
         state, metrics = train_step(state, *given, **options)
@@ -49,7 +49,7 @@ class Counted(NamedTuple):
 
 
 class Experiment:
-    """Stands in for one of three steps an epoch, spoiled from a step on."""
+    """Stands in for an experiment of three steps per epoch that diverges at a step."""
 
     steps_per_epoch = 3
 
@@ -89,7 +89,7 @@ def test_the_first_step_that_diverged_is_found(monkeypatch, lengths, first, step
     assert found == [step] * (step <= 9)
 
 
-# Three steps an epoch: in the midst of one, and at its end.
+# Three steps per epoch: in the middle of an epoch, and at its end.
 @pytest.mark.parametrize(
     ("what", "step", "chunk"),
     [("weight", 5, "3"), ("weight", 6, "1"), ("loss", 4, "1"), ("loss", 6, "3")],
@@ -112,7 +112,9 @@ def test_a_run_stops_where_it_diverges(
     assert [row["epoch"] for row in metrics.read(run / "metrics.jsonl")] == [1]
 
 
-def test_a_run_without_a_checkpoint_says_so(tmp_path, monkeypatch, capsys):
+def test_a_run_that_diverges_before_its_first_checkpoint_says_so(
+    tmp_path, monkeypatch, capsys
+):
     spoil(monkeypatch, "loss", 2)
     assert train("--epochs", "3", "--run-dir", str(tmp_path / "run")) == 3
     err = capsys.readouterr().err
@@ -120,12 +122,12 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path, monkeypatch, capsys):
     assert "It has no checkpoint yet." in err
 
 
-def test_a_diverged_run_goes_on_from_its_last_good_step(tmp_path, monkeypatch, capsys):
+def test_a_diverged_run_resumes_from_its_last_good_step(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoil(patch, "weight", 5)
         assert train("--epochs", "3", "--run-dir", str(run)) == 3
-        assert train("--resume", str(run)) == 3  # Bit for bit it diverges again.
+        assert train("--resume", str(run)) == 3  # It diverges again, bit for bit.
         assert train("--resume", str(run), "--on-divergence", "continue") == 0
     assert [row["epoch"] for row in metrics.read(run / "metrics.jsonl")] == [1, 2, 3]
     err = capsys.readouterr().err

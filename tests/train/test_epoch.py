@@ -1,4 +1,4 @@
-"""An epoch as one program: which samples it sees, and that chunks do not matter."""
+"""An epoch as one program: the samples that it sees, in chunks of any length."""
 
 import functools
 
@@ -19,7 +19,7 @@ NUM_SAMPLES, BATCH_SIZE, STEPS = 23, 4, 5
 
 @flax.struct.dataclass
 class Recorder:
-    """Stands in for a train state: notes which samples it was shown, and the keys."""
+    """Stands in for a train state: records the samples and keys that it is given."""
 
     step: jax.Array
     seen: jax.Array  # shape=(epochs, samples)
@@ -42,7 +42,7 @@ def record(state, batch, rng, learning_rate):
 
 @functools.cache
 def program(num_steps, loops_are_fast):
-    """A chunk as a program; whether with a loop is asked when it is traced."""
+    """A compiled chunk; tracing decides whether it is a loop."""
     assert in_memory.loops_are_fast() == loops_are_fast
     return jax.jit(
         functools.partial(
@@ -77,14 +77,14 @@ def run(chunks):
     return progress.state, metric_sums
 
 
-def test_samples_are_seen_at_most_once_an_epoch_in_another_order_each_time():
+def test_an_epoch_sees_each_sample_at_most_once_in_an_order_of_its_own():
     state, metric_sums = run([STEPS, STEPS])
 
     seen = np.asarray(state.seen)
     assert seen.max() == 1
     assert seen.sum(axis=1).tolist() == [BATCH_SIZE * STEPS] * 2
-    assert seen[0].tolist() != seen[1].tolist()  # Others are left out.
-    # Totals start anew: mean label x steps, of this epoch alone.
+    assert seen[0].tolist() != seen[1].tolist()  # Different samples are left out.
+    # Sums restart in each epoch: mean label times steps, of this epoch alone.
     for row, total in zip(seen, metric_sums, strict=True):
         expected = row @ np.arange(NUM_SAMPLES) / BATCH_SIZE
         assert total["loss"] == pytest.approx(expected)
@@ -98,7 +98,7 @@ def test_every_step_has_its_own_key_and_augmentation():
 
 
 @pytest.mark.parametrize("loop", [True, False])
-def test_chunks_do_not_change_what_is_done(monkeypatch, loop):
+def test_chunk_lengths_do_not_change_the_result(monkeypatch, loop):
     monkeypatch.setattr(in_memory, "loops_are_fast", lambda: loop)
     whole, whole_totals = run([5, 5])
     parts, parts_totals = run([2, 3, 2, 2, 1])
@@ -113,7 +113,7 @@ def test_chunks_do_not_change_what_is_done(monkeypatch, loop):
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 11, 97, 390, 391])
 @pytest.mark.parametrize("most", [1, 7, 50, 1000])
-def test_chunks_fill_the_epoch_with_few_lengths_near_the_most(steps_per_epoch, most):
+def test_chunks_fill_the_epoch_with_few_lengths_near_the_maximum(steps_per_epoch, most):
     lengths = chunk_lengths(steps_per_epoch, most)
     assert sum(lengths) == steps_per_epoch
     assert max(lengths) <= most

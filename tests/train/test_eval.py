@@ -17,11 +17,13 @@ OWN = "tests.train.own_things"
 
 
 def cells(line):
-    """Of a row of a Markdown table."""
+    """The cells of a row of a Markdown table."""
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def test_each_class_and_what_it_is_taken_for(run_dir, small_dataset, tmp_path, capsys):
+def test_accuracy_and_confusions_of_each_class_are_reported(
+    run_dir, small_dataset, tmp_path, capsys
+):
     output = tmp_path / "made/here"
     assert cli.main(["eval", str(run_dir), "--output-dir", str(output)]) == 0
 
@@ -81,7 +83,7 @@ def test_data_that_do_not_fit_are_an_error(run_dir, capsys, name, words):
     assert len(err.splitlines()) == 1
 
 
-def test_the_cache_may_be_elsewhere_than_the_run_s(run_dir, tmp_path, capsys):
+def test_the_cache_folder_may_differ_from_the_run_s(run_dir, tmp_path, capsys):
     for name in "abc":
         for split in ("train", "test"):
             folder = tmp_path / "images" / split / name
@@ -89,13 +91,13 @@ def test_the_cache_may_be_elsewhere_than_the_run_s(run_dir, tmp_path, capsys):
             Image.new("RGB", (8, 8)).save(folder / "0.png")
     cache = tmp_path / "cache"
     other = ("--dataset", f"folder:{tmp_path / 'images'}", "--cache-dir", str(cache))
-    # In color, which the run's images are not: refused when they are decoded.
+    # In color, unlike the run's images: refused once they are decoded.
     assert cli.main(["eval", str(run_dir), *other]) == 2
     assert "in 3 channels" in capsys.readouterr().err
     assert any(cache.iterdir())
 
 
-def test_of_many_classes_the_worst_are_named():
+def test_the_worst_of_many_classes_are_listed():
     names = [f"class {number}" for number in range(30)]
     counts = np.diag(np.arange(30))
     counts[7, 3], counts[29, 28] = 7, 87

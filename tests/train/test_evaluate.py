@@ -1,4 +1,4 @@
-"""Evaluation against plain NumPy: every test sample counts, and counts once."""
+"""Evaluation against plain NumPy: every test sample counts exactly once."""
 
 import functools
 
@@ -16,7 +16,7 @@ from train.training.state import create_state
 
 
 class Linear(nn.Module):
-    """Logits by one matrix, as NumPy can compute them."""
+    """Logits from one matrix, which NumPy can compute, too."""
 
     num_classes: int
 

@@ -1,4 +1,4 @@
-"""The scripts of docs/examples: each starts as it is documented."""
+"""The scripts of docs/examples: each starts as documented."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(sys.argv[2])]
 for path in sorted(Path(sys.argv[1]).glob("*.py")):
     before = list(sys.path)
-    # As `python PATH` does; of what the script imports only its own path may find it.
+    # Like `python PATH`: only the script's own path may find what it imports.
     for name in [m for m in sys.modules if m.partition(".")[0] in ("models", "train")]:
         del sys.modules[name]
     runpy.run_path(str(path))

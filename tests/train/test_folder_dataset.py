@@ -1,4 +1,4 @@
-"""Folders of images: read right, cached, and errors that name file and remedy."""
+"""Folders of images: reading, caching, and errors that name file and remedy."""
 
 import os
 import shutil
@@ -49,7 +49,9 @@ def test_gray_palette_and_transparent_images_become_rgb(image_folder, cache):
     assert dataset.train.images.shape == (10, 32, 32, 3)
 
 
-def test_the_second_time_arrays_come_from_the_cache(image_folder, cache, monkeypatch):
+def test_a_second_load_takes_the_arrays_from_the_cache(
+    image_folder, cache, monkeypatch
+):
     first = folder_dataset.load(str(image_folder), cache)
     monkeypatch.delattr(decode, "rgb")
     second = folder_dataset.load(str(image_folder), cache)
@@ -91,7 +93,7 @@ def test_a_change_that_keeps_sizes_and_times_is_noticed(image_folder, cache, cha
     cat, dog = image_folder / "train/cat", image_folder / "train/dog"
     for path in image_folder.glob("*/*/*.png"):
         path.with_suffix(".bmp").write_bytes(b"")
-        Image.open(path).save(path.with_suffix(".bmp"))  # All of one size.
+        Image.open(path).save(path.with_suffix(".bmp"))  # All files have one size.
         path.unlink()
         os.utime(path.with_suffix(".bmp"), (1, 1))
     first = folder_dataset.load(str(image_folder), cache)
@@ -114,7 +116,7 @@ def test_a_change_that_keeps_sizes_and_times_is_noticed(image_folder, cache, cha
     assert again.describe() == second.describe()
 
 
-def test_the_fingerprint_is_of_contents_not_of_times(image_folder, cache):
+def test_the_fingerprint_does_not_depend_on_times(image_folder, cache):
     first = folder_dataset.load(str(image_folder), cache)
     for path in image_folder.glob("*/*/*.png"):
         path.write_bytes(path.read_bytes())
@@ -122,7 +124,7 @@ def test_the_fingerprint_is_of_contents_not_of_times(image_folder, cache):
     assert second.describe() == first.describe()
 
 
-def test_a_damaged_cache_is_made_anew(image_folder, cache):
+def test_a_damaged_cache_is_rebuilt(image_folder, cache):
     first = folder_dataset.load(str(image_folder), cache)
     for path in cache.rglob("*"):
         if path.is_file():
@@ -166,7 +168,7 @@ def message(image_folder, cache, **options):
     return str(error.value)
 
 
-def test_missing_folder(tmp_path, cache):
+def test_a_missing_folder_is_an_error(tmp_path, cache):
     said = message(tmp_path / "none", cache)
     assert str(tmp_path / "none") in said
     assert "does not exist" in said
@@ -174,14 +176,14 @@ def test_missing_folder(tmp_path, cache):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_missing_split(image_folder, cache, split):
+def test_a_missing_split_is_an_error(image_folder, cache, split):
     shutil.rmtree(image_folder / split)
     said = message(image_folder, cache)
     assert f"{image_folder} has no folder {split}/" in said
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_split_without_images(image_folder, cache, split):
+def test_a_split_without_images_is_an_error(image_folder, cache, split):
     shutil.rmtree(image_folder / split)
     (image_folder / split).mkdir()
     (image_folder / split / "0.png").write_bytes(b"not in a class folder")
@@ -190,33 +192,33 @@ def test_split_without_images(image_folder, cache, split):
     assert "It contains: 0.png" in said
 
 
-def test_class_without_images(image_folder, cache):
+def test_a_class_without_images_is_an_error(image_folder, cache):
     (image_folder / "train/eel").mkdir()
     (image_folder / "train/eel/notes.txt").write_text("soon")
     assert f"{image_folder / 'train/eel'} has no images" in message(image_folder, cache)
 
 
-def test_class_in_test_alone(image_folder, cache):
+def test_a_class_only_in_test_is_an_error(image_folder, cache):
     (image_folder / "test/cat").rename(image_folder / "test/cats")
     said = message(image_folder, cache)
     assert "The class 'cats'" in said
     assert "Classes in train/: cat, dog" in said
 
 
-def test_a_single_class(image_folder, cache):
+def test_a_single_class_is_an_error(image_folder, cache):
     for split in ("train", "test"):
         shutil.rmtree(image_folder / split / "dog")
     assert "one class, 'cat'" in message(image_folder, cache)
 
 
-def test_hidden_and_other_files_are_no_images(image_folder, cache):
+def test_hidden_and_other_files_are_ignored(image_folder, cache):
     (image_folder / "train/.thumbnails").mkdir()
     (image_folder / "train/cat/.0.png").write_bytes(b"")
     (image_folder / "train/cat/Thumbs.db").write_bytes(b"")
     assert len(folder_dataset.load(str(image_folder), cache).train.labels) == 6
 
 
-def test_images_of_different_sizes(image_folder, cache):
+def test_images_of_different_sizes_are_an_error_without_image_size(image_folder, cache):
     odd = image_folder / "train/dog/odd.png"
     Image.new("RGB", (40, 30)).save(odd)
     said = message(image_folder, cache)
@@ -233,14 +235,16 @@ def test_images_of_different_sizes(image_folder, cache):
         assert any(np.array_equal(expected, image) for image in resized.train.images)
 
 
-def test_the_size_is_part_of_what_the_data_are(image_folder, cache, monkeypatch):
+def test_each_image_size_has_its_fingerprint_padding_and_cache(
+    image_folder, cache, monkeypatch
+):
     def load(size):
         return folder_dataset.load(str(image_folder), cache, image_size=size)
 
     whole, resized = load(None), load(16)
     assert whole.fingerprint != resized.fingerprint != load(20).fingerprint
     assert resized.preprocessing.augmentation.padding == 2  # An eighth of the side.
-    # Images of that size already stay as they are.
+    # Images that already have the size are unchanged.
     np.testing.assert_array_equal(load(32).train.images, whole.train.images)
     monkeypatch.setattr(decode, "image", None)
     for size in (None, 16, 20, 32):  # Each has a cache of its own.
@@ -255,9 +259,7 @@ def truncate(path):
     "damage",
     [truncate, lambda path: path.write_bytes(b""), lambda p: p.write_text("x")],
 )
-def test_a_corrupt_image_stops_the_run_or_is_left_out(
-    image_folder, cache, capsys, damage
-):
+def test_a_corrupt_image_is_an_error_or_is_skipped(image_folder, cache, capsys, damage):
     damage(image_folder / "train/cat/1.png")
 
     said = message(image_folder, cache)
@@ -265,25 +267,25 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out(
     assert str(image_folder / "train/cat/1.png") in said
     assert "--skip-corrupt-images" in said
 
-    # With the option, from the cache or not, loading goes on and names what is skipped.
+    # With the option, loading continues and names the skipped images.
     dataset = folder_dataset.load(str(image_folder), cache, skip_corrupt=True)
     assert len(dataset.train.labels) == 5
     reported = capsys.readouterr().err
     assert "Skipping 1 corrupt image: " in reported
     assert "train/cat/1.png" in reported
 
-    # And the error stays without it.
+    # Without the option, it is still an error.
     assert message(image_folder, cache) == said
 
 
-def test_a_split_of_corrupt_images_alone(image_folder, cache):
+def test_a_split_of_only_corrupt_images_is_an_error(image_folder, cache):
     for path in (image_folder / "test").glob("*/*"):
         path.write_bytes(b"")
     said = message(image_folder, cache, skip_corrupt=True)
     assert "None of the 2 images below" in said
 
 
-def test_importing_and_reading_is_quiet_and_needs_no_tensorflow_and_no_network(
+def test_importing_and_reading_is_quiet_without_tensorflow_or_network(
     image_folder, cache
 ):
     program = """
@@ -312,7 +314,7 @@ assert "tensorflow" not in sys.modules
     assert [line for line in said if line.strip() and not line.startswith(bars)] == []
 
 
-def test_what_is_not_read_is_named(image_folder, cache, capsys):
+def test_files_that_are_not_read_are_named(image_folder, cache, capsys):
     nested = image_folder / "train/cat/sub/deeper"
     nested.mkdir(parents=True)
     shutil.copy(image_folder / "train/cat/0.png", nested / "9.jpg")
@@ -331,13 +333,15 @@ def test_what_is_not_read_is_named(image_folder, cache, capsys):
     assert dataset.num_train == 6 and dataset.num_test == 1
 
 
-def test_nothing_is_said_of_a_folder_that_is_read_whole(image_folder, cache, capsys):
+def test_a_folder_that_is_read_completely_causes_no_warning(
+    image_folder, cache, capsys
+):
     (image_folder / "train/cat/.hidden").write_text("")
     folder_dataset.load(str(image_folder), cache)
     assert capsys.readouterr().err.count("Warning") == 0
 
 
-def test_sixteen_bits_are_scaled_not_cut(image_folder, cache):
+def test_sixteen_bit_images_are_scaled_not_clipped(image_folder, cache):
     ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     Image.fromarray(ramp).save(image_folder / "train/cat/0.png")
     dataset = folder_dataset.load(str(image_folder), cache)
@@ -351,7 +355,7 @@ def test_sixteen_bits_are_scaled_not_cut(image_folder, cache):
 @pytest.mark.parametrize(
     ("suffix", "mode"), [(".png", "I;16"), (".tif", "I;16"), (".tif", "I;16B")]
 )
-def test_sixteen_bits_in_any_file(tmp_path, suffix, mode):
+def test_sixteen_bit_png_and_tiff_files_are_scaled(tmp_path, suffix, mode):
     pixels = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     kind = ">u2" if mode == "I;16B" else "<u2"
     image = Image.frombytes(mode, (32, 32), pixels.astype(kind).tobytes())
@@ -360,7 +364,7 @@ def test_sixteen_bits_in_any_file(tmp_path, suffix, mode):
     assert np.abs(got[..., 0].astype(int) - pixels // 257).max() <= 1
 
 
-def test_integers_and_floats_beyond_eight_bits(tmp_path):
+def test_integer_and_float_images_are_scaled(tmp_path):
     pixels = np.arange(0, 65536, 64).reshape(32, 32)
     Image.fromarray(pixels.astype(np.int32)).save(tmp_path / "i.tif")
     got = decode.rgb((tmp_path / "i.tif").read_bytes())
@@ -375,7 +379,7 @@ def test_integers_and_floats_beyond_eight_bits(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_is_turned_as_its_exif_data_say(tmp_path, orientation):
+def test_an_image_is_turned_by_its_exif_orientation(tmp_path, orientation):
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:8, :8] = 250, 0, 0
     pixels[:8, 8:] = 0, 250, 0
@@ -398,13 +402,13 @@ def test_an_image_is_turned_as_its_exif_data_say(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JPE"])
-def test_other_names_of_jpeg_are_read(image_folder, cache, suffix):
+def test_other_suffixes_of_jpeg_are_read(image_folder, cache, suffix):
     file = image_folder / "train/cat/0.png"
     Image.open(file).save(file.with_suffix(suffix), format="JPEG")
     assert folder_dataset.load(str(image_folder), cache).num_train == 7
 
 
-def test_damaged_exif_data_do_not_keep_an_image_from_being_read(tmp_path):
+def test_an_image_with_damaged_exif_data_is_read(tmp_path):
     Image.new("RGB", (8, 8), (250, 0, 0)).save(
         tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"
     )

@@ -10,13 +10,13 @@ from train.data.crops import Crops, draw_box, middle
 
 
 def picture(width, height):
-    """Random pixels: an error of one pixel's place or weight shows."""
+    """Random pixels, so that an error in one pixel's position or weight shows."""
     rng = np.random.default_rng(width * height)
     return rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
 def weights(size, new_size):
-    """Bilinear interpolation that averages what it shrinks: (new_size, size)."""
+    """Bilinear interpolation that averages when it shrinks: (new_size, size)."""
     scale = size / new_size
     support = max(scale, 1)
     centers = (np.arange(new_size) + 0.5) * scale
@@ -26,7 +26,7 @@ def weights(size, new_size):
 
 
 def resized(pixels, width, height):
-    """In float64."""
+    """Resizes an image in float64."""
     rows = weights(pixels.shape[0], height)
     columns = weights(pixels.shape[1], width)
     across = np.einsum("jw,hwc->hjc", columns, pixels.astype(float), optimize=True)
@@ -34,7 +34,7 @@ def resized(pixels, width, height):
 
 
 class Scripted:
-    """Random numbers written down beforehand."""
+    """A random generator that returns given numbers."""
 
     def __init__(self, *numbers):
         self.numbers = list(numbers)
@@ -55,7 +55,7 @@ class Scripted:
 @pytest.mark.parametrize(
     ("width", "height", "box"),
     [
-        # (256, 300) and (341, 256): the shorter side; the longer rounded down.
+        # The shorter side becomes 256; the longer is rounded down.
         (500, 375, (341, 256, 58, 16)),
         (375, 500, (256, 341, 16, 58)),
         (64, 64, (256, 256, 16, 16)),
@@ -63,7 +63,7 @@ class Scripted:
         (256, 259, (256, 259, 16, 18)),
     ],
 )
-def test_the_middle_of_a_test_image(width, height, box):
+def test_a_test_image_is_resized_and_cropped_in_the_middle(width, height, box):
     pixels = picture(width, height)
     across, down, left, top = box
 
@@ -75,7 +75,7 @@ def test_the_middle_of_a_test_image(width, height, box):
     assert np.abs(got - expected).max() <= 1.01
 
 
-def test_a_training_image_is_a_part_resized_and_maybe_flipped():
+def test_a_training_image_is_a_resized_part_flipped_at_random():
     pixels = picture(90, 70)
     aspect = math.log(1.25)
     draws = 0.5 * 90 * 70 / (90 * 70), aspect, 7, 4
@@ -97,7 +97,7 @@ def test_a_training_image_is_a_part_resized_and_maybe_flipped():
         ]
 
 
-def test_what_does_not_fit_is_drawn_again():
+def test_a_box_that_does_not_fit_is_drawn_again():
     rng = Scripted(1.0, math.log(4 / 3), 0.25, 0.0, 11, 22)
     assert draw_box(100, 100, rng) == (11, 22, 61, 72)
 
@@ -107,15 +107,15 @@ def test_what_does_not_fit_is_drawn_again():
     [
         (500, 30, (230, 0, 270, 30)),  # As wide as 4/3 allows.
         (30, 500, (0, 230, 30, 270)),  # As high as 3/4 allows.
-        (100, 90, (0, 0, 100, 90)),  # Whole.
+        (100, 90, (0, 0, 100, 90)),  # The whole image.
     ],
 )
-def test_what_never_fits_is_the_middle(width, height, box):
+def test_the_box_is_the_middle_if_no_draw_fits(width, height, box):
     too_large = [2.0, 0.0] * 10
     assert draw_box(width, height, Scripted(*too_large)) == box
 
 
-def test_parts_are_spread_over_their_range():
+def test_boxes_have_uniform_areas_and_aspects_and_reach_the_edges():
     rng = np.random.default_rng(0)
     width, height = 640, 480
     boxes = np.array([draw_box(width, height, rng) for _ in range(3000)])
@@ -125,7 +125,7 @@ def test_parts_are_spread_over_their_range():
     area = (right - left) * (bottom - top) / (width * height)
     aspect = np.log((right - left) / (bottom - top))
     assert 0.079 < area.min() < 0.09 and area.max() > 0.95
-    # Small areas are seldom refused: uniform there, and the aspects too.
+    # Small boxes are seldom redrawn: areas and aspects are uniform there.
     small = area < 0.5
     assert area[small].mean() == pytest.approx((0.08 + 0.5) / 2, abs=0.01)
     assert np.abs(aspect).max() < math.log(4 / 3) + 0.02
@@ -147,7 +147,7 @@ def test_the_middle_covers_a_size_and_is_not_stretched(size):
     assert np.abs(found - expected).max() < 1
 
 
-def test_the_middle_of_an_image_of_that_size_is_itself():
+def test_the_middle_of_an_image_of_the_same_size_is_the_image():
     pixels = picture(50, 40)
     np.testing.assert_array_equal(middle(Image.fromarray(pixels), (40, 50)), pixels)
     gray = middle(Image.fromarray(pixels).convert("L"), (20, 20))

@@ -25,11 +25,11 @@ def pixels(encoded):
         return np.asarray(image.convert("RGB"), int)
 
 
-def test_prepared_from_the_archives_it_holds_their_images(
+def test_a_dataset_prepared_from_the_archives_holds_their_images(
     data_dir, load, monkeypatch, capsys
 ):
     written = tiny_imagenet.write_archives(data_dir, monkeypatch)
-    # Several files a split.
+    # Several files per split.
     monkeypatch.setattr("train.data.tfds.imagenet._SHARD_BYTES", 10_000)
 
     assert cli.main(["prepare", "imagenet2012"]) == 0
@@ -60,7 +60,7 @@ def test_prepared_from_the_archives_it_holds_their_images(
         assert again == [found[3], found[0]]
 
 
-def test_tensorflow_datasets_reads_it_by_its_own_name(data_dir, monkeypatch):
+def test_tensorflow_datasets_reads_the_dataset_by_its_name(data_dir, monkeypatch):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
@@ -88,7 +88,7 @@ def test_tensorflow_datasets_reads_it_by_its_own_name(data_dir, monkeypatch):
     assert builder.info.supervised_keys == ("image", "label")
 
 
-def test_prepared_once_it_is_left_as_it_is(data_dir, monkeypatch):
+def test_preparing_again_changes_no_file(data_dir, monkeypatch):
     tiny_imagenet.write_archives(data_dir, monkeypatch)
     assert cli.main(["prepare", "imagenet2012"]) == 0
     before = {p: p.stat().st_mtime_ns for p in data_dir.rglob("*.*")}
@@ -96,7 +96,7 @@ def test_prepared_once_it_is_left_as_it_is(data_dir, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in data_dir.rglob("*.*")} == before
 
 
-def test_what_is_not_prepared_is_an_error_within_two_seconds(data_dir, load):
+def test_a_dataset_that_is_not_prepared_is_an_error_within_two_seconds(data_dir, load):
     started = time.perf_counter()
     with pytest.raises(UserError) as error:
         load()
@@ -112,7 +112,7 @@ def test_what_is_not_prepared_is_an_error_within_two_seconds(data_dir, load):
         assert part in str(error.value)
 
 
-def test_missing_archives_are_named_with_their_place(data_dir, monkeypatch, capsys):
+def test_missing_archives_are_named_with_their_folder(data_dir, monkeypatch, capsys):
     started = time.perf_counter()
     assert cli.main(["prepare", "imagenet2012"]) == 2
     assert time.perf_counter() - started < 2
@@ -145,7 +145,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(data_dir, monkeypatc
 
 
 @pytest.mark.parametrize("damage", ["cut short", "no image"])
-def test_a_damaged_archive_leaves_nothing(data_dir, monkeypatch, capsys, damage):
+def test_a_damaged_archive_leaves_no_files(data_dir, monkeypatch, capsys, damage):
     tiny_imagenet.write_archives(data_dir, monkeypatch)
     path = data_dir / "downloads/manual/ILSVRC2012_img_train.tar"
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Ctrl-C before training starts: heard wherever it comes, one line, status 130."""
+"""Ctrl-C before training starts exits with one line and status 130, at any point."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def ended(arguments, **environment):
     "code",
     [
         f"{CTRL_C}\nprint('went on')",
-        # Where Python prints what is raised, and forgets it.
+        # Where Python prints an exception and continues.
         f"gc.callbacks.append(lambda *_: {CTRL_C})\ngc.collect()\nprint('went on')",
         DELETED,
         f"try:\n    {CTRL_C}\nexcept BaseException:\n    print('went on')",
@@ -58,14 +58,14 @@ def test_temporary_folders_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["-m", "train"], ["-m", "train", "compare"]])
-def test_an_interrupt_while_modules_load(tmp_path, arguments):
+def test_an_interrupt_while_modules_load_is_not_swallowed(tmp_path, arguments):
     module = tmp_path / "jax.py"
     module.write_text(f"import os, signal\n{CTRL_C}\nprint('went on')\n")
     got = ended(arguments, PYTHONPATH=str(tmp_path))
     assert got == (130, "", "\nInterrupted.\n")
 
 
-def test_windows_is_told_at_once():
+def test_on_windows_the_command_is_a_clear_error():
     code = "import runpy, sys; sys.platform = 'win32'; "
     code += "runpy.run_module('train', {}, '__main__')"
     status, _, err = ended(["-c", code])

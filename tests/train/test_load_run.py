@@ -1,4 +1,4 @@
-"""A trained network in a script of one's own: `train.load_run`."""
+"""A trained network in a user's script: `train.load_run`."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("tiny_setting")
 
 @pytest.fixture
 def without_data(monkeypatch):
-    """The run's data are gone."""
+    """Makes the run's data unavailable."""
 
     def load():
         raise UserError("There are no digits here.")
@@ -30,7 +30,7 @@ def change_record(path, change):
         change(record)
 
 
-def test_a_loaded_network_predicts_as_the_run_measured(
+def test_predictions_of_a_loaded_network_match_the_run_s_metrics(
     run_dir, small_dataset, without_data
 ):
     run = train.load_run(run_dir)
@@ -56,7 +56,7 @@ def test_a_loaded_network_predicts_as_the_run_measured(
     np.testing.assert_allclose(normalized, (images / 255 - 0.3) / 0.25, atol=1e-5)
 
 
-def test_the_best_checkpoint(run_dir):
+def test_the_best_checkpoint_can_be_loaded(run_dir):
     rows = metrics.read(run_dir / "metrics.jsonl")
     best = max(rows, key=lambda row: (row["test_top1"], row["step"]))
     assert train.load_run(str(run_dir), "best").step == best["step"]
@@ -64,7 +64,7 @@ def test_the_best_checkpoint(run_dir):
         train.load_run(run_dir, "last")
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run_dir):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(run_dir):
     (run_dir / "checkpoints/6/_CHECKPOINT_METADATA").write_text("{}")
     with pytest.warns(UserWarning, match=r"6 is damaged.* Step 3 is used instead\."):
         assert train.load_run(run_dir).step == 3
@@ -83,13 +83,15 @@ def test_a_record_without_normalization_takes_that_of_the_data(
         patch.setattr("train.data.digits.load", missing)
         with pytest.raises(UserError, match="from the dataset: There are no digits"):
             train.load_run(run_dir)
-    assert cli.main(["--resume", str(run_dir)]) == 0  # Which records them.
+    assert cli.main(["--resume", str(run_dir)]) == 0  # This records it.
     with monkeypatch.context() as patch:
         patch.setattr("train.data.digits.load", missing)
         assert train.load_run(run_dir).preprocessing[:2] == ((0.3,), (0.25,))
 
 
-def test_what_is_no_run_is_an_error_and_left_as_it_is(run_dir, tmp_path):
+def test_a_folder_that_is_not_a_complete_run_is_an_error_and_unchanged(
+    run_dir, tmp_path
+):
     with pytest.raises(UserError, match="is not a run folder"):
         train.load_run(tmp_path)
     (run_dir / "checkpoints").rename(tmp_path / "elsewhere")
@@ -115,7 +117,7 @@ def test_the_guide_loads_a_run(run_dir, small_dataset, tmp_path, monkeypatch):
     assert namespace["logits"].shape == (20, 3)
 
 
-def test_the_module_lists_what_is_public():
+def test_the_module_lists_its_public_names():
     assert {"load_run", "TrainedModel"} <= set(dir(train))
     with pytest.raises(AttributeError, match="no attribute 'load'"):
         _ = train.load

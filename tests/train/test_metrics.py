@@ -68,7 +68,7 @@ def test_no_row_is_read_after_a_damaged_line(path):
     assert metrics.read(path) == ROWS[:1]
 
 
-def test_a_last_line_that_is_restored_is_warned_of_once(path):
+def test_a_restored_last_line_causes_one_warning(path):
     copy = metrics.to_json(ROWS)
     path.write_text(path.read_text()[:-10])
     rows, (warning,) = metrics.recover(path, 6, copy)
@@ -80,7 +80,7 @@ def test_a_missing_file_has_no_rows(tmp_path):
     assert metrics.read(tmp_path / "none") == []
 
 
-def test_going_on_cuts_off_what_is_not_kept(path):
+def test_resuming_drops_rows_that_are_not_kept(path):
     writer = MetricsWriter(path, ROWS[:1], tensorboard=None)
     other = row(2, train_loss=1.0)
     writer.write(other)
@@ -103,7 +103,7 @@ def tensorboard_events(folder):
     return events
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def test_tensorboard_gets_the_metrics(tmp_path):
     writer = MetricsWriter(tmp_path / "metrics.jsonl", [], tmp_path / "tensorboard")
     writer.write(ROWS[0])
     writer.close()
@@ -117,7 +117,7 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     assert scalars["train_loss"] == (pytest.approx(0.3), 1)
 
 
-def test_tensorboard_forgets_epochs_that_are_trained_again(tmp_path):
+def test_tensorboard_drops_epochs_that_are_trained_again(tmp_path):
     from tensorboardX.proto.event_pb2 import SessionLog
 
     kept = ROWS[:1]
@@ -166,7 +166,7 @@ def test_without_a_copy_lost_epochs_are_named(path):
     assert "the metrics of epochs 2 are lost" in recovered.warnings[1]
 
 
-def test_a_link_in_the_place_of_the_metrics_is_not_followed(tmp_path):
+def test_a_link_in_place_of_the_metrics_is_not_followed(tmp_path):
     for name in ("metrics.partial", "metrics.jsonl"):
         (tmp_path / "precious").write_text("!")
         (tmp_path / name).unlink(missing_ok=True)

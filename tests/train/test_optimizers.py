@@ -1,4 +1,4 @@
-"""Optimizers by name against what they are meant to be."""
+"""Optimizers by name against their references."""
 
 import re
 
@@ -46,7 +46,7 @@ def assert_close(got, expected):
         )
 
 
-def test_sgd_is_pytorchs(x64):
+def test_sgd_matches_pytorchs(x64):
     got = trajectory(optimizers.create("sgd", 0.1, OptimizerConfig(**SETTINGS)).tx)
     reference = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
     assert_close(got, trajectory(optax.with_extra_args_support(reference)))
@@ -93,7 +93,7 @@ def rmsprop(g, state, step):
 
 
 @pytest.mark.parametrize("rule", [adam, adagrad, adadelta, rmsprop])
-def test_rescaling_optimizers_are_pytorchs_with_coupled_weight_decay(x64, rule):
+def test_rescaling_optimizers_match_pytorchs_with_coupled_weight_decay(x64, rule):
     got = trajectory(
         optimizers.create(rule.__name__, 0.1, OptimizerConfig(**SETTINGS)).tx
     )
@@ -112,7 +112,7 @@ def test_adagrad_starts_at_zero(x64):
     assert np.all(updates["Dense_0"]["bias"] == 0)
 
 
-def test_lars_moves_each_weight_by_a_share_of_its_norm(x64):
+def test_lars_moves_each_weight_by_a_fraction_of_its_norm(x64):
     tx = optimizers.create(
         "lars", 1.0, OptimizerConfig(**SETTINGS | {"weight_decay": 0.0})
     ).tx
@@ -122,7 +122,7 @@ def test_lars_moves_each_weight_by_a_share_of_its_norm(x64):
     np.testing.assert_allclose(updates["Dense_0"]["kernel"], expected, rtol=1e-12)
 
 
-def test_lsalr_is_the_librarys(x64):
+def test_lsalr_matches_the_librarys(x64):
     got = trajectory(optimizers.create("lsalr", 0.1, OptimizerConfig(**SETTINGS)).tx)
     reference = insgd_optax.lsalr(0.1, momentum=0.9, weight_decay=0.01)
     assert_close(got, trajectory(optax.with_extra_args_support(reference)))
@@ -157,7 +157,7 @@ def test_sgd_takes_dampening_and_nesterov(x64):
 
 
 @pytest.mark.parametrize("name", ["lars", "lsalr"])
-def test_nesterov_makes_other_steps(x64, name):
+def test_nesterov_changes_the_steps(x64, name):
     both = [OptimizerConfig(nesterov=nesterov) for nesterov in (False, True)]
     plain, ahead = (
         trajectory(optimizers.create(name, 0.1, config).tx) for config in both
@@ -184,7 +184,7 @@ def test_all_options_of_insgd_reach_the_library(x64, polyak_factor):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "insgd-l2"])
-def test_gradients_are_clipped_before_all_else(x64, name):
+def test_gradients_are_clipped_before_anything_else(x64, name):
     config = OptimizerConfig(clip_norm=0.5)
     got = trajectory(optimizers.create(name, 0.1, config).tx)
     plain = optimizers.create(name, 0.1, OptimizerConfig())
@@ -194,7 +194,7 @@ def test_gradients_are_clipped_before_all_else(x64, name):
         assert_close(got, trajectory(plain.tx))
 
 
-def test_multipliers_are_found_behind_clipping(x64):
+def test_multipliers_are_found_in_a_state_with_clipping(x64):
     optimizer = optimizers.create("insgd-l2", 0.1, OptimizerConfig(clip_norm=0.5))
     state = optimizer.tx.init(PARAMS)
     _, state = optimizer.tx.update(PARAMS, state, PARAMS, input_norms=NORMS)
@@ -202,7 +202,7 @@ def test_multipliers_are_found_behind_clipping(x64):
     assert multipliers["Dense_0/kernel"] == pytest.approx(0.25)
 
 
-def test_the_input_of_a_convolution_is_chosen():
+def test_conv_input_selects_the_input_of_a_convolution():
     import flax.linen as nn
 
     model, x = nn.Conv(1, (3, 3)), jnp.ones((1, 4, 4, 1))
@@ -219,7 +219,7 @@ def test_the_input_of_a_convolution_is_chosen():
 
 
 @pytest.mark.parametrize("name", ["lms-newton", "adamw+cov"])
-def test_the_covariance_has_the_size_and_rows_given(name):
+def test_options_limit_the_rows_and_the_size_of_the_covariance(name):
     import flax.linen as nn
 
     model, x = nn.Dense(2), jnp.arange(80.0).reshape(10, 8)
@@ -238,21 +238,21 @@ def test_the_covariance_has_the_size_and_rows_given(name):
     )
     assert [leaf.shape for leaf in whole] == [leaf.shape for leaf in few]
     assert whole[0].sum() != few[0].sum()
-    # A matrix above the largest is cut into blocks on its diagonal.
+    # A matrix above the largest size is cut into blocks on its diagonal.
     assert (whole[0].size, small[0].size) == (8 * 8, 2 * 4 * 4)
 
 
 @pytest.mark.parametrize("name", ["insgd-l1", "insgd-l2"])
 @pytest.mark.parametrize("scope", ["kernel", "layer"])
 @pytest.mark.parametrize("normalizer", ["log", "power", "log1p"])
-def test_insgd_is_the_librarys(x64, name, scope, normalizer):
+def test_insgd_matches_the_librarys(x64, name, scope, normalizer):
     settings = SETTINGS | {"scope": scope, "normalizer": normalizer}
     got = trajectory(optimizers.create(name, 0.1, OptimizerConfig(**settings)).tx)
     assert_close(got, trajectory(insgd_optax.insgd(0.1, **settings)))
 
 
 @pytest.mark.parametrize("name", ["sgd", "insgd-l2"])
-def test_a_polyak_factor_bounds(x64, name):
+def test_a_polyak_factor_gives_clip_by_polyak(x64, name):
     optimizer = optimizers.create(
         name, 50.0, OptimizerConfig(**SETTINGS, polyak_factor=0.5)
     )
@@ -286,7 +286,7 @@ def test_a_learning_rate_may_be_traced(x64, name):
     assert_close(jax.jit(trained)(0.02), trained(0.02))
 
 
-def test_rates_that_are_found_by_the_optimizer_are_optax_s(x64):
+def test_optimizers_that_find_their_learning_rate_match_optax_s(x64):
     for name, reference in (
         ("momo", optax.contrib.momo(1.0, beta=0.9, weight_decay=0.01)),
         ("prodigy", optax.contrib.prodigy(1.0, weight_decay=0.01)),
@@ -297,7 +297,7 @@ def test_rates_that_are_found_by_the_optimizer_are_optax_s(x64):
         assert_close(got, trajectory(reference))
 
 
-def test_an_optimizer_of_ones_own(monkeypatch):
+def test_a_custom_optimizer_can_be_registered(monkeypatch):
     monkeypatch.setattr(optimizers, "_OPTIMIZERS", dict(optimizers._OPTIMIZERS))
 
     def make(learning_rate, config, _):
@@ -328,7 +328,7 @@ def test_an_optimizer_of_ones_own(monkeypatch):
         ("insgd-linf", 3),
     ],
 )
-def test_capture_has_the_norm_of_the_name(name, power):
+def test_the_capture_uses_the_norm_in_the_name(name, power):
     import flax.linen as nn
 
     model, x = nn.Dense(1), jnp.array([[1.0, -3.0]])
@@ -378,8 +378,8 @@ def sown_covariance(step):
         ("muon+whitened", rules.muon),
     ],
 )
-def test_the_link_is_between_the_steps_and_weight_decay(x64, name, rule):
-    # One input has but one direction: only where weight decay comes in can differ.
+def test_the_covariance_is_applied_before_weight_decay(x64, name, rule):
+    # One input has only one direction: only the place of weight decay can differ.
     def run(tx):
         params, state = PARAMS, tx.init(PARAMS)
         for step in range(3):

@@ -1,4 +1,4 @@
-"""Networks, datasets and optimizers of the user's own, MODULE:NAME."""
+"""Custom networks, datasets and optimizers, given as MODULE:NAME."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def start(tmp_path, capsys):
     def start(*arguments):
         try:
             status = cli.main(list(arguments))
-        except SystemExit as error:  # The parser draws a box around what it says.
+        except SystemExit as error:  # The parser draws a box around its message.
             said = capsys.readouterr().err.replace("│", " ")
             return error.code, "", " ".join(said.split())
         return status, *capsys.readouterr()
@@ -85,7 +85,7 @@ def test_the_guide_s_code_is_trained_resumed_evaluated_and_loaded(
     own_code._checksum.cache_clear()
 
 
-def test_a_network_without_train_and_input_norms_of_its_own(start, tmp_path):
+def test_a_network_without_train_is_trained_with_a_capture_of_its_own(start, tmp_path):
     status, out, _ = start(
         *MINE,
         *("--optimizer", f"{OWN}:insgd_l1", "--epochs", "1", "--batch-size", "16"),
@@ -100,8 +100,8 @@ def test_a_network_without_train_and_input_norms_of_its_own(start, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["model", "dataset", "optimizer"])
-def test_a_record_imports_no_code_unless_told(start, tmp_path, monkeypatch, part):
-    """A run folder from elsewhere, opened in a folder with a module beside it."""
+def test_a_record_imports_no_code_unless_trusted(start, tmp_path, monkeypatch, part):
+    """A run folder from elsewhere, opened where its module can be imported."""
     run_dir, marker = tmp_path / "run", tmp_path / "imported"
     config = RunConfig().to_json() | {part: "beside:thing", "learning_rate": 0.1}
     dataset = {"name": "x", "train_images": 1, "test_images": 1}
@@ -124,7 +124,7 @@ def test_a_record_imports_no_code_unless_told(start, tmp_path, monkeypatch, part
     assert "names code" not in start("eval", str(run_dir), "--trust-code")[2]
 
 
-def test_compare_trains_them_and_refuses_runs_of_changed_code(
+def test_compare_trains_custom_code_and_refuses_runs_of_changed_code(
     start, tmp_path, monkeypatch
 ):
     titles = []
@@ -139,7 +139,7 @@ def test_compare_trains_them_and_refuses_runs_of_changed_code(
     status, out, _ = start(*command)
     assert status == 0
     assert f"| {OWN}:make@0.05 | 0.05 " in out
-    assert f"{OWN}:Linear on stripes, 1 seed" in titles  # The data's own name.
+    assert f"{OWN}:Linear on stripes, 1 seed" in titles  # The dataset's own name.
     status, out, _ = start(*command)
     assert "2 of 2 runs are finished." in out
     monkeypatch.setattr(own_code, "_checksum", lambda reference: "another")
@@ -149,7 +149,7 @@ def test_compare_trains_them_and_refuses_runs_of_changed_code(
 
 
 @pytest.mark.slow
-def test_workers_train_them(start, tmp_path, monkeypatch):
+def test_workers_train_custom_code(start, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     status, out, _ = start(
         *("compare", "--optimizers", "sgd", f"{OWN}:make@0.05", *MINE),
@@ -206,9 +206,7 @@ def test_workers_train_them(start, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_is_not_as_it_must_be_is_named_in_one_line(
-    start, tmp_path, options, words
-):
+def test_invalid_custom_code_is_named_in_one_line(start, tmp_path, options, words):
     defaults = {"--model": MINE[1], "--dataset": MINE[3]}
     given = options.split()
     for name, value in defaults.items():
@@ -231,7 +229,7 @@ def test_what_is_not_as_it_must_be_is_named_in_one_line(
         ),
     ],
 )
-def test_an_exception_of_the_user_s_is_shown_from_their_code_on(start, options, words):
+def test_an_exception_in_custom_code_is_shown_from_that_code_on(start, options, words):
     given = [*options, *(MINE[2:] if "--dataset" not in options else [])]
     status, _, err = start("--batch-size", "16", *given)
     assert status == 2
@@ -241,7 +239,7 @@ def test_an_exception_of_the_user_s_is_shown_from_their_code_on(start, options, 
     assert words in err.splitlines()[-1]
 
 
-def test_a_module_that_fails_when_imported_is_shown_too(start, tmp_path, monkeypatch):
+def test_an_exception_on_import_is_shown_too(start, tmp_path, monkeypatch):
     (tmp_path / "failing_module.py").write_text("import json\n\nimport no_such_thing\n")
     monkeypatch.syspath_prepend(tmp_path)
     status, _, err = start("--model", "failing_module:Net")
@@ -250,7 +248,7 @@ def test_a_module_that_fails_when_imported_is_shown_too(start, tmp_path, monkeyp
     assert err.splitlines()[-1].startswith("Error: Importing failing_module, for")
 
 
-def test_an_optimizer_is_given_the_options_it_takes():
+def test_an_optimizer_receives_the_options_that_it_takes():
     config = OptimizerConfig(momentum=0.8)
     name = f"{OWN}:make"
     assert optimizers.has_option(name, "momentum")
@@ -271,7 +269,7 @@ def test_an_optimizer_is_given_the_options_it_takes():
     assert not optimizers.has_option(f"{OWN}:insgd_l1", "normalizer")
 
 
-def test_names():
+def test_names_of_custom_code_are_shortened_and_parsed():
     assert registry.absolute("my.data:load") == "my.data:load"
     assert registry.short_name("my.data:load") == "data-load"
     assert registry.short_name("folder:/data/pets") == "pets"
@@ -293,7 +291,7 @@ def test_names():
         workload.parse("resnet21:width=3", (1,), "float32")
 
 
-def test_mean_and_standard_deviation_of_images():
+def test_preprocessing_of_images_has_their_mean_and_deviation():
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 3, 2), dtype=np.uint8)
     found = train.Preprocessing.of(images)
     np.testing.assert_allclose(found.mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Pictures of runs: whatever is drawn fits; matplotlib would warn if it did not."""
+"""Pictures of runs: everything fits, because matplotlib would warn otherwise."""
 
 import numpy as np
 import pytest
@@ -58,10 +58,12 @@ def test_a_narrow_logarithmic_axis_has_plain_numbers(
         return [tick.get_text() for tick in ticks if tick.get_text()]
 
     assert {float(text) for text in numbers(multiplier)} >= {0.2, 0.22}
-    assert any("10^" in text for text in numbers(power))  # Of many decades.
+    assert any("10^" in text for text in numbers(power))  # It spans many decades.
 
 
-def test_a_deep_network_is_a_map_in_the_order_of_its_blocks(tmp_path, monkeypatch):
+def test_a_deep_network_is_drawn_as_a_map_in_the_order_of_its_blocks(
+    tmp_path, monkeypatch
+):
     figures = drawn_by(monkeypatch)
     names = [f"block_{i}/Conv_0/kernel" for i in (1, 10, 11, 12, 2, 3, 4, 5, 6, 7, 8)]
     rows = [
@@ -96,12 +98,12 @@ def test_a_legend_covers_no_line(number, tmp_path, monkeypatch):
     (legend,) = [*figure.legends, *filter(None, [axes.get_legend()])]
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
     width = figure.get_window_extent().x1
-    # But for what the line of its frame is rounded by.
+    # Except for the rounding of the line of its frame.
     assert legend.get_window_extent().x0 > -2
     assert legend.get_window_extent().x1 < width + 4
 
 
-def test_a_link_in_the_place_of_a_picture_is_not_followed(tmp_path):
+def test_a_link_in_place_of_a_picture_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("!")
     (tmp_path / "test_error.png").symlink_to(tmp_path / "precious")
     plots.plot_test_error({"sgd": [[]]}, tmp_path / "test_error.png")

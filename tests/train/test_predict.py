@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("tiny_setting")
 
 @pytest.fixture
 def folder(tmp_path, small_dataset):
-    """Five images: in gray, in color, too wide, and below another folder."""
+    """Five images: in gray, in color, too wide, and in a subfolder."""
     root = tmp_path / "images"
     (root / "more/.hidden").mkdir(parents=True)
     images = [Image.fromarray(pixels[..., 0]) for pixels in small_dataset.test.images]
@@ -32,7 +32,7 @@ def folder(tmp_path, small_dataset):
 
 
 def predict(capsys, *arguments):
-    """The status, what is written and what is said."""
+    """The status, the output and the errors."""
     status = cli.main(["predict", *map(str, arguments)])
     return status, *capsys.readouterr()
 
@@ -41,7 +41,7 @@ def test_each_image_of_a_folder_gets_its_class(
     run_dir, folder, small_dataset, tmp_path, capsys
 ):
     run = train.load_run(run_dir)
-    order = [0, 1, 2, 4, 3]  # The files of a folder come before its folders.
+    order = [0, 1, 2, 4, 3]  # The files of a folder come before its subfolders.
     files = ["0.png", "1.PNG", "2.bmp", "4.png", "more/3.png"]
     probabilities = run.predict(small_dataset.test.images)[order]
 
@@ -70,7 +70,7 @@ def test_each_image_of_a_folder_gets_its_class(
     assert [line.split(",")[1] for line in out.splitlines()[1:]] == ["1", "2", "3"]
 
 
-def test_what_is_no_image_is_named(run_dir, folder, tmp_path, capsys):
+def test_files_that_are_not_images_are_named(run_dir, folder, tmp_path, capsys):
     broken = folder / "3.png"
     broken.write_bytes((folder / "0.png").read_bytes()[:40])
     empty = tmp_path / "empty"

@@ -62,7 +62,7 @@ def write_archive(name, data_dir, monkeypatch):
     return expected
 
 
-def test_prepared_from_the_archive_it_loads_the_images(
+def test_a_dataset_prepared_from_the_archive_holds_its_images(
     name, data_dir, cache, monkeypatch, capsys
 ):
     expected = write_archive(name, data_dir, monkeypatch)
@@ -75,7 +75,7 @@ def test_prepared_from_the_archive_it_loads_the_images(
     assert len(loaded.class_names) == (100 if name == "cifar100" else 10)
     assert loaded.class_names[3] == "label_3"
     for split, (images, labels) in expected.items():
-        # tensorflow-datasets shuffles: compared as sets.
+        # tensorflow-datasets shuffles the images, so sets are compared.
         got = getattr(loaded, split)
         pairs = {(im.tobytes(), int(label)) for im, label in zip(*got, strict=True)}
         wanted = zip(images, labels, strict=True)
@@ -87,7 +87,7 @@ def test_prepared_from_the_archive_it_loads_the_images(
     np.testing.assert_array_equal(again.train.images, loaded.train.images)
 
 
-def test_tensorflow_datasets_reads_it_by_its_own_name(name, data_dir, monkeypatch):
+def test_tensorflow_datasets_reads_the_dataset(name, data_dir, monkeypatch):
     import tensorflow_datasets as tfds
 
     write_archive(name, data_dir, monkeypatch)
@@ -100,7 +100,7 @@ def test_tensorflow_datasets_reads_it_by_its_own_name(name, data_dir, monkeypatc
     assert builder.info.splits["test"].num_examples == PER_FILE
 
 
-def test_another_archive_is_refused(data_dir):
+def test_an_archive_with_another_checksum_is_refused(data_dir):
     path = data_dir / "downloads" / cifar.CIFAR10.archive
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half of it")
@@ -108,7 +108,7 @@ def test_another_archive_is_refused(data_dir):
         cifar.find_archive(cifar.CIFAR10)
 
 
-def test_a_download_cut_short_is_not_kept(data_dir, tmp_path, monkeypatch):
+def test_a_truncated_download_is_not_kept(data_dir, tmp_path, monkeypatch):
     write_archive("cifar10", tmp_path / "elsewhere", monkeypatch)
     (source,) = (tmp_path / "elsewhere/downloads").iterdir()
     whole = source.read_bytes()
@@ -146,7 +146,9 @@ def test_tfrecord_files_are_named_with_the_remedy(data_dir, cache):
         registry.load("cifar10", cache)
 
 
-def test_what_is_not_prepared_is_an_error_within_two_seconds(name, data_dir, cache):
+def test_a_dataset_that_is_not_prepared_is_an_error_within_two_seconds(
+    name, data_dir, cache
+):
     started = time.perf_counter()
     with pytest.raises(UserError) as error:
         registry.load(name, cache)
@@ -180,7 +182,7 @@ class Evil(tfds.features.Text): pass
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_class_that_metadata_name_is_not_imported(
+def test_a_class_named_in_metadata_is_not_imported(
     features, whole, data_dir, cache, tmp_path, monkeypatch
 ):
     folder = data_dir / "cifar10/3.0.2"
@@ -201,7 +203,7 @@ def test_a_class_that_metadata_name_is_not_imported(
     assert not (tmp_path / "was_run").exists()
 
 
-def test_features_that_are_named_twice_are_refused(tmp_path):
+def test_a_duplicate_key_in_features_is_refused(tmp_path):
     known = reader._FEATURES_DICT
     (tmp_path / "features.json").write_text(
         f'{{"pythonClassName": "evil.Evil", "pythonClassName": "{known}",'

@@ -1,4 +1,4 @@
-"""The presets against the paper's tables, written out as it prints them."""
+"""The presets against the paper's tables, as printed."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from train.config import RunConfig
 from train.experiments.paper import presets
 from train.training import optimizers
 
-# Optimizer, what else the paper's table has, learning rate, top-1 (and top-5).
+# Optimizer, other columns of the paper's table, learning rate, top-1 (and top-5).
 PAPER = {
     3: """
         sgd 0.1 92.57 0.11
@@ -84,7 +84,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("number", PAPER)
-def test_rows_are_the_papers(number):
+def test_rows_match_the_papers(number):
     table = presets.TABLES[number]
     got = []
     for row in table.rows:
@@ -100,7 +100,7 @@ def test_rows_are_the_papers(number):
 
 
 @pytest.mark.parametrize("number", presets.TABLES)
-def test_protocols_are_the_papers(number):
+def test_protocols_match_the_papers(number):
     table = presets.TABLES[number]
     assert table.seeds == (3 if number == 10 else 7)
     assert table.epochs == {8: 300, 10: 90}.get(number, 200)
@@ -124,7 +124,7 @@ def test_protocols_are_the_papers(number):
 
 
 @pytest.mark.parametrize("number", presets.TABLES)
-def test_networks_have_the_options(number):
+def test_networks_accept_the_options_of_every_row(number):
     table = presets.TABLES[number]
     for row in table.rows:
         # The options leave out the dataset, which does not matter here.
@@ -145,12 +145,12 @@ def test_networks_have_the_options(number):
         (10, 9, {"schedule": "steps", "milestones": (3, 6)}),
     ],
 )
-def test_shortened_runs_move_the_schedule_in_proportion(number, epochs, expected):
+def test_shortened_runs_scale_the_schedule(number, epochs, expected):
     table = presets.TABLES[number]
     chosen = presets.options(table, table.rows[0], epochs)
     assert chosen["epochs"] == epochs
     assert expected.items() <= chosen.items()
-    # The table itself is as it was.
+    # The table itself is unchanged.
     whole = presets.options(table, table.rows[0])
     assert whole["epochs"] == table.epochs
     assert whole.get("milestones") in (None, (79, 119, 159), (30, 60))

@@ -1,4 +1,4 @@
-"""Processes that meet, do not come, or do not fit together; here threads of one."""
+"""Processes that connect, are missing, or differ; mostly threads of one process."""
 
 import socket
 import subprocess
@@ -22,7 +22,7 @@ def meet(address, process_id, num_processes=2, timeout=20, versions=VERSIONS):
 
 
 def outcomes(*calls):
-    """What each call gives, made at the same time: its result or its error."""
+    """The result or the error of each call; the calls are made concurrently."""
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(call) for call in calls]
         found = [future.exception() or future.result() for future in futures]
@@ -32,7 +32,7 @@ def outcomes(*calls):
     return found
 
 
-def test_all_that_come_are_connected():
+def test_all_processes_are_connected():
     address = free_address()
     found = outcomes(*(lambda n=n: meet(address, n, 3) for n in (2, 0, 1)))
     assert all(isinstance(each, rendezvous.Peers) for each in found)
@@ -46,20 +46,20 @@ def test_all_that_come_are_connected():
         ({"versions": {"jax": "2"}}, "Process 1 has different versions from process 0"),
     ],
 )
-def test_those_that_do_not_fit_together_both_say_so(second, words):
+def test_both_processes_report_that_they_differ(second, words):
     address = free_address()
     found = outcomes(lambda: meet(address, 0), lambda: meet(address, 1, **second))
     assert all(isinstance(error, UserError) for error in found)
     assert all(words in str(error) for error in found)
 
 
-def test_a_number_that_two_have_is_named():
+def test_a_duplicate_process_id_is_named():
     address = free_address()
     found = outcomes(*(lambda n=n: meet(address, n, 3) for n in (0, 1, 1)))
     assert all("Two processes have --process-id 1" in str(error) for error in found)
 
 
-def test_those_that_do_not_come_are_named():
+def test_missing_processes_are_named():
     address = free_address()
     first, second = outcomes(
         lambda: meet(address, 0, 4, timeout=1), lambda: meet(address, 2, 4, timeout=1)
@@ -77,7 +77,7 @@ def options(address, process_id):
 
 
 def refused(address, process_id, capsys):
-    """What the command line says, in one line."""
+    """The one-line error of the command line."""
     assert cli.main(options(address, process_id)) == 2
     err = capsys.readouterr().err
     assert err.startswith("Error: ")
@@ -88,19 +88,19 @@ def refused(address, process_id, capsys):
 @pytest.mark.parametrize("process_id", [0, 1])
 # DNS has no names of that length.
 @pytest.mark.parametrize("host", ["no-such-host.invalid", f"{'a' * 70}.invalid"])
-def test_a_host_that_cannot_be_found(host, process_id, capsys):
+def test_a_host_that_cannot_be_found_is_an_error(host, process_id, capsys):
     said = refused(f"{host}:1234", process_id, capsys)
     assert f"--coordinator {host}:1234: the host cannot be found" in said
 
 
-def test_a_port_that_is_taken(capsys):
+def test_a_port_that_is_taken_is_an_error(capsys):
     with socket.create_server(("", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert "cannot listen on this port" in refused(address, 0, capsys)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n", b"", b"[1]\n"])
-def test_another_service_at_the_address(answer, capsys):
+def test_another_service_at_the_address_is_an_error(answer, capsys):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -146,7 +146,9 @@ with peers.watched():
 
 @pytest.mark.parametrize("first_dies", [True, False])
 @pytest.mark.parametrize("dies", [True, False])
-def test_the_loss_of_a_process_ends_the_other_but_its_end_does_not(first_dies, dies):
+def test_the_death_of_a_process_ends_the_other_but_a_normal_exit_does_not(
+    first_dies, dies
+):
     address = free_address()
     processes = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Reports of a series: valid JSON, replaced at once, and pictures in order."""
+"""Reports of a series: valid JSON, atomic replacement, and pictures."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def test_a_diverged_run_is_null_in_json(tmp_path):
     assert found == {"effective_rates": [0.1, None, None], "std": None}
 
 
-def test_a_report_that_cannot_be_replaced_is_left_whole(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_report_intact(tmp_path, monkeypatch):
     reports.write(tmp_path, "table", "old", {"seeds": 1})
 
     def fail(*_):

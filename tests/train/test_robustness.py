@@ -46,12 +46,12 @@ def test_gaps_at_the_edges_are_halved_until_they_are_small():
     assert usable.high.learning_rate <= 0.7 <= usable.high.learning_rate * 10**0.13
 
 
-def test_a_gap_below_three_digits_ends():
+def test_a_gap_below_three_digits_is_not_refined():
     found = {0.0199: 60, 0.02: 10}
     assert rate_search.refined(points(found), margin=1.0, gap_in_decades=1e-6) == []
 
 
-def test_a_better_accuracy_found_on_the_way_moves_the_edges():
+def test_a_better_accuracy_found_by_refinement_moves_the_edges():
     found = {0.01: 50, 0.1: 55, 1: 10}
     assert rate_search.refined(points(found), 1.0, 0.5) == [0.0316, 0.316]
     found |= {0.0316: 60, 0.316: 10}
@@ -59,7 +59,7 @@ def test_a_better_accuracy_found_on_the_way_moves_the_edges():
     assert rate_search.refined(points(found), 1.0, 0.5) == []
 
 
-def test_the_range_reaches_over_a_rate_with_bad_luck():
+def test_the_range_includes_an_unusable_rate_between_usable_ones():
     span = spanned_range(points({1: 59.5, 10: 58.9, 100: 60, 1000: 10}), margin=1.0)
     assert span.factor == 100 and span.best.learning_rate == 100
 
@@ -77,7 +77,7 @@ def train(tmp_path, tiny_setting):
     return run
 
 
-def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatch):
+def test_the_command_trains_reports_and_draws(train, tmp_path, capsys, monkeypatch):
     grid = ("--decades", "2", "--per-decade", "1", "--gap", "0.5", "--seeds", "2")
     names = ("--optimizers", "sgd", "insgd-l2+polyak@1")
     assert train(*names, *grid) == 0
@@ -97,7 +97,7 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
         for point in found["points"][name]:
             taken = point["effective_rate"] / point["learning_rate"]
             assert (taken == 1) if name == "sgd" else (0 < taken < 1)
-        # Where two neighbors are not alike, what lies between them was tried.
+        # Between a usable rate and an unusable neighbor, further rates were tried.
         again = points(
             {p["learning_rate"]: p["accuracy"]["mean"] for p in found["points"][name]}
         )
@@ -106,7 +106,7 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
     out = capsys.readouterr().out
     assert "  learning rate capped at " in out
     assert "Usable between" in out and (folder / "robustness.md").read_text() in out
-    # Again, nothing is run.
+    # The second time, nothing is run.
     monkeypatch.setattr(series, "run", None)
     assert train(*names, *grid) == 0
 
@@ -123,7 +123,7 @@ def test_the_command_tries_reports_and_draws(train, tmp_path, capsys, monkeypatc
         (("--optimizers", "sgd+polyakx"), "'sgd+polyakx' is not a valid optimizer"),
     ],
 )
-def test_slips_are_refused(arguments, message, capsys):
+def test_invalid_options_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         cli.main(["robustness", *arguments])
     out = "".join(capsys.readouterr())
@@ -142,7 +142,7 @@ def test_bars_end_at_the_ratio(tmp_path, monkeypatch):
     ((_, (bars,)),) = drawn
     ends = [bar.get_x() + bar.get_width() for bar in bars.patches]
     assert ends == pytest.approx([10, 1])
-    # A ratio of 1 has a bar too, and no words are cut off.
+    # A ratio of 1 has a bar, too, and no text is cut off.
     assert all(bar.get_window_extent().width > 20 for bar in bars.patches)
     right = bars.get_window_extent().x1
     assert all(text.get_window_extent().x1 < right for text in bars.texts)
@@ -160,14 +160,16 @@ def test_each_optimizer_has_a_panel_that_shows_all_of_its_curve(
         "create_figure",
         lambda *args, **kw: drawn.append(make(*args, **kw)) or drawn[0],
     )
-    monkeypatch.setattr(plots, "save", lambda figure, path: None)  # It takes seconds.
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path: None
+    )  # Saving takes seconds.
     found = {f"o{n}": points({1: 0.5, 10: 100, 100: 9}) for n in range(number)}
     plots.plot_robustness(found, 1.0, tmp_path / "plot.png", "cnn on digits")
     ((figure, _),) = drawn
     assert [axes.get_title() for axes in figure.axes] == list(found)
     assert figure.get_suptitle() == "cnn on digits"
     for column in range(min(number, 4)):
-        # The lowest panel of a column tells the learning rates.
+        # The lowest panel of a column shows the learning rates.
         lowest = figure.axes[column::4][-1]
         assert any(label.get_visible() for label in lowest.get_xticklabels())
     for axes in figure.axes:
@@ -175,7 +177,7 @@ def test_each_optimizer_has_a_panel_that_shows_all_of_its_curve(
         assert low <= 0.5 and high >= 100
 
 
-def test_the_figures_of_the_docs_are_those_of_their_tables():
+def test_the_figures_of_the_docs_match_their_tables():
     figures = load("robustness_figures")
     found = figures.read(figures.PAGE.read_text())
     assert found.keys() == figures.TITLES.keys()

@@ -21,7 +21,7 @@ def test_each_new_run_gets_a_folder_of_its_own(tmp_path):
     assert names == [config.readable_name + end for end in ("", "-2", "-3")]
 
 
-def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path):
+def test_a_folder_that_is_not_empty_is_left_unchanged(tmp_path):
     (tmp_path / "precious").write_text("!")
     with pytest.raises(
         UserError, match="already exists and was left unchanged.*--resume"
@@ -34,7 +34,7 @@ def test_an_empty_folder_may_be_given(tmp_path):
     assert run_folder.create(RunConfig(run_dir=tmp_path), DATA).path == tmp_path
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be created: .*--run-dir"):
         run_folder.create(RunConfig(runs_dir=tmp_path / "file"), DATA)
@@ -42,7 +42,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         run_folder.make(tmp_path / "file", exist_ok=True)
 
 
-def test_options_come_back(tmp_path):
+def test_options_are_read_back(tmp_path):
     config = RunConfig(
         dataset="folder:/data/pets",
         optimizer="sgd",
@@ -53,14 +53,14 @@ def test_options_come_back(tmp_path):
     )
     path = run_folder.create(config, DATA).path
     loaded = run_folder.load(path)
-    # The default at the time, so that another default later changes no run.
+    # The default is recorded, so that a later change of it changes no run.
     assert loaded.config == dataclasses.replace(config, learning_rate=0.1)
     environment = json.loads((path / "record.json").read_text())["environment"]
     assert environment["versions"]["jax"]
     assert environment["command"].startswith("python -m train")
 
 
-def test_changed_options_are_recorded_and_others_left(tmp_path):
+def test_only_changed_options_are_recorded(tmp_path):
     config = RunConfig(runs_dir=tmp_path, run_dir=tmp_path / "run", epochs=2)
     path = run_folder.create(config, DATA).path
     before = (path / "record.json").stat().st_ino
@@ -73,7 +73,7 @@ def test_changed_options_are_recorded_and_others_left(tmp_path):
     )
 
 
-def test_a_folder_that_is_no_run_is_an_error(tmp_path):
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         run_folder.load(tmp_path)
 
@@ -118,7 +118,7 @@ def test_a_damaged_record_is_an_error(tmp_path, content, words):
         ("dataset", "cifar11", "unknown dataset 'cifar11'"),
     ],
 )
-def test_a_field_of_the_record_is_named(tmp_path, name, value, words):
+def test_an_invalid_field_of_the_record_is_named(tmp_path, name, value, words):
     path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
     values = json.loads((path / "record.json").read_text())
     values["config"][name] = value
@@ -153,9 +153,7 @@ def test_other_parts_of_the_record_are_checked(tmp_path, part):
         ("preprocessing", "std", None, "'preprocessing.std' is null, not a list"),
     ],
 )
-def test_values_of_the_data_that_no_run_has_are_named(
-    tmp_path, part, name, value, words
-):
+def test_impossible_values_of_the_data_are_named(tmp_path, part, name, value, words):
     data = DATA | {"test_images": 3, "image_shape": [8, 8, 1]}
     normalization = {"mean": [0.5], "std": [0.25]}
     config = RunConfig(runs_dir=tmp_path)
@@ -172,7 +170,7 @@ def test_values_of_the_data_that_no_run_has_are_named(
         run_folder.load(path)
 
 
-def test_no_flipped_bit_of_a_record_is_silent(tmp_path):
+def test_no_flipped_bit_of_a_record_silently_changes_it(tmp_path):
     path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
     file, rng = path / "record.json", random.Random(0)
     content, expected = file.read_bytes(), run_folder.load(path).record
@@ -188,7 +186,7 @@ def test_no_flipped_bit_of_a_record_is_silent(tmp_path):
     assert noticed > 200
 
 
-def test_a_flipped_bit_in_the_name_of_the_checksum_is_not_silent(tmp_path):
+def test_a_flipped_bit_in_the_name_of_the_checksum_is_no_silent_change(tmp_path):
     path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
     content = (path / "record.json").read_text()
     (path / "record.json").write_text(content.replace('"sha256"', '"shq256"'))
@@ -211,7 +209,7 @@ def test_an_edited_record_is_read_without_its_checksum(tmp_path):
     assert run_folder.load(path).environments[-1]["chunk_steps"] == 3
 
 
-def test_a_record_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_record(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -234,7 +232,7 @@ def test_without_hard_links_a_record_is_still_created_once(tmp_path, monkeypatch
         files.create(folder.path / "record.json", b"")
 
 
-def test_a_record_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatch):
+def test_a_record_that_cannot_be_created_leaves_no_file(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(122, "Disk quota exceeded")
 
@@ -248,17 +246,17 @@ def test_a_record_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} is not a regular file"):
         files.read(tmp_path)
 
 
-def test_what_a_killed_command_left_is_no_content(tmp_path):
+def test_a_partial_file_of_a_killed_command_does_not_count_as_content(tmp_path):
     (tmp_path / ".partial-0123").write_text("{")
     assert run_folder.create(RunConfig(run_dir=tmp_path), DATA).path == tmp_path
 
 
-def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(tmp_path):
+def test_a_pipe_in_place_of_a_record_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "record.json")
     with pytest.raises(UserError, match="is not a regular file"):
         run_folder.load(tmp_path)
@@ -332,16 +330,16 @@ NOW = {
         (NOW | {"versions": {"insgd_optax": "1"}}, ["insgd_optax changed from 1 to 2"]),
     ],
 )
-def test_what_may_change_the_last_bits_is_told(recorded, expected):
+def test_changes_that_may_affect_the_last_bits_are_listed(recorded, expected):
     assert provenance.changes(recorded, NOW) == expected
 
 
-def test_an_accelerators_bits_do_not_depend_on_cores():
+def test_a_change_of_cores_is_not_listed_for_an_accelerator():
     now = NOW | {"devices": ["NVIDIA H100"]}
     assert provenance.changes(now | {"cores": 8}, now) == []
 
 
-def test_a_resume_elsewhere_is_recorded_and_warned_of(tmp_path, capsys):
+def test_a_resume_in_another_environment_is_recorded_with_a_warning(tmp_path, capsys):
     path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA, NOW).path
 
     def resume(**environment):
@@ -363,16 +361,20 @@ def test_a_resume_elsewhere_is_recorded_and_warned_of(tmp_path, capsys):
         ({"parallel": "pmap"}, {"parallel": "shard_map"}, False),
         ({"parallel": "pmap"}, {"parallel": "pmap", "devices": ["cpu"]}, True),
         ({"parallel": "mesh"}, {"parallel": "mesh", "devices": ["cpu"]}, False),
-        ({"parallel": None}, {"parallel": "pmap"}, False),  # Of an earlier version.
+        ({"parallel": None}, {"parallel": "pmap"}, False),  # From an earlier version.
     ],
 )
-def test_other_dropout_masks_are_warned_of(tmp_path, capsys, before, after, differ):
+def test_different_dropout_masks_cause_a_warning(
+    tmp_path, capsys, before, after, differ
+):
     folder = run_folder.create(RunConfig(runs_dir=tmp_path), DATA, NOW | before)
     folder.record_environment(NOW | after)
     assert ("Dropout masks differ" in capsys.readouterr().err) == differ
 
 
-def test_of_two_commands_that_found_a_folder_empty_one_is_told(tmp_path, monkeypatch):
+def test_two_commands_cannot_both_create_a_run_in_an_empty_folder(
+    tmp_path, monkeypatch
+):
     run_folder.create(RunConfig(run_dir=tmp_path), DATA)
     monkeypatch.setattr(run_folder, "_is_new", lambda path: True)
     with pytest.raises(UserError, match="already exists and was left unchanged"):

@@ -27,7 +27,7 @@ with RunLock() as lock:
 """
 
 
-def test_one_holds_a_folder_at_a_time(tmp_path):
+def test_only_one_lock_holds_a_folder_at_a_time(tmp_path):
     with RunLock() as lock:
         assert lock.take(tmp_path) == tmp_path
         assert lock.take(tmp_path) == tmp_path
@@ -37,7 +37,7 @@ def test_one_holds_a_folder_at_a_time(tmp_path):
         other.take(tmp_path)
 
 
-def test_a_killed_process_holds_nothing(tmp_path):
+def test_a_killed_process_holds_no_lock(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE
     ) as process:
@@ -66,7 +66,7 @@ def test_a_folder_that_was_replaced_is_noticed(tmp_path):
             lock.check()
 
 
-def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("!")
     (tmp_path / "lock").symlink_to(tmp_path / "precious")
     with RunLock() as lock, pytest.raises(UserError, match="lock is a symbolic link"):
@@ -103,7 +103,7 @@ def configs(tmp_path):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Runs that finish at once, in the order in which they are run."""
+    """Makes runs finish at once; lists their seeds in the order in which they ran."""
     seeds = []
 
     def run(config, lock):
@@ -125,7 +125,7 @@ def write_metrics(config, path):
 
 
 def held(config):
-    """A lock as another process has it."""
+    """A lock on a run's folder, as if another process held it."""
     path = series.run_path(config)
     path.mkdir(exist_ok=True)
     lock = RunLock()
@@ -134,7 +134,7 @@ def held(config):
 
 
 @pytest.mark.parametrize("other_finishes", [True, False])
-def test_a_series_waits_for_what_others_run_and_takes_over(
+def test_a_series_waits_for_runs_of_others_and_takes_over_unfinished_ones(
     configs, ran, monkeypatch, capsys, other_finishes
 ):
     first, _, third = configs
@@ -143,7 +143,7 @@ def test_a_series_waits_for_what_others_run_and_takes_over(
 
     def sleep(seconds):
         sleeps.append(seconds)
-        if len(sleeps) == 3:  # The other's runs end one after the other.
+        if len(sleeps) == 3:  # The runs of the other process end one by one.
             if other_finishes:
                 write_metrics(third, series.run_path(third))
             locks[2].__exit__()
@@ -162,7 +162,7 @@ def test_a_series_waits_for_what_others_run_and_takes_over(
 
 
 def test_a_finished_run_is_not_waited_for(configs, ran, monkeypatch):
-    """Whoever holds it may draw its pictures, or make it longer."""
+    """The process that holds it may be drawing its pictures, or extending it."""
     first = configs[0]
     with held(first):
 
@@ -175,7 +175,7 @@ def test_a_finished_run_is_not_waited_for(configs, ran, monkeypatch):
     assert ran == [1, 2]
 
 
-def test_what_another_finished_meanwhile_is_not_run(configs, ran, monkeypatch):
+def test_a_run_that_another_process_finished_is_not_run(configs, ran, monkeypatch):
     finish = series.run
 
     def run(config, lock):
@@ -190,7 +190,7 @@ def test_what_another_finished_meanwhile_is_not_run(configs, ran, monkeypatch):
     assert ran == [0, 1]
 
 
-def test_a_folder_left_before_its_record_was_written_takes_a_new_run(configs, ran):
+def test_a_folder_that_holds_only_a_lock_takes_a_new_run(configs, ran):
     held(configs[0]).__exit__()
     assert [path.name for path in series.run_path(configs[0]).iterdir()] == ["lock"]
     config = dataclasses.replace(configs[0], run_dir=series.run_path(configs[0]))
@@ -199,7 +199,7 @@ def test_a_folder_left_before_its_record_was_written_takes_a_new_run(configs, ra
         run_folder.create(config, {})
 
 
-def test_a_stopped_run_ends_the_series_and_its_lock(configs, ran, monkeypatch):
+def test_a_stopped_run_ends_the_series_and_releases_its_lock(configs, ran, monkeypatch):
     monkeypatch.setattr(series, "run", lambda config, lock: 128 + signal.SIGTERM)
     assert series.complete(configs) == 128 + signal.SIGTERM
     held(configs[0]).__exit__()

@@ -1,4 +1,4 @@
-"""Learning rates at chosen steps, worked out by hand."""
+"""Learning rates at selected steps, computed by hand."""
 
 import math
 
@@ -21,7 +21,7 @@ def rates(name, epochs, warmup_epochs=0):
     return [float(schedule(step)) for step in range(epochs * STEPS_PER_EPOCH)]
 
 
-def test_constant():
+def test_a_constant_schedule_is_constant():
     assert rates("constant", 2) == pytest.approx([0.1] * 20)
 
 
@@ -42,13 +42,13 @@ def test_cosine_restarts():
 
 
 @pytest.mark.parametrize("name", ["constant", "steps", "cosine"])
-def test_warmup_rises_in_equal_steps_and_its_first_step_learns(name):
+def test_warmup_rises_in_equal_steps_and_starts_above_zero(name):
     got = rates(name, 2, warmup_epochs=1)
     assert got[:10] == pytest.approx([0.01 * (step + 1) for step in range(10)])
     assert got[10] == pytest.approx(0.1)
 
 
-def test_warmup_of_a_single_step():
+def test_a_warmup_of_one_step_starts_at_the_full_rate():
     config = schedules.ScheduleConfig(warmup_epochs=1)
     schedule = schedules.create(config, 0.1, steps_per_epoch=1)
     assert [float(schedule(step)) for step in range(3)] == pytest.approx([0.1] * 3)

@@ -1,4 +1,4 @@
-"""What a series says of its runs: where they are, how long they take, with what."""
+"""Output of a series about its runs: their folders, durations and settings."""
 
 import json
 from itertools import count
@@ -22,11 +22,11 @@ from train.run import folder as run_folder
         (7500, "2 h 5 min"),
     ],
 )
-def test_a_duration_in_words(seconds, words):
+def test_durations_are_rounded_and_have_units(seconds, words):
     assert series.duration(seconds) == words
 
 
-def test_a_run_in_a_folder_of_its_former_name_is_found(tmp_path):
+def test_a_run_in_a_folder_with_its_former_name_is_found(tmp_path):
     config = RunConfig(momentum=0.5, runs_dir=tmp_path)
     path = series.run_path(config)
     assert "-momentum0.5-" in path.name
@@ -39,7 +39,7 @@ def test_a_run_in_a_folder_of_its_former_name_is_found(tmp_path):
     assert plain.former_name == plain.readable_name
 
 
-def test_a_series_tells_what_is_left_and_its_report_all_settings(
+def test_a_series_prints_the_remaining_runs_and_reports_all_settings(
     tiny_setting, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)

@@ -40,20 +40,20 @@ def check_as_on_one_device(name, result):
     jax.tree.map(check, trained, expected)
     assert powers.keys() == expected_powers.keys()
     for weight, power in powers.items():
-        # Of float32 sums over thousands of entries, added up in another order.
+        # P is a sum over thousands of float32 entries, here in a different order.
         np.testing.assert_allclose(
             power, expected_powers[weight], rtol=TOLERANCE[dtype]
         )
 
 
 @pytest.mark.parametrize("name", pipeline.CASES)
-def test_eight_devices_train_as_one(name):
+def test_eight_devices_train_like_one(name):
     assert parallel.create(pipeline.CASES[name][0]).num_devices == 8
     check_as_on_one_device(name, pipeline.run_case(name))
 
 
 @pytest.mark.slow
-def test_two_processes_of_four_devices_train_as_one_device(tmp_path):
+def test_two_processes_of_four_devices_train_like_one_device(tmp_path):
     address = processes.free_address()
     statuses, said = processes.finish(
         [
@@ -74,10 +74,10 @@ def test_by_default_all_devices_are_used():
     assert parallel.create("auto").num_devices == 8
 
 
-@pytest.mark.parametrize("way", ["mesh", "shard_map"])
-def test_each_device_computes_its_share_alone(way):
-    """The whole batch is on no device: an activation has a share's size."""
-    devices = parallel.create(way)
+@pytest.mark.parametrize("strategy", ["mesh", "shard_map"])
+def test_each_device_computes_only_its_share(strategy):
+    """No device has the whole batch: an activation has the size of a share."""
+    devices = parallel.create(strategy)
 
     def program(state, images):
         share = devices.local_shard(images)
@@ -91,33 +91,37 @@ def test_each_device_computes_its_share_alone(way):
     np.testing.assert_array_equal(compiled(state, images), state)
     text = jax.jit(compiled).lower(state, images).compile().as_text()
     assert "f32[8,32]" in text
-    assert shapes[0] == ((8, 32) if way == "shard_map" else (64, 32))
+    assert shapes[0] == ((8, 32) if strategy == "shard_map" else (64, 32))
 
 
-@pytest.mark.parametrize("way", ["mesh", "shard_map"])
+@pytest.mark.parametrize("strategy", ["mesh", "shard_map"])
 @pytest.mark.parametrize(("batch_norm", "expected"), [(False, 1), (True, 3)])
-def test_a_step_has_one_collective_and_two_for_each_batch_normalization(
-    way, batch_norm, expected
+def test_a_step_has_one_collective_and_two_more_per_batch_normalization(
+    strategy, batch_norm, expected
 ):
-    text = compiled_step(way, pipeline.create_optimizer(), batch_norm)
-    # Batch normalization needs the whole batch's statistics on its way forward, and
-    # their gradients on its way back.
+    text = compiled_step(strategy, pipeline.create_optimizer(), batch_norm)
+    # Batch normalization needs the whole batch's statistics in the forward pass, and
+    # their gradients in the backward pass.
     assert len(ALL_REDUCE.findall(text)) == expected
 
 
-@pytest.mark.parametrize(("way", "of_covariances"), [("mesh", 2), ("shard_map", 0)])
-def test_covariances_are_reduced_in_captures_or_with_the_gradients(way, of_covariances):
+@pytest.mark.parametrize(
+    ("strategy", "of_covariances"), [("mesh", 2), ("shard_map", 0)]
+)
+def test_covariances_are_reduced_in_captures_or_with_the_gradients(
+    strategy, of_covariances
+):
     optimizer = optimizers.create("lms-newton", 0.1, optimizers.OptimizerConfig())
-    text = compiled_step(way, optimizer, batch_norm=False)
+    text = compiled_step(strategy, optimizer, batch_norm=False)
     entry = text[text.index("\nENTRY") :]
     assert len(ALL_REDUCE.findall(entry)) == 1
     # The others are in the branches of conditionals, which only a capture takes.
     assert len(ALL_REDUCE.findall(text)) == 1 + of_covariances
 
 
-def compiled_step(way, optimizer, batch_norm):
+def compiled_step(strategy, optimizer, batch_norm):
     """The compiled program of a training step."""
-    devices = parallel.create(way)
+    devices = parallel.create(strategy)
     model = TinyCNN(batch_norm, axis_name=devices.axis_name)
     state = create_state(model, optimizer.tx, jax.random.key(0), (8, 8, 1))
     batch = np.ones((16, 8, 8, 1), np.float32), np.zeros(16, np.int32)
@@ -135,8 +139,8 @@ def compiled_step(way, optimizer, batch_norm):
     return devices.compile(program).lower(*arrays).compile().as_text()
 
 
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_strategies_for_one_process_are_refused_in_several(monkeypatch, way):
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_strategies_for_one_process_are_refused_in_several(monkeypatch, strategy):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(parallel.UserError, match="--parallel mesh or shard_map"):
-        parallel.create(way)
+        parallel.create(strategy)

@@ -1,4 +1,4 @@
-"""The start of `python -m train`: quick, and clear without the packages it needs."""
+"""The start of `python -m train`: fast, with clear errors for missing packages."""
 
 import errno
 import functools
@@ -34,7 +34,7 @@ def python(code):
     )
 
 
-def test_help_errors_and_the_first_line_of_a_run_wait_for_no_slow_import():
+def test_help_errors_and_the_first_line_of_a_run_need_no_slow_import():
     result = python(f"""
 import sys
 from train import cli
@@ -66,7 +66,7 @@ for arguments in (["--version"], ["--help"], ["run", "--help"], ["--lr", "3"], [
         ("benchmarks", "tyro", "tyro"),
     ],
 )
-def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+def test_a_missing_package_is_a_one_line_error_with_the_pip_command(
     package, missing, named
 ):
     result = python(f"""
@@ -96,7 +96,7 @@ LATE = [
 @pytest.mark.parametrize(
     "arguments", [["train", "--help"], ["benchmarks", "gpu", "--help"]]
 )
-def test_packages_of_some_data_and_options_may_be_missing(arguments):
+def test_packages_for_some_data_and_options_may_be_missing(arguments):
     package, *options = arguments
     result = python(f"""
 import runpy, sys
@@ -112,7 +112,7 @@ runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
     ("module", "package"),
     [("tensorflow_datasets", "tensorflow-datasets"), ("sklearn", "scikit-learn")],
 )
-def test_a_package_that_is_missing_when_it_is_used_is_one_line(
+def test_a_package_that_is_missing_when_it_is_used_is_a_one_line_error(
     module, package, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, module, None)
@@ -121,11 +121,11 @@ def test_a_package_that_is_missing_when_it_is_used_is_one_line(
     err = capsys.readouterr().err
     assert err.startswith(f"Error: this command needs {package}, which is not")
     assert len(err.splitlines()) == 1
-    with pytest.raises(ModuleNotFoundError):  # Not declared: a defect, not advice.
+    with pytest.raises(ModuleNotFoundError):  # An undeclared package is a defect.
         errors.report_errors(functools.partial(importlib.import_module, "no_such"))
 
 
-def test_the_packages_looked_for_are_those_of_the_extra():
+def test_the_checked_packages_are_those_that_the_project_declares():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [
         re.match(r"[\w.-]+", requirement)[0]
@@ -137,7 +137,7 @@ def test_the_packages_looked_for_are_those_of_the_extra():
     assert errors.missing_packages() == []
 
 
-def test_output_that_nobody_reads_ends_a_command_in_silence(monkeypatch, capsys):
+def test_a_closed_output_ends_a_command_silently(monkeypatch, capsys):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:

@@ -1,4 +1,4 @@
-"""The training step: by hand, and on eight devices as on one."""
+"""The training step, compared with its parts written out, and on several devices."""
 
 import functools
 
@@ -40,7 +40,7 @@ def assert_equal_to(tolerance, got, expected):
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_insgd_step_is_the_librarys_use_written_out(batch_norm):
+def test_an_insgd_step_equals_the_librarys_use_written_out(batch_norm):
     model = TinyCNN(batch_norm)
     optimizer = create_optimizer("insgd-l2")
     state = create_state(model, optimizer.tx, jax.random.key(0), (8, 8, 1))
@@ -69,7 +69,7 @@ def test_insgd_step_is_the_librarys_use_written_out(batch_norm):
         state.params,
         input_norms=mutated["intermediates"],
     )
-    # Programs compiled apart: some roundings of float32 differ.
+    # The programs are compiled separately, and round float32 differently.
     assert_equal_to(
         1e-5,
         (new_state.params, new_state.batch_stats),
@@ -93,7 +93,7 @@ def test_smoothed_labels_are_the_targets():
     assert least_loss(3, 0) == 0
 
 
-def test_a_step_takes_smoothed_labels_and_tells_the_loss_above_the_least():
+def test_a_step_smooths_labels_and_passes_on_the_loss_above_the_least():
     values = []
     tx = optax.GradientTransformationExtraArgs(
         lambda params: (),
@@ -129,7 +129,7 @@ def test_dropout_follows_the_key_and_differs_between_devices():
     losses = jax.jit(jax.vmap(loss))(jax.random.split(jax.random.key(1), 8))
     assert len(set(losses.tolist())) == 8
 
-    # Of one image and one key, eight devices report the mean loss of eight masks.
+    # For one image and one key, eight devices report the mean loss of eight masks.
     key = jax.random.key(2)
     mapped = jax.pmap(lambda _: loss(key, "batch"), axis_name="batch", out_axes=None)(
         jnp.arange(8)
@@ -139,7 +139,7 @@ def test_dropout_follows_the_key_and_differs_between_devices():
     assert float(mapped) == pytest.approx(expected, rel=1e-5)
 
 
-def test_all_that_devices_share_is_averaged_at_once(monkeypatch):
+def test_everything_that_devices_share_is_averaged_in_one_call(monkeypatch):
     averaged = []
     monkeypatch.setattr(
         jax.lax, "pmean", lambda tree, axis_name: averaged.append(tree) or tree
@@ -161,7 +161,7 @@ def test_all_that_devices_share_is_averaged_at_once(monkeypatch):
     assert set(metrics) == {"loss", "top1"}
 
 
-def test_train_state_is_a_pytree_of_arrays_that_is_stable():
+def test_steps_return_a_train_state_and_compile_once():
     optimizer = create_optimizer("insgd-l2")
     state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
     step = jax.jit(functools.partial(train_step, capture=optimizer.capture))

@@ -1,4 +1,4 @@
-"""Storage that fails while a run is in progress: one line, and nothing is lost."""
+"""Storage that fails during a run: a one-line error, and nothing is lost."""
 
 import contextlib
 import gc
@@ -27,7 +27,7 @@ def train(*options):
 
 
 @contextlib.contextmanager
-def no_room(size=0):
+def full_disk(size=0):
     """No file may grow beyond a size, as on a full disk; Python ignores SIGXFSZ."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -38,7 +38,7 @@ def no_room(size=0):
 
 
 def one_error(capsys):
-    """What was said, which is one line beside the progress bar."""
+    """The error, which is one line besides the progress bar."""
     err = capsys.readouterr().err
     assert "Traceback" not in err
     (line,) = [line for line in err.splitlines() if line.startswith("Error: ")]
@@ -47,20 +47,22 @@ def one_error(capsys):
 
 @pytest.fixture
 def whole(tmp_path):
-    """The metrics of a run that nothing happened to."""
+    """The metrics of an undisturbed run."""
     assert train("--epochs", "3", "--run-dir", str(tmp_path / "whole")) == 0
     return without_times(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("where", [Checkpoints, MetricsWriter])
-def test_a_full_disk(tmp_path, monkeypatch, capsys, whole, where):
+def test_a_full_disk_is_an_error_and_the_run_can_be_resumed(
+    tmp_path, monkeypatch, capsys, whole, where
+):
     run = tmp_path / "run"
     name = "save" if where is Checkpoints else "write"
     write, calls = getattr(where, name), []
 
     def write_without_room(*given):
         calls.append(given)
-        with no_room() if len(calls) == 2 else contextlib.nullcontext():
+        with full_disk() if len(calls) == 2 else contextlib.nullcontext():
             return write(*given)
 
     capsys.readouterr()
@@ -76,7 +78,7 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys, whole, where):
 
 @pytest.fixture
 def unraisable(monkeypatch):
-    """The errors that Python can only print, as those of native threads."""
+    """Errors that Python can only print, such as those of native threads."""
     found = []
     monkeypatch.setattr(sys, "unraisablehook", found.append)
     return found
@@ -84,20 +86,20 @@ def unraisable(monkeypatch):
 
 @pytest.mark.parametrize("size", [800, 1500])
 def test_an_error_of_orbax_is_printed_once(tmp_path, caplog, size):
-    """The metadata do not fit, or only the arrays: some threads fail, others go on.
+    """The metadata do not fit, or only the arrays: some threads fail, others continue.
 
-    Python can only print the errors of those that go on; pytest makes the test fail.
+    Python can only print errors of those that continue, which fails the test.
     """
     arrays = {str(n): jnp.arange(400.0 + n) ** 0.5 for n in range(12)}
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    with no_room(size), pytest.raises(UserError, match="cannot be written"):
+    with full_disk(size), pytest.raises(UserError, match="cannot be written"):
         checkpoints.save(1, arrays, 0.5)
     checkpoints.close()
     gc.collect()  # Finds errors that were never retrieved.
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_other_output_stays(unraisable, caplog):
+def test_unrelated_output_is_kept(unraisable, caplog):
     def log_and_raise(error):
         logging.getLogger("absl").error(f"{orbax_output._OF_A_THREAD}: late")
         logging.getLogger("absl").error("another: other")
@@ -137,7 +139,9 @@ def test_other_output_stays(unraisable, caplog):
     assert [str(error.exc_value) for error in unraisable] == ["Event loop is closed"]
 
 
-def test_a_folder_that_is_moved_while_running(tmp_path, monkeypatch, capsys, whole):
+def test_a_run_whose_folder_is_moved_ends_and_can_be_resumed(
+    tmp_path, monkeypatch, capsys, whole
+):
     run, moved = tmp_path / "run", tmp_path / "moved"
     save = Checkpoints.save
 
@@ -156,10 +160,10 @@ def test_a_folder_that_is_moved_while_running(tmp_path, monkeypatch, capsys, who
     assert without_times(moved) == whole
 
 
-def test_a_file_that_cannot_be_written_is_named_and_left_as_it_was(tmp_path):
+def test_a_file_that_cannot_be_written_is_named_and_unchanged(tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
-    with no_room(), pytest.raises(OSError, match=f"'{path}'"):
+    with full_disk(), pytest.raises(OSError, match=f"'{path}'"):
         files.write(path, b"after")
     assert path.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

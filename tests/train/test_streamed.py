@@ -40,7 +40,7 @@ def prepared(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(tmp_path, prepared, monkeypatch):
-    """Trains a small network into a folder below `tmp_path`; returns the status."""
+    """Trains a small network in a folder of `tmp_path`; returns the status."""
     tiny = functools.partial(TinyCNN, dropout=0.2)
     monkeypatch.setattr(models, "create", lambda name, **options: tiny(**options))
 
@@ -58,7 +58,7 @@ def assert_same_run(one, other):
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
-def test_workers_and_stops_change_nothing(
+def test_workers_and_a_stop_do_not_change_the_results(
     train, tmp_path, monkeypatch, capsys, workers
 ):
     assert train("--epochs", "2", "--data-workers", "0", run_dir="whole") == 0
@@ -84,11 +84,11 @@ def test_workers_and_stops_change_nothing(
     assert_same_run(resumed, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("way", ["jit", "mesh", "pmap", "shard_map"])
-def test_a_step_takes_the_normalized_batch_of_its_number(train, prepared, way):
+@pytest.mark.parametrize("strategy", ["jit", "mesh", "pmap", "shard_map"])
+def test_each_step_takes_its_normalized_batch(train, prepared, strategy):
     del train  # For its network.
     config = RunConfig(
-        dataset="imagenet2012", batch_size=BATCH_SIZE, parallel=way, data_workers=0
+        dataset="imagenet2012", batch_size=BATCH_SIZE, parallel=strategy, data_workers=0
     )
     experiment = Experiment(config, prepared)
     kernel = jax.device_get(experiment.start().state.params["Conv_0"]["kernel"])
@@ -105,11 +105,11 @@ def test_a_step_takes_the_normalized_batch_of_its_number(train, prepared, way):
         *((2, 2), "SAME"),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    # Batch normalization sees the whole batch, on however many devices.
+    # Batch normalization sees the whole batch, on any number of devices.
     got = progress.state.batch_stats["BatchNorm_0"]["mean"]
     expected = 0.01 * np.asarray(convolved).mean((0, 1, 2))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
-    # It goes on with the next batch, and starts anew at another step.
+    # It continues with the next batch, and restarts at another step.
     progress = experiment.train_chunk(progress, 1, 1)
     again = experiment.train_chunk(experiment.start(), 0, 2)
     experiment.close()
@@ -120,14 +120,16 @@ def test_a_step_takes_the_normalized_batch_of_its_number(train, prepared, way):
     )
 
 
-@pytest.mark.parametrize("way", ["jit", "mesh", "pmap", "shard_map"])
+@pytest.mark.parametrize("strategy", ["jit", "mesh", "pmap", "shard_map"])
 @pytest.mark.parametrize("batch_size", [8, 24])
-def test_scores_are_means_over_all_test_images(prepared, monkeypatch, way, batch_size):
+def test_scores_are_means_over_all_test_images(
+    prepared, monkeypatch, strategy, batch_size
+):
     monkeypatch.setattr(models, "create", lambda name, **_: Linear(1000))
     config = RunConfig(
         dataset="imagenet2012",
         batch_size=batch_size,
-        parallel=way,
+        parallel=strategy,
         data_workers=0,
         optimizer="sgd",
     )
@@ -135,8 +137,8 @@ def test_scores_are_means_over_all_test_images(prepared, monkeypatch, way, batch
     state = experiment.start().state
 
     got = experiment.evaluate(state)
-    if way == "shard_map":
-        devices = parallel.create(way)
+    if strategy == "shard_map":
+        devices = parallel.create(strategy)
         counted = create_evaluator(config, prepared, devices, confusion=True)
         got = counted.evaluate(state)
         assert got["confusion"].sum() == 13
@@ -151,7 +153,9 @@ def test_scores_are_means_over_all_test_images(prepared, monkeypatch, way, batch
         assert float(got[name]) == pytest.approx(expected, rel=1e-5), name
 
 
-def test_table_10_runs(train, tmp_path, capsys, monkeypatch):
+def test_table_10_is_trained_and_its_run_evaluated(
+    train, tmp_path, capsys, monkeypatch
+):
     del train  # For its network.
     whole = presets.TABLES[10]
     options = {**whole.options, "batch_size": BATCH_SIZE}
@@ -170,9 +174,9 @@ def test_table_10_runs(train, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(prepared, tmp_path):
+def test_two_processes_train_like_one(prepared, tmp_path):
     """Each reads its half of every batch, with a worker; images are of full size."""
-    del prepared  # Found by its environment variable.
+    del prepared  # It is found through an environment variable.
     options = ["--dataset", "imagenet2012", "--epochs", "1", "--optimizer", "sgd"]
     address = processes.free_address()
     together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
@@ -188,7 +192,7 @@ def test_two_processes_train_as_one(prepared, tmp_path):
         )
         assert set(statuses) == {0}, said
     ((two,), (one,)) = (without_times(tmp_path / name) for name in starts)
-    # One step, and all test images: as far as float32 goes, the same.
+    # One step, and all test images: equal up to float32 rounding.
     assert two.keys() == one.keys()
     for name, value in one.items():
         assert two[name] == pytest.approx(value, rel=1e-4), name

@@ -15,7 +15,7 @@ from train.run.experiment import Experiment
 
 @pytest.fixture
 def table(tmp_path, tiny_setting, monkeypatch):
-    """Runs a Table 6 of two rows, of three steps an epoch; returns the status."""
+    """Runs Table 6 with two rows and three steps per epoch; returns the status."""
     whole = presets.TABLES[6]
     rows = (whole.rows[0], whole.rows[2])
     options = {**whole.options, "batch_size": 16}
@@ -36,7 +36,7 @@ def written(runs):
     return json.loads(path.read_text()), path.with_suffix(".md").read_text()
 
 
-def test_rows_stand_beside_the_papers_and_are_not_run_again(
+def test_rows_are_shown_with_the_papers_and_not_run_again(
     table, tmp_path, capsys, monkeypatch
 ):
     assert table("--seeds", "2") == 0
@@ -73,7 +73,7 @@ def test_rows_stand_beside_the_papers_and_are_not_run_again(
     assert written(tmp_path / "runs") == (values, text)
 
 
-def test_some_rows_alone(table, tmp_path, capsys):
+def test_only_selected_rows_are_run(table, tmp_path, capsys):
     assert table("--seeds", "1", "--rows", "2") == 0
     values, _ = written(tmp_path / "runs")
     assert [row["optimizer"] for row in values["rows"]] == ["insgd-l2"]
@@ -83,7 +83,9 @@ def test_some_rows_alone(table, tmp_path, capsys):
     assert "--rows of table 6 are from 1 to 2, got (3,)" in said
 
 
-def test_stopped_it_goes_on_to_the_same_table(table, tmp_path, capsys, monkeypatch):
+def test_a_stopped_table_resumes_to_the_same_results(
+    table, tmp_path, capsys, monkeypatch
+):
     table("--seeds", "1", runs="whole")
     expected, _ = written(tmp_path / "whole")
     train_chunk = Experiment.train_chunk
@@ -124,7 +126,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_controls_stand_below_insgd(table, tmp_path, capsys):
+def test_controls_follow_the_row_of_insgd(table, tmp_path, capsys):
     assert table("--seeds", "1", "--controls") == 0
     values, text = written(tmp_path / "runs")
     assert [row["control"] for row in values["rows"]] == [
@@ -152,7 +154,7 @@ def test_a_dry_run_runs_nothing(table, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_table_10_asks_for_imagenet(tmp_path, monkeypatch, capsys):
+def test_table_10_needs_a_prepared_imagenet(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert cli.main(["table", "10", "--dry-run"]) == 0
     assert "92.81 ± 0.04" in capsys.readouterr().out

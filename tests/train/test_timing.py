@@ -1,4 +1,4 @@
-"""Times that are compared: fair orders, and a ratio that finds what is there."""
+"""Comparison of times: fair orders, and a ratio that finds a real difference."""
 
 import time
 
@@ -20,7 +20,7 @@ def test_programs_run_equally_often_in_changing_orders():
     assert len(rounds) == 20
     assert all({name for name, _ in one} == set("abc") for one in rounds)
     assert len({tuple(name for name, _ in one) for one in rounds}) > 3
-    # A program too quick for the clock is repeated, all of them alike.
+    # Programs too fast for the clock are repeated, all equally often.
     assert len({repeats for _, repeats in timed}) == 1
     assert timed[0][1] > 1
     assert all(
@@ -28,7 +28,7 @@ def test_programs_run_equally_often_in_changing_orders():
     )
 
 
-def test_waiting_is_no_processor_time():
+def test_waiting_is_not_processor_time():
     programs = {"wait": lambda times: time.sleep(0.06), "work": lambda times: spin()}
 
     def spin():
@@ -42,7 +42,7 @@ def test_waiting_is_no_processor_time():
     assert min(times["wait"].seconds) >= 0.06
 
 
-def test_a_difference_is_found_under_a_load_that_comes_and_goes():
+def test_a_difference_is_found_under_a_varying_load():
     rng = np.random.default_rng(0)
     load = 1 + np.repeat(rng.random(20), 10)
     reference = load * rng.normal(1, 0.02, 200)

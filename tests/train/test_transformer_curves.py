@@ -1,4 +1,4 @@
-"""docs/examples/transformer_curves.py: which runs it draws, and over which time."""
+"""docs/examples/transformer_curves.py: the runs that it draws, and their times."""
 
 import json
 

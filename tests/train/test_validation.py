@@ -36,14 +36,14 @@ def test_each_class_has_its_share(counts, fraction):
         assert abs(found - count * number / len(labels)) < 1 + 1e-9
 
 
-def test_the_choice_follows_the_seed():
+def test_the_choice_depends_on_the_seed():
     labels = np.arange(200) % 3
     first, again, other = (validation.choose(labels, 20, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert set(first) != set(other)
 
 
-def test_every_training_image_is_on_one_side(small_dataset):
+def test_every_training_image_is_in_exactly_one_part(small_dataset):
     numbered = np.arange(48, dtype=np.uint8).reshape(48, 1, 1, 1)
     dataset = dataclasses.replace(
         small_dataset, train=Split(numbered, small_dataset.train.labels)
@@ -58,7 +58,7 @@ def test_every_training_image_is_on_one_side(small_dataset):
     assert train.test is dataset.test
 
 
-def test_images_that_are_read_on_demand_are_chosen_by_their_place():
+def test_images_that_are_read_on_demand_are_chosen_by_index():
     class Recorded(validation.Records):
         def read(self, indices):
             return [validation.Record(b"", index) for index in indices]
@@ -70,7 +70,7 @@ def test_images_that_are_read_on_demand_are_chosen_by_their_place():
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_no_side_is_left_empty(small_dataset, fraction):
+def test_a_fraction_that_leaves_a_part_empty_is_an_error(small_dataset, fraction):
     with pytest.raises(UserError, match="--validation-fraction .* leaves none to"):
         validation.split(small_dataset, fraction, seed=0)
 
@@ -86,13 +86,13 @@ def test_the_best_epoch_is_picked_on_validation_images_if_there_are_any():
     assert metrics.best(rows) is rows[1]
 
 
-def test_of_equal_epochs_the_latest_is_the_best_as_its_checkpoint_is_kept():
+def test_the_latest_of_equal_epochs_is_the_best():
     rows = [{"test_top1": top1} for top1 in (0.5, 0.7, 0.7, 0.6)]
     assert metrics.best(rows) is rows[2]
     assert metrics.selected_on(rows[0]) == "test"
 
 
-def test_a_run_tells_what_its_best_epoch_was_picked_on(
+def test_a_run_prints_which_images_selected_its_best_epoch(
     tiny_setting, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -121,12 +121,12 @@ def test_a_run_tells_what_its_best_epoch_was_picked_on(
     distances = jax.tree.map(lambda a, b: np.abs(a - b).max(), loaded, state.params)
     assert max(jax.tree.leaves(distances)) > 0
 
-    # Resumed, it is the run that was never stopped.
+    # A resumed run equals one that was never stopped.
     assert cli.main([*options, "--epochs", "1", "--run-dir", "half"]) == 0
     assert cli.main(["--resume", "half", "--epochs", "3"]) == 0
     assert without_times(tmp_path / "half") == rows
 
-    # And one without these options is as before.
+    # A run whose record lacks these options can still be resumed.
     assert cli.main([*OPTIONS.split(), "--epochs", "1", "--run-dir", "plain"]) == 0
     with edited_record(tmp_path / "plain") as record:
         for name in (
@@ -140,7 +140,7 @@ def test_a_run_tells_what_its_best_epoch_was_picked_on(
     assert "selected on the test images" in capsys.readouterr().out
 
 
-def test_the_average_is_the_one_written_out():
+def test_the_average_matches_the_formula_written_out():
     tree = {"params": {"w": np.float32(1)}, "batch_stats": {"mean": np.float32(2)}}
 
     from train.training.state import TrainState

@@ -24,8 +24,8 @@ from train.run import metrics
 from . import processes
 from .results import row
 
-# What workers do, without the time it takes to train: each writes down its share, and
-# runs every other run. DO is done first.
+# A worker that trains nothing: it records its share, and marks every second run as
+# finished. DO runs first.
 STUB = """
 import json, os, pathlib, signal, sys, time
 path = pathlib.Path(sys.argv[1])
@@ -105,7 +105,7 @@ def test_workers_share_runs_cores_and_memory(
 
 
 @pytest.mark.parametrize("name", workers._MEMORY_SETTINGS)
-def test_what_the_user_set_about_memory_stays(name, complete, tmp_path, monkeypatch):
+def test_memory_settings_of_the_user_are_kept(name, complete, tmp_path, monkeypatch):
     for other in workers._MEMORY_SETTINGS:
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, ".2")
@@ -113,7 +113,7 @@ def test_what_the_user_set_about_memory_stays(name, complete, tmp_path, monkeypa
     assert [share["memory"] for share in shares(tmp_path)] == 2 * [{name: ".2"}]
 
 
-def test_shares_of_cores():
+def test_cores_are_divided_among_workers():
     assert workers._shares([0, 1, 2, 5, 6], 2) == [{0, 1}, {2, 5, 6}]
     assert workers._shares([3, 4], 2) == [{3}, {4}]
     assert workers._shares([3, 4], 3) == [{3}, {4}, {3}]
@@ -146,7 +146,7 @@ def test_a_worker_that_is_killed_is_a_failure(complete):
 
 
 def test_a_worker_that_crashes_is_restarted(complete, tmp_path, capsys):
-    """As native code does; what it would have run is run all the same."""
+    """Native code may crash; the worker's runs are completed all the same."""
     do = """
 if number == 0:
     print("about to crash", flush=True)
@@ -186,7 +186,7 @@ def test_a_stopped_worker_is_not_restarted_and_one_that_always_crashes_only_twic
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_waits_for_workers_to_save(
+def test_a_stopped_command_waits_for_workers_to_save(
     complete, tmp_path, monkeypatch, capsys, number
 ):
     handler = signal.getsignal(number)
@@ -220,7 +220,7 @@ class Clock:
         self.sleep = sleep
 
 
-def test_interrupted_twice_it_leaves_no_worker_behind(complete, tmp_path, monkeypatch):
+def test_an_interrupt_while_waiting_kills_the_workers(complete, tmp_path, monkeypatch):
     started = []
     popen = subprocess.Popen
 
@@ -275,7 +275,7 @@ def test_a_worker_completes_the_runs_of_its_file(
     assert capsys.readouterr().err == "Error: the data are gone\n"
 
 
-def test_a_series_hands_over_what_is_missing(configs, monkeypatch, capsys):
+def test_a_series_passes_unfinished_runs_to_workers(configs, monkeypatch, capsys):
     first = dataclasses.replace(configs[0], run_dir=series.run_path(configs[0]))
     described = first.load_dataset().describe()
     path = run_folder.create(first, described).path
@@ -298,7 +298,7 @@ COMMAND = ["compare", "--optimizers", "sgd", "adam", "--epochs", "1"]
 
 
 @pytest.mark.slow
-def test_the_same_command_twice_runs_each_run_once(tmp_path):
+def test_two_equal_commands_run_each_run_once(tmp_path):
     """Two commands of two workers, four runs."""
     command = [*COMMAND, "--seeds", "2", "--processes", "2"]
     command += ["--runs-dir", str(tmp_path / "runs")]
@@ -344,7 +344,7 @@ def test_workers_end_with_their_command(tmp_path, number):
     said = (tmp_path / "0.log").read_text()
     if number == signal.SIGTERM:
         assert "Run the same command again to resume." in said
-    # The runs that the workers left can be resumed: nobody holds them.
+    # The runs that the workers left can be resumed: no process holds them.
     for path in (tmp_path / "runs").glob("digits-*"):
         with series.RunLock() as lock:
             wait_until(lambda path=path, lock=lock: free(lock, path))
@@ -382,7 +382,7 @@ def test_the_command_leaves_the_devices_to_its_workers(tmp_path):
     assert "2/2" in result.stderr
 
 
-def test_the_option_is_checked(tmp_path, capsys):
+def test_an_invalid_number_of_processes_is_an_error(tmp_path, capsys):
     command = [*COMMAND, "--processes", "0", "--runs-dir", str(tmp_path)]
     assert cli.main(command) == 2
     assert "--processes must be at least 1, got 0" in capsys.readouterr().err

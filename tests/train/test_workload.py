@@ -1,4 +1,4 @@
-"""Workloads of the benchmark, from their words."""
+"""Workloads of the benchmark, parsed from text."""
 
 import pytest
 
@@ -23,7 +23,7 @@ from train.benchmark.workload import Workload
         ),
     ],
 )
-def test_networks_with_options_and_batch_sizes(text, expected):
+def test_networks_with_options_and_batch_sizes_are_parsed(text, expected):
     parsed = workload.parse(text, (8, 16), "float32")
     assert parsed == [Workload(*one, "float32") for one in expected]
     assert {one.network for one in parsed} == {text.partition("@")[0]}
@@ -38,12 +38,12 @@ def test_networks_with_options_and_batch_sizes(text, expected):
         ("vit:widht=4", "did you mean 'width'"),
     ],
 )
-def test_slips_are_named(text, words):
+def test_invalid_workloads_are_errors(text, words):
     with pytest.raises(ValueError, match=words):
         workload.parse(text, (8,), "float32")
 
 
-def test_one_thing_grows_along_an_axis():
+def test_one_quantity_varies_along_an_axis():
     (base,) = workload.parse("resnet20:width=4@32", (), "float32")
     (vit,) = workload.parse("vit@32", (), "float32")
     grown = {axis: workload.along(axis, base, (1, 2)) for axis in workload.AXES}

@@ -1,4 +1,4 @@
-"""ImageNet's archives, with a few dozen small images in them, and what is in them."""
+"""ImageNet's archives, with a few dozen small images, and their contents."""
 
 import io
 import tarfile
@@ -11,7 +11,7 @@ from train.data import imagenet
 
 CLASSES = ("n01440764", "n01443537", "n01484850")  # Labels 0, 1 and 2.
 TRAIN_PER_CLASS = 9
-# Of the first validation images, as published.
+# The labels of the first validation images, as published.
 VALIDATION_LABELS = (65, 970, 230, 809, 516, 57, 334, 415, 674, 332, 109, 286, 370)
 
 
@@ -23,11 +23,11 @@ class Written(NamedTuple):
 
 
 def write_archives(data_dir, monkeypatch):
-    """Puts both archives where they are looked for.
+    """Writes both archives to the folder where they are expected.
 
     Returns:
-        Their images by split and file name. One is in CMYK and one a PNG, as there are
-        in ImageNet; one is gray.
+        Their images by split and file name. One is in CMYK and one is a PNG, as in
+        ImageNet; one is gray.
     """
     rng = np.random.default_rng(0)
     written = {"train": {}, "validation": {}}
@@ -70,9 +70,9 @@ def add(tar, name, content):
 
 
 def encode(rng, label, mode="RGB", kind="jpeg"):
-    """An image of some size; the label shows in its brightness."""
+    """An image of random size; the label shows in its brightness."""
     height, width = rng.integers(20, 70, 2)
-    # Rough enough to tell images apart, smooth enough for JPEG.
+    # Rough enough to distinguish images, smooth enough for JPEG.
     pixels = rng.integers(0, 80, (height // 8 + 1, width // 8 + 1, 3)) + 80 * label
     image = Image.fromarray(pixels.astype(np.uint8)).resize((int(width), int(height)))
     encoded = io.BytesIO()
