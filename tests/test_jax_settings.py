@@ -1,4 +1,4 @@
-"""Settings that tests change are those of before afterwards."""
+"""Settings that a test changes are restored afterwards."""
 
 import jax
 import pytest

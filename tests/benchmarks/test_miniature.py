@@ -38,8 +38,8 @@ def test_the_miniature_resumes_after_sigkill_and_sigterm(tmp_path):
 
     status = interrupt(signal.SIGTERM, trains)
     assert status == 128 + signal.SIGTERM
-    statuses, (said,) = processes.finish([command], tmp_path, timeout=1500)
-    assert statuses == [0], said
+    statuses, (output,) = processes.finish([command], tmp_path, timeout=1500)
+    assert statuses == [0], output
 
     records = {record["name"]: record for record in store.all()}
     tasks = plan.tasks(Settings(True, None), out)
@@ -67,8 +67,8 @@ def test_the_miniature_resumes_after_sigkill_and_sigterm(tmp_path):
     assert len(records["c-resnet20-sgd"]["result"]["test_top1"]) == 2
 
     report = ["benchmarks", "report", "--out", str(out)]
-    statuses, (said,) = processes.finish([report], tmp_path)
-    assert statuses == [0], said
-    assert (out / "report.md").read_text().strip() in said
+    statuses, (output,) = processes.finish([report], tmp_path)
+    assert statuses == [0], output
+    assert (out / "report.md").read_text().strip() in output
     for title in plan.PARTS.values():
-        assert title in said
+        assert title in output

@@ -92,8 +92,8 @@ RECORDS = [
 
 
 def test_every_part_is_reported():
-    said = report.to_markdown(RECORDS)
-    lines = {" ".join(line.split()) for line in said.splitlines()}
+    output = report.to_markdown(RECORDS)
+    lines = {" ".join(line.split()) for line in output.splitlines()}
     for line in (
         "Devices: NVIDIA H100 80GB HBM3.",
         "Commit: abc.",
@@ -111,15 +111,15 @@ def test_every_part_is_reported():
         "Rates.",
     ):
         assert line in lines
-    assert "1 of 3 cases pass" in said
-    assert "miniature" not in said
-    assert "One seed." not in said
+    assert "1 of 3 cases pass" in output
+    assert "miniature" not in output
+    assert "One seed." not in output
 
 
 @pytest.mark.parametrize(
     ("seconds", "median", "shown"),
     [
-        # `statistics.median` of all returns 3: a NaN has no place in an order.
+        # `statistics.median` of all five returns 3, because it cannot order a NaN.
         ((9.0, 2.0, math.nan, 1.0, 3.0), 2.5, "12.5"),
         ((math.nan,), math.nan, ""),
     ],
@@ -128,11 +128,11 @@ def test_the_time_of_an_epoch_resumed_midway_is_unknown(seconds, median, shown):
     rows = [{"seconds": each, "test_top1": 0.5} for each in seconds]
     found = experiments.summarize(rows)
     np.testing.assert_equal(found["median_epoch_seconds"], median)
-    # As the file of a result holds it.
+    # As in the file of a result.
     found = json.loads(strict_json.encode(found))
     assert found["train_and_test_seconds"] is None
-    said = report.to_markdown([record("c-resnet20-sgd", TRAINED | found)])
-    cells = [cell.strip() for cell in said.splitlines()[-3].split("|")]
+    output = report.to_markdown([record("c-resnet20-sgd", TRAINED | found)])
+    cells = [cell.strip() for cell in output.splitlines()[-3].split("|")]
     assert cells[4:9] == [str(len(rows)), "", shown, "50.00", "50.00"]
 
 

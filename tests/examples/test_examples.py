@@ -37,7 +37,7 @@ def test_help_states_each_default(monkeypatch, capsys, name):
 @pytest.mark.parametrize(
     "optimizer", ["adamw", "adamw+covariance", "lms_newton", "muon", "muon+whitened"]
 )
-def test_char_transformer(monkeypatch, capsys, tmp_path, optimizer):
+def test_char_transformer_learns(monkeypatch, capsys, tmp_path, optimizer):
     path = tmp_path / "result.json"
     options = ("--optimizer", optimizer, "--steps", "12", "--tiny", "--json", str(path))
     run(monkeypatch, "char_transformer", *options)
@@ -46,7 +46,7 @@ def test_char_transformer(monkeypatch, capsys, tmp_path, optimizer):
     assert "step 12: test loss" in capsys.readouterr().out
 
 
-def test_linen_image_folder(monkeypatch, capsys, tmp_path):
+def test_linen_image_folder_learns(monkeypatch, capsys, tmp_path):
     rng = np.random.default_rng(0)
     for split, number in (("train", 32), ("test", 5)):
         for label, name in enumerate(("dark", "light")):
@@ -66,21 +66,21 @@ def accuracies(printed):
     return [float(number) for number in re.findall(r"([\d.]+)%", printed)]
 
 
-def test_nnx_digits(monkeypatch, capsys):
+def test_nnx_digits_learns(monkeypatch, capsys):
     run(monkeypatch, "nnx_digits", "--steps", "100", "--tiny")
     printed = capsys.readouterr().out
     assert accuracies(printed)[-1] > 40
     assert "conv2/kernel: condition number of the input" in printed
 
 
-def test_nnx_lora(monkeypatch, capsys):
+def test_nnx_lora_learns(monkeypatch, capsys):
     run(monkeypatch, "nnx_lora", "--steps", "150", "--width", "64")
     trained, before, after = accuracies(capsys.readouterr().out)
     assert trained > 85
     assert before < 30 < after - 20
 
 
-def test_sharded_mesh(monkeypatch, capsys):
+def test_sharded_mesh_learns(monkeypatch, capsys):
     run(monkeypatch, "sharded_mesh", "--steps", "60", "--width", "64")
     printed = capsys.readouterr().out
     first, last = (float(loss) for loss in re.findall(r"loss ([\d.]+)", printed))
@@ -89,7 +89,7 @@ def test_sharded_mesh(monkeypatch, capsys):
     assert "each device holds (64, 32)" in printed
 
 
-def test_accumulation_mixed_precision(monkeypatch, capsys):
+def test_accumulation_mixed_precision_learns(monkeypatch, capsys):
     run(monkeypatch, "accumulation_mixed_precision", "--steps", "240", "--tiny")
     printed = capsys.readouterr().out
     # 60 without micro-batches skipped because they overflow at the first loss scale.
@@ -97,7 +97,7 @@ def test_accumulation_mixed_precision(monkeypatch, capsys):
     assert accuracies(printed)[-1] > 70
 
 
-def test_partition_weight_decay(monkeypatch, capsys):
+def test_partition_weight_decay_learns(monkeypatch, capsys):
     run(monkeypatch, "partition_weight_decay", "--steps", "60", "--width", "32")
     assert accuracies(capsys.readouterr().out)[-1] > 80
 

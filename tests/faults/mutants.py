@@ -380,7 +380,7 @@ MUTANTS = {
         (
             "copy is None or to_json(rows) == list(copy[:epochs])",
             "True",
-            "damaged_runs -k heals",
+            "damaged_runs -k repaired",
         ),
         (
             "            break",

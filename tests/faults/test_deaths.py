@@ -24,10 +24,10 @@ def test_a_death_at_any_time_ends_the_other_and_the_run_resumes(
     tmp_path, cases, report
 ):
     whole = ["--run-dir", str(tmp_path / "whole")]
-    statuses, said = processes.finish(
+    statuses, output = processes.finish(
         processes.of_a_run(*OPTIONS, *whole), tmp_path, timeout=400
     )
-    assert statuses == [0, 0], said
+    assert statuses == [0, 0], output
     counts, longest = collections.Counter(), 0.0
     for seed in range(cases(DEATHS)):
         dies, run = seed % 2, tmp_path / f"run{seed}"
@@ -39,17 +39,17 @@ def test_a_death_at_any_time_ends_the_other_and_the_run_resumes(
             status, start = started[dies].wait(400), time.monotonic()
             survivor = started[1 - dies].wait(PROMISED_SECONDS)
             longest = max(longest, time.monotonic() - start)
-        said = (tmp_path / f"{1 - dies}.log").read_text()
-        assert "Traceback" not in said
+        output = (tmp_path / f"{1 - dies}.log").read_text()
+        assert "Traceback" not in output
         if survivor == 0:
             assert without_times(run) == without_times(tmp_path / "whole")
             counts["after the end"] += 1
             continue
         assert status == -signal.SIGKILL
-        assert survivor == 2, said
-        assert said.count("Error: ") == 1
-        assert f"process {dies} has ended" in said
-        assert "python -m train --resume" in said
+        assert survivor == 2, output
+        assert output.count("Error: ") == 1
+        assert f"process {dies} has ended" in output
+        assert "python -m train --resume" in output
         statuses, texts = processes.finish(
             processes.of_a_run("--resume", str(run), "--connect-timeout", "120"),
             tmp_path,

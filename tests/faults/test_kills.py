@@ -37,10 +37,10 @@ def test_a_killed_run_resumes_to_the_metrics_of_an_uninterrupted_run(
         shutil.rmtree(run, ignore_errors=True)
         delay = np.random.default_rng(seed).uniform(0, MOST_SECONDS)
         command = ["tests.faults.killed_run", str(delay), *OPTIONS]
-        (status,), said = processes.finish(
+        (status,), output = processes.finish(
             [[*command, "--run-dir", str(run)]], tmp_path
         )
-        assert status in (0, -signal.SIGKILL), said
+        assert status in (0, -signal.SIGKILL), output
         inside = any((run / "checkpoints").glob("*tmp*"))
         kind = "while saving" if inside else "between saves"
         counts["finished before" if status == 0 else kind] += 1

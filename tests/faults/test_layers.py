@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 
     module: nn.Module
     shapes: tuple[tuple[int, ...], ...]
-    vectors: Callable[[np.ndarray], np.ndarray]  # The input vectors, one a row.
+    vectors: Callable[[np.ndarray], np.ndarray]  # The input vectors, one per row.
     capture: Mapping[str, Any] = types.MappingProxyType({})
 
 

@@ -80,11 +80,13 @@ def test_a_dataset_prepared_by_two_commands_exists_once(data_dir, monkeypatch, r
 def test_two_commands_train_each_run_of_a_series_once(tmp_path, report):
     runs = tmp_path / "runs"
     command = ["tests.faults.tiny_command", *SERIES, "--runs-dir", str(runs)]
-    statuses, said = processes.finish([command, command], tmp_path, timeout=400)
-    assert statuses == [0, 0], said
-    trained = [text.count("Test accuracy") for text in said]
+    statuses, output = processes.finish([command, command], tmp_path, timeout=400)
+    assert statuses == [0, 0], output
+    trained = [text.count("Test accuracy") for text in output]
     assert sum(trained) == 2
-    tables = [[line for line in text.splitlines() if line[:1] == "|"] for text in said]
+    tables = [
+        [line for line in text.splitlines() if line[:1] == "|"] for text in output
+    ]
     assert tables[0] == tables[1] != []
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in "".join(output)
     report(f"2 commands trained {trained[0]} and {trained[1]} of 2 runs")

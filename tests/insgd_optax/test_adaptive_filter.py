@@ -154,7 +154,7 @@ def test_complex_initial_weights_give_complex_results():
     assert result.weights.dtype == np.complex64
 
 
-def test_integers_become_float32_where_float64_is_off():
+def test_integers_become_float32_if_float64_is_disabled():
     result = nlms_filter([1, 2, 3], [1, 2, 3], num_taps=1, step_size=1.0)
     assert result.weights.dtype == np.float32
 

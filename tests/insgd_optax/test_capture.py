@@ -50,7 +50,7 @@ def assert_norm(uses, expected, shape):
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, np.inf])
-def test_dense(p):
+def test_a_dense_layer_sows_its_mean_power(p):
     x = normal(4, 5)
     _, sown = sow(nn.Dense(3), x, p=p)
     assert_norm(sown["input_norm"], power(x, p), (1, 1))
@@ -62,7 +62,7 @@ def test_every_token_is_a_sample():
     assert_norm(sown["input_norm"], power(x.reshape(24, 5)), (1, 1))
 
 
-def test_dense_called_with_a_keyword():
+def test_a_dense_layer_called_with_a_keyword_sows_its_mean_power():
     x = normal(4, 5)
     layer = nn.Dense(3)
     variables = jax.jit(layer.init)(jax.random.key(0), x)
@@ -71,7 +71,7 @@ def test_dense_called_with_a_keyword():
     assert_norm(sown["intermediates"]["input_norm"], power(x), (1, 1))
 
 
-def test_dense_general():
+def test_dense_general_sows_the_power_of_the_axes_that_it_contracts():
     x = normal(4, 3, 5, 2)
     _, sown = sow(nn.DenseGeneral((7, 6), axis=(1, -1)), x)
     vectors = jnp.moveaxis(x, 2, 1).reshape(20, 6)
@@ -156,14 +156,14 @@ EINSUMS = {
 
 
 @pytest.mark.parametrize("name", EINSUMS)
-def test_einsum(name):
+def test_einsum_sows_the_power_that_its_equation_contracts(name):
     equation, shape, kernel, expected, statistic = EINSUMS[name]
     x = normal(*shape)
     _, sown = sow(nn.Einsum(kernel, equation, use_bias=False), x)
     assert_norm(sown["input_norm"], expected(x), statistic)
 
 
-def test_einsum_whose_equation_comes_with_the_call():
+def test_einsum_may_receive_its_equation_in_the_call():
     x = normal(4, 5)
     _, sown = sow(nn.Einsum((5, 3), use_bias=False), x, "bi,io->bo")
     assert_norm(sown["input_norm"], power(x), (1, 1))
@@ -208,7 +208,7 @@ def test_a_convolution_with_no_or_two_batch_axes():
     assert_norm(sown["input_norm"], power(x[0, :1]), (1, 1, 1, 1))
 
 
-def test_attention():
+def test_attention_sows_in_each_of_its_four_layers():
     x = normal(2, 3, 8)
     layer = nn.MultiHeadDotProductAttention(num_heads=2)
     params, sown = sow(layer, x)
@@ -248,14 +248,14 @@ def test_normalization_layers_sow_only_on_request(name):
     assert_norm(sown["input_norm"], power(samples), (1,))
 
 
-def test_layer_norm_over_two_axes():
+def test_a_layer_norm_over_two_axes_sows_one_power_for_both():
     layer = nn.LayerNorm(reduction_axes=(-2, -1), feature_axes=(-2, -1))
     x = normal(2, 3, 4)
     _, sown = sow(layer, x, norm_layers=True)
     assert_norm(sown["input_norm"], power(x), (1, 1))
 
 
-def test_setup_sequential_and_a_module_called_twice():
+def test_setup_sequential_and_a_module_called_twice_sow():
     class Net(nn.Module):
         def setup(self):
             self.head = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(4)])

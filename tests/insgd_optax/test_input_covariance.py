@@ -1,4 +1,4 @@
-"""The covariance rule: special cases, a NumPy reference, and inputs that are hard."""
+"""The covariance rule: special cases, a NumPy reference, and difficult inputs."""
 
 import contextlib
 import functools
@@ -147,7 +147,7 @@ def test_long_memory_from_a_known_start_is_rls(stream):
         np.testing.assert_allclose(got, weights, rtol=1e-10, atol=1e-12)
 
 
-def test_heavy_damping_is_sgd(x64):
+def test_heavy_damping_gives_the_steps_of_sgd(x64):
     rng = np.random.default_rng(0)
     g = {"kernel": jnp.asarray(rng.normal(size=(5, 3)))}
     tx = scale_by_input_covariance(damping=1e12)
@@ -182,7 +182,7 @@ ORACLES = {
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("options", ORACLES.values(), ids=ORACLES)
-def test_against_the_reference(x64, options, dtype):
+def test_updates_match_the_reference(x64, options, dtype):
     rng = np.random.default_rng(0)
     d, m = 6, 3
     rule = {"decay": 0.9, "damping": 1.0, "eps": 1e-8, "preserve_norm": True} | options
@@ -211,7 +211,7 @@ def test_against_the_reference(x64, options, dtype):
 
 
 @pytest.mark.parametrize("captured", ["kronecker", "patch", "max_dim"])
-def test_kronecker_form_against_the_reference(x64, captured):
+def test_the_kronecker_form_matches_the_reference(x64, captured):
     rng = np.random.default_rng(0)
     model = nn.Conv(2, (2, 2), padding="VALID", param_dtype=jnp.float64)
     x = jnp.asarray(rng.normal(size=(5, 4, 3, 3)))
@@ -536,7 +536,7 @@ def test_stacked_layers_each_keep_a_covariance():
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_stacked_layers_in_a_scan_over_micro_batches(passes):
+def test_covariances_of_stacked_layers_add_up_over_scanned_micro_batches(passes):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(passes, 3, 7, 4)) * np.array([1, 1, 1, 9])
     products = jnp.asarray(np.einsum("plni,plnj->plij", rows, rows), jnp.float32)
@@ -557,7 +557,7 @@ def test_stacked_layers_in_a_scan_over_micro_batches(passes):
 
 
 @pytest.mark.parametrize("cell", [nn.SimpleCell, nn.GRUCell, nn.OptimizedLSTMCell])
-def test_recurrent_cells_add_up_over_time(cell):
+def test_covariances_of_recurrent_cells_add_up_over_time(cell):
     x = jax.random.normal(jax.random.key(0), (2, 5, 3))
     model = nn.RNN(cell(4))
     params = jax.jit(model.init)(jax.random.key(1), x)["params"]
@@ -801,7 +801,7 @@ def test_errors_name_the_place_and_the_remedy():
         ({"eps": "0"}, "eps='0'"),
     ],
 )
-def test_options_out_of_range(options, message):
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         scale_by_input_covariance(**options)
 
@@ -818,7 +818,7 @@ def test_options_out_of_range(options, message):
         ({"when": jnp.int32(3)}, "when is of type int32.*step % 10 == 0"),
     ],
 )
-def test_capture_options_out_of_range(options, message):
+def test_capture_options_out_of_range_are_refused(options, message):
     errors = (TypeError, ValueError)
     with pytest.raises(errors, match=message), capture_input_covariances(**options):
         pass
@@ -841,7 +841,7 @@ def test_after_adam_the_steps_keep_their_lengths():
 
 
 @pytest.mark.parametrize("form", ["one matrix", "blocks", "kronecker"])
-def test_condition_numbers_and_cosines(x64, form):
+def test_condition_numbers_and_cosines_match_numpy(x64, form):
     rng = np.random.default_rng(0)
     damping = 0.1
     if form == "kronecker":

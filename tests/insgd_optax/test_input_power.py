@@ -347,7 +347,7 @@ def test_shapes_that_lack_a_layer_are_an_error_unless_missing_is_keep():
         ({"missing": "skip"}, "missing='skip' is not known.*error.*keep"),
     ],
 )
-def test_options_out_of_range(options, words):
+def test_options_out_of_range_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         insgd(**{"learning_rate": 0.1, **options})
 

@@ -194,7 +194,7 @@ def test_only_weight_decay_needs_parameters():
         update(grads, lsalr(0.1, weight_decay=0.1))
 
 
-def test_weight_decay_mask_and_nesterov():
+def test_the_weight_decay_mask_and_nesterov_are_applied():
     params = {"a": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}
     grads = jax.tree.map(jnp.zeros_like, params)
     mask = {"a": {"kernel": True, "bias": False}}

@@ -107,7 +107,7 @@ def test_normalization_layers_sow_only_on_request(layer, linen):
     np.testing.assert_allclose(ours, expected, rtol=1e-6, strict=True)
 
 
-def test_attention():
+def test_attention_sows_in_each_of_its_four_layers():
     attention = nnx.MultiHeadAttention(2, in_features=4, decode=False, rngs=rngs())
     x = array(3, 5, 4)
     norms = captured(attention, x)
@@ -350,7 +350,7 @@ class Switched(nnx.Module):
         return self.linear(x) if train else x
 
 
-def test_shapes_of_a_call_with_flags_and_abstract_keywords():
+def test_input_norm_shapes_takes_flags_and_abstract_keywords():
     x = jax.ShapeDtypeStruct((1, 2), jnp.float32)
     with capture_input_norms():
         for shapes in (

@@ -87,7 +87,7 @@ def reference(
     [(0.0, 0.0, False), (0.9, 0.0, False), (0.9, 0.9, False), (0.8, 0.3, True)],
 )
 @pytest.mark.parametrize(("factor", "decay"), [(0.5, 0.0), (1.0, 0.9), (2.0, 0.5)])
-def test_against_numpy(momentum, dampening, nesterov, factor, decay, x64):
+def test_steps_match_numpy(momentum, dampening, nesterov, factor, decay, x64):
     rng = np.random.default_rng(0)
     grads, values = rng.normal(size=(12, 3)), rng.uniform(0.2, 2.0, size=12)
     # Warmup, then decay: the peak is first the rate itself, then above it.

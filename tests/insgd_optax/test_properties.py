@@ -313,7 +313,7 @@ def test_the_state_is_stable_under_cond(row):
 
 @each_row
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_updates_leave_in_the_gradients_dtype(row, dtype):
+def test_updates_have_the_gradients_dtype(row, dtype):
     tx, params = row.make(), make_params(dtype)
     state = tx.init(params)
     kwargs = row.update_kwargs(0)
@@ -542,7 +542,7 @@ def test_updates_sharded_over_eight_devices_are_the_same(row):
     [row for row in ROWS.values() if row.may_be_injected],
     ids=[name for name, row in ROWS.items() if row.may_be_injected],
 )
-def test_strict_dtype_promotion(row):
+def test_updates_work_under_strict_dtype_promotion(row):
     """No implicit promotion, except optax's own of injected numbers."""
     tx, params = row.make(), make_params(jnp.bfloat16)
     kwargs = row.update_kwargs(0)

@@ -34,7 +34,7 @@ def random_images(*shape):
 
 @pytest.mark.parametrize("size", [8, 11])  # 11: maps of 11, 6, 3 and 2 pixels a side
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_custom_cnn(batch_norm, size):
+def test_custom_cnn_matches_numpy(batch_norm, size):
     model = models.create("custom_cnn", batch_norm=batch_norm, dropout=0.0)
     x = random_images(3, size, size, 3)
     variables = random_variables(model, x, train=False)
@@ -54,7 +54,7 @@ def test_custom_cnn(batch_norm, size):
             np.testing.assert_allclose(new, 0.9 * old + 0.1 * value, **CLOSE)
 
 
-def test_bottleneck():
+def test_bottleneck_matches_numpy():
     block = ResidualBlock(
         features=4,
         stride=2,
@@ -73,7 +73,7 @@ def test_bottleneck():
 
 
 @pytest.mark.parametrize("stride", [1, 2])  # 1: the input is added
-def test_inverted_residual(stride):
+def test_inverted_residual_matches_numpy(stride):
     block = InvertedResidual(
         Block(5, 16, 6, squeeze_excite=True, hard_swish=True, stride=stride),
         norm=functools.partial(NORM, epsilon=0.001),
@@ -86,7 +86,7 @@ def test_inverted_residual(stride):
     np.testing.assert_allclose(y, expected, **CLOSE)
 
 
-def test_encoder_block():
+def test_encoder_block_matches_numpy():
     block = EncoderBlock(
         heads=2, mlp_width=10, dropout=0.0, layer_norm=True, train=True, **FLOAT32
     )

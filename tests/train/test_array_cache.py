@@ -49,7 +49,7 @@ def test_a_flipped_bit_is_noticed(folder, place):
 
 @pytest.mark.parametrize("name", ["arrays.npz", "record.json"])
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: cut(path)])
-def test_a_lost_or_cut_file_is_noticed(folder, name, damage):
+def test_a_missing_or_truncated_file_is_noticed(folder, name, damage):
     damage(folder / name)
     assert array_cache.read(folder, "1") is None
 

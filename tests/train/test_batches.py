@@ -156,7 +156,7 @@ def test_an_image_that_cannot_be_decoded_is_named(num_workers):
         made(load, 0, 1, num_workers)
 
 
-def test_it_is_named_by_its_place_in_the_split_in_a_subset_too():
+def test_an_image_of_a_subset_is_named_by_its_index_in_the_split():
     records = FakeRecords()
     records.encoded[7] = b"no image"
     subset = Subset(records, np.array([3, 7]))

@@ -429,9 +429,9 @@ def refused(arguments, capsys):
     except SystemExit as stop:  # From the parser.
         status = stop.code
     assert status == 2
-    said = capsys.readouterr().err.replace("│", " ")
-    assert "Traceback" not in said
-    return " ".join(said.split())
+    error = capsys.readouterr().err.replace("│", " ")
+    assert "Traceback" not in error
+    return " ".join(error.split())
 
 
 @pytest.mark.parametrize(
@@ -448,10 +448,10 @@ def refused(arguments, capsys):
     ],
 )
 def test_an_unknown_value_is_an_error_that_lists_the_valid_ones(option, valid, capsys):
-    said = refused([option, "nonsense"], capsys)
-    assert "nonsense" in said
+    error = refused([option, "nonsense"], capsys)
+    assert "nonsense" in error
     for value in valid:
-        assert value in said
+        assert value in error
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def test_the_default_command_learns_digits_without_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("error", [TypeError, ValueError])
-def test_a_defect_of_the_code_is_not_reported_as_the_users(
+def test_a_defect_of_the_code_is_not_reported_as_a_user_error(
     small_digits, monkeypatch, tmp_path, error
 ):
     def broken(*_, **__):

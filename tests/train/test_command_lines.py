@@ -518,10 +518,10 @@ def test_a_command_line_has_the_expected_status_and_output(
     seconds = time.process_time() - started
     printed = capsys.readouterr()
     # The help is wrapped and framed.
-    said = " ".join("".join(printed).replace("│", " ").split())
-    assert got == status, said
-    assert words.format(**made) in said
-    assert "Traceback" not in said
+    text = " ".join("".join(printed).replace("│", " ").split())
+    assert got == status, text
+    assert words.format(**made) in text
+    assert "Traceback" not in text
     if status == 2:  # The last line says why.
         assert printed.err.splitlines()[-1].startswith("Error: ")
         assert "│" not in printed.err

@@ -385,8 +385,8 @@ def test_sweep_takes_learning_rates_only_from_their_own_option(capsys):
     with pytest.raises(SystemExit):
         cli.main(["sweep", "--optimizers", "sgd@0.1"])
     out = "".join(capsys.readouterr())
-    said = " ".join(out.replace("│", " ").split())
-    assert "pass learning rates to --learning-rates" in said
+    output = " ".join(out.replace("│", " ").split())
+    assert "pass learning rates to --learning-rates" in output
 
 
 def test_multipliers_and_a_run_without_metrics_can_be_drawn(tmp_path):

@@ -92,10 +92,10 @@ def test_an_error_in_a_file_is_named_on_one_line(tmp_path, text, words, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     assert cli.main(["--config", str(path)]) == 2
-    said = capsys.readouterr().err
-    assert f"--config {path}" in said
-    assert words in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert f"--config {path}" in error
+    assert words in error
+    assert error.count("\n") == 1
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):

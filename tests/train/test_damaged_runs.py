@@ -52,7 +52,7 @@ def test_resume_goes_back_to_the_last_good_checkpoint_bit_for_bit(run, capsys):
     jax.tree.map(np.testing.assert_array_equal, final_state(run), expected)
 
 
-def test_eval_goes_back_too_and_moves_nothing(run, capsys):
+def test_eval_uses_the_last_good_checkpoint_and_moves_nothing(run, capsys):
     damage(run, 9)
     assert cli.main(["eval", str(run)]) == 0
     out, err = capsys.readouterr()
@@ -103,7 +103,7 @@ def test_a_damaged_line_after_the_checkpoint_is_named_and_its_epoch_rerun(run, c
     assert without_times(run) == expected
 
 
-def test_a_series_heals_itself(tmp_path, capsys):
+def test_a_damaged_series_is_repaired(tmp_path, capsys):
     command = ["compare", "--optimizers", "sgd", "--epochs", "2", "--batch-size", "16"]
     command += ["--parallel", "jit", "--runs-dir", str(tmp_path)]
     assert cli.main(command) == 0

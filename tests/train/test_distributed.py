@@ -29,13 +29,13 @@ from .results import without_times
 def test_a_run_whose_worker_died_resumes_to_the_uninterrupted_result(tmp_path, options):
     whole, died = tmp_path / "whole", tmp_path / "died"
     options = ["--epochs", "3", *options]
-    statuses, said = processes.finish(
+    statuses, output = processes.finish(
         processes.of_a_run(*options, "--run-dir", str(whole)), tmp_path
     )
-    assert statuses == [0, 0], said
+    assert statuses == [0, 0], output
     # Only the first process writes and prints.
-    assert "Test accuracy" in said[0]
-    assert "epoch" not in said[1]
+    assert "Test accuracy" in output[0]
+    assert "epoch" not in output[1]
     assert [row["epoch"] for row in without_times(whole)] == [1, 2, 3]
     record = json.loads((whole / "record.json").read_text())
     assert len(record["environment"]["devices"]) == 4
@@ -47,17 +47,17 @@ def test_a_run_whose_worker_died_resumes_to_the_uninterrupted_result(tmp_path, o
         assert second.wait(120) == -signal.SIGKILL
         # The first process does not continue alone.
         assert first.wait(60) == 2
-    said = (tmp_path / "0.log").read_text()
-    assert "Error: process 1 has ended" in said
-    assert "python -m train --resume" in said
-    assert "Traceback" not in said
+    output = (tmp_path / "0.log").read_text()
+    assert "Error: process 1 has ended" in output
+    assert "python -m train --resume" in output
+    assert "Traceback" not in output
     assert [row["epoch"] for row in without_times(died)] == [1]
 
-    statuses, said = processes.finish(
+    statuses, output = processes.finish(
         processes.of_a_run("--resume", str(died)), tmp_path
     )
-    assert statuses == [0, 0], said
-    assert "Resuming from step 3." in said[0]
+    assert statuses == [0, 0], output
+    assert "Resuming from step 3." in output[0]
     assert without_times(died) == without_times(whole)
     for path in (whole, died):
         checkpoints = Checkpoints(path / "checkpoints")
@@ -73,9 +73,9 @@ def test_the_others_end_when_the_first_dies(tmp_path):
     with processes.started(commands, tmp_path) as started:
         assert started[0].wait(120) == -signal.SIGKILL
         assert started[1].wait(60) == 2
-    said = (tmp_path / "1.log").read_text()
-    assert "Error: process 0 has ended" in said
-    assert "python -m train --resume" in said
+    output = (tmp_path / "1.log").read_text()
+    assert "Error: process 0 has ended" in output
+    assert "python -m train --resume" in output
 
 
 @pytest.mark.slow
@@ -91,9 +91,9 @@ def test_processes_that_differ_refuse_to_start(tmp_path, option, words):
     first, second = processes.of_a_run(
         "--epochs", "3", "--run-dir", str(tmp_path / "run")
     )
-    statuses, said = processes.finish([first, [*second, *option]], tmp_path)
-    assert statuses == [2, 2], said
-    for text in said:
+    statuses, output = processes.finish([first, [*second, *option]], tmp_path)
+    assert statuses == [2, 2], output
+    for text in output:
         assert f"Process 1 differs from process 0: {words}" in text
         assert "Traceback" not in text
     assert not (tmp_path / "run").exists()
@@ -102,8 +102,8 @@ def test_processes_that_differ_refuse_to_start(tmp_path, option, words):
 def test_processes_with_other_settings_of_jax_refuse_to_start(monkeypatch, x64):
     """With JAX_ENABLE_X64 in the environment of one, for example, others would hang."""
     values = {"--seed": 1}
-    said = {"versions": distributed._versions(), **distributed._settings(), **values}
-    other = json.dumps(said | {"jax_enable_x64": False}).encode()
+    ours = {"versions": distributed._versions(), **distributed._settings(), **values}
+    other = json.dumps(ours | {"jax_enable_x64": False}).encode()
 
     def gather(array):
         if not array.ndim:
@@ -123,11 +123,11 @@ def test_an_error_of_the_process_that_writes_ends_both(tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("")
-    statuses, said = processes.finish(
+    statuses, output = processes.finish(
         processes.of_a_run("--run-dir", str(taken)), tmp_path
     )
-    assert statuses == [2, 2], said
-    for text in said:
+    assert statuses == [2, 2], output
+    for text in output:
         assert "already exists and was left unchanged" in text
         assert "Traceback" not in text
 
@@ -181,5 +181,5 @@ def test_options_that_do_not_fit_together_are_an_error(options, words):
 def test_the_command_line_names_the_option(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--coordinator", "a:1"])
-    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "add --num-processes and --process-id" in said
+    output = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "add --num-processes and --process-id" in output

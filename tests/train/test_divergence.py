@@ -103,8 +103,10 @@ def test_a_run_stops_where_it_diverges(
         options = ("--epochs", "3", "--chunk-steps", chunk, "--run-dir", str(run))
         assert train(*options) == 3
     err = capsys.readouterr().err
-    said = f"the loss or a parameter is not finite after step {step}, in epoch 2 of 3"
-    assert f"Error: training diverged: {said}" in err
+    message = (
+        f"the loss or a parameter is not finite after step {step}, in epoch 2 of 3"
+    )
+    assert f"Error: training diverged: {message}" in err
     assert "smaller --learning-rate than 0.1" in err
     assert "--normalizer log1p" in err
     assert "Its latest checkpoint is that of step 3." in err

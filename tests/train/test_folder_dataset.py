@@ -169,17 +169,17 @@ def message(image_folder, cache, **options):
 
 
 def test_a_missing_folder_is_an_error(tmp_path, cache):
-    said = message(tmp_path / "none", cache)
-    assert str(tmp_path / "none") in said
-    assert "does not exist" in said
-    assert "train/<class>/<image>" in said
+    error = message(tmp_path / "none", cache)
+    assert str(tmp_path / "none") in error
+    assert "does not exist" in error
+    assert "train/<class>/<image>" in error
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_missing_split_is_an_error(image_folder, cache, split):
     shutil.rmtree(image_folder / split)
-    said = message(image_folder, cache)
-    assert f"{image_folder} has no folder {split}/" in said
+    error = message(image_folder, cache)
+    assert f"{image_folder} has no folder {split}/" in error
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -187,9 +187,9 @@ def test_a_split_without_images_is_an_error(image_folder, cache, split):
     shutil.rmtree(image_folder / split)
     (image_folder / split).mkdir()
     (image_folder / split / "0.png").write_bytes(b"not in a class folder")
-    said = message(image_folder, cache)
-    assert f"{image_folder / split} has no images in class folders" in said
-    assert "It contains: 0.png" in said
+    error = message(image_folder, cache)
+    assert f"{image_folder / split} has no images in class folders" in error
+    assert "It contains: 0.png" in error
 
 
 def test_a_class_without_images_is_an_error(image_folder, cache):
@@ -200,9 +200,9 @@ def test_a_class_without_images_is_an_error(image_folder, cache):
 
 def test_a_class_only_in_test_is_an_error(image_folder, cache):
     (image_folder / "test/cat").rename(image_folder / "test/cats")
-    said = message(image_folder, cache)
-    assert "The class 'cats'" in said
-    assert "Classes in train/: cat, dog" in said
+    error = message(image_folder, cache)
+    assert "The class 'cats'" in error
+    assert "Classes in train/: cat, dog" in error
 
 
 def test_a_single_class_is_an_error(image_folder, cache):
@@ -221,12 +221,12 @@ def test_hidden_and_other_files_are_ignored(image_folder, cache):
 def test_images_of_different_sizes_are_an_error_without_image_size(image_folder, cache):
     odd = image_folder / "train/dog/odd.png"
     Image.new("RGB", (40, 30)).save(odd)
-    said = message(image_folder, cache)
-    assert "Images differ in size" in said
-    assert str(odd) in said
-    assert "40x30" in said
-    assert "32x32" in said
-    assert "Use --image-size to resize and crop them all" in said
+    error = message(image_folder, cache)
+    assert "Images differ in size" in error
+    assert str(odd) in error
+    assert "40x30" in error
+    assert "32x32" in error
+    assert "Use --image-size to resize and crop them all" in error
     for size in (16, 16, 32):  # The second time from the cache.
         resized = folder_dataset.load(str(image_folder), cache, image_size=size)
         assert resized.image_shape == (size, size, 3)
@@ -262,10 +262,10 @@ def truncate(path):
 def test_a_corrupt_image_is_an_error_or_is_skipped(image_folder, cache, capsys, damage):
     damage(image_folder / "train/cat/1.png")
 
-    said = message(image_folder, cache)
-    assert said.startswith("1 corrupt image: ")
-    assert str(image_folder / "train/cat/1.png") in said
-    assert "--skip-corrupt-images" in said
+    error = message(image_folder, cache)
+    assert error.startswith("1 corrupt image: ")
+    assert str(image_folder / "train/cat/1.png") in error
+    assert "--skip-corrupt-images" in error
 
     # With the option, loading continues and names the skipped images.
     dataset = folder_dataset.load(str(image_folder), cache, skip_corrupt=True)
@@ -275,14 +275,14 @@ def test_a_corrupt_image_is_an_error_or_is_skipped(image_folder, cache, capsys, 
     assert "train/cat/1.png" in reported
 
     # Without the option, it is still an error.
-    assert message(image_folder, cache) == said
+    assert message(image_folder, cache) == error
 
 
 def test_a_split_of_only_corrupt_images_is_an_error(image_folder, cache):
     for path in (image_folder / "test").glob("*/*"):
         path.write_bytes(b"")
-    said = message(image_folder, cache, skip_corrupt=True)
-    assert "None of the 2 images below" in said
+    error = message(image_folder, cache, skip_corrupt=True)
+    assert "None of the 2 images below" in error
 
 
 def test_importing_and_reading_is_quiet_without_tensorflow_or_network(
@@ -308,10 +308,10 @@ assert "tensorflow" not in sys.modules
         check=False,
     )
     bars = ("Reading", "Decoding")
-    said = result.stderr.replace("\r", "\n").splitlines()
+    error = result.stderr.replace("\r", "\n").splitlines()
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
-    assert [line for line in said if line.strip() and not line.startswith(bars)] == []
+    assert [line for line in error if line.strip() and not line.startswith(bars)] == []
 
 
 def test_files_that_are_not_read_are_named(image_folder, cache, capsys):

@@ -31,8 +31,8 @@ def start(tmp_path, capsys):
         try:
             status = cli.main(list(arguments))
         except SystemExit as error:  # The parser draws a box around its message.
-            said = capsys.readouterr().err.replace("│", " ")
-            return error.code, "", " ".join(said.split())
+            text = capsys.readouterr().err.replace("│", " ")
+            return error.code, "", " ".join(text.split())
         return status, *capsys.readouterr()
 
     return start
@@ -78,8 +78,8 @@ def test_the_guide_s_code_is_trained_resumed_evaluated_and_loaded(
 
     own_code._checksum.cache_clear()
     (tmp_path / "my_project.py").write_text(source + "\n# Another file.\n")
-    said = start("eval", run_dir, "--trust-code")[2]
-    assert "the code of my_project:load and my" in said
+    error = start("eval", run_dir, "--trust-code")[2]
+    assert "the code of my_project:load and my" in error
     with pytest.warns(UserWarning, match="the code of my_project:load and"):
         train.load_run(run_dir, trust_code=True)
     own_code._checksum.cache_clear()

@@ -1,4 +1,4 @@
-"""Progress bars: short in files, lively on a terminal."""
+"""Progress bars: few updates in files, many on a terminal."""
 
 import io
 

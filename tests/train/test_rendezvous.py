@@ -89,8 +89,8 @@ def refused(address, process_id, capsys):
 # DNS has no names of that length.
 @pytest.mark.parametrize("host", ["no-such-host.invalid", f"{'a' * 70}.invalid"])
 def test_a_host_that_cannot_be_found_is_an_error(host, process_id, capsys):
-    said = refused(f"{host}:1234", process_id, capsys)
-    assert f"--coordinator {host}:1234: the host cannot be found" in said
+    error = refused(f"{host}:1234", process_id, capsys)
+    assert f"--coordinator {host}:1234: the host cannot be found" in error
 
 
 def test_a_port_that_is_taken_is_an_error(capsys):
@@ -111,9 +111,9 @@ def test_another_service_at_the_address_is_an_error(answer, capsys):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        said = refused(f"127.0.0.1:{server.getsockname()[1]}", 1, capsys)
+        error = refused(f"127.0.0.1:{server.getsockname()[1]}", 1, capsys)
         thread.join()
-    assert "is not process 0 of this run" in said
+    assert "is not process 0 of this run" in error
 
 
 def test_a_client_that_is_not_a_process_is_ignored():

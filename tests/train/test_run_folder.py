@@ -186,7 +186,7 @@ def test_no_flipped_bit_of_a_record_silently_changes_it(tmp_path):
     assert noticed > 200
 
 
-def test_a_flipped_bit_in_the_name_of_the_checksum_is_no_silent_change(tmp_path):
+def test_a_flipped_bit_in_the_name_of_the_checksum_is_an_error(tmp_path):
     path = run_folder.create(RunConfig(runs_dir=tmp_path), DATA).path
     content = (path / "record.json").read_text()
     (path / "record.json").write_text(content.replace('"sha256"', '"shq256"'))

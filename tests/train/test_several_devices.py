@@ -55,14 +55,14 @@ def test_eight_devices_train_like_one(name):
 @pytest.mark.slow
 def test_two_processes_of_four_devices_train_like_one_device(tmp_path):
     address = processes.free_address()
-    statuses, said = processes.finish(
+    statuses, output = processes.finish(
         [
             ["tests.train.pipeline", address, str(number), str(tmp_path / "results")]
             for number in range(2)
         ],
         tmp_path,
     )
-    assert statuses == [0, 0], said
+    assert statuses == [0, 0], output
     results = pickle.loads((tmp_path / "results").read_bytes())
     assert len(results) == 8
     for name, result in results.items():

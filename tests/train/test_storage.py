@@ -69,9 +69,9 @@ def test_a_full_disk_is_an_error_and_the_run_can_be_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(where, name, write_without_room)
         assert train("--epochs", "3", "--run-dir", str(run)) == 2
-    said = one_error(capsys)
-    assert str(run) in said
-    assert "Free some space or restore access" in said
+    error = one_error(capsys)
+    assert str(run) in error
+    assert "Free some space or restore access" in error
     assert train("--resume", str(run)) == 0
     assert without_times(run) == whole
 
@@ -107,7 +107,7 @@ def test_unrelated_output_is_kept(unraisable, caplog):
         if error is not None:
             raise error
 
-    def said():
+    def logged():
         messages = [record.getMessage().rpartition(" ")[2] for record in caplog.records]
         caplog.clear()
         return messages
@@ -127,14 +127,14 @@ def test_unrelated_output_is_kept(unraisable, caplog):
     hook = sys.unraisablehook
     with orbax_output.silenced(UserError):
         log_and_raise(None)
-    assert said() == ["other", "retrieved", "late"]
+    assert logged() == ["other", "retrieved", "late"]
     assert sys.unraisablehook is hook
     with pytest.raises(TypeError), orbax_output.silenced(UserError):
         log_and_raise(TypeError())
-    assert said() == ["other", "retrieved", "late"]
+    assert logged() == ["other", "retrieved", "late"]
     with pytest.raises(UserError), orbax_output.silenced(UserError):
         log_and_raise(UserError())
-    assert said() == ["other", "retrieved"]
+    assert logged() == ["other", "retrieved"]
     print_unraisable(fail)
     assert [str(error.exc_value) for error in unraisable] == ["Event loop is closed"]
 

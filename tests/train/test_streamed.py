@@ -182,7 +182,7 @@ def test_two_processes_train_like_one(prepared, tmp_path):
     together = ["--coordinator", address, "--num-processes", "2", "--process-id"]
     starts = {"two": [[*together, "0"], [*together, "1"]], "one": [[]]}
     for name, launches in starts.items():
-        statuses, said = processes.finish(
+        statuses, output = processes.finish(
             [
                 ["tests.train.distributed_run", "never", *options, *launch]
                 + ["--data-workers", "1", "--run-dir", str(tmp_path / name)]
@@ -190,7 +190,7 @@ def test_two_processes_train_like_one(prepared, tmp_path):
             ],
             tmp_path,
         )
-        assert set(statuses) == {0}, said
+        assert set(statuses) == {0}, output
     ((two,), (one,)) = (without_times(tmp_path / name) for name in starts)
     # One step, and all test images: equal up to float32 rounding.
     assert two.keys() == one.keys()

@@ -79,8 +79,8 @@ def test_only_selected_rows_are_run(table, tmp_path, capsys):
     assert [row["optimizer"] for row in values["rows"]] == ["insgd-l2"]
     with pytest.raises(SystemExit):
         table("--rows", "3")
-    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "--rows of table 6 are from 1 to 2, got (3,)" in said
+    output = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "--rows of table 6 are from 1 to 2, got (3,)" in output
 
 
 def test_a_stopped_table_resumes_to_the_same_results(

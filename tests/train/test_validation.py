@@ -111,9 +111,9 @@ def test_a_run_prints_which_images_selected_its_best_epoch(
 
     # The best checkpoint is that epoch's, and its averaged weights are evaluated.
     assert cli.main(["eval", "run", "--checkpoint", "best"]) == 0
-    said = capsys.readouterr().out
-    assert f"step {best['step']}, averaged weights" in said
-    assert f"top-1 {100 * best['test_top1']:.2f} %" in said
+    output = capsys.readouterr().out
+    assert f"step {best['step']}, averaged weights" in output
+    assert f"top-1 {100 * best['test_top1']:.2f} %" in output
     state = restore(run_folder.load(tmp_path / "run"), "latest").state
     assert isinstance(state, AveragedTrainState)
     loaded = application.load_run("run").variables["params"]

@@ -131,10 +131,10 @@ time.sleep(60)
 """
     with pytest.raises(UserError) as caught:
         complete(do)
-    said = str(caught.value)
-    assert "ended with exit status 2; the others were stopped" in said
-    assert "\n   9/9\n  working\n  Error: the disk is full\n" in said
-    log = Path(re.search(r"from (/\S+\.log):", said)[1])
+    output = str(caught.value)
+    assert "ended with exit status 2; the others were stopped" in output
+    assert "\n   9/9\n  working\n  Error: the disk is full\n" in output
+    log = Path(re.search(r"from (/\S+\.log):", output)[1])
     assert "the disk is full" in log.read_text()
     (other,) = set(log.parent.glob("*.log")) - {log}
     assert other.read_text().endswith("working\nsaved\n")
@@ -154,10 +154,12 @@ if number == 0:
 number %= 2
 """
     assert complete(do) == 0
-    said = re.findall("Worker . ended with signal 11 .*", capsys.readouterr().err)
-    assert len(said) == 1
-    assert "was restarted (restart 1 of at most 2 before a run is finished)" in said[0]
-    log = Path(re.search(r"(/\S+\.log)", said[0])[1])
+    output = re.findall("Worker . ended with signal 11 .*", capsys.readouterr().err)
+    assert len(output) == 1
+    assert (
+        "was restarted (restart 1 of at most 2 before a run is finished)" in output[0]
+    )
+    log = Path(re.search(r"(/\S+\.log)", output[0])[1])
     assert log.read_text().count("working") == 2
     pinned = {frozenset(share["cores"]) for share in shares(tmp_path)}
     assert pinned == set(map(frozenset, workers._shares(workers._usable_cores(), 2)))
@@ -302,15 +304,15 @@ def test_two_equal_commands_run_each_run_once(tmp_path):
     """Two commands of two workers, four runs."""
     command = [*COMMAND, "--seeds", "2", "--processes", "2"]
     command += ["--runs-dir", str(tmp_path / "runs")]
-    statuses, said = processes.finish([["train", *command]] * 2, tmp_path)
-    assert statuses == [0, 0], said
+    statuses, output = processes.finish([["train", *command]] * 2, tmp_path)
+    assert statuses == [0, 0], output
 
     logs = [path.read_text() for path in (tmp_path / "runs/workers").glob("*/*.log")]
     assert len(logs) == 4
     whole = "".join(logs)
     assert whole.count("Test accuracy") == 4, whole
     assert "Resuming from step" not in whole
-    for text in said:
+    for text in output:
         assert "| sgd " in text
         assert "2/2" in text
     runs = list((tmp_path / "runs").glob("digits-*"))
@@ -341,9 +343,9 @@ def test_workers_end_with_their_command(tmp_path, number):
         wait_until(
             lambda: all("Stopped by SIGTERM and saved" in p.read_text() for p in logs)
         )
-    said = (tmp_path / "0.log").read_text()
+    output = (tmp_path / "0.log").read_text()
     if number == signal.SIGTERM:
-        assert "Run the same command again to resume." in said
+        assert "Run the same command again to resume." in output
     # The runs that the workers left can be resumed: no process holds them.
     for path in (tmp_path / "runs").glob("digits-*"):
         with series.RunLock() as lock:
