@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -276,6 +277,8 @@ def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
     # Not `promote_types`, which strict dtype promotion forbids.
     wide = jnp.finfo(grad.dtype).bits >= jnp.finfo(multiplier.dtype).bits
     dtype = grad.dtype if wide else multiplier.dtype
+    if jnp.iscomplexobj(grad):
+        dtype = np.promote_types(dtype, np.complex64)
     return (grad.astype(dtype) * multiplier.astype(dtype)).astype(grad.dtype)
 
 

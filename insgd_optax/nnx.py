@@ -51,6 +51,7 @@ A module with several weights sows one norm per weight, named for example
 
 import contextlib
 import functools
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -215,8 +216,8 @@ def _listening(original: Call) -> Call:
                 each for each in taken if _times_sown(layer, each[0]) == before[each[0]]
             ]
             if wanted:
-                arguments = call_arguments(original, layer, *args, **kwargs)
-                del arguments[next(iter(arguments))]  # self
+                bound = types.MethodType(original, layer)
+                arguments = call_arguments(bound, *args, **kwargs)
                 for name, take in wanted:
                     layer.sow(nnx.Intermediate, name, take(layer, arguments))
             return output

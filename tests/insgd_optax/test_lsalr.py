@@ -126,6 +126,14 @@ def test_mixed_dtypes_in_a_layer_are_kept(x64):
     np.testing.assert_allclose(updates["a"]["bias"], 4 * (1 + np.log(1.2)), rtol=1e-12)
 
 
+def test_complex64_beside_float64_stays_complex(x64):
+    kernel = jnp.array([3.0 + 4.0j], jnp.complex64)
+    updates = update({"a": {"kernel": kernel, "bias": jnp.zeros(1)}})
+    np.testing.assert_allclose(
+        updates["a"]["kernel"], (3 + 4j) * (1 + np.log(1.2)), rtol=1e-6
+    )
+
+
 def test_a_bare_array_is_one_layer():
     np.testing.assert_allclose(
         update(jnp.array([0.6, 0.8])), np.array([0.6, 0.8]) * (1 + np.log(2)), rtol=1e-6

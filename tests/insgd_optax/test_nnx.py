@@ -184,6 +184,18 @@ class Inheriting(Doubled):
     pass
 
 
+class Forwarding(nnx.Linear):
+    def __call__(*args, **kwargs):  # as a decorator without `functools.wraps` leaves it
+        self, *args = args
+        return nnx.Linear.__call__(self, *args, **kwargs)
+
+
+class ForwardingAlone(nnx.Linear):
+    def __call__(*args):
+        self, x = args
+        return x @ self.kernel[...]
+
+
 class Compiled(nnx.Linear):
     @nnx.jit
     def __call__(self, x):  # on a copy of the layer
@@ -196,6 +208,8 @@ class Compiled(nnx.Linear):
         (Doubled, 16),
         (Overriding, 4),
         (Inheriting, 16),
+        (Forwarding, 4),
+        (ForwardingAlone, 4),
         (Compiled, 16),
         (nnx.LoRALinear, 4),
     ],
