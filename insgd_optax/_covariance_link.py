@@ -121,15 +121,11 @@ def covariance_link(
             # The matrices do not mirror them: they are replicated.
             return state_type(count, failures, jnp.zeros([]))
         flat = flatten(params)
-        shapes = {
-            path: weight.shape
-            for path, weight in zip(flat.paths, flat.weights, strict=True)
-            if not is_masked(weight)
-        }
-        layers: list[Any] = [optax.MaskedNode()] * len(flat.paths)
+        shapes = {path: weight.shape for path, weight in flat.present.items()}
+        layers: dict[Path, LayerCovariance] = {}
         no_like: list[Path] = []
-        for i, (path, weight) in enumerate(zip(flat.paths, flat.weights, strict=True)):
-            if is_masked(weight) or not in_scope(path):
+        for path, weight in flat.present.items():
+            if not in_scope(path):
                 continue
             _check_real(path, weight)
             bias = shapes.get((*path[:-1], "bias"))
@@ -142,8 +138,8 @@ def covariance_link(
                     with naming(path):
                         form = form_of_sown(sown[0], weight.shape)
             dtype = statistic_dtype(weight.dtype)
-            layers[i] = initial_layer(form, dtype, initial_covariance)
-        if not any(isinstance(layer, LayerCovariance) for layer in layers):
+            layers[path] = initial_layer(form, dtype, initial_covariance)
+        if not layers:
             raise ValueError(nothing_in_scope(scope, "scaled", flat))
         if no_like and missing == "error":
             raise ValueError(
@@ -153,7 +149,8 @@ def covariance_link(
                     input_covariances_like, _matching.COVARIANCE_NAME, _CAUSES
                 )
             )
-        state = state_type(count, failures, jax.tree.unflatten(flat.treedef, layers))
+        nodes = [layers.get(path, optax.MaskedNode()) for path in flat.paths]
+        state = state_type(count, failures, jax.tree.unflatten(flat.treedef, nodes))
         return replicated_like(state, params)
 
     def update_fn(
@@ -185,13 +182,12 @@ def covariance_link(
         sown: dict[Path, list[InputCovariance]],
         settings: tuple[ArrayLike, ArrayLike, ArrayLike],
     ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
-        flat = flatten(updates)
-        grads = dict(zip(flat.paths, flat.weights, strict=True))
+        grads = flatten(updates).present
         paths, layers, treedef = flat_layers(state.layers)
         scaled = {
             path: layer
             for path, layer in zip(paths, layers, strict=True)
-            if path in grads and not is_masked(layer) and not is_masked(grads[path])
+            if path in grads and not is_masked(layer)
         }
         forms, totals, absent = {}, {}, []
         for path, layer in scaled.items():
@@ -265,15 +261,14 @@ def multiply(
 def _multiplied(
     updates: optax.Updates, state: ScaleByInputCovarianceState, preserve_norm: bool
 ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
-    flat = flatten(updates)
-    grads = dict(zip(flat.paths, flat.weights, strict=True))
+    grads = flatten(updates).present
     paths, layers, treedef = flat_layers(state.layers)
     for i, (path, layer) in enumerate(zip(paths, layers, strict=True)):
-        if path in grads and not is_masked(layer) and not is_masked(grads[path]):
+        if path in grads and not is_masked(layer):
             form = form_of_state(layer, grads[path].shape)
             grads[path], layers[i] = redirected(grads[path], layer, form, preserve_norm)
     return (
-        replace(updates, [grads[path] for path in flat.paths]),
+        replace(updates, grads.values()),
         state._replace(layers=jax.tree.unflatten(treedef, layers)),
     )
 

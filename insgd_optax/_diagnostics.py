@@ -17,7 +17,7 @@ from insgd_optax._input_power import (
     ScaleByInputPowerState,
     divisor_function,
 )
-from insgd_optax._paths import flatten, is_masked, path_string, states_of
+from insgd_optax._paths import flatten, path_string, states_of
 from insgd_optax._whitening import condition_number
 
 
@@ -162,16 +162,14 @@ def _by_weight(opt_state: optax.OptState, field: str) -> dict[str, jax.Array]:
         )
     values: dict[str, jax.Array] = {}
     for state in states:
-        flat = flatten(getattr(state, field))
-        for path, value in zip(flat.paths, flat.weights, strict=True):
+        for path, value in flatten(getattr(state, field)).present.items():
             name = path_string(path)
-            if name in values and not is_masked(value):
+            if name in values:
                 raise ValueError(
                     f"{name} is scaled by two scale_by_input_power transformations in"
                     " this state: look at their states one by one"
                 )
-            if not is_masked(value):
-                values[name] = value
+            values[name] = value
     return values
 
 

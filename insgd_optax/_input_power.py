@@ -153,14 +153,10 @@ def scale_by_input_power(
             # P does not mirror them: it is replicated where a weight is sharded.
             return ScaleByInputPowerState(count, jnp.zeros([]), jnp.ones([]))
         flat = flatten(params)
-        scaled = {
-            path: weight
-            for path, weight in zip(flat.paths, flat.weights, strict=True)
-            if not is_masked(weight) and in_scope(path)
-        }
+        scaled = {path: w for path, w in flat.present.items() if in_scope(path)}
         if not scaled:
             raise ValueError(nothing_in_scope(scope, "normalized", flat))
-        found = {} if like is None else matches(like, flat)
+        found = {} if like is None else matches(like, flat.present)
         absent = [path for path in scaled if path not in found]
         if like is not None and absent and missing == "error":
             raise ValueError(
@@ -191,9 +187,8 @@ def scale_by_input_power(
         if input_norms is None:
             raise ValueError(missing_argument(NAME, extra_args))
         sown = by_layer(input_norms)
-        flat = flatten(updates)
-        found = matches(sown, flat)
-        grads = dict(zip(flat.paths, flat.weights, strict=True))
+        grads = flatten(updates).present
+        found = matches(sown, grads)
         powers = flatten(state.power)
         multipliers = flatten(state.multiplier).weights
         new_powers, new_multipliers = [], []
@@ -201,8 +196,7 @@ def scale_by_input_power(
         for path, power, multiplier in zip(
             powers.paths, powers.weights, multipliers, strict=True
         ):
-            grad = grads.get(path, optax.MaskedNode())
-            if not is_masked(power) and not is_masked(grad):
+            if not is_masked(power) and path in grads:
                 scaled.append(path)
                 if path in found:
                     norm = found[path].mean(power.shape).astype(power.dtype)
@@ -212,7 +206,7 @@ def scale_by_input_power(
                     least = jnp.where(power > 0, jnp.finfo(power.dtype).tiny, 0)
                     power = jnp.maximum(next_power(power, norm, decay), least)
                 multiplier = 1 / divisor(power)
-                grads[path] = scaled_by(multiplier, grad)
+                grads[path] = scaled_by(multiplier, grads[path])
             new_powers.append(power)
             new_multipliers.append(multiplier)
         absent = [path for path in scaled if path not in found]
@@ -224,7 +218,7 @@ def scale_by_input_power(
             )
         check_not_shared(sown, scaled)
         return (
-            replace(updates, [grads[path] for path in flat.paths]),
+            replace(updates, grads.values()),
             ScaleByInputPowerState(
                 count=optax.safe_increment(state.count),
                 power=jax.tree.unflatten(powers.treedef, new_powers),
@@ -237,8 +231,7 @@ def scale_by_input_power(
 
 def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
     """The error message for a scope that matches no parameter."""
-    pairs = zip(flat.paths, flat.weights, strict=True)
-    seen = [path for path, weight in pairs if not is_masked(weight)]
+    seen = list(flat.present)
     message = (
         f"no parameter is in scope={scope!r}, so nothing would be {what}. The"
         f" parameters are:\n{path_list(seen) or '  none'}\n"

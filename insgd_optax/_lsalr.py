@@ -70,17 +70,13 @@ def scale_by_lsalr() -> optax.GradientTransformation:
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
-        flat = _paths.flatten(updates)
+        grads = _paths.flatten(updates).present
         square_sums: dict[_paths.Path, jax.Array] = {}
-        for path, g in zip(flat.paths, flat.weights, strict=True):
-            if not _paths.is_masked(g):
-                layer = path[:-1]
-                square_sums[layer] = square_sums.get(layer, 0) + _square_sum(g)
+        for path, g in grads.items():
+            layer = path[:-1]
+            square_sums[layer] = square_sums.get(layer, 0) + _square_sum(g)
         factors = {layer: _factor(total) for layer, total in square_sums.items()}
-        scaled = [
-            g if _paths.is_masked(g) else scaled_by(factors[path[:-1]], g)
-            for path, g in zip(flat.paths, flat.weights, strict=True)
-        ]
+        scaled = [scaled_by(factors[path[:-1]], g) for path, g in grads.items()]
         return _paths.replace(updates, scaled), state
 
     return optax.GradientTransformation(init_fn, update_fn)

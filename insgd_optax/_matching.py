@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from insgd_optax._paths import (
-    FlatWeights,
     Path,
     flatten,
-    is_masked,
     path_list,
     path_string,
     tuple_path,
@@ -260,10 +258,9 @@ def naming(path: Path, name: str, hint: str) -> Iterator[None]:
         ) from error
 
 
-def matches(sown: Sown, flat: FlatWeights) -> dict[Path, Match]:
+def matches(sown: Sown, weights: Mapping[Path, Any]) -> dict[Path, Match]:
     """The statistics of every weight that has some."""
-    weights = dict(zip(flat.paths, flat.weights, strict=True))
-    shapes = {path: w.shape for path, w in weights.items() if not is_masked(w)}
+    shapes = {path: weight.shape for path, weight in weights.items()}
     found = {}
     for path, shape in shapes.items():
         key = _key(sown, path)

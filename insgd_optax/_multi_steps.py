@@ -1,6 +1,6 @@
 """Gradient accumulation that also averages the input norms and the loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -25,10 +25,8 @@ from insgd_optax._input_power import ScaleByInputPowerState
 from insgd_optax._last_norms import accumulated
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._paths import (
-    FlatWeights,
     Path,
     flatten,
-    is_masked,
     states_of,
 )
 from insgd_optax._polyak import ClipByPolyakState, checked_value
@@ -109,11 +107,11 @@ class MultiSteps:
         if is_placeholder(params):
             # Like P, the accumulated norms do not mirror the parameters.
             return self._steps([]).init((params, *[jnp.zeros([])] * 3))
-        flat = flatten(params)
         inner = jax.eval_shape(self._opt.init, params)
         loss = jnp.zeros([]) if states_of(inner, ClipByPolyakState) else None
         accumulators = (_accumulators(inner), loss, _covariance_accumulators(inner))
-        return self._steps(flat.weights).init((params, *accumulators))
+        weights = flatten(params).present.values()
+        return self._steps(weights).init((params, *accumulators))
 
     def update(
         self,
@@ -142,10 +140,10 @@ class MultiSteps:
             name, given = _matching.COVARIANCE_NAME, {"input_norms": input_norms}
             raise ValueError(_matching.missing_argument(name, given))
         sown = _matching.by_layer(input_norms)
-        flat = flatten(updates)
-        norms = _micro_norms(flat, powers, sown)
+        weights = flatten(updates).present
+        norms = _micro_norms(weights, powers, sown)
         sown_covariances = covariances_by_layer(input_covariances)
-        covariances = _micro_covariances(flat, layers, sown_covariances)
+        covariances = _micro_covariances(weights, layers, sown_covariances)
         absent = [path for path in powers if _matching.find(sown, path) is None]
         absent += [
             path for path in layers if _matching.find(sown_covariances, path) is None
@@ -172,7 +170,7 @@ class MultiSteps:
             extra_args["value"] = value
         every_k = self._every_k_schedule
         k = every_k(state.gradient_step) if callable(every_k) else every_k
-        steps = self._steps(flat.weights, state.mini_step == k - 1)
+        steps = self._steps(weights.values(), state.mini_step == k - 1)
         nothing = (None, None, None)
         (updates, *_), state = steps.update(
             (updates, norms, loss, covariances),
@@ -195,7 +193,7 @@ class MultiSteps:
         """Returns this wrapper as a `GradientTransformationExtraArgs`."""
         return optax.GradientTransformationExtraArgs(self.init, self.update)
 
-    def _steps(self, weights: Sequence[Any], is_last: Any = True) -> optax.MultiSteps:
+    def _steps(self, weights: Iterable[Any], is_last: Any = True) -> optax.MultiSteps:
         """`optax.MultiSteps` that also accumulates norms, loss and covariances."""
 
         def init(params: Any) -> Any:
@@ -217,7 +215,7 @@ class MultiSteps:
             assert self._should_skip_update_fn is not None
             return self._should_skip_update_fn(updates[0], step, params[0])
 
-        dtypes = {statistic_dtype(w.dtype) for w in weights if not is_masked(w)}
+        dtypes = {statistic_dtype(weight.dtype) for weight in weights}
         # Of float32 and float64 the wider, which is also the last by name.
         widest = max(dtypes, key=str, default=jnp.dtype("float32"))
         return optax.MultiSteps(
@@ -233,10 +231,9 @@ def _powers(inner_state: Any) -> dict[Path, Any]:
     """Each scaled weight's P; of several the one with the most axes."""
     powers: dict[Path, Any] = {}
     for power_state in states_of(inner_state, ScaleByInputPowerState):
-        flat = flatten(power_state.power)
-        for path, power in zip(flat.paths, flat.weights, strict=True):
+        for path, power in flatten(power_state.power).present.items():
             known = powers.get(path)
-            if not is_masked(power) and (known is None or power.ndim > known.ndim):
+            if known is None or power.ndim > known.ndim:
                 powers[path] = power
     return powers
 
@@ -251,13 +248,13 @@ def _accumulators(inner_state: Any) -> Any:
 
 
 def _micro_norms(
-    flat: FlatWeights, powers: dict[Path, Any], sown: _matching.Sown
+    weights: dict[Path, Any], powers: dict[Path, Any], sown: _matching.Sown
 ) -> Any:
     """One micro-batch's norms in the accumulators' shapes, with their counts.
 
     Both are 0 where a norm is missing or not finite.
     """
-    found = _matching.matches(sown, flat)
+    found = _matching.matches(sown, weights)
     _matching.check_not_shared(sown, powers)
     parts = {}
     for path, power in powers.items():
@@ -302,13 +299,14 @@ def _covariance_accumulators(inner_state: Any) -> Any:
 
 
 def _micro_covariances(
-    flat: FlatWeights, layers: dict[Path, LayerCovariance], sown: _matching.Sown
+    weights: dict[Path, Any],
+    layers: dict[Path, LayerCovariance],
+    sown: dict[Path, list[InputCovariance]],
 ) -> Any:
     """One micro-batch's sums in the accumulators' shapes, with their counts of rows.
 
     Both are 0 where a covariance is missing or not finite.
     """
-    shapes = dict(zip(flat.paths, flat.weights, strict=True))
     _matching.check_not_shared(sown, layers, _matching.COVARIANCE_NAME)
     parts = {}
     for path, layer in layers.items():
@@ -319,7 +317,7 @@ def _micro_covariances(
         uses = _matching.find(sown, path)
         if uses is not None:
             with naming_covariance(path):
-                form = form_of_state(layer, shapes[path].shape)
+                form = form_of_state(layer, weights[path].shape)
                 batch = checked(total(uses, form, layer.mass.dtype))
                 parts[path] = (batch.factors, batch.count)
     return traverse_util.unflatten_dict(parts)

@@ -1,7 +1,7 @@
 """Weights by their path in a tree, and the states within an optimizer's state."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -21,14 +21,6 @@ def is_box(node: Any) -> bool:
     return isinstance(node, boxes)
 
 
-def _name(key: Any) -> str:
-    """The plain name inside a `jax.tree_util` key."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
 class FlatWeights(NamedTuple):
     """A tree of weights taken apart; masked entries are `optax.MaskedNode()`."""
 
@@ -36,10 +28,16 @@ class FlatWeights(NamedTuple):
     weights: list[Any]
     treedef: Any  # in which a box, and a masked entry, is one leaf
 
+    @property
+    def present(self) -> dict[Path, Any]:
+        """The weights that are not masked, in the order of the tree."""
+        pairs = zip(self.paths, self.weights, strict=True)
+        return {path: weight for path, weight in pairs if not is_masked(weight)}
+
 
 def tuple_path(keys: Sequence[Any]) -> Path:
     """The path of plain names that `jax.tree_util` keys stand for."""
-    return tuple(map(_name, keys))
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
 
 
 def flatten(tree: Any) -> FlatWeights:
@@ -69,9 +67,8 @@ def unboxed(tree: Any) -> Any:
     )
 
 
-def replace(tree: Any, weights: Sequence[Any]) -> Any:
-    """`tree` with other weights, in the order of `flatten`, its boxes kept."""
-    present = [weight for weight in weights if not is_masked(weight)]
+def replace(tree: Any, present: Iterable[Any]) -> Any:
+    """`tree` with other weights that are not masked, in order, its boxes kept."""
     return jax.tree.unflatten(jax.tree.structure(tree), present)
 
 

@@ -26,7 +26,6 @@ from insgd_optax._numbers import check_fraction, check_not_negative, is_number
 from insgd_optax._paths import (
     Path,
     flatten,
-    is_masked,
     path_list,
     replace,
     scope_predicate,
@@ -131,9 +130,7 @@ def _scale_by_released_norms(
     kappa = math.sqrt(1 + 1e-6) / (sqrt(1 - momentum) + 1e-6)
 
     def init_fn(params: optax.Params) -> optax.EmptyState:
-        flat = flatten(params)
-        pairs = zip(flat.paths, flat.weights, strict=True)
-        paths = [path for path, weight in pairs if not is_masked(weight)]
+        paths = list(flatten(params).present)
         if not any(map(is_kernel, paths)) and not is_placeholder(params):
             raise ValueError(
                 'no parameter is named "kernel", so nothing would be normalized. The'
@@ -156,23 +153,17 @@ def _scale_by_released_norms(
                 f" input_norms=sown); {_CAPTURE}."
                 " insgd_optax.MultiSteps and flax's TrainState do not forward them"
             )
-        flat = flatten(updates)
-        found = matches(by_layer(input_norms, RELEASED_NAME), flat)
-        scaled = []
-        absent: list[Path] = []
-        for path, update in zip(flat.paths, flat.weights, strict=True):
-            if is_kernel(path) and not is_masked(update):
-                if path in found:
-                    power = found[path].mean(found[path].power_shape())
-                    # A channel that is zero has P = 0, whose log is -inf.
-                    divisor = jnp.maximum(jnp.log(power), _EPS)
-                    update = scaled_by(kappa / divisor, update)
-                else:
-                    absent.append(path)
-            scaled.append(update)
-        if absent:
+        grads = flatten(updates).present
+        found = matches(by_layer(input_norms, RELEASED_NAME), grads)
+        if absent := [path for path in grads if is_kernel(path) and path not in found]:
             raise ValueError(_missing(absent, input_norms))
-        return replace(updates, scaled), state
+        for path, grad in grads.items():
+            if is_kernel(path):
+                power = found[path].mean(found[path].power_shape())
+                # A channel that is zero has P = 0, whose log is -inf.
+                divisor = jnp.maximum(jnp.log(power), _EPS)
+                grads[path] = scaled_by(kappa / divisor, grad)
+        return replace(updates, grads.values()), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
