@@ -28,7 +28,7 @@ from insgd_optax._layer_types import (
 )
 from insgd_optax._matching import COLLECTION, NAME, entry_name, is_entry
 from insgd_optax._norms import check_p, input_norm
-from insgd_optax._paths import tuple_path
+from insgd_optax._paths import path_string, tuple_path
 
 _calls = Calls()
 
@@ -184,17 +184,15 @@ def _check_not_fed_back(module: nn.Module, names: Iterable[str]) -> None:
         return
     _calls.started.add(scope.root)
     sown = module.variables.get(COLLECTION, {})
-    for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]:
-        for key in keys:
-            entry = getattr(key, "key", None)
-            of = [name for name in names if is_entry(entry, name)]
-            if of:
-                name = of[0]
-                path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    for keys, _ in jax.tree.leaves_with_path(sown):
+        path = tuple_path(keys)
+        for name in names:
+            if any(is_entry(key, name) for key in path):
                 raise ValueError(
-                    f"the variables passed to {type(module).__name__} hold {path} of an"
-                    f" earlier pass, which would be averaged with this pass's {name}:"
-                    ' do not pass "intermediates" to apply'
+                    f"the variables passed to {type(module).__name__} hold"
+                    f" {path_string(path)} of an earlier pass, which would be averaged"
+                    f" with this pass's {name}: do not pass"
+                    ' "intermediates" to apply'
                 )
 
 
@@ -325,8 +323,8 @@ def shapes_of_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> A
 
 def check_sown(sown: Any, name: str, capture: str, model: Any) -> None:
     """Raises unless a tree holds a value of this name."""
-    paths = [keys for keys, _ in jax.tree_util.tree_flatten_with_path(sown)[0]]
-    if not any(is_entry(key, name) for path in paths for key in tuple_path(path)):
+    paths = [tuple_path(keys) for keys, _ in jax.tree.leaves_with_path(sown)]
+    if not any(is_entry(key, name) for path in paths for key in path):
         raise ValueError(
             f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
             f" {name}_shapes inside `with {capture}(...)`, with the options training"

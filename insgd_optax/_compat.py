@@ -17,6 +17,8 @@ from flax.core import lift
 from flax.core.scope import Scope, in_filter
 from flax.linen import recurrent
 
+from insgd_optax._paths import only
+
 DenseParams = recurrent.DenseParams
 InterceptorContext = nn.module.InterceptorContext
 canonicalize_padding = nn.linear.canonicalize_padding
@@ -109,7 +111,7 @@ def export_sown(
                 def repack(scopes: Any) -> Any:
                     # The model's own sown values stay inside, as without the patch.
                     *others, sown = repack_fn(scopes)
-                    return (*others, tuple(_only(each, is_wanted) for each in sown))
+                    return (*others, tuple(only(each, is_wanted) for each in sown))
 
                 return fn(scope_fn, repack, *args)
 
@@ -134,19 +136,6 @@ def export_sown(
         replaced.pack = appending_pack
         replaced._split_in_out_axes = split_in_out_axes
         replaced._split_in_out_axes.exports_sown = True
-
-
-def _only(sown: Mapping[str, Any], is_wanted: Callable[[Any], bool]) -> dict[str, Any]:
-    """Filters a tree to the wanted entries; drops empty branches."""
-    kept = {}
-    for name, value in sown.items():
-        if isinstance(value, Mapping):
-            value = _only(value, is_wanted)
-            if value:
-                kept[name] = value
-        elif is_wanted(name):
-            kept[name] = value
-    return kept
 
 
 def _sown(scope: Scope, collection: str) -> dict[str, Any]:

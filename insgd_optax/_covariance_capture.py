@@ -33,6 +33,7 @@ from insgd_optax._layer_types import (
     with_input,
 )
 from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, entry_name, source
+from insgd_optax._norms import input_axes
 from insgd_optax._numbers import check_whole_number
 from insgd_optax._paths import Path, tuple_path
 
@@ -196,11 +197,7 @@ def _own_vectors(own: OwnInput, layer: Any, call: Mapping[str, Any]) -> jax.Arra
 def along(x: jax.Array, axis: int | Sequence[int], settings: Settings) -> Measurement:
     """Measures vectors along `axis`, the input of a kernel (*inputs, outputs)."""
     x = real(x)
-    given = (axis,) if isinstance(axis, int) else tuple(axis)
-    for a in given:
-        if not -x.ndim <= a < x.ndim:
-            raise ValueError(f"axis={axis} is not an axis of x with shape {x.shape}")
-    inputs = [a % x.ndim for a in given]
+    inputs = input_axes(x, axis)
     axes = [inputs.index(a) if a in inputs else None for a in range(x.ndim)]
     return of_vectors(x, axes, len(inputs) + 1, settings)
 
@@ -314,7 +311,7 @@ def covariances_by_layer(tree: Any) -> dict[Path, list[InputCovariance]]:
     """The covariances in what a model sowed, by layer; all else is ignored."""
     if isinstance(tree, Mapping):
         tree = tree.get(COLLECTION, tree)
-    nodes, _ = jax.tree_util.tree_flatten_with_path(
+    nodes = jax.tree.leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, InputCovariance)
     )
     sown: dict[Path, list[InputCovariance]] = {}

@@ -121,7 +121,7 @@ def total(sown: list[InputCovariance], form: Form, dtype: DTypeLike) -> InputCov
     Raises:
         ShapeMismatchError: if it does not fit.
     """
-    sums, count = None, jnp.zeros(form.stack, dtype)
+    uses = []
     for use in sown:
         lead = use.count.ndim
         if (use.factors[0].ndim - lead) != 2 * len(form.kernel):
@@ -131,18 +131,13 @@ def total(sown: list[InputCovariance], form: Form, dtype: DTypeLike) -> InputCov
         axes = averaged_axes(use.count.shape, form.stack, form.stack)
         factors = [factor.sum(axis=axes) for factor in use.factors]
         factors = reduced(factors, len(form.stack), form)
-        factors = [
+        laid_out = tuple(
             jnp.broadcast_to(factor, shape).astype(dtype)
             for factor, shape in zip(factors, form.shapes, strict=True)
-        ]
-        sums = (
-            factors
-            if sums is None
-            else [a + b for a, b in zip(sums, factors, strict=True)]
         )
-        count = count + use.count.sum(axis=axes).astype(dtype)
-    assert sums is not None
-    return InputCovariance(tuple(sums), count)
+        count = jnp.broadcast_to(use.count.sum(axis=axes), form.stack).astype(dtype)
+        uses.append(InputCovariance(laid_out, count))
+    return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *uses)
 
 
 def next_layer(

@@ -180,7 +180,7 @@ _CAPTURES = {
 
 
 def _has_entry(tree: Any, name: str) -> bool:
-    paths = (tuple_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree))
+    paths = (tuple_path(keys) for keys, _ in jax.tree.leaves_with_path(tree))
     return any(is_entry(key, name) for path in paths for key in path)
 
 

@@ -114,11 +114,16 @@ def input_norm(
     """
     check_p(p)
     x = jnp.asarray(x)
+    return mean_power(x, p, sum_axes=input_axes(x, axis))
+
+
+def input_axes(x: jax.Array, axis: int | Sequence[int]) -> list[int]:
+    """The axes of an input vector, counted from 0; raises if x does not have one."""
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     for a in axes:
         if not -x.ndim <= a < x.ndim:
             raise ValueError(f"axis={axis} is not an axis of x with shape {x.shape}")
-    return mean_power(x, p, sum_axes=[a % x.ndim for a in axes])
+    return [a % x.ndim for a in axes]
 
 
 # The input power of each kind of layer, in the rank of the kernel it scales, with

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from insgd_optax._receptive_field import Window
+from insgd_optax._receptive_field import Window, padded
 
 # Axes are first reduced to these sizes: neighboring positions resemble each other, and
 # so do the receptive fields of one sample. Fewer samples also mean that less of an
@@ -87,16 +87,12 @@ def receptive_fields(
     Returns:
         An array of shape (samples, *positions, *taps, channels).
     """
-    pads = [(0, 0, 0)]
-    for axis, window in enumerate(windows, start=1):
-        low, high = window.pad
-        if window.mode != "constant":
-            width = [(0, 0)] * x.ndim
-            width[axis] = window.pad
-            x = jnp.pad(x, width, mode=window.mode)
-            low, high = 0, 0
-        pads.append((low, high, window.input_dilation - 1))
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [*pads, (0, 0, 0)])
+    x, zeros = padded(x, windows)
+    pads = [
+        (*pad, window.input_dilation - 1)
+        for pad, window in zip(zeros, windows, strict=True)
+    ]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     taps = []
     for tap in itertools.product(*(range(window.kernel) for window in windows)):
         starts, limits, strides = [0], [x.shape[0]], [1]

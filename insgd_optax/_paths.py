@@ -1,11 +1,12 @@
 """Weights by their path in a tree, and the states within an optimizer's state."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
+from flax import traverse_util
 from flax.core import meta
 
 Path = tuple[str, ...]
@@ -70,6 +71,14 @@ def unboxed(tree: Any) -> Any:
 def replace(tree: Any, present: Iterable[Any]) -> Any:
     """`tree` with other weights that are not masked, in order, its boxes kept."""
     return jax.tree.unflatten(jax.tree.structure(tree), present)
+
+
+def only(tree: Mapping[str, Any], is_wanted: Callable[[Any], bool]) -> dict[str, Any]:
+    """Filters a nested dict by the names of its values; drops empty branches."""
+    flat = traverse_util.flatten_dict(tree)
+    return traverse_util.unflatten_dict(
+        {path: value for path, value in flat.items() if is_wanted(path[-1])}
+    )
 
 
 def is_masked(node: Any) -> bool:

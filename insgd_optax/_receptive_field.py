@@ -163,23 +163,35 @@ def _mean_largest(
     """The mean over fields of the largest entry, for the infinity norm."""
     *lead, channels = magnitude.shape
     largest = magnitude.reshape(*lead, groups, channels // groups).max(axis=-1)
-    pads: list[tuple[int, int]] = [(0, 0)]
-    for axis, window in enumerate(windows, start=1):
-        if window.mode == "constant":
-            pads.append(window.pad)
-        else:
-            width = [(0, 0)] * largest.ndim
-            width[axis] = window.pad
-            largest = jnp.pad(largest, width, mode=window.mode)
-            pads.append((0, 0))
+    largest, zeros = padded(largest, windows)
     fields = jax.lax.reduce_window(
         largest,
         jnp.zeros((), largest.dtype),
         jax.lax.max,
         window_dimensions=(1, *(w.kernel for w in windows), 1),
         window_strides=(1, *(w.stride for w in windows), 1),
-        padding=[*pads, (0, 0)],
+        padding=[(0, 0), *zeros, (0, 0)],
         base_dilation=(1, *(w.input_dilation for w in windows), 1),
         window_dilation=(1, *(w.kernel_dilation for w in windows), 1),
     )
     return jnp.mean(fields)
+
+
+def padded(
+    x: jax.Array, windows: Sequence[Window]
+) -> tuple[jax.Array, list[tuple[int, int]]]:
+    """Pads the axes of (samples, *spatial, channels) whose padding is not zeros.
+
+    Returns:
+        The array, and the zeros that are still to be added along each spatial axis.
+    """
+    zeros = []
+    for axis, window in enumerate(windows, start=1):
+        if window.mode == "constant":
+            zeros.append(window.pad)
+        else:
+            width = [(0, 0)] * x.ndim
+            width[axis] = window.pad
+            x = jnp.pad(x, width, mode=window.mode)
+            zeros.append((0, 0))
+    return x, zeros

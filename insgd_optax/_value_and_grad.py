@@ -13,6 +13,7 @@ from insgd_optax._covariance_capture import capture_input_covariances
 from insgd_optax._layer_covariances import MAX_ROWS
 from insgd_optax._layer_types import LayerTypes
 from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, NAME, is_entry
+from insgd_optax._paths import only
 
 _NO_INTERMEDIATES = (
     "the loss returned no 'intermediates': it must return (loss, variables), or with"
@@ -158,7 +159,9 @@ def _value_and_grad(
         variables = aux[0] if has_aux else aux
         if not isinstance(variables, Mapping) or COLLECTION not in variables:
             raise ValueError(_NO_INTERMEDIATES)
-        found, rest = _split(variables[COLLECTION], statistic)
+        sown = variables[COLLECTION]
+        found = only(sown, lambda name: is_entry(name, statistic))
+        rest = only(sown, lambda name: not is_entry(name, statistic))
         variables = {**variables, COLLECTION: rest}
         return (loss, (variables, aux[1]) if has_aux else variables), grads, found
 
@@ -167,19 +170,3 @@ def _value_and_grad(
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2
-
-
-def _split(
-    sown: Mapping[str, Any], statistic: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parts a collection into one statistic and all else, without empty dicts."""
-    found: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
-    for name, value in sown.items():
-        if isinstance(value, Mapping):
-            inner_found, inner_rest = _split(value, statistic)
-            found.update({name: inner_found} if inner_found else {})
-            rest.update({name: inner_rest} if inner_rest else {})
-        else:
-            (found if is_entry(name, statistic) else rest)[name] = value
-    return found, rest
