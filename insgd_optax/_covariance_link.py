@@ -29,6 +29,13 @@ from insgd_optax._covariance_state import (
 from insgd_optax._explicit_axes import replicated_like, with_auto_axes
 from insgd_optax._input_power import nothing_in_scope
 from insgd_optax._last_norms import warn_of_optax_multi_steps
+from insgd_optax._missing import (
+    absent_in,
+    absent_in_like,
+    check_missing,
+    likely_causes,
+    missing_argument,
+)
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._numbers import (
     check_fraction,
@@ -42,13 +49,13 @@ from insgd_optax._paths import (
     Scope,
     flatten,
     is_masked,
-    path_list,
     path_string,
     replace,
     scope_predicate,
 )
 
-_CAUSES = _matching.likely_causes(_matching.COVARIANCE_NAME)
+_NAME = _matching.COVARIANCE_NAME
+_CAUSES = likely_causes(_NAME)
 _LIKE = (
     "tell the optimizer what the model sows: inside the capture, shapes ="
     " insgd_optax.input_covariance_shapes(model, rngs, x), then give it"
@@ -88,8 +95,7 @@ def covariance_link(
     check_not_negative(damping=damping, eps=eps)
     if is_number(damping) and damping == float("inf"):
         raise ValueError("damping=inf leaves nothing of the covariance: give a number")
-    if missing not in ("error", "keep"):
-        raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
+    check_missing(missing)
     if max_dim is None:  # inject_hyperparams would make an array of a number.
         max_dim = MAX_DIM
     check_whole_number(
@@ -142,13 +148,8 @@ def covariance_link(
         if not layers:
             raise ValueError(nothing_in_scope(scope, "scaled", flat))
         if no_like and missing == "error":
-            raise ValueError(
-                "input_covariances_like has no covariance for these scaled weights:\n"
-                f"{path_list(no_like)}\n"
-                + _matching.causes_in_like(
-                    input_covariances_like, _matching.COVARIANCE_NAME, _CAUSES
-                )
-            )
+            message = absent_in_like(input_covariances_like, no_like, _NAME, _CAUSES)
+            raise ValueError(message)
         nodes = [layers.get(path, optax.MaskedNode()) for path in flat.paths]
         state = state_type(count, failures, jax.tree.unflatten(flat.treedef, nodes))
         return replicated_like(state, params)
@@ -163,8 +164,7 @@ def covariance_link(
     ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
         del params
         if input_covariances is None:
-            name = _matching.COVARIANCE_NAME
-            raise ValueError(_matching.missing_argument(name, extra_args))
+            raise ValueError(missing_argument(_NAME, extra_args))
         sown = covariances_by_layer(input_covariances)
         return with_auto_axes(
             functools.partial(updated, input_covariances),
@@ -203,15 +203,8 @@ def covariance_link(
                     factors = tuple(map(jnp.squeeze, batch.factors))
                     totals[path] = batch._replace(factors=factors)
         if absent and missing == "error":
-            name = _matching.COVARIANCE_NAME
-            raise ValueError(
-                f"these scaled weights have no input covariance:\n{path_list(absent)}\n"
-                f"Layers with a covariance:\n"
-                f"{path_list(list(sown)) or '  none'}\n"
-                f"{_matching.causes_in(given, name, _CAUSES)}"
-            )
-
-        _matching.check_not_shared(sown, totals, _matching.COVARIANCE_NAME)
+            raise ValueError(absent_in(given, absent, sown, _NAME, _CAUSES))
+        _matching.check_not_shared(sown, totals, _NAME)
 
         def refreshed(
             old: dict[Path, LayerCovariance],
@@ -275,7 +268,7 @@ def _multiplied(
 
 def naming(path: Path) -> contextlib.AbstractContextManager[None]:
     """Adds the weight's path to the message of a mismatch."""
-    return _matching.naming(path, _matching.COVARIANCE_NAME, _MISMATCH)
+    return _matching.naming(path, _NAME, _MISMATCH)
 
 
 def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:

@@ -15,11 +15,14 @@ from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._matching import (
     NAME,
     by_layer,
-    causes_in,
-    causes_in_like,
     check_not_shared,
-    likely_causes,
     matches,
+)
+from insgd_optax._missing import (
+    absent_in,
+    absent_in_like,
+    check_missing,
+    likely_causes,
     missing_argument,
 )
 from insgd_optax._norms import statistic_dtype
@@ -140,8 +143,7 @@ def scale_by_input_power(
     not finite are specific to this library.
     """
     check_fraction(decay=decay)
-    if missing not in ("error", "keep"):
-        raise ValueError(f'missing={missing!r} is not known: give "error" or "keep"')
+    check_missing(missing)
     divisor = divisor_function(normalizer, eps)
     in_scope = scope_predicate(scope)
     like = None if input_norms_like is None else by_layer(input_norms_like)
@@ -159,11 +161,7 @@ def scale_by_input_power(
         found = {} if like is None else matches(like, flat.present)
         absent = [path for path in scaled if path not in found]
         if like is not None and absent and missing == "error":
-            raise ValueError(
-                "input_norms_like has no input norm for these scaled weights:\n"
-                f"{path_list(absent)}\n"
-                f"{causes_in_like(input_norms_like, NAME, _CAUSES)}"
-            )
+            raise ValueError(absent_in_like(input_norms_like, absent, NAME, _CAUSES))
 
         def initial(path: Path) -> Any:
             if path not in scaled:
@@ -211,11 +209,7 @@ def scale_by_input_power(
             new_multipliers.append(multiplier)
         absent = [path for path in scaled if path not in found]
         if absent and missing == "error":
-            raise ValueError(
-                f"these scaled weights have no input norm:\n{path_list(absent)}\n"
-                f"Layers with a norm:\n{path_list(list(sown)) or '  none'}\n"
-                f"{causes_in(input_norms, NAME, _CAUSES)}"
-            )
+            raise ValueError(absent_in(input_norms, absent, sown, NAME, _CAUSES))
         check_not_shared(sown, scaled)
         return (
             replace(updates, grads.values()),

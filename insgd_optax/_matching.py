@@ -19,7 +19,6 @@ from insgd_optax._paths import (
     flatten,
     path_list,
     path_string,
-    tuple_path,
     unboxed,
 )
 
@@ -134,90 +133,6 @@ def check_not_shared(sown: Sown, weights: Iterable[Path], name: str = NAME) -> N
             " instead of using layers=; or exclude all but one with scope=, a function"
             " from a parameter's path to True or False"
         )
-
-
-def missing_argument(name: str, given: Mapping[str, Any]) -> str:
-    """The error message for an `update` without the statistics of this name.
-
-    Args:
-        name: name of the statistic.
-        given: the other keyword arguments of `update`.
-    """
-    other = NAME if name == COVARIANCE_NAME else COVARIANCE_NAME
-    but = "" if given.get(f"{other}s") is None else f", although {other}s is given"
-    return (
-        f"{name}s is missing{but}: call tx.update(grads, opt_state, params,"
-        f" {name}s=sown), where sown is the second value that"
-        " model.apply(..., mutable=['intermediates']) returns inside"
-        f" `with insgd_optax.capture_{name}s():`. flax's TrainState does not forward"
-        " it: use insgd_optax.TrainState; optax.lookahead and optax.contrib.sam do not"
-        " accept it"
-    )
-
-
-def likely_causes(name: str, more: str = "") -> str:
-    """Why a scaled weight may lack a statistic; `more` holds causes of this name."""
-    return f"""Likely causes:
-  - the model was applied outside `with insgd_optax.capture_{name}s():`
-  - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
-  - an NNX model was called outside insgd_optax.nnx's capture_{name}s, or not
-    through nnx.capture(model, nnx.Intermediate)
-  - nn.scan or nn.vmap stacks the parameters along an axis other than 0 and lacks
-    "intermediates" in its variable_axes
-  - the layer is an NNX module inside nnx.bridge.ToLinen, which discards sown values
-  - the layer is inside nn.WeightNorm or nn.while_loop, which discard sown values,
-    or inside nn.cond or nn.switch with `variables` that leave "intermediates" out
-  - the layer's type is your own: name it in capture_{name}s(layers=...) or call
-    insgd_optax.sow_{name}(self, x) in it{more}
-  - the layer was not used in this pass: missing="keep" leaves its state as it is"""
-
-
-_CAPTURES = {
-    NAME: "capture_input_norms",
-    COVARIANCE_NAME: "capture_input_covariances",
-    RELEASED_NAME: "capture_released_norms",
-}
-
-
-def _has_entry(tree: Any, name: str) -> bool:
-    paths = (tuple_path(keys) for keys, _ in jax.tree.leaves_with_path(tree))
-    return any(is_entry(key, name) for path in paths for key in path)
-
-
-def causes_in(sown: Any, name: str, causes: str) -> str:
-    """Why a tree of sown values lacks statistics of a name.
-
-    Args:
-        sown: the tree.
-        name: the name.
-        causes: what `likely_causes` returns for it.
-    """
-    if not _has_entry(sown, name):
-        for other, capture in _CAPTURES.items():
-            if _has_entry(sown, other):
-                return (
-                    f"{name}s has {other}s instead: the model was applied inside"
-                    f" {capture}. Apply it inside {_CAPTURES[name]}, or inside both"
-                )
-    return causes
-
-
-def causes_in_like(like: Any, name: str, causes: str) -> str:
-    """Why an argument `input_norms_like` or `input_covariances_like` lacks statistics.
-
-    Args:
-        like: the argument.
-        name: the name of the statistics.
-        causes: what `likely_causes` returns for it.
-    """
-    if _has_entry(like, name):
-        return causes
-    return (
-        f"{name}s_like holds no {name.replace('_', ' ')} at all: give it what"
-        f" insgd_optax.{name}_shapes(model, rngs, x) returns inside"
-        f" `with insgd_optax.{_CAPTURES[name]}():` (for NNX models"
-        f" insgd_optax.nnx.{name}_shapes(model, x) inside insgd_optax.nnx's capture)"
-    )
 
 
 class Match(NamedTuple):

@@ -23,6 +23,7 @@ from insgd_optax._covariance_state import (
 )
 from insgd_optax._input_power import ScaleByInputPowerState
 from insgd_optax._last_norms import accumulated
+from insgd_optax._missing import missing_argument
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._paths import (
     Path,
@@ -134,11 +135,11 @@ class MultiSteps:
         powers = _powers(state.inner_opt_state)
         if powers and input_norms is None:
             given = {"input_covariances": input_covariances}
-            raise ValueError(_matching.missing_argument(_matching.NAME, given))
+            raise ValueError(missing_argument(_matching.NAME, given))
         layers = _layer_covariances(state.inner_opt_state)
         if layers and input_covariances is None:
             name, given = _matching.COVARIANCE_NAME, {"input_norms": input_norms}
-            raise ValueError(_matching.missing_argument(name, given))
+            raise ValueError(missing_argument(name, given))
         sown = _matching.by_layer(input_norms)
         weights = flatten(updates).present
         norms = _micro_norms(weights, powers, sown)

@@ -215,7 +215,7 @@ MUTANTS = {
             "ratio",
             "input_covariance -k reference",
         ),
-        ("count = count + use.count", "count = use.count", "input_covariance -k micro"),
+        ("sum(parts[1:], parts[0])", "parts[-1]", "input_covariance -k micro"),
     ],
     "insgd_optax/_whitening": [
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
