@@ -7,27 +7,10 @@ import padasip
 import pytest
 
 from insgd_optax._adaptive_filter import FilterResult, lms_filter, nlms_filter
+from tests.insgd_optax.filter_signals import assert_same, signals
 from tests.insgd_optax.references import nlms_reference
 
 OK = {"num_taps": 2, "step_size": 0.5}
-
-
-def signals(num_samples=200, *, complex_valued=False, seed=0):
-    rng = np.random.default_rng(seed)
-
-    def draw(n):
-        x = rng.standard_normal(n)
-        return x + 1j * rng.standard_normal(n) if complex_valued else x
-
-    u, system = draw(num_samples), draw(6)
-    d = np.convolve(u, system)[:num_samples] + 0.01 * draw(num_samples)
-    return u, d, system
-
-
-def assert_same(result, expected, tolerance):
-    for ours, reference in zip(result, expected, strict=True):
-        assert ours.shape == reference.shape
-        np.testing.assert_allclose(ours, reference, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("complex_valued", [False, True])

@@ -14,6 +14,7 @@ from insgd_optax import (
     nlms_filter,
     rls_filter,
 )
+from tests.insgd_optax.filter_signals import assert_same, signals
 from tests.insgd_optax.references import recursive_reference
 from tests.insgd_optax.references.nlms_reference import windows
 
@@ -22,27 +23,6 @@ AP = {"num_taps": 5, "order": 3, "step_size": 0.7, "eps": 0.02}
 FILTERS = pytest.mark.parametrize(
     "run, options", [(rls_filter, RLS), (affine_projection_filter, AP)]
 )
-
-
-def signals(num_samples=200, *, complex_valued=False, color=0.0, seed=0, noise=0.01):
-    """u_t = color u_{t-1} + white noise, and a system of six taps."""
-    rng = np.random.default_rng(seed)
-
-    def draw(n):
-        x = rng.standard_normal(n)
-        return x + 1j * rng.standard_normal(n) if complex_valued else x
-
-    u, system = draw(num_samples), draw(6)
-    for t in range(1, num_samples if color else 0):
-        u[t] += color * u[t - 1]
-    d = np.convolve(u, system)[:num_samples] + noise * draw(num_samples)
-    return u, d, system
-
-
-def assert_same(result, expected, tolerance):
-    for ours, reference in zip(result, expected, strict=True):
-        assert ours.shape == reference.shape
-        np.testing.assert_allclose(ours, reference, rtol=tolerance, atol=tolerance)
 
 
 # The rules
