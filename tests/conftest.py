@@ -53,3 +53,10 @@ def x64():
     """Runs a test with float64 enabled, for comparisons to 1e-12."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """The data folder of tensorflow-datasets, which does not exist yet."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"

@@ -67,10 +67,3 @@ def copy(finished_run, tmp_path):
         return target
 
     return make
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-    """The data folder of tensorflow-datasets, which does not exist yet."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-    return tmp_path / "data"

@@ -69,13 +69,6 @@ def run_dir(tiny_setting, made_once, tmp_path, capsys):
 
 
 @pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-    """The data folder of tensorflow-datasets, which does not exist yet."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def image_folder(tmp_path):
     """A folder of 3 training and 1 test image in each of 2 classes, as PNG, 32x32."""
     rng = np.random.default_rng(0)

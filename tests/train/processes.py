@@ -1,4 +1,4 @@
-"""Cooperating processes on this machine, which never outlive their test."""
+"""Processes on this machine, which never outlive their test."""
 
 import contextlib
 import os
@@ -63,3 +63,17 @@ def finish(commands, folder, timeout=150):
         statuses = [process.returncode for process in processes]
     output = [(folder / f"{number}.log").read_text() for number in range(len(commands))]
     return statuses, output
+
+
+def python(*arguments, cwd=ROOT):
+    """Runs Python with arguments; it must end with status 0."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result

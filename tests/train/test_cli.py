@@ -3,12 +3,8 @@
 import dataclasses
 import functools
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,10 +23,9 @@ from train.run.experiment import Experiment
 from train.training import optimizers
 from train.training.in_memory import InMemoryTrainer
 
+from . import processes
 from .results import edited_record, final_state, without_times
 from .tiny_cnn import TinyCNN
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -582,15 +577,8 @@ def test_an_interrupt_while_loading_ends_with_status_130(monkeypatch, tmp_path, 
 
 @pytest.mark.slow
 def test_the_default_command_learns_digits_without_a_warning(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "train", "--runs-dir", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    command = ["-W", "error", "-m", "train", "--runs-dir", str(tmp_path)]
+    result = processes.python(*command)
     (run,) = tmp_path.iterdir()
     assert without_times(run)[-1]["test_top1"] > 0.95
     assert "Warning" not in result.stderr

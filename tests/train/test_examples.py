@@ -1,7 +1,5 @@
 """The scripts of docs/examples: each starts as documented."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 from train.training import optimizers
 
 from ..insgd_optax import docs_examples
+from . import processes
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 LOAD = """
@@ -29,14 +28,8 @@ for path in sorted(Path(sys.argv[1]).glob("*.py")):
 
 
 def test_every_example_finds_its_modules_from_anywhere(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", LOAD, str(EXAMPLES), str(EXAMPLES.parents[1])],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    command = ["-P", "-c", LOAD, str(EXAMPLES), str(EXAMPLES.parents[1])]
+    result = processes.python(*command, cwd=tmp_path)
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert set(result.stdout.split()) >= scripts
 

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,8 @@ from train.data import crops, decode
 from train.data import folder as folder_dataset
 from train.data.augment import Augmentation
 from train.errors import UserError
+
+from . import processes
 
 
 @pytest.fixture
@@ -301,15 +301,10 @@ assert "tensorflow_datasets" not in sys.modules
 folder_dataset.load(sys.argv[1], Path(sys.argv[2]))
 assert "tensorflow" not in sys.modules
 """
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, image_folder, cache],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-W", "error", "-c", program, image_folder, cache]
+    result = processes.python(*command)
     bars = ("Reading", "Decoding")
     error = result.stderr.replace("\r", "\n").splitlines()
-    assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     assert [line for line in error if line.strip() and not line.startswith(bars)] == []
 

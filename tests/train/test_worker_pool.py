@@ -372,15 +372,7 @@ def test_the_command_leaves_the_devices_to_its_workers(tmp_path):
         "assert not xla_bridge.backends_are_initialized()"
     )
     command = [*COMMAND, "--processes", "2", "--runs-dir", str(tmp_path)]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *command],
-        cwd=processes.ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    result = processes.python("-c", code, *command)
     assert "2/2" in result.stderr
 
 
