@@ -10,9 +10,9 @@ from benchmarks.parts.smoke import Case
 from benchmarks.settings import Settings
 from benchmarks.task import Result, Run, Task, Work
 from train.benchmark import workload as workloads
-from train.config import RunConfig
 from train.experiments.paper import controls, presets
 from train.markdown import counted
+from train.run_config import RunConfig
 
 # Minimum number of steps in a call of a program, and in a round.
 _ROUND_STEPS = 20

@@ -23,9 +23,10 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["benchmarks"] = {"train", *MAY_IMPORT}
 # Files outside these folders, and the folders that they use: cli.py uses all. All
-# folders but data and training may import config.py.
+# folders but data and training may import config.py and run_config.py.
 ABOVE = {
     "train/config.py": {"train/data", "train/training"},
+    "train/run_config.py": {"train/training"},
     "train/cli.py": {name for name in MAY_IMPORT if name.startswith("train/")},
     "train/__main__.py": set(),
     "train/__init__.py": {"train/inference", "train/training", "train/data"},

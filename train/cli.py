@@ -11,7 +11,7 @@ import insgd_optax
 from train.benchmark.command import BenchmarkConfig, benchmark
 from train.command_line import parser
 from train.command_line.options import understood, value_of
-from train.config import FREE_ON_RESUME, RunConfig, option
+from train.config import option
 from train.data.tfds.prepare import PrepareConfig, prepare
 from train.errors import UserError, report_errors
 from train.experiments.compare import CompareConfig, compare
@@ -22,6 +22,7 @@ from train.inference.eval import EvalConfig, evaluate
 from train.inference.predict import PredictConfig, predict
 from train.run import folder as run_folder
 from train.run.command import run
+from train.run_config import FREE_ON_RESUME, RunConfig
 
 PROGRAM = "python -m train"
 # The help shows each paragraph on one line, which is not wrapped.

@@ -1,8 +1,7 @@
-"""Options of `python -m train run`, with validation."""
+"""Options that training commands share, with validation."""
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -16,7 +15,6 @@ from train.data.types import Dataset
 from train.markdown import counted
 from train.provenance import num_cores
 from train.training import networks, optimizers, parallel
-from train.training.distributed import Launch
 from train.training.optimizers import OptimizerConfig
 from train.training.schedules import ScheduleConfig
 
@@ -25,32 +23,8 @@ if TYPE_CHECKING:  # The choices are known only at run time.
 else:
     ParallelName = tyro.extras.literal_type_from_choices(parallel.NAMES)
 
-# Options that `--resume` may change; the others identify the run.
-FREE_ON_RESUME = {
-    "epochs",
-    "parallel",
-    "runs_dir",
-    "run_dir",
-    "resume",
-    "on_divergence",
-    "tensorboard",
-    "cache_dir",
-    "skip_corrupt_images",
-    "data_workers",
-    "config",
-    "launch",
-}
-
 # Options of a process, which are not part of the record: a resumed run may use others.
 NOT_STORED = {"config", "launch"}
-
-# Options that names of run folders always have, reword, or leave out.
-_UNNAMED = (
-    FREE_ON_RESUME
-    | {"dataset", "model", "model_options", "batch_norm", "dtype", "optimizer"}
-    | {"learning_rate", "scope", "normalizer", "schedule", "polyak_factor"}
-    | {"batch_size", "seed"}
-)
 
 # Larger numbers overflow in float32.
 FLOAT32_MAX = 3.4e38
@@ -70,7 +44,7 @@ _OF_SCHEDULE = {
 }
 
 
-def _named(what: str, choices: str) -> Any:
+def name_help(what: str, choices: str) -> Any:
     """Returns the help of an option that takes a name or MODULE:NAME."""
     # In the help text, which is wrapped between words; placeholders break anywhere.
     return tyro.conf.arg(
@@ -86,7 +60,7 @@ class NetworkConfig:
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS, test/CLASS."""
     image_size: int | None = None
     """Side in pixels to resize and center-crop folder:PATH to. Default: no change."""
-    model: Annotated[str, _named("Network", networks.CHOICES)] = "custom_cnn"
+    model: Annotated[str, name_help("Network", networks.CHOICES)] = "custom_cnn"
     batch_norm: bool = True
     """Use batch normalization, in networks that have it."""
     model_options: tuple[str, ...] = ()
@@ -230,7 +204,7 @@ class TrainingConfig(
                 f"{counted(self.warmup_epochs, 'epoch')} of warm-up, got "
                 f"{self.milestones}"
             )
-        for name, (cause, remedy) in sorted(_without_effect(vars(self)).items()):
+        for name, (cause, remedy) in sorted(without_effect(vars(self)).items()):
             if _is_given(self, name):
                 raise ValueError(
                     f"{option(name)} has no effect with {cause}. Remove it, or {remedy}"
@@ -286,146 +260,7 @@ class TrainingConfig(
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig(TrainingConfig):
-    """Train a network on images and write the results to a run folder."""
-
-    optimizer: Annotated[str, _named("Optimizer", optimizers.CHOICES)] = "insgd-l2"
-    learning_rate: float | None = None
-    """Initial learning rate. Default: the optimizer's own, 0.1 for SGD and INSGD."""
-    seed: int = 0
-    """Seed of initial parameters, shuffling, augmentation and dropout."""
-
-    run_dir: Path | None = None
-    """Folder of the new run. Default: a new one in --runs-dir."""
-    resume: Path | None = None
-    """Resume this run folder from its latest checkpoint, with the run's options."""
-    on_divergence: Literal["stop", "continue"] = "stop"
-    """If the loss or a parameter is not finite: stop, or continue to the last epoch."""
-    launch: Annotated[Launch, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=Launch
-    )
-    """Options to train in several processes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        optimizers.check_name(self.optimizer)
-        check_numbers(self, learning_rate=(0, FLOAT32_MAX), seed=(0, MOST_SEED))
-        check_effect(self, [self.optimizer], f"with --optimizer {self.optimizer}")
-        if self.learning_rate is None and not self._default_learning_rate:
-            raise ValueError(
-                f"{self.optimizer} has no default learning rate: give --learning-rate, "
-                "or @RATE after its name in a list"
-            )
-        self.launch.check()
-        if self.run_dir is not None and self.resume is not None:
-            raise ValueError("--run-dir is for a new run: remove it, or --resume")
-
-    @property
-    def initial_learning_rate(self) -> float:
-        """The learning rate. Default: the optimizer's."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        assert self._default_learning_rate is not None  # Checked at the start.
-        return self._default_learning_rate
-
-    @property
-    def _default_learning_rate(self) -> float | None:
-        return optimizers.default_learning_rate(self.optimizer)
-
-    def own_code(self) -> dict[str, str]:
-        """Checksums of the files with the user's own code, by MODULE:NAME."""
-        return own_code.sources(*(getattr(self, name) for name in own_code.FIELDS))
-
-    def own_code_options(self) -> str:
-        """Command-line options that `--resume` needs: see `run.folder.load`."""
-        return own_code.options(vars(self))
-
-    @property
-    def readable_name(self) -> str:
-        """A name for the run folder, with the options that differ from the defaults."""
-        return self._name(
-            {
-                f.name: f.default
-                for f in dataclasses.fields(self)
-                if f.name not in _UNNAMED
-            }
-        )
-
-    @property
-    def former_name(self) -> str:
-        """The name of the run folder in earlier versions."""
-        return self._name({})
-
-    def _name(self, named: Mapping[str, Any]) -> str:
-        """Builds a name; adds options that differ from their defaults in `named`."""
-        parts = [
-            self.data_name,
-            own_code.short(self.model),
-            own_code.short(self.optimizer),
-        ]
-        parts.append(f"lr{self.initial_learning_rate:g}")
-        for field in ("batch_norm", "scope", "normalizer", "schedule", "dtype"):
-            value = getattr(self, field)
-            if value != getattr(RunConfig, field):
-                parts.append("no-batch-norm" if field == "batch_norm" else str(value))
-        if self.polyak_factor is not None:
-            parts.append(f"polyak{self.polyak_factor:g}")
-        parts += [re.sub("[=/]", "-", text) for text in self.model_options]
-        for field, default in named.items():
-            if (value := getattr(self, field)) == default:
-                continue
-            values = value if isinstance(value, tuple) else (value,)
-            shown = "-".join(
-                f"{v:g}" if isinstance(v, float) else str(v) for v in values
-            )
-            text = field.replace("_", "-")
-            parts.append(text if value is True else f"{text}{shown}")
-        if self.batch_size != RunConfig.batch_size:
-            parts.append(f"batch{self.batch_size}")
-        return "-".join([*parts, f"seed{self.seed}"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the options as JSON can hold them, with the learning rate's value."""
-        return super().to_json() | {"learning_rate": self.initial_learning_rate}
-
-    def shared_options(self) -> dict[str, Any]:
-        """Returns the options that must be equal in all processes of a run."""
-        machine_options = ("cache_dir", "data_workers")
-        return {
-            option(name): value
-            for name, value in self.to_json().items()
-            if name not in machine_options
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
-        """Inverts `to_json`."""
-        values = dict(values)
-        for field in ("runs_dir", "run_dir", "resume", "cache_dir"):
-            if values.get(field) is not None:
-                values[field] = Path(values[field])
-        for field in ("milestones", "model_options"):
-            values[field] = tuple(values[field])
-        # Old records may contain options without effect.
-        return cls(**with_effect(values))
-
-
-def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a run, with defaults for those without effect."""
-    unused = {
-        name
-        for name in optimizers.OPTIONS
-        if not optimizers.has_option(values["optimizer"], name)
-    }
-    unused |= _without_effect(values).keys()
-    return {
-        name: getattr(RunConfig, name) if name in unused else value
-        for name, value in values.items()
-    }
-
-
-def _without_effect(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def without_effect(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Returns the options without effect, with the cause and a remedy."""
     found = {
         name: (f"--schedule {values['schedule']}", "use another schedule")

@@ -9,8 +9,8 @@ from benchmarks.parts import experiments
 from benchmarks.settings import Settings
 from benchmarks.task import Result, Skipped
 from train.benchmark.workload import Workload
-from train.config import RunConfig
 from train.data.types import ImageDataset
+from train.run_config import RunConfig
 
 LEARNING_RATE = experiments.RESNET20["sgd"]
 

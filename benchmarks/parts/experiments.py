@@ -12,7 +12,6 @@ from typing import Any
 
 from benchmarks.settings import Settings
 from benchmarks.task import Result, Skipped, Stopped
-from train.config import RunConfig
 from train.errors import UserError
 from train.experiments import results, series
 from train.experiments.paper import presets
@@ -20,6 +19,7 @@ from train.experiments.paper.table import TableConfig, table
 from train.experiments.rates.robustness import RobustnessConfig, robustness
 from train.run import metrics
 from train.run.folder import RunFolder
+from train.run_config import RunConfig
 
 # (c) with rates as in Table 3, and LMS-Newton's own.
 RESNET20 = {"sgd": 0.1, "insgd-l2": 0.1, "lms-newton": 0.03}

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 from train.benchmark import timing
 from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
-from train.config import RunConfig
 from train.run import loop
 from train.run.experiment import Experiment
+from train.run_config import RunConfig
 
 STEPS, ROUNDS = 25, 60
 

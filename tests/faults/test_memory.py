@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 
-from train.config import RunConfig
 from train.experiments import series
 from train.run.experiment import Experiment
+from train.run_config import RunConfig
 
 RUNS = 100
 # In MB, for all runs.

@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.jax_settings import jax_settings
 from train import cli
-from train.config import RunConfig
 from train.data.types import ImageDataset
 from train.run import experiment
 from train.run.experiment import Experiment
+from train.run_config import RunConfig
 from train.training import in_memory
 
 from .stripes import stripes

@@ -13,13 +13,13 @@ from PIL import Image
 
 import models
 from train import cli
-from train.config import RunConfig
 from train.data import digits
 from train.data.augment import Augmentation
 from train.data.types import Preprocessing, Split
 from train.run import experiment, loop, metrics
 from train.run import folder as run_folder
 from train.run.experiment import Experiment
+from train.run_config import RunConfig
 from train.training import optimizers
 from train.training.in_memory import InMemoryTrainer
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 import insgd_optax
 from train import cli
-from train.config import RunConfig
 from train.data.types import Split
 from train.experiments import series, variants
 from train.experiments.rates.points import Point, usable_range
@@ -19,6 +18,7 @@ from train.experiments.results import MeanStd
 from train.run import folder as run_folder
 from train.run import plots
 from train.run.experiment import Experiment
+from train.run_config import RunConfig
 
 from .results import edited_record
 from .tiny_cnn import TinyCNN

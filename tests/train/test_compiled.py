@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import models
-from train.config import RunConfig
 from train.run import loop
 from train.run.experiment import Experiment
+from train.run_config import RunConfig
 from train.training import in_memory
 from train.training.state import LoopState
 

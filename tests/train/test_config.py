@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from train.config import RunConfig
+from train.run_config import RunConfig
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import yaml
 
 from train import cli
 from train.command_line import options
-from train.config import RunConfig, TrainingConfig
+from train.config import TrainingConfig
 from train.experiments.compare import CompareConfig
 from train.experiments.paper.table import TableConfig
 from train.run import folder as run_folder
+from train.run_config import RunConfig
 
 from .results import without_times
 

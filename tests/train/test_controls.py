@@ -1,8 +1,8 @@
 """Control rows, which the paper lacks."""
 
-from train.config import RunConfig
 from train.experiments import series
 from train.experiments.paper import controls
+from train.run_config import RunConfig
 
 
 def test_sgd_has_the_effective_rate_of_bounded_insgd(monkeypatch):

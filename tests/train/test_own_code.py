@@ -12,10 +12,10 @@ import train
 from tests.docs import ROOT, python_blocks
 from train import cli, own_code
 from train.benchmark import workload
-from train.config import RunConfig
 from train.data import registry
 from train.errors import UserError
 from train.run import metrics, plots
+from train.run_config import RunConfig
 from train.training import optimizers
 from train.training.optimizers import OptimizerConfig
 

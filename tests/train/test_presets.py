@@ -3,8 +3,8 @@
 import pytest
 
 import models
-from train.config import RunConfig
 from train.experiments.paper import presets
+from train.run_config import RunConfig
 from train.training import optimizers
 
 # Optimizer, other columns of the paper's table, learning rate, top-1 (and top-5).

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from train import files, provenance
-from train.config import RunConfig
 from train.errors import UserError
 from train.run import folder as run_folder
+from train.run_config import RunConfig
 
 DATA = {"name": "digits", "train_images": 3, "class_names": ["a", "b"]}
 

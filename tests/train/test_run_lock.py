@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from train import cli
-from train.config import RunConfig
 from train.errors import UserError
 from train.experiments import series
 from train.run import folder as run_folder
 from train.run.lock import RunInProgress, RunLock
+from train.run_config import RunConfig
 
 from .results import row
 

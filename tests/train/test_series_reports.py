@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from train import cli
-from train.config import RunConfig
 from train.experiments import results, series
 from train.run import folder as run_folder
+from train.run_config import RunConfig
 
 
 @pytest.mark.parametrize(

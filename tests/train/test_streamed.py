@@ -10,12 +10,12 @@ import pytest
 
 import models
 from train import cli
-from train.config import RunConfig
 from train.data import decode, imagenet
 from train.data import loader as batches
 from train.data.crops import Crops
 from train.experiments.paper import presets
 from train.run.experiment import Experiment, create_evaluator
+from train.run_config import RunConfig
 from train.training import parallel
 
 from . import processes, tiny_imagenet

@@ -7,10 +7,10 @@ import signal
 import pytest
 
 from train import cli
-from train.config import RunConfig
 from train.experiments import results, series
 from train.experiments.paper import presets
 from train.run.experiment import Experiment
+from train.run_config import RunConfig
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from train import cli
-from train.config import RunConfig
 from train.errors import UserError
 from train.experiments import series, worker, workers
 from train.run import folder as run_folder
 from train.run import metrics
+from train.run_config import RunConfig
 
 from . import processes
 from .results import row

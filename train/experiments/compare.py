@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 
 from train import markdown
-from train.config import RunConfig
 from train.experiments import reports, results, series, variants
 from train.experiments.paper import controls
 from train.experiments.variants import SeriesConfig
 from train.run import plots
+from train.run_config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,13 +4,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from train.config import RunConfig
 from train.experiments import series
 from train.experiments.rates.points import Point
 from train.experiments.reports import MeanStd, mean_std
 from train.run import folder as run_folder
 from train.run import metrics
 from train.run.metrics import EpochMetrics
+from train.run_config import RunConfig
 
 
 class Accuracies(NamedTuple):

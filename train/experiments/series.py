@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from train import own_code
-from train.config import FREE_ON_RESUME, RunConfig, TrainingConfig, option
+from train.config import TrainingConfig, option
 from train.data import registry
 from train.errors import UserError
 from train.experiments import workers
@@ -29,6 +29,7 @@ from train.run.command import run
 from train.run.folder import RunFolder
 from train.run.lock import RunInProgress, RunLock
 from train.run.metrics import EpochMetrics
+from train.run_config import FREE_ON_RESUME, RunConfig
 from train.training import optimizers, parallel
 
 _POLL_SECONDS = 2.0

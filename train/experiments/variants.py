@@ -5,14 +5,9 @@ import math
 import re
 from typing import Any
 
-from train.config import (
-    MOST_SEEDS,
-    RunConfig,
-    TrainingConfig,
-    check_effect,
-    with_effect,
-)
+from train.config import MOST_SEEDS, TrainingConfig, check_effect
 from train.experiments.workers import Processes
+from train.run_config import RunConfig, with_effect
 from train.training import optimizers
 
 _CHANGES: dict[str, dict[str, Any]] = {

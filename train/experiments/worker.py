@@ -13,9 +13,9 @@ import threading
 from pathlib import Path
 
 from train import interrupt
-from train.config import RunConfig
 from train.errors import report_errors
 from train.experiments import series
+from train.run_config import RunConfig
 
 
 def main() -> int:

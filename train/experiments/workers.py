@@ -16,9 +16,9 @@ from typing import Annotated
 import tyro
 
 from train import progress as progress_bars
-from train.config import RunConfig
 from train.errors import UserError
 from train.interrupt import StopRequest
+from train.run_config import RunConfig
 
 # Option of all commands that run a series.
 Processes = Annotated[

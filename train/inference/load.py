@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from train.config import RunConfig
 from train.data import augment, crops, decode
 from train.data.types import Preprocessing, RecordedDataset
 from train.errors import UserError
@@ -22,6 +21,7 @@ from train.run import folder as run_folder
 from train.run.checkpoints import Checkpoints, Restored
 from train.run.experiment import Experiment
 from train.run.folder import RunFolder
+from train.run_config import RunConfig
 from train.training.networks import train_option
 from train.training.state import LoopState, TrainState
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 
 from train import progress as progress_bars
-from train.config import RunConfig
 from train.errors import UserError
 from train.interrupt import StopRequest
 from train.markdown import counted
@@ -27,6 +26,7 @@ from train.run.experiment import Experiment
 from train.run.folder import RunFolder
 from train.run.lock import RunLock
 from train.run.metrics import EpochMetrics, MetricsWriter
+from train.run_config import RunConfig
 from train.training import distributed
 from train.training.state import LoopState
 

@@ -14,11 +14,12 @@ import optax
 
 import models
 from train import own_code, provenance
-from train.config import MOST_STEPS, RunConfig, option
+from train.config import MOST_STEPS, option
 from train.data.types import Dataset, ImageDataset, StreamedDataset
 from train.errors import UserError
 from train.markdown import counted
 from train.run import validation
+from train.run_config import RunConfig
 from train.training import networks, optimizers, parallel, schedules
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
 from train.training.multipliers import summarize

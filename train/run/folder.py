@@ -8,10 +8,10 @@ from typing import Any
 
 from train import files, json_fields, own_code, provenance
 from train.command_line import option_file
-from train.config import RunConfig
 from train.data.types import Dataset, Preprocessing, RecordedDataset
 from train.errors import UserError
 from train.run import lock, record
+from train.run_config import RunConfig
 from train.training import parallel
 
 RECORD = "record.json"

@@ -6,8 +6,9 @@ import typing
 from typing import Any
 
 from train import json_fields, strict_json
-from train.config import NOT_STORED, RunConfig
+from train.config import NOT_STORED
 from train.run import checksums
+from train.run_config import RunConfig
 
 _ENVIRONMENT: dict[str, Any] = {
     "commit": str | None,

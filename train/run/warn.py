@@ -2,9 +2,9 @@
 
 import math
 
-from train.config import RunConfig
 from train.markdown import counted
 from train.run.metrics import EpochMetrics
+from train.run_config import RunConfig
 from train.training import optimizers
 
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from train.config import RunConfig, with_effect
 from train.experiments import results, series
+from train.run_config import RunConfig, with_effect
 from train.training import optimizers
 
 

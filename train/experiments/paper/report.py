@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from train import markdown
-from train.config import RunConfig
 from train.experiments import results, series
 from train.experiments.paper import controls, presets
 from train.experiments.paper.presets import PaperRow, Table
 from train.run.metrics import EpochMetrics
+from train.run_config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

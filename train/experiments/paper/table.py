@@ -10,7 +10,6 @@ from train.config import (
     MOST_SEEDS,
     NOT_STORED,
     MachineConfig,
-    RunConfig,
     check_numbers,
 )
 from train.data import registry
@@ -19,6 +18,7 @@ from train.experiments.paper import controls, presets
 from train.experiments.paper import report as table_report
 from train.experiments.paper.report import TableRow
 from train.experiments.workers import Processes
+from train.run_config import RunConfig
 from train.training import parallel
 
 

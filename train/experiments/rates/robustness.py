@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from train import markdown
-from train.config import FLOAT32_MAX, RunConfig, option
+from train.config import FLOAT32_MAX, option
 from train.experiments import plots, reports, results, series, variants
 from train.experiments.rates import search as rate_search
 from train.experiments.rates.points import (
@@ -16,6 +16,7 @@ from train.experiments.rates.points import (
     within_margin,
 )
 from train.experiments.variants import SeriesConfig
+from train.run_config import RunConfig
 
 # Upper bounds of the options, whose lower bound is 0.
 _MOST = {"decades": 40, "per_decade": 100, "gap": 40, "margin": 100}
