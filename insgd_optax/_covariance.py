@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-Shape = tuple[int, ...]
+from insgd_optax._paths import Shape
 
 # The covariance of a longer input vector is approximated: see `factor_sizes`.
 MAX_DIM = 768

@@ -10,6 +10,7 @@ from insgd_optax import _whitening
 from insgd_optax._covariance import InputCovariance, checked, from_matrices, leading
 from insgd_optax._covariance_form import Form, form_of, reduced
 from insgd_optax._matching import ShapeMismatchError, averaged_axes
+from insgd_optax._norms import wider
 from insgd_optax._paths import Path, is_masked, tuple_path
 
 
@@ -187,11 +188,7 @@ def redirected(
     grad: jax.Array, layer: LayerCovariance, form: Form, preserve_norm: bool
 ) -> tuple[jax.Array, LayerCovariance]:
     """D G, or its direction with the norm of G, in the gradient's dtype."""
-    wide = grad.astype(
-        grad.dtype
-        if jnp.finfo(grad.dtype).bits >= jnp.finfo(layer.mass.dtype).bits
-        else layer.mass.dtype
-    )
+    wide = grad.astype(wider(grad.dtype, layer.mass.dtype))
     inverse = tuple(x.astype(wide.dtype) for x in layer.inverse)
     axes = tuple(range(len(form.stack), grad.ndim))
 

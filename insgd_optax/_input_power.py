@@ -25,7 +25,7 @@ from insgd_optax._missing import (
     likely_causes,
     missing_argument,
 )
-from insgd_optax._norms import statistic_dtype
+from insgd_optax._norms import statistic_dtype, wider
 from insgd_optax._numbers import check_fraction, is_number
 from insgd_optax._paths import (
     FlatWeights,
@@ -261,9 +261,7 @@ def next_power(power: jax.Array, norm: jax.Array, decay: ArrayLike) -> jax.Array
 
 def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
     """multiplier * grad, computed in the wider dtype, in the gradient's dtype."""
-    # Not `promote_types`, which strict dtype promotion forbids.
-    wide = jnp.finfo(grad.dtype).bits >= jnp.finfo(multiplier.dtype).bits
-    dtype = grad.dtype if wide else multiplier.dtype
+    dtype = wider(grad.dtype, multiplier.dtype)
     if jnp.iscomplexobj(grad):
         dtype = np.promote_types(dtype, np.complex64)
     return (grad.astype(dtype) * multiplier.astype(dtype)).astype(grad.dtype)

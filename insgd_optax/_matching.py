@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from insgd_optax._paths import (
     Path,
+    Shape,
     flatten,
     path_list,
     path_string,
@@ -27,8 +28,6 @@ NAME = "input_norm"
 COVARIANCE_NAME = "input_covariance"
 # A separate name, so that neither optimizer picks up the other's statistic.
 RELEASED_NAME = "released_input_norm"
-
-Shape = tuple[int, ...]
 
 # A statistic by layer, or by layer and ".weight" where it names its weight: what each
 # call sowed, in order.

@@ -19,6 +19,11 @@ def check_p(p: float) -> None:
         )
 
 
+def wider(dtype: jnp.dtype, other: jnp.dtype) -> jnp.dtype:
+    """The dtype with more bits; `promote_types` fails under strict promotion."""
+    return dtype if jnp.finfo(dtype).bits >= jnp.finfo(other).bits else other
+
+
 def statistic_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype a power is accumulated in: float64 for float64, else float32."""
     wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits == 64

@@ -10,6 +10,7 @@ from flax import traverse_util
 from flax.core import meta
 
 Path = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 def is_box(node: Any) -> bool:

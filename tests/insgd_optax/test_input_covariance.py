@@ -81,18 +81,16 @@ PLAIN = {"damping": 0.0, "preserve_norm": False}
 
 
 def test_one_sample_without_memory_is_nlms(stream):
-    u, x, d = stream
+    _, x, d = stream
     tx = optax.chain(
         scale_by_input_covariance(0.0, eps=0.1, **PLAIN),
         optax.scale_by_learning_rate(0.5),
     )
-    d_of_u = jnp.concatenate([jnp.zeros(3), d])
     weights = np.zeros(4)
     for t, got in enumerate(trained(tx, x, d)):
         error = d[t] - weights @ x[t]
         weights = weights + 0.5 * error * x[t] / (0.1 + x[t] @ x[t])
         np.testing.assert_allclose(got, weights, rtol=1e-10, atol=1e-12)
-    del u, d_of_u
 
 
 def test_one_sample_without_memory_matches_nlms_filter(stream):
