@@ -50,6 +50,11 @@ class OwnCodeError(Exception):
     """
 
 
+def print_warning(text: str) -> None:
+    """Prints a warning to stderr."""
+    print(f"Warning: {text}", file=sys.stderr)
+
+
 def did_you_mean(name: str, names: Iterable[str], before: str = "") -> str:
     """Returns a sentence with similar names, after a space; "" if there are none.
 

@@ -3,12 +3,11 @@
 import dataclasses
 import hashlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from train.data.cache import file_state
-from train.errors import UserError
+from train.errors import UserError, print_warning
 
 SPLITS = ("train", "test")
 SUFFIXES = (
@@ -159,19 +158,17 @@ def _warn_of(left_out: list[str], not_in_test: list[str], root: Path) -> None:
             os.path.relpath(path, root) for path in left_out[:_MOST_NAMED]
         )
         more = len(left_out) - _MOST_NAMED
-        print(
-            f"Warning: these files in {root} are not read: {names}"
+        print_warning(
+            f"these files in {root} are not read: {names}"
             f"{f' and {more} more' if more > 0 else ''}. Images must be directly in "
-            f"the class folders and end in {', '.join(SUFFIXES)}.",
-            file=sys.stderr,
+            f"the class folders and end in {', '.join(SUFFIXES)}."
         )
     if not_in_test:
-        print(
-            f"Warning: {root / 'test'} has no images of these classes: "
+        print_warning(
+            f"{root / 'test'} has no images of these classes: "
             f"{', '.join(not_in_test[:_MOST_NAMED])}"
             f"{' ...' if len(not_in_test) > _MOST_NAMED else ''}. The test accuracy "
-            "does not cover them.",
-            file=sys.stderr,
+            "does not cover them."
         )
 
 

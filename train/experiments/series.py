@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import jax
 from train import own_code
 from train.config import TrainingConfig, option
 from train.data import registry
-from train.errors import UserError
+from train.errors import UserError, print_warning
 from train.experiments import workers
 from train.run import folder as run_folder
 from train.run import metrics
@@ -168,11 +167,10 @@ def _check_data(configs: Iterable[RunConfig]) -> None:
         if not folder.has_fingerprint:
             unknown.append(folder.path.name)
     if unknown:
-        print(
-            "Warning: these runs were started by an earlier version without a "
+        print_warning(
+            "these runs were started by an earlier version without a "
             "fingerprint of the data, so replaced images go unnoticed: "
-            f"{', '.join(unknown)}.",
-            file=sys.stderr,
+            f"{', '.join(unknown)}."
         )
 
 

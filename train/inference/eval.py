@@ -1,7 +1,6 @@
 """`python -m train eval`: evaluates a checkpoint of a run."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import tyro
 from train import files, own_code, provenance, strict_json
 from train.data import registry
 from train.data.types import Dataset, RecordedDataset
-from train.errors import UserError
+from train.errors import UserError, print_warning
 from train.inference import confusion
 from train.inference.load import Checkpoint, RestoredRun, restore
 from train.markdown import counted
@@ -54,7 +53,7 @@ def evaluate(config: EvalConfig) -> int:
     folder = run_folder.load(config.run_dir, None if config.trust_code else ())
     run = restore(folder, config.checkpoint)
     for message in run.warnings:
-        print(f"Warning: {message}", file=sys.stderr)
+        print_warning(message)
     dataset = _load_data(folder, config, run.dataset)
     if config.dataset is not None:
         _check_fits(dataset, run.dataset)

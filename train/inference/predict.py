@@ -18,7 +18,7 @@ from train import files
 from train import progress as progress_bars
 from train.config import check_numbers
 from train.data.image_folder import SUFFIXES
-from train.errors import UserError
+from train.errors import UserError, print_warning
 from train.inference.load import Checkpoint, TrainedModel, restore_model
 from train.markdown import counted
 from train.run import folder as run_folder
@@ -62,7 +62,7 @@ def predict(config: PredictConfig) -> int:
     folder = run_folder.load(config.run_dir, None if config.trust_code else ())
     model, warnings = restore_model(folder, config.checkpoint)
     for message in warnings:
-        print(f"Warning: {message}", file=sys.stderr)
+        print_warning(message)
     if (channels := model.image_shape[-1]) not in (1, 3):
         raise UserError(
             f"The network of {folder.path} takes images of {channels} channels, which "

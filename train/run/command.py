@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from train import progress as progress_bars
-from train.errors import UserError
+from train.errors import UserError, print_warning
 from train.interrupt import StopRequest
 from train.markdown import counted
 from train.run import folder as run_folder
@@ -131,7 +131,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     )
     warning = warn.of_schedule(config)
     if warning is not None and is_first:
-        print(f"Warning: {warning}", file=sys.stderr)
+        print_warning(warning)
     if first_step:
         print(f"Resuming from step {first_step}.")
 
@@ -140,7 +140,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     )
     if is_first:
         for warning in lost:
-            print(f"Warning: {warning}", file=sys.stderr)
+            print_warning(warning)
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None
     if writer is not None:
@@ -279,13 +279,12 @@ def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:
     if not distributed.is_first():
         return
     for message, target in zip(restored.damaged.values(), moved, strict=True):
-        print(
-            f"Warning: {message} It was moved to {_short(target)}, and the run resumes "
-            f"from step {restored.step}.",
-            file=sys.stderr,
+        print_warning(
+            f"{message} It was moved to {_short(target)}, and the run resumes "
+            f"from step {restored.step}."
         )
     if restored.warning is not None:
-        print(f"Warning: {restored.warning}", file=sys.stderr)
+        print_warning(restored.warning)
 
 
 def _check_epochs(

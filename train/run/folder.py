@@ -1,7 +1,6 @@
 """Layout and record of a run folder."""
 
 import dataclasses
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from train import files, json_fields, own_code, provenance
 from train.command_line import option_file
 from train.data.types import Dataset, Preprocessing, RecordedDataset
-from train.errors import UserError
+from train.errors import UserError, print_warning
 from train.run import lock, record
 from train.run_config import RunConfig
 from train.training import parallel
@@ -195,15 +194,14 @@ class RunFolder:
     def record_environment(self, environment: dict[str, Any]) -> None:
         """Records the environment of a resumed run; warns if it changes the results."""
         if self.code_warning is not None:
-            print(f"Warning: {self.code_warning}", file=sys.stderr)
+            print_warning(self.code_warning)
         last = self.environments[-1] if self.environments else {}
         changes = provenance.changes(last, environment)
         if changes:
-            print(
-                f"Warning: {'; '.join(changes)}. From here on, the last bits of the "
+            print_warning(
+                f"{'; '.join(changes)}. From here on, the last bits of the "
                 "results may differ from those of an uninterrupted "
-                f"run.{_masks(last, environment)}",
-                file=sys.stderr,
+                f"run.{_masks(last, environment)}"
             )
         if {**last, "command": None} != {**environment, "command": None}:
             self._write(resumed=[*self.record.get("resumed", []), environment])
@@ -211,10 +209,9 @@ class RunFolder:
     def warn_without_fingerprint(self) -> None:
         """Warns if the record cannot reveal replaced images."""
         if not self.has_fingerprint:
-            print(
-                f"Warning: {self.path / RECORD} was written by an earlier version "
-                "without a fingerprint of the data, so replaced images go unnoticed.",
-                file=sys.stderr,
+            print_warning(
+                f"{self.path / RECORD} was written by an earlier version "
+                "without a fingerprint of the data, so replaced images go unnoticed."
             )
 
 
