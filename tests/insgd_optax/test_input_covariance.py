@@ -765,7 +765,7 @@ def test_errors_name_the_place_and_the_remedy():
     with pytest.raises(ValueError, match="complex64"):
         tx.init({"kernel": jnp.ones((3, 2), jnp.complex64)})
     like = {"Dense_1": sown_of(np.ones((5, 3)), dtype=jnp.float32)}
-    with pytest.raises(ValueError, match="no covariance for these.*\n  Dense_0/kern"):
+    with pytest.raises(ValueError, match="no input covariance for.*\n  Dense_0/kern"):
         scale_by_input_covariance(input_covariances_like=like).init(params)
     x = jnp.ones((1, 3), jnp.complex64)
     with capture_input_covariances(), pytest.raises(ValueError, match="must be real"):
