@@ -26,7 +26,7 @@ from insgd_optax._layer_types import (
     input_norm_fns,
     layers_key,
 )
-from insgd_optax._matching import COLLECTION, NAME, entry_name, is_entry
+from insgd_optax._matching import COLLECTION, NAME, entry_name, has_entry, is_entry
 from insgd_optax._norms import check_p, input_norm
 from insgd_optax._paths import path_string, tuple_path
 
@@ -191,8 +191,7 @@ def _check_not_fed_back(module: nn.Module, names: Iterable[str]) -> None:
                 raise ValueError(
                     f"the variables passed to {type(module).__name__} hold"
                     f" {path_string(path)} of an earlier pass, which would be averaged"
-                    f" with this pass's {name}: do not pass"
-                    ' "intermediates" to apply'
+                    f' with this pass\'s {name}: do not pass "intermediates" to apply'
                 )
 
 
@@ -323,8 +322,7 @@ def shapes_of_call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> A
 
 def check_sown(sown: Any, name: str, capture: str, model: Any) -> None:
     """Raises unless a tree holds a value of this name."""
-    paths = [tuple_path(keys) for keys, _ in jax.tree.leaves_with_path(sown)]
-    if not any(is_entry(key, name) for path in paths for key in path):
+    if not has_entry(sown, name):
         raise ValueError(
             f"{type(model).__name__} sows no {name.replace('_', ' ')}: call"
             f" {name}_shapes inside `with {capture}(...)`, with the options training"

@@ -20,6 +20,7 @@ from insgd_optax._paths import (
     flatten,
     path_list,
     path_string,
+    tuple_path,
     unboxed,
 )
 
@@ -45,6 +46,12 @@ def entry_name(name: str, weight: str | None) -> str:
 def is_entry(key: Any, name: str) -> bool:
     """Whether a key of a sown tree belongs to a statistic, with or without a weight."""
     return isinstance(key, str) and (key == name or key.startswith(f"{name}."))
+
+
+def has_entry(tree: Any, name: str) -> bool:
+    """Whether a sown tree holds a value of a statistic."""
+    paths = (tuple_path(keys) for keys, _ in jax.tree.leaves_with_path(tree))
+    return any(is_entry(key, name) for path in paths for key in path)
 
 
 def source(path: Path, name: str) -> Path | None:

@@ -3,16 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from insgd_optax._matching import (
     COVARIANCE_NAME,
     NAME,
     RELEASED_NAME,
     Sown,
-    is_entry,
+    has_entry,
 )
-from insgd_optax._paths import Path, path_list, tuple_path
+from insgd_optax._paths import Path, path_list
 
 _CAPTURES = {
     NAME: "capture_input_norms",
@@ -75,9 +73,9 @@ def absent_in(
         causes: what `likely_causes` returns for it.
     """
     what = name.replace("_", " ")
-    if not _has_entry(given, name):
+    if not has_entry(given, name):
         for other, capture in _CAPTURES.items():
-            if _has_entry(given, other):
+            if has_entry(given, other):
                 causes = (
                     f"{name}s has {other}s instead: the model was applied inside"
                     f" {capture}. Apply it inside {_CAPTURES[name]}, or inside both"
@@ -100,7 +98,7 @@ def absent_in_like(like: Any, absent: Sequence[Path], name: str, causes: str) ->
         causes: what `likely_causes` returns for it.
     """
     what = name.replace("_", " ")
-    if not _has_entry(like, name):
+    if not has_entry(like, name):
         causes = (
             f"{name}s_like holds no {what} at all: give it what"
             f" insgd_optax.{name}_shapes(model, rngs, x) returns inside"
@@ -112,8 +110,3 @@ def absent_in_like(like: Any, absent: Sequence[Path], name: str, causes: str) ->
         f"{name}s_like has no {what} for these scaled weights:\n{path_list(absent)}\n"
         f"{causes}"
     )
-
-
-def _has_entry(tree: Any, name: str) -> bool:
-    paths = (tuple_path(keys) for keys, _ in jax.tree.leaves_with_path(tree))
-    return any(is_entry(key, name) for path in paths for key in path)
