@@ -1,6 +1,5 @@
 """Control rows that separate INSGD's normalization from its learning rate."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,9 +56,8 @@ def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | 
 def _changed(run: RunConfig, options: dict[str, Any] | None) -> RunConfig | None:
     if options is None:
         return None
-    before = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     # Without the options that the control does not take, such as INSGD's eps for SGD.
-    return RunConfig(**with_effect(before | options))
+    return RunConfig(**with_effect(vars(run) | options))
 
 
 def names(optimizer: str) -> list[str]:
