@@ -111,15 +111,17 @@ def make_functions(model, tx, captures, every=10, **options):
     return loss_fn, train_step
 
 
-def main(args):
+def train(args, of_optimizer, of_capture):
+    """Returns the test losses by step; the options are those of the covariance."""
     train_text, test_text = load_text()
     starts = np.linspace(0, len(test_text) - LENGTH - 1, 32 if args.tiny else 256)
     test = windows(test_text, starts.astype(int)).reshape(-1, BATCH, LENGTH + 1)
     model = Transformer(depth=1, width=32) if args.tiny else Transformer(4, 128)
     params = model.init(jax.random.key(args.seed), test[0, :, 1:])["params"]
-    tx = make_optimizer(args.optimizer, args.learning_rate, args.steps)
+    tx = make_optimizer(args.optimizer, args.learning_rate, args.steps, **of_optimizer)
     state = params, tx.init(params)
-    loss_fn, train_step = make_functions(model, tx, args.optimizer not in PLAIN)
+    captures = args.optimizer not in PLAIN
+    loss_fn, train_step = make_functions(model, tx, captures, **of_capture)
 
     evaluate = jax.jit(lambda p: jax.lax.map(lambda b: loss_fn(p, b)[0], test).mean())
     rng, test_losses = np.random.default_rng(args.seed), {}
@@ -129,10 +131,7 @@ def main(args):
         if (step + 1) % 50 == 0 or step + 1 == args.steps:
             test_losses[step + 1] = float(evaluate(state[0]))
             print(f"step {step + 1}: test loss {test_losses[step + 1]:.4f}", flush=True)
-
-    if args.json:
-        result = vars(args) | {"test_losses": test_losses}
-        Path(args.json).write_text(json.dumps(result, indent=2))
+    return test_losses
 
 
 if __name__ == "__main__":
@@ -146,4 +145,6 @@ if __name__ == "__main__":
     add("--json", help="file to write the results to (default: none)")
     args = parser.parse_args()
     args.learning_rate = args.learning_rate or RATES[args.optimizer]
-    main(args)
+    result = vars(args) | {"test_losses": train(args, {}, {})}
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2))
