@@ -122,7 +122,6 @@ def train(args, of_optimizer, of_capture):
     state = params, tx.init(params)
     captures = args.optimizer not in PLAIN
     loss_fn, train_step = make_functions(model, tx, captures, **of_capture)
-
     evaluate = jax.jit(lambda p: jax.lax.map(lambda b: loss_fn(p, b)[0], test).mean())
     rng, test_losses = np.random.default_rng(args.seed), {}
     for step in range(args.steps):
