@@ -41,7 +41,7 @@ class TrainState(insgd_optax.TrainState):
 
 
 def load_split(folder, size):
-    """Images in memory, (n, size, size, 3) uint8, and their labels."""
+    """Images in memory, (n, size, size, 3) uint8, their labels, and the class names."""
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     images, labels = [], []
     for label, name in enumerate(classes):

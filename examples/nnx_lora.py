@@ -100,7 +100,7 @@ if __name__ == "__main__":
         "--steps", type=int, default=300, help="training steps of each phase"
     )
     parser.add_argument(
-        "--width", type=int, default=128, help="width of the hidden layers"
+        "--width", type=int, default=128, help="width of the hidden layer"
     )
     parser.add_argument(
         "--lora-rate", type=float, default=0.03, help="learning rate of the adapters"

@@ -97,6 +97,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--steps", type=int, default=200, help="training steps")
     parser.add_argument(
-        "--width", type=int, default=256, help="width of the hidden layers"
+        "--width", type=int, default=256, help="width of the hidden layer"
     )
     main(parser.parse_args())

@@ -79,8 +79,8 @@ def opened(
         _open.set(tuple(each for each in _open.get() if each is not entry))
         if entry not in _entered.stack:
             entry.exits.close()
-        # JAX and Flax keep stacks of their own, by thread, which must end in order:
-        # a context that another task entered later may still be open.
+        # JAX and Flax keep stacks of their own, by thread, which must be unwound in
+        # order: a context that another task entered later may still be open.
         while _entered.stack and _entered.stack[-1].is_closed:
             _entered.stack.pop().exits.close()
 

@@ -192,7 +192,7 @@ def sum_of_products(
 
 
 def checked(covariance: InputCovariance) -> InputCovariance:
-    """Returns a covariance unchanged, or zeros of no rows if a sum is not finite."""
+    """Returns a covariance, or zeros with a count of 0 if a sum is not finite."""
     factors, count = covariance
     good = jnp.isfinite(count)
     for factor in factors:

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from insgd_optax import _matching
+from insgd_optax._accumulation_warning import warn_of_optax_multi_steps
 from insgd_optax._compat import is_placeholder
 from insgd_optax._covariance import MAX_DIM, InputCovariance
 from insgd_optax._covariance_capture import covariances_by_layer
@@ -28,7 +29,6 @@ from insgd_optax._covariance_state import (
 )
 from insgd_optax._explicit_axes import replicated_like, with_auto_axes
 from insgd_optax._input_power import nothing_in_scope
-from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._missing import (
     absent_in,
     absent_in_like,
@@ -94,7 +94,9 @@ def covariance_link(
     check_fraction(decay=decay)
     check_not_negative(damping=damping, eps=eps)
     if is_number(damping) and damping == float("inf"):
-        raise ValueError("damping=inf leaves nothing of the covariance: give a number")
+        raise ValueError(
+            "damping=inf leaves nothing of the covariance: give a finite number"
+        )
     check_missing(missing)
     if max_dim is None:  # inject_hyperparams would make an array of a number.
         max_dim = MAX_DIM
@@ -124,7 +126,7 @@ def covariance_link(
         # Two arrays, not one twice: each may be donated once.
         count, failures = (jnp.zeros([], jnp.int32) for _ in range(2))
         if is_placeholder(params):
-            # The matrices do not mirror them: they are replicated.
+            # The matrices do not mirror the parameters: they are replicated.
             return state_type(count, failures, jnp.zeros([]))
         flat = flatten(params)
         shapes = {path: weight.shape for path, weight in flat.present.items()}

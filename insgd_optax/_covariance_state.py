@@ -76,7 +76,7 @@ def initial_layer(
     factors = tuple(jnp.zeros(shape, dtype) for shape in shapes)
     mass = jnp.zeros(form.stack, dtype)
     if initial is not None:
-        # Of two factors, both have the trace of the whole.
+        # If there are two factors, each has the trace of the whole.
         lengths = [factor.length for factor in form.factors]
         others = lengths[::-1] if len(lengths) > 1 else [1]
         factors = tuple(

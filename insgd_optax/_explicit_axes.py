@@ -27,7 +27,7 @@ def _explicit_mesh(tree: Any) -> Mesh | AbstractMesh | None:
 
 
 def sharded_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """An array, sharded as another of its shape if that is on Explicit axes."""
+    """`x`, sharded like `like`, of the same shape, if `like` is on Explicit axes."""
     mesh = _explicit_mesh(like)
     if mesh is None:
         return x

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from insgd_optax._accumulation_warning import warn_of_optax_multi_steps
 from insgd_optax._compat import is_placeholder
 from insgd_optax._explicit_axes import replicated_like, sharded_like
-from insgd_optax._last_norms import warn_of_optax_multi_steps
 from insgd_optax._matching import (
     NAME,
     by_layer,
@@ -92,9 +92,9 @@ def scale_by_input_power(
     where beta is `decay` and epsilon is `eps`. The norms are passed to `update` as the
     keyword `input_norms`; see `capture_input_norms`, which also sets p. P = 0 means
     that no norm above 0 has been seen yet; the divisor is then 1. A norm that is inf or
-    nan leaves P as it was, so that one bad batch neither poisons P nor causes a step
-    1 / eps times as long as SGD's. A layer whose every norm overflows, as with a large
-    p, therefore keeps P = 0 and is not scaled.
+    nan leaves P as it was, so that one bad batch does not make every later P inf or
+    nan. A layer whose norms all overflow, as they may with a large p, therefore keeps
+    P = 0 and is not scaled.
 
     Args:
         decay: beta, how much of P is kept from step to step, in [0, 1). 0 makes P the
@@ -152,7 +152,7 @@ def scale_by_input_power(
         warn_of_optax_multi_steps("input norms")
         count = jnp.zeros([], jnp.int32)
         if is_placeholder(params):
-            # P does not mirror them: it is replicated where a weight is sharded.
+            # P does not mirror the parameters: it is replicated where one is sharded.
             return ScaleByInputPowerState(count, jnp.zeros([]), jnp.ones([]))
         flat = flatten(params)
         scaled = {path: w for path, w in flat.present.items() if in_scope(path)}
@@ -200,7 +200,7 @@ def scale_by_input_power(
                     norm = found[path].mean(power.shape).astype(power.dtype)
                     # A layer stacked along a sharded axis sows sharded norms.
                     norm = sharded_like(norm, power)
-                    # Without input P decays, but not to 0, which means "none yet".
+                    # While inputs are 0, P decays, but not to 0: 0 means "none yet".
                     least = jnp.where(power > 0, jnp.finfo(power.dtype).tiny, 0)
                     power = jnp.maximum(next_power(power, norm, decay), least)
                 multiplier = 1 / divisor(power)
@@ -243,8 +243,8 @@ def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
     if seen == [()]:
         return (
             f"{message}This is one array without a name, as optax.flatten makes of a"
-            " tree: leave optax.flatten out, which drops the names and the input"
-            " statistics, or flatten only the transformations that need neither"
+            " tree: leave optax.flatten out, which drops the names, or flatten only the"
+            " transformations that do not need them"
         )
     return f"{message}Select the weights to scale with scope=, or use optax.sgd"
 
@@ -260,7 +260,7 @@ def next_power(power: jax.Array, norm: jax.Array, decay: ArrayLike) -> jax.Array
 
 
 def scaled_by(multiplier: jax.Array, grad: jax.Array) -> jax.Array:
-    """multiplier * grad, computed in the wider dtype, in the gradient's dtype."""
+    """multiplier * grad, computed in the wider dtype, returned in the gradient's."""
     dtype = wider(grad.dtype, multiplier.dtype)
     if jnp.iscomplexobj(grad):
         dtype = np.promote_types(dtype, np.complex64)

@@ -168,7 +168,7 @@ def nlms(
         are not normalized and learn as under `optax.sgd`.
 
     Raises:
-        ValueError: if the learning rate is negative, and as `scale_by_input_power`.
+        ValueError: if the learning rate is negative; see also `scale_by_input_power`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax

@@ -44,7 +44,7 @@ class Measurement(NamedTuple):
     covariance: Callable[[jax.Array], InputCovariance]
 
 
-# (layer, its call's arguments by name, settings) -> what to sow.
+# (layer, its call's arguments by name, settings) -> how to compute what to sow.
 LayerCovarianceFn = Callable[[Any, Mapping[str, Any], Settings], Measurement]
 
 

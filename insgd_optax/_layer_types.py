@@ -19,7 +19,7 @@ from insgd_optax._norms import input_norm, statistic_dtype
 OwnInput = Callable[[Any, Mapping[str, Any]], jax.Array]
 LayerTypes = Sequence[type] | Mapping[type, int | Sequence[int] | OwnInput]
 # (layer, its call's arguments by name, p) -> the statistic to sow. The layer's
-# input is the first argument.
+# input is the first of its call's arguments.
 InputNormFn = Callable[[Any, Mapping[str, Any], float], jax.Array]
 
 
@@ -270,7 +270,7 @@ def own_layers(
     """A user's layer types with their input axes, or with their function.
 
     Raises:
-        TypeError: if one is no layer type.
+        TypeError: if one is not a layer type.
     """
     if layers is None:
         return {}
@@ -281,9 +281,9 @@ def own_layers(
         if not (isinstance(kind, type) and issubclass(kind, module)):
             library = module.__module__.removesuffix(".module")
             raise TypeError(
-                f"layers has {kind!r}, which is no subclass of {library}.Module: give"
-                " layer classes, or a dict from layer classes to the axes of their"
-                " input vector or to a function"
+                f"layers has {kind!r}, which is not a subclass of {library}.Module:"
+                " give layer classes, or a dict from layer classes to the axes of"
+                " their input vector or to a function"
             )
     return own
 

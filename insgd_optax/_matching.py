@@ -1,8 +1,9 @@
 """Matches sown statistics to the weights they scale.
 
-A layer sows a statistic of its kernel's rank. `nn.scan`, `nn.vmap` and `nn.RNN` stack
-it along leading axes: one for layers stacked in the kernel too, which keep one power
-each, or one for the calls of a shared kernel, which are averaged.
+A layer sows a statistic of its kernel's rank. `nn.scan`, `nn.vmap` and `nn.RNN` add
+leading axes to it. Along an axis of stacked layers, which the kernel has too, each
+layer can keep its own power. Along an axis of calls of a shared kernel, which the
+kernel does not have, the statistic is averaged.
 """
 
 import contextlib
@@ -57,7 +58,8 @@ def has_entry(tree: Any, name: str) -> bool:
 def source(path: Path, name: str) -> Path | None:
     """The key in `Sown` of a value at this path; None for other values."""
     # Below an entry are the indices of the tuple that `sow` appends to and, in NNX, the
-    # variable's "value". Any other name is a value sown by a module called like `name`.
+    # variable's "value". If another name follows, the value was sown by a module that
+    # is itself named `name`.
     end = len(path)
     while end and (path[end - 1].isdigit() or path[end - 1] == "value"):
         end -= 1

@@ -44,7 +44,7 @@ def missing_argument(name: str, given: Mapping[str, Any]) -> str:
 
 
 def likely_causes(name: str, more: str = "") -> str:
-    """Why a scaled weight may lack a statistic; `more` holds causes of this name."""
+    """Why a scaled weight may lack a statistic; `more` adds causes specific to it."""
     return f"""Likely causes:
   - the model was applied outside `with insgd_optax.capture_{name}s():`
   - model.apply was not given mutable=["intermediates"] (beside "batch_stats")
@@ -89,10 +89,10 @@ def absent_in(
 
 
 def absent_in_like(like: Any, absent: Sequence[Path], name: str, causes: str) -> str:
-    """The error message for scaled weights that `input_norms_like` or its like lacks.
+    """The error message for scaled weights that `like` lacks.
 
     Args:
-        like: the argument.
+        like: the argument `input_norms_like` or `input_covariances_like`.
         absent: the weights.
         name: the name of the statistic.
         causes: what `likely_causes` returns for it.

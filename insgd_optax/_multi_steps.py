@@ -10,6 +10,7 @@ from flax import traverse_util
 from jax.typing import ArrayLike, DTypeLike
 
 from insgd_optax import _matching
+from insgd_optax._accumulation_warning import accumulated
 from insgd_optax._compat import is_placeholder
 from insgd_optax._covariance import InputCovariance, checked
 from insgd_optax._covariance_capture import covariances_by_layer
@@ -22,7 +23,6 @@ from insgd_optax._covariance_state import (
     total,
 )
 from insgd_optax._input_power import ScaleByInputPowerState
-from insgd_optax._last_norms import accumulated
 from insgd_optax._missing import missing_argument
 from insgd_optax._norms import statistic_dtype
 from insgd_optax._paths import (
@@ -288,7 +288,7 @@ def _size(layer: LayerCovariance) -> int:
 
 
 def _covariance_accumulators(inner_state: Any) -> Any:
-    """Zeros for each weight: the sum of its covariances, and of their rows."""
+    """Zeros for each weight: the sum of its covariances, and their number of rows."""
     zeros = {
         path: (
             tuple(jnp.zeros(x.shape, x.dtype) for x in layer.factors),

@@ -56,7 +56,7 @@ def mean_power(
     sum_axes: Sequence[int],
     keep_axes: Sequence[int] = (),
 ) -> jax.Array:
-    """||x||_p^p over `sum_axes`, averaged over every axis not in `keep_axes`.
+    """||x||_p^p over `sum_axes`, averaged over all axes but these and `keep_axes`.
 
     Args:
         x: an array of any dtype.
@@ -197,8 +197,8 @@ def einsum_norm(
 ) -> jax.Array:
     """Shape of the kernel, 1 except along axes it shares with input and output.
 
-    Axes contracted with the kernel make up the input vector, axes that input,
-    kernel and output share index separate kernels, and all others are samples.
+    Axes contracted with the kernel make up the input vector. Axes shared by input,
+    kernel and output index separate kernels. All other axes are samples.
     """
     x, labels, kernel_labels, output_labels = einsum_operand(x, equation, kernel_shape)
     size = dict(zip(kernel_labels, kernel_shape, strict=True))

@@ -97,18 +97,16 @@ def receptive_fields(
     for tap in itertools.product(*(range(window.kernel) for window in windows)):
         starts, limits, strides = [0], [x.shape[0]], [1]
         for i, (window, t) in enumerate(zip(windows, tap, strict=True), start=1):
-            # Fields that are added up cannot be thinned before they are.
-            step, count, first = (
-                subsample.steps[i],
-                subsample.counts[i],
-                subsample.start(i),
-            )
             if window.period:
+                # Fields that are added up cannot be thinned before they are.
                 step, count, first = 1, window.outputs, 0
+            else:
+                step, count = subsample.steps[i], subsample.counts[i]
+                first = subsample.start(i)
             begin = first * window.stride + t * window.kernel_dilation
             stride = step * window.stride
             starts.append(begin)
-            limits.append(begin + max(count - 1, 0) * stride + 1 if count else begin)
+            limits.append(begin + (count - 1) * stride + 1 if count else begin)
             strides.append(stride)
         taps.append(
             jax.lax.slice(x, [*starts, 0], [*limits, x.shape[-1]], [*strides, 1])

@@ -70,7 +70,7 @@ def unboxed(tree: Any) -> Any:
 
 
 def replace(tree: Any, present: Iterable[Any]) -> Any:
-    """`tree` with other weights that are not masked, in order, its boxes kept."""
+    """`tree` with its unmasked weights replaced, in order; its boxes are kept."""
     return jax.tree.unflatten(jax.tree.structure(tree), present)
 
 

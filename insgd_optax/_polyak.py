@@ -158,14 +158,14 @@ def clip_by_polyak(
         >>> w = jnp.array([3.0, 4.0])
         >>> loss, grad = jax.value_and_grad(lambda w: jnp.sum(jnp.abs(w)))(w)
         >>> updates, state = tx.update(grad, tx.init(w), w, value=loss)
-        >>> print(updates)  # 7 / 2 along the gradient, whatever the learning rate
+        >>> print(updates)  # 7 / 2 times the gradient, for any larger learning rate
         [-3.5 -3.5]
 
     Under `optax.masked` or `optax.partition` the scalar product is over the weights
     that this optimizer sees. With several groups, each with its own bound, the total
     step may exceed the bound by a factor of up to the number of groups.
 
-    Source: this library's. The Polyak step size capped by a maximum learning rate is
+    Source: this library. The Polyak step size capped by a maximum learning rate is
     SPS_max of Loizou et al. (2021, arXiv:2002.10542). In the metric of Eq. 25, for one
     linear neuron with loss e^2 / 2, it clips the learning rate of NLMS (Eq. 7-9) to
     c / 2: with c at most 2, a step never changes the output by more than the current
@@ -278,7 +278,7 @@ def checked_value(value: Any) -> jax.Array:
     """The loss, float32 or float64.
 
     Raises:
-        ValueError: if it is missing or no scalar.
+        ValueError: if it is missing or not a scalar.
     """
     if value is None:
         raise ValueError(_NO_VALUE)
@@ -313,7 +313,7 @@ def _next_slope(
 def _inner_product(
     grads: optax.Updates, updates: optax.Updates, dtype: Any
 ) -> jax.Array:
-    """<g, D g>, each weight's summed in float32, or float64 if it is float64."""
+    """<g, D g>, with each weight's sum in float32, or float64 if it is float64."""
     total = jnp.zeros([], dtype)
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True)
     for grad, update in pairs:

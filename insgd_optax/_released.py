@@ -260,7 +260,8 @@ def _standardized(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     x = jax.lax.stop_gradient(jnp.asarray(x))
     x = x.astype(statistic_dtype(x.dtype))
     if np.prod([x.shape[a] for a in axes]) < 2:
-        # Its std is 0 / 0, for which the released code takes 0.001; x - mean is 0.
+        # The std is 0 / 0, which the released code replaces by 0.001, not by the floor
+        # of 0.01. With any value, z is 0, because x - mean is 0.
         return jnp.zeros_like(x)
     axes = tuple(axes)
     mean = jnp.mean(x, axis=axes, keepdims=True)

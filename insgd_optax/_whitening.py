@@ -19,9 +19,9 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def identity(form: Form, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """The initial inverse, which leaves updates unchanged.
 
-    One factor: D, of shape (*stack, *blocks, d, d). Of two, taps and channels: the
-    eigenvectors of the first, (*stack, *blocks, t, t), and for each of them the inverse
-    for the channels, (*stack, *blocks, t, c, c).
+    For one factor, it is D, of shape (*stack, *blocks, d, d). For two factors, taps and
+    channels, it is the eigenvectors of the taps, (*stack, *blocks, t, t), and for each
+    of them the inverse for the channels, (*stack, *blocks, t, c, c).
     """
 
     def eye(*shape: int) -> jax.Array:

@@ -137,10 +137,10 @@ def draw_tracking(path, seeds=SEEDS):
             power = np.mean([run[name] ** 2 for run in runs], axis=0)
             curve = decibels(np.sqrt(power))
             axes.plot(curve, label=name)
-            last = curve.size // 2
+            half = curve.size // 2
             print(
-                f"tracking, {title}: {name} {curve[last - 100 : last].mean():.1f} dB"
-                f" before, {curve[last + 500]:.1f} dB 500 samples after,"
+                f"tracking, {title}: {name} {curve[half - 100 : half].mean():.1f} dB"
+                f" before, {curve[half + 500]:.1f} dB 500 samples after,"
                 f" {curve[-100:].mean():.1f} dB at the end"
             )
         axes.set(title=title, xlabel="sample")

@@ -30,7 +30,8 @@ def whole_loop(dataset):
 
     def run(times):
         nonlocal progress
-        # Asked before each epoch and after each chunk; between two epochs, thus twice.
+        # `fit` calls `stopped` before each epoch and after each chunk: twice between
+        # two epochs, so `on_epoch` subtracts one.
         asked = -1
         chunks = times * STEPS // experiment.chunk_lengths()[0]
 

@@ -1,6 +1,6 @@
 """Prints the multiplier 1 / max(log P, eps) of every layer at initialization.
 
-    python docs/examples/input_powers.py PATH_TO_IMAGES
+    python docs/examples/input_multipliers.py PATH_TO_IMAGES
 
 PATH_TO_IMAGES holds `train/<class>/*` images of 32x32; 128 of them are read, spread
 over the classes. Each row is a layer, with its l1 and l2 multipliers, for both values

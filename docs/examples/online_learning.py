@@ -53,7 +53,7 @@ TASKS = {"linear neuron": Network(()), "network of two layers": Network((32,))}
 
 
 def scales(num_steps):
-    """Rises from small to large and falls again, evenly in the logarithm."""
+    """Rises from small to large and falls again; the logarithm follows a cosine."""
     phase = (1 - np.cos(2 * np.pi * np.arange(num_steps) / num_steps)) / 2
     return SMALLEST * (LARGEST / SMALLEST) ** phase
 

@@ -225,7 +225,7 @@ class Hyperparameters(NamedTuple):
     annealed: bool
 
 
-def make_optimizer(compiled, steps, hyperparameters):
+def make_optimizer(rule, steps, hyperparameters):
     """An optimizer with momentum 0.9 from traced hyperparameters."""
     divisor, rate, factor, gain, annealed = hyperparameters
 
@@ -236,7 +236,7 @@ def make_optimizer(compiled, steps, hyperparameters):
     def normalizer(power):
         return jax.lax.switch(divisor, tuple(DIVISORS.values()), power)
 
-    if compiled == "lms-newton":
+    if rule == "lms-newton":
         return lms_newton(schedule, polyak_factor=factor)
     make = functools.partial(insgd, schedule, normalizer=normalizer)
     return aligned(make, factor, gain)
@@ -267,7 +267,7 @@ def aligned(make, factor, gain):
 
 
 @functools.cache
-def program(task, compiled):
+def program(task, rule):
     """A run, whose step is compiled once for all hyperparameters."""
     model, make_data, batch, steps, _ = TASKS[task]
     data = make_data()
@@ -276,7 +276,7 @@ def program(task, compiled):
     def init(rng, hyperparameters):
         variables = model.init(rng, data.test[0][:2], train=False)
         params, stats = variables["params"], variables.get("batch_stats", {})
-        tx = make_optimizer(compiled, steps, hyperparameters)
+        tx = make_optimizer(rule, steps, hyperparameters)
         return params, stats, tx.init(params), 0
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -287,7 +287,7 @@ def program(task, compiled):
         def loss_fn(params):
             norms = capture_input_norms(p=2)
             covariances = capture_input_covariances(when=count % 10 == 0)
-            with covariances if compiled == "lms-newton" else norms:
+            with covariances if rule == "lms-newton" else norms:
                 logits, sown = model.apply(
                     {"params": params, "batch_stats": stats},
                     x,
@@ -297,7 +297,7 @@ def program(task, compiled):
             return cross_entropy(logits, y), sown
 
         (loss, sown), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        tx = make_optimizer(compiled, steps, hyperparameters)
+        tx = make_optimizer(rule, steps, hyperparameters)
         updates, state = tx.update(
             grads, state, params, value=loss, input_norms=sown, input_covariances=sown
         )

@@ -35,7 +35,7 @@ def polyak_by_layer(schedule, size):
         allowed = size * (1 - MOMENTUM) * value / len(grads)
         return {
             layer: jnp.minimum(
-                1, allowed / (rate * inner(grads[layer], updates[layer]))
+                1, allowed / (rate * optax.tree.vdot(grads[layer], updates[layer]))
             )
             for layer in grads
         }
@@ -98,10 +98,6 @@ def bounded(schedule, scales):
         optax.trace(MOMENTUM),
         optax.scale_by_learning_rate(schedule),
     )
-
-
-def inner(grads, updates):
-    return optax.tree.vdot(grads, updates)
 
 
 def main() -> int:

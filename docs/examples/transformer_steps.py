@@ -26,7 +26,10 @@ STEPS = 10
 
 
 def compiled(optimizer, model, params, batch):
-    """Compiles a step; returns a function that takes rounds, and the CPU seconds."""
+    """Compiles a step; returns a function that trains, and the compilation's CPU time.
+
+    The function takes a number of rounds; each round is ten steps of this optimizer.
+    """
     tx = char_transformer.make_optimizer(optimizer, 1e-3, 10**6)
     captures = optimizer not in char_transformer.PLAIN
     _, train_step = char_transformer.make_functions(model, tx, captures)

@@ -400,7 +400,7 @@ def test_a_custom_layer_type_sows_if_listed():
     assert_norm(sown["input_norm"], power(x.reshape(6, 4)), ())
     _, sown = sow(Bilinear(), x, layers={Bilinear: (-2, -1)})
     assert_norm(sown["input_norm"], power(x), ())
-    with pytest.raises(TypeError, match="no subclass of flax.linen.Module"):
+    with pytest.raises(TypeError, match="not a subclass of flax.linen.Module"):
         sow(Bilinear(), x, layers=["Bilinear"])
     with pytest.raises(TypeError, match=r"one class: give layers=\[Bilinear\]"):
         sow(Bilinear(), x, layers=Bilinear)

@@ -350,7 +350,7 @@ def test_errors_say_what_to_do():
         captured(model, x, p=0.5)
     with pytest.raises(ValueError, match="conv_input='whole' is not known"):
         captured(model, x, conv_input="whole")
-    with pytest.raises(TypeError, match=r"no subclass of flax\.nnx\.Module"):
+    with pytest.raises(TypeError, match=r"not a subclass of flax\.nnx\.Module"):
         captured(model, x, layers=[nn.Dense])
     with pytest.raises(ValueError, match="MLP sows no input norm: .*capture"):
         input_norm_shapes(model, x)
