@@ -139,7 +139,7 @@ def _record_end(piece: Piece, status: int, killed: bool, stopped: bool) -> None:
     store = Results(piece.folder)
     if store.is_done(task.name):
         return
-    if killed and (stopped or task.goes_on or not values["fresh"]):
+    if killed and (stopped or task.resumable or not values["fresh"]):
         return  # It may well end in another piece.
     how = "took longer than a piece" if killed else f"ended with status {status}"
     store.write(

@@ -54,7 +54,7 @@ def _smoke(settings: Settings, out: Path) -> list[Task]:
         Task(
             f"a-{case.name.replace('+', '-')}",
             f"Smoke test: {_words(case)}",
-            _alone(functools.partial(smoke.check, case, chunk_steps)),
+            _without_stopped(functools.partial(smoke.check, case, chunk_steps)),
             Work(programs=1),
         )
         for case in smoke.cases(settings.sizes)
@@ -70,7 +70,9 @@ def _profiles(settings: Settings, out: Path) -> list[Task]:
         case = Case(f"profile-{optimizer}", workload, side, optimizer, "jit")
         run = functools.partial(trace.profile, case, sizes.chunk_steps)
         title = f"Profile of a chunk: {_words(case)}"
-        found.append(Task(f"a-{case.name}", title, _alone(run), Work(programs=1)))
+        found.append(
+            Task(f"a-{case.name}", title, _without_stopped(run), Work(programs=1))
+        )
     return found
 
 
@@ -90,7 +92,7 @@ def _steps(settings: Settings, out: Path) -> list[Task]:
         num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * (programs + 1)
         work = Work(programs, num_steps, 0, workload, side, steps.OPTIMIZERS)
         title = f"Step of {workload.network}, batch {workload.batch_size}, {dtype}"
-        found.append(Task(name, f"{title}, {side}x{side}", _alone(run), work))
+        found.append(Task(name, f"{title}, {side}x{side}", _without_stopped(run), work))
     return found
 
 
@@ -100,11 +102,11 @@ def _resnet20(settings: Settings, out: Path) -> list[Task]:
         Task(
             f"c-resnet20-{optimizer}",
             f"ResNet-20, {optimizer}, {epochs} epochs, {settings.sizes.dtype}",
-            _alone(
+            _without_stopped(
                 functools.partial(experiments.train_resnet20, settings, out, optimizer)
             ),
             _runs(settings, 1, epochs, "resnet20", (optimizer,), settings.sizes.dtype),
-            goes_on=True,
+            resumable=True,
         )
         for optimizer in experiments.RESNET20
     ]
@@ -123,7 +125,7 @@ def _pytorch(settings: Settings, out: Path) -> list[Task]:
         Task(
             "d-pytorch-steps",
             f"Step of PyTorch's SGD and ours, {network}, {sizes.dtype}",
-            _alone(steps_run),
+            _without_stopped(steps_run),
             Work(4, num_steps, 0, workload, side),
         ),
         Task(
@@ -131,7 +133,7 @@ def _pytorch(settings: Settings, out: Path) -> list[Task]:
             f"ResNet-20, PyTorch's SGD, {sizes.epochs} epochs, {sizes.dtype}",
             training_run,
             _runs(settings, 1, sizes.epochs, "resnet20", ("sgd",), sizes.dtype),
-            goes_on=True,
+            resumable=True,
         ),
     ]
 
@@ -159,7 +161,7 @@ def _tables(settings: Settings, out: Path) -> list[Task]:
                 "float32",
             )
             name = f"e-table{number}-{seeds}seed{'s' * (seeds > 1)}"
-            found.append(Task(name, title, _alone(run), work, goes_on=True))
+            found.append(Task(name, title, _without_stopped(run), work, resumable=True))
         done = seeds
     return found
 
@@ -179,7 +181,9 @@ def _rates(settings: Settings, out: Path) -> list[Task]:
         settings.sizes.dtype,
     )
     title = f"Learning rates of {len(rates['optimizers'])} optimizers on ResNet-20"
-    return [Task("f-learning-rates", title, _alone(run), work, goes_on=True)]
+    return [
+        Task("f-learning-rates", title, _without_stopped(run), work, resumable=True)
+    ]
 
 
 def _runs(
@@ -200,6 +204,6 @@ def _runs(
     return Work(runs, steps, runs * epochs, workload, side, optimizers)
 
 
-def _alone(run: Callable[[], Result]) -> Run:
-    """A task that does not ask whether to stop."""
+def _without_stopped(run: Callable[[], Result]) -> Run:
+    """Makes a `Run` of a function that does not ask whether to stop."""
     return lambda stopped: run()

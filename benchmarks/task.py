@@ -42,14 +42,14 @@ class Task:
         title: description for people.
         run: runs the task and returns a result that JSON can hold.
         work: the work it takes, from which its time is estimated.
-        goes_on: whether it can be resumed after it was stopped.
+        resumable: whether it can be resumed after it was stopped.
     """
 
     name: str
     title: str
     run: Run
     work: Work
-    goes_on: bool = False
+    resumable: bool = False
 
     @property
     def part(self) -> str:

@@ -39,7 +39,7 @@ def work(piece: Piece) -> int:
     out = piece.folder
     settings = piece.settings
     if settings.miniature:
-        # As `pieces` does with XLA's flags.
+        # Shortens compilation, like the XLA flags that `pieces` sets.
         jax.config.update("jax_disable_most_optimizations", True)
     store = Results(out)
     environment = _environment(piece, settings)
@@ -57,7 +57,7 @@ def work(piece: Piece) -> int:
             left = piece.working_seconds - (time.monotonic() - began)
             # A task that cannot be resumed is started only if it should end in time, or
             # if no later piece would give it more time.
-            if not (task.goes_on or fresh or estimates.seconds(task) < left):
+            if not (task.resumable or fresh or estimates.seconds(task) < left):
                 too_long = True
                 continue
             now = {"name": task.name, "fresh": fresh, "environment": environment}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import insgd_optax
 from train.benchmark.command import BenchmarkConfig, benchmark
 from train.command_line import parser
-from train.command_line.options import understood, value_of
+from train.command_line.options import check_and_expand, value_of
 from train.config import option
 from train.data.tfds.prepare import PrepareConfig, prepare
 from train.errors import UserError, report_errors
@@ -30,7 +30,7 @@ DESCRIPTION = """Train networks with Input Normalized SGD.
 
 The default subcommand is `run`, which by default trains on digits within a minute.
 
-COMMAND --help lists its options, --version the versions of JAX, Flax and Optax.
+COMMAND --help lists the options of a command. --version alone prints versions.
 """
 
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _execute(arguments: Sequence[str]) -> int:
     """Executes the command named by the first argument."""
     configs: dict[str, Any] = {name: each.config for name, each in COMMANDS.items()}
-    arguments = understood(arguments, configs)
+    arguments = check_and_expand(arguments, configs)
     command, *options = arguments
     resumed = value_of("resume", options) if command == DEFAULT else None
     if resumed is not None and not {"-h", "--help"} & set(options):

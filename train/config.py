@@ -46,7 +46,8 @@ _OF_SCHEDULE = {
 
 def name_help(what: str, choices: str) -> Any:
     """Returns the help of an option that takes a name or MODULE:NAME."""
-    # In the help text, which is wrapped between words; placeholders break anywhere.
+    # The choices are in the help text, not in the placeholder: the parser wraps text
+    # between words, but breaks a placeholder anywhere.
     return tyro.conf.arg(
         metavar="NAME", help=f"{what}: {choices} for your own (docs/own_code.md)."
     )
@@ -95,7 +96,7 @@ class MachineConfig:
     config: Path | None = None
     """YAML file of options, such as epochs: 5; those on the command line win."""
     parallel: ParallelName = "auto"
-    """Device strategy: jit uses the first device; auto is mesh if there are several."""
+    """Device strategy: auto means mesh, on all devices; jit uses only the first."""
     runs_dir: Path = Path("runs")
     """Folder in which new run folders, named after their options, are created."""
     cache_dir: Path | None = None
@@ -179,7 +180,8 @@ class TrainingConfig(
             if getattr(self, name) == 0:
                 raise ValueError(f"{option(name)} must be above 0, got 0")
         if self.clip_norm is not None and self.polyak_factor is not None:
-            # The bound needs the slope of the loss along the step, hence the gradient.
+            # The Polyak cap computes the slope of the loss along the step, for which it
+            # needs the unclipped gradient.
             raise ValueError(
                 "--clip-norm and --polyak-factor both bound the step: use one of them"
             )

@@ -60,7 +60,7 @@ def did_you_mean(name: str, names: Iterable[str], before: str = "") -> str:
 
     Args:
         name: the unknown name: initials, a beginning, or a misspelling.
-        names: the known names. Case, and dashes against underscores, do not matter.
+        names: the known names. Case is ignored, and dashes equal underscores.
         before: precedes each suggested name.
     """
     name = _plain(name)

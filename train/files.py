@@ -93,7 +93,7 @@ def open_to_append(path: Path, flags: int = os.O_WRONLY) -> IO[str]:
 
 
 def is_partial(name: str) -> bool:
-    """Returns whether a killed process left a file of this name."""
+    """Returns whether a name is that of a partial file, left by a killed process."""
     return name.startswith(_PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: exit immediately before training starts, gracefully during it.
+"""Ctrl-C and SIGTERM: an immediate exit until training starts, then a graceful stop.
 
 This module imports only fast modules, because `exit_at_once` must run before slow
 imports.

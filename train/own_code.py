@@ -25,7 +25,7 @@ def is_reference(name: str) -> bool:
 
 
 def options(values: Mapping[str, Any], but: Collection[str] = ()) -> str:
-    """Command-line options that name the user's own code again.
+    """Command-line options that `--resume` needs to name the user's own code.
 
     Args:
         values: the options of a run, by name.
@@ -48,8 +48,8 @@ def load(reference: str) -> Callable[..., Any]:
     """Imports what a reference names.
 
     Args:
-        reference: MODULE:NAME. The module is found as by `import`: in the current
-            folder, or in PYTHONPATH.
+        reference: MODULE:NAME. The module is found as `import` finds it: in the current
+            folder, or on PYTHONPATH.
 
     Returns:
         The function or class.
@@ -136,7 +136,7 @@ def takes(given: Mapping[str, inspect.Parameter], name: str) -> bool:
     return name in given and given[name].kind in kinds
 
 
-def sources(*names: str) -> dict[str, str]:
+def checksums(*names: str) -> dict[str, str]:
     """Checksums of the files with the user's own code, by reference.
 
     Args:

@@ -38,7 +38,7 @@ FREE_ON_RESUME = {
     "launch",
 }
 
-# Options that names of run folders always have, reword, or leave out.
+# Options that the name of a run folder always contains, rewords or leaves out.
 _UNNAMED = (
     FREE_ON_RESUME
     | {"dataset", "model", "model_options", "batch_norm", "dtype", "optimizer"}
@@ -96,7 +96,7 @@ class RunConfig(TrainingConfig):
 
     def own_code(self) -> dict[str, str]:
         """Checksums of the files with the user's own code, by MODULE:NAME."""
-        return own_code.sources(*(getattr(self, name) for name in own_code.FIELDS))
+        return own_code.checksums(*(getattr(self, name) for name in own_code.FIELDS))
 
     def own_code_options(self) -> str:
         """Command-line options that `--resume` needs: see `run.folder.load`."""

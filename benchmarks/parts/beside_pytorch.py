@@ -62,7 +62,7 @@ def train_resnet20(
 
 
 def _modes() -> tuple[str | None, ...]:
-    """Modes of torch.compile to try: on a CPU it takes longer than the miniature."""
+    """Modes of torch.compile to try: none on a CPU, where it takes too long to test."""
     on_cpu = jax.default_backend() == "cpu"
     return (None,) if on_cpu else ("reduce-overhead", "default", None)
 

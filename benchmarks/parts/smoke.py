@@ -124,7 +124,6 @@ def check(case: Case, chunk_steps: int) -> Result:
     jax.block_until_ready(progress)
     first = time.perf_counter() - began
     given = jax.tree.leaves(progress.state)
-    moved = None
     began = time.perf_counter()
     try:
         with jax.transfer_guard("disallow_explicit"):

@@ -22,8 +22,8 @@ def piece(tmp_path):
     return Piece(str(tmp_path), True, None, parts, 60.0, True, "command", "commit")
 
 
-def task(name, run=lambda stopped: {"value": 1}, work=SHORT, goes_on=False):
-    return Task(name, f"Task {name}", run, work, goes_on)
+def task(name, run=lambda stopped: {"value": 1}, work=SHORT, resumable=False):
+    return Task(name, f"Task {name}", run, work, resumable)
 
 
 def raising(error):
@@ -82,7 +82,7 @@ def test_a_worker_records_the_outcome_of_each_task(piece, planned):
 
 
 def test_a_stopped_task_resumes_in_the_next_piece(piece, planned):
-    planned(task("c-runs", raising(Stopped({"epochs": 3})), goes_on=True))
+    planned(task("c-runs", raising(Stopped({"epochs": 3})), resumable=True))
     assert worker.work(piece) == MORE
     store = Results(piece.folder)
     record = store.read("c-runs") | {"seconds": 100.0}
@@ -90,7 +90,7 @@ def test_a_stopped_task_resumes_in_the_next_piece(piece, planned):
     assert record["status"] == "stopped"
     assert not store.is_done("c-runs")
 
-    planned(task("c-runs", goes_on=True))
+    planned(task("c-runs", resumable=True))
     assert worker.work(piece) == 0
     assert store.read("c-runs")["status"] == "finished"
     assert store.read("c-runs")["seconds"] >= 100
@@ -98,7 +98,7 @@ def test_a_stopped_task_resumes_in_the_next_piece(piece, planned):
 
 def test_a_task_that_cannot_stop_needs_enough_time_or_a_whole_piece(piece, planned):
     tasks = [task("a-long", work=LONG), task("a-short"), task("b-long", work=LONG)]
-    planned(*tasks, task("c-runs", work=LONG, goes_on=True))
+    planned(*tasks, task("c-runs", work=LONG, resumable=True))
     # In the remaining time of a call, no task starts that might not finish in it.
     rest = dataclasses.replace(piece, is_whole=False)
     assert worker.work(rest) == MORE
@@ -125,8 +125,8 @@ print("last words", flush=True)
 def run_worker(piece, planned, monkeypatch, tmp_path):
     """Runs a two-second piece with a worker script of its own."""
 
-    def run(body, goes_on=False):
-        planned(task("a-task", goes_on=goes_on))
+    def run(body, resumable=False):
+        planned(task("a-task", resumable=resumable))
         script = tmp_path / "script.py"
         script.write_text(WORKER.format(body=body))
         monkeypatch.setattr(pieces, "_WORKER", (sys.executable, str(script)))
@@ -148,14 +148,14 @@ SLEEPER = "signal.signal(signal.SIGTERM, signal.SIG_IGN); begin({}); time.sleep(
 
 
 @pytest.mark.parametrize(
-    ("fresh", "goes_on", "failed"),
+    ("fresh", "resumable", "failed"),
     [(True, False, True), (False, False, False), (True, True, False)],
 )
 def test_a_task_that_ignores_sigterm_is_killed(
-    run_worker, piece, fresh, goes_on, failed
+    run_worker, piece, fresh, resumable, failed
 ):
     began = time.monotonic()
-    assert run_worker(SLEEPER.format(fresh), goes_on) == MORE
+    assert run_worker(SLEEPER.format(fresh), resumable) == MORE
     assert time.monotonic() - began < 15
     record = Results(piece.folder).read("a-task")
     if failed:

@@ -18,10 +18,10 @@ from .results import without_times
 COMMANDS = {"run": RunConfig, "compare": CompareConfig, "table": TableConfig}
 
 
-def understood(tmp_path, text, *arguments, command="run"):
+def expanded(tmp_path, text, *arguments, command="run"):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    first, *rest = options.understood(
+    first, *rest = options.check_and_expand(
         [command, "--config", str(path), *arguments], COMMANDS
     )
     assert first == command
@@ -38,7 +38,7 @@ def test_a_file_becomes_options(tmp_path):
         polyak_factor: null
         model_options: []
     """
-    assert understood(tmp_path, text) == [
+    assert expanded(tmp_path, text) == [
         "--learning-rate=0.001",
         *("--milestones", "3", "4"),
         "--batch-size=16",
@@ -55,7 +55,7 @@ def test_a_file_becomes_options(tmp_path):
 )
 def test_the_command_line_overrides_the_file(tmp_path, arguments):
     text = "epochs: 5\nbatch_norm: true\nseed: 3"
-    got = understood(tmp_path, text, *arguments)
+    got = expanded(tmp_path, text, *arguments)
     assert got[: len(arguments)] == list(arguments)
     assert "--epochs=5" not in got
     assert ("--batch-norm" in got) == ("--no-batch-norm" not in arguments)
@@ -63,9 +63,9 @@ def test_the_command_line_overrides_the_file(tmp_path, arguments):
 
 
 def test_other_commands_take_files_too(tmp_path):
-    assert understood(tmp_path, "seeds: 2", "6", command="table") == ["6", "--seeds=2"]
+    assert expanded(tmp_path, "seeds: 2", "6", command="table") == ["6", "--seeds=2"]
     text = "optimizers: [sgd, adam@0.001]"
-    got = understood(tmp_path, text, command="compare")
+    got = expanded(tmp_path, text, command="compare")
     assert got == ["--optimizers", "sgd", "adam@0.001"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data.crops import Crops, draw_box, middle
+from train.data.crops import Crops, draw_box, resize_and_crop
 
 
 def picture(width, height):
@@ -134,9 +134,9 @@ def test_boxes_have_uniform_areas_and_aspects_and_reach_the_edges():
 
 
 @pytest.mark.parametrize("size", [(20, 30), (40, 10), (60, 90), (16, 16)])
-def test_the_middle_covers_a_size_and_is_not_stretched(size):
+def test_an_image_covers_a_size_and_is_not_stretched(size):
     pixels = picture(50, 40)
-    found = middle(Image.fromarray(pixels), size)
+    found = resize_and_crop(Image.fromarray(pixels), size)
     height, width = size
     scale = max(height / 40, width / 50)
     whole = resized(pixels, int(50 * scale), int(40 * scale))
@@ -147,8 +147,10 @@ def test_the_middle_covers_a_size_and_is_not_stretched(size):
     assert np.abs(found - expected).max() < 1
 
 
-def test_the_middle_of_an_image_of_the_same_size_is_the_image():
+def test_an_image_of_the_same_size_is_not_changed():
     pixels = picture(50, 40)
-    np.testing.assert_array_equal(middle(Image.fromarray(pixels), (40, 50)), pixels)
-    gray = middle(Image.fromarray(pixels).convert("L"), (20, 20))
+    np.testing.assert_array_equal(
+        resize_and_crop(Image.fromarray(pixels), (40, 50)), pixels
+    )
+    gray = resize_and_crop(Image.fromarray(pixels).convert("L"), (20, 20))
     assert gray.shape == (20, 20)

@@ -9,7 +9,8 @@ import yaml
 from train import json_fields
 from train.errors import UserError, did_you_mean
 
-OPTION = "config"  # which names such a file, and is not an option in one
+# The option that names a file of options; it cannot be used within such a file.
+OPTION = "config"
 # `write` leaves out paths, which differ between machines.
 _PLACES = {"runs_dir", "run_dir", "resume", "cache_dir"}
 

@@ -15,10 +15,10 @@ from train.errors import UserError, did_you_mean
 _PARSERS_OWN = ("help", "tyro-print-completion", "tyro-write-completion")
 
 
-def understood(
+def check_and_expand(
     arguments: Sequence[str], commands: Mapping[str, type[Any]]
 ) -> list[str]:
-    """Inserts the options of the --config file into a command line.
+    """Checks a command line and appends the options of its --config file.
 
     Args:
         arguments: the name of a command and its arguments.
@@ -28,7 +28,8 @@ def understood(
         The arguments, then the options of the file that are not among them.
 
     Raises:
-        UserError: for an unknown name, with similar ones, or a value of another type.
+        UserError: for an unknown command or option (the message suggests similar
+            names), or for a value of the wrong type.
     """
     command, *rest = arguments
     if command not in commands:
@@ -85,7 +86,7 @@ def understood(
 def _check_values(
     argument: str, following: Sequence[str], hint: Any, has_positionals: bool
 ) -> None:
-    """Checks the values of an option, for which the parser's message is obscure.
+    """Checks an option's values here, since the parser's own messages are obscure.
 
     Args:
         argument: --name or --name=value.

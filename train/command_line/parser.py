@@ -149,7 +149,7 @@ def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
     """Omits None from the help; the docstrings of options state what it means."""
     if not dataclasses.is_dataclass(info.type) or _deferring:
         return None
-    _deferring.append(info)  # tyro's own rule then gives all but the types.
+    _deferring.append(info)  # This rule then returns None, and tyro's own applies.
     try:
         found = ConstructorRegistry.get_struct_spec(info)
     finally:

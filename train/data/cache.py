@@ -28,7 +28,8 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
     with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
         made = Path(partial)
         with (made / _ARRAYS).open("wb") as file:
-            # By NumPy's types, an array could be named allow_pickle.
+            # A type checker cannot rule out an array named allow_pickle, which is also
+            # the name of a bool argument.
             np.savez(file, **arrays)  # type: ignore[arg-type]
         checksum = sha256_of(made / _ARRAYS)
         os.replace(made / _ARRAYS, folder / _ARRAYS)

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100: their archives, preprocessing and prepared datasets.
 
-Only `find_archive` uses the network.
+Only `find_archive` accesses the Internet.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Cropping and resizing of ImageNet images, as torchvision does it.
+"""Cropping and resizing of ImageNet images, as in torchvision.
 
 This runs on the host, image by image, because the images differ in size. Worker
 processes import this module, so it does not import JAX.
@@ -46,13 +46,13 @@ class Crops(NamedTuple):
         Returns:
             Pixels, of shape (side, side, 3), dtype uint8.
         """
-        return middle(image, (self.side, self.side), self.shorter_side)
+        return resize_and_crop(image, (self.side, self.side), self.shorter_side)
 
 
-def middle(
+def resize_and_crop(
     image: Image.Image, size: tuple[int, int], shorter_side: int | None = None
 ) -> np.ndarray:
-    """The middle of an image, resized to cover a size without being stretched.
+    """Resizes an image, unstretched, to cover a size, and returns the center crop.
 
     Args:
         image: image of any size and mode.

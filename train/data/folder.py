@@ -95,7 +95,9 @@ def _decode(
                 image = (
                     decode.rgb(encoded)
                     if image_size is None
-                    else crops.middle(decode.image(encoded), (image_size, image_size))
+                    else crops.resize_and_crop(
+                        decode.image(encoded), (image_size, image_size)
+                    )
                 )
             except decode.UNDECODABLE:
                 corrupt.append(name)

@@ -39,7 +39,7 @@ ARCHIVES = {
 
 
 CROPS = Crops(side=224, shorter_side=256)
-# The largest published image has 15 MB; a header may claim anything.
+# The largest published image takes 15 MB; a header may claim any size.
 _MOST_IMAGE_BYTES = 1 << 27
 
 

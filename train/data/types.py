@@ -65,7 +65,7 @@ class Dataset:
     # Hash of the images, their labels and their order. For ImageNet, hash of the names
     # and sizes of its files.
     fingerprint: str = dataclasses.field(default="", kw_only=True)
-    # Hash of the encoded files of a folder. Earlier versions recorded it as
+    # Hash of the encoded files of a folder. Earlier versions recorded it as the
     # fingerprint.
     files_fingerprint: str = dataclasses.field(default="", kw_only=True)
 

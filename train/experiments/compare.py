@@ -113,7 +113,7 @@ def _with_controls(
 def _with_rates(
     config: CompareConfig, names: Iterable[str], control_of: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns names as shown: with the rate of each optimizer if any has one given."""
+    """Returns names as shown: with each optimizer's rate if any rate was given."""
     parsed = [variants.parse(text) for text in config.optimizers]
     if all(each.learning_rate is None for each in parsed):
         return {name: name for name in names}

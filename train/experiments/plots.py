@@ -79,8 +79,8 @@ def plot_robustness(
         title: the network and the data.
     """
     columns = min(len(points), _COLUMNS)
-    lines = -(-len(points) // columns)
-    figure, panels = create_figure(12, columns, lines=lines, height=2 + 1.9 * lines)
+    rows = -(-len(points) // columns)
+    figure, panels = create_figure(12, columns, rows=rows, height=2 + 1.9 * rows)
     spans = {name: spanned_range(found, margin) for name, found in points.items()}
     for axes, (name, found) in zip(panels, points.items(), strict=False):
         for other in points.values():

@@ -18,7 +18,6 @@ import jax
 
 from train import own_code
 from train.config import TrainingConfig, option
-from train.data import registry
 from train.errors import UserError, print_warning
 from train.experiments import workers
 from train.run import folder as run_folder
@@ -49,12 +48,9 @@ def run_path(config: RunConfig) -> Path:
         "optimizer": config.optimizer,
         "learning_rate": optimizers.default_learning_rate(config.optimizer),
     }
-    options = config.to_json()
-    # A relative path names other images elsewhere.
-    options["dataset"] = registry.absolute(config.dataset)
     identity = {
         name: value
-        for name, value in options.items()
+        for name, value in config.to_json().items()
         # Defaults are left out, so that adding an option later keeps existing names.
         if value != default[name] and _affects_results(name, value)
     }
@@ -143,7 +139,7 @@ def _load(config: RunConfig, path: Path) -> RunFolder:
 
 
 def title(setting: TrainingConfig, runs: Iterable[RunConfig]) -> str:
-    """Network and dataset of runs, of which one has started, for titles of plots."""
+    """Network and dataset of runs, at least one of them started, for plot titles."""
     folders = map(_existing, runs)
     folder = next(each for each in folders if each is not None)
     return setting.title(folder.record["dataset"]["name"])

@@ -65,7 +65,7 @@ def evaluate(config: EvalConfig) -> int:
     counts = scores.pop("confusion")
     averaged = "" if run.config.ema_decay is None else ", averaged weights"
     on_other = "" if config.dataset is None else f" of {dataset.name}"
-    # Any prediction is among the top five of five classes.
+    # With up to five classes, the top-5 accuracy is always 100 %.
     shows_top5 = len(dataset.class_names) > 5
     top5 = f", top-5 {100 * scores['top5']:.2f} %" if shows_top5 else ""
     print(

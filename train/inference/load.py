@@ -129,7 +129,9 @@ class TrainedModel:
             As `decode`.
         """
         height, width, _ = self.image_shape
-        pixels = crops.middle(image, (height, width), self.preprocessing.shorter_side)
+        pixels = crops.resize_and_crop(
+            image, (height, width), self.preprocessing.shorter_side
+        )
         return pixels.reshape(self.image_shape)
 
     def predict(self, images: npt.ArrayLike, batch_size: int = 256) -> np.ndarray:
@@ -174,7 +176,7 @@ def load_run(
 ) -> TrainedModel:
     """Loads the trained network of a run.
 
-    Neither the training images nor the devices of the training are needed. The
+    Neither the training images nor the devices on which it was trained are needed. The
     checkpoint is verified by its checksum; if it is damaged, the next one takes its
     place, with a warning.
 

@@ -135,11 +135,11 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
     if first_step:
         print(f"Resuming from step {first_step}.")
 
-    rows, lost = metrics.recover(
+    rows, warnings = metrics.recover(
         folder.metrics, first_step, [] if restored is None else restored.rows
     )
     if is_first:
-        for warning in lost:
+        for warning in warnings:
             print_warning(warning)
     tensorboard = folder.path / "tensorboard" if config.tensorboard else None
     writer = MetricsWriter(folder.metrics, rows, tensorboard) if is_first else None

@@ -234,7 +234,7 @@ class Experiment:
         return LoopState(state, zero_metric_sums(self._optimizer.extra_metrics))
 
     def count_finite(self, loop_state: LoopState) -> LoopState:
-        """Adds the count of finite steps to the metric sums."""
+        """Adds a counter of finite steps to the sums; those done so far are finite."""
         done = int(loop_state.state.step) % self.steps_per_epoch
         count = self._devices.replicate(jnp.asarray(done, jnp.int32))
         return loop_state._replace(

@@ -134,7 +134,7 @@ class RunFolder:
 
     @property
     def has_fingerprint(self) -> bool:
-        """Whether a fingerprint of the data was recorded; earlier versions did not."""
+        """Whether the record has a fingerprint; earlier versions wrote none."""
         return "fingerprint" in self.record["dataset"]
 
     def check_dataset(self, description: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ class RunFolder:
     def changed_code(self) -> list[str]:
         """Returns the user's functions, MODULE:NAME, whose file has changed.
 
-        Records of earlier versions do not have them.
+        Records of earlier versions have no checksums, so no change is found.
         """
         recorded = self.record.get("own_code", {})
         return [

@@ -12,7 +12,7 @@ import numpy as np
 from train import files
 from train.run.metrics import EpochMetrics
 
-if TYPE_CHECKING:  # Matplotlib takes a second to import: only to draw a picture.
+if TYPE_CHECKING:  # Matplotlib takes a second to import, so only drawing imports it.
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # Matplotlib takes a second to import: only to draw a picture
 _STYLES = ("-", "--", ":", "-.")
 # More lines than this cannot be told apart; a heat map shows more weights.
 _MOST_LINES = 10
-# Names that can be read, one below the other, in a map of this many inches at most.
-_MOST_NAMES = 90
+# The maximum height of a heat map, and the number of names legible at this height.
 _MAP_INCHES = 13.0
+_MOST_NAMES = 90
 # The legend of more lines than this is beside the panel, not below it.
 _MOST_BELOW = 5
 # Characters that fit on a line of the legend below a panel.
@@ -142,7 +142,7 @@ def _draw_lines(
 
 
 def number_plainly(axis: "Axis") -> None:
-    """Labels a logarithmic axis 0.2 rather than 2x10^-1, if it spans few decades."""
+    """Labels a logarithmic axis 0.2, not 2x10^-1, if it is within 0.001 to 10,000."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     class Formatter(LogFormatterSciNotation):
@@ -207,10 +207,10 @@ def create_figure(
     panels: int,
     sharey: bool = True,
     *,
-    lines: int = 1,
+    rows: int = 1,
     height: float = 4,
 ) -> tuple["Figure", Sequence["Axes"]]:
-    """Creates a figure of panels, sized in inches; several rows share their scales."""
+    """Creates a figure, sized in inches, with rows of panels."""
     # Not pyplot, which looks for a display and keeps every figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -218,7 +218,7 @@ def create_figure(
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
-        lines, panels, sharey=sharey, sharex=lines > 1, squeeze=False
+        rows, panels, sharey=sharey, sharex=rows > 1, squeeze=False
     ).ravel()
     for each in axes:
         each.grid(alpha=0.3)

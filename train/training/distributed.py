@@ -198,7 +198,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _settings() -> dict[str, object]:
-    """Returns what makes processes compile different programs, which then hang."""
+    """Returns what must be equal: else the programs differ and the processes hang."""
     kinds = [device.device_kind for device in jax.local_devices()]
     return {"number of devices": len(kinds), "kinds of devices": sorted({*kinds})} | {
         name: getattr(jax.config, name) for name in _SETTINGS

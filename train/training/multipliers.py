@@ -20,14 +20,14 @@ def summarize(
     Returns:
         "mean_multiplier": mean over all scaled parameters. The learning rate times this
         mean is INSGD's effective learning rate, at which SGD is comparable.
-        "at_floor", and their number "weights_at_floor": weights whose multiplier is at
-        its maximum, 1 / eps, because the power P of their input is near or below 1 and
-        log P is below eps.
+        "at_floor": names of the weights whose multiplier is at its maximum, 1 / eps,
+        because the power P of their input is near or below 1 and log P is below eps.
+        "weights_at_floor": the number of these weights.
     """
     means = [np.mean(multiplier) for multiplier in multipliers.values()]
     # With a tolerance for float32 division.
-    floor = (1 - 1e-6) / eps
-    at_floor = [name for name, value in multipliers.items() if np.max(value) >= floor]
+    most = (1 - 1e-6) / eps
+    at_floor = [name for name, value in multipliers.items() if np.max(value) >= most]
     return {
         "weights_at_floor": len(at_floor),
         "at_floor": at_floor,

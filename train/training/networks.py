@@ -140,8 +140,8 @@ def check_logits(
     """Checks what a network of the user's own makes of an image.
 
     Raises:
-        UserError: if that is anything but logits, or it keeps variables of other
-            collections than "params" and "batch_stats".
+        UserError: if that is anything but logits, or the network keeps variables in
+            collections other than "params" and "batch_stats".
         OwnCodeError: if it raises an exception.
     """
     if not own_code.is_reference(name):

@@ -1,4 +1,4 @@
-"""Images on PyTorch's device, augmented as `train.data.augment` does it."""
+"""Images on PyTorch's device, cropped and flipped as in `train.data.augment`."""
 
 from collections.abc import Iterator
 

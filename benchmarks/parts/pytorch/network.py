@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
+# Names of Flax's parameters in PyTorch.
+_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
 
 def _conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
@@ -66,17 +69,13 @@ def load_flax(model: nn.Module, params: Mapping[str, Any]) -> None:
         raise ValueError(f"{len(layers)} layers do not fit {len(modules)} modules")
     with torch.no_grad():
         for module, layer in zip(modules, layers, strict=True):
-            names = {"bias": "bias"}
-            names["scale" if isinstance(module, nn.BatchNorm2d) else "kernel"] = (
-                "weight"
-            )
             for name, value in layer.items():
                 array = np.asarray(value, np.float32)
                 # (height, width, in, out) and (in, out) become (out, in, ...).
                 array = array.transpose(*reversed(range(array.ndim)))
                 if array.ndim == 4:
                     array = array.swapaxes(2, 3)
-                getattr(module, names[name]).copy_(torch.tensor(array))
+                getattr(module, _NAMES[name]).copy_(torch.tensor(array))
 
 
 def _layers(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:

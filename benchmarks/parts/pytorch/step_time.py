@@ -34,13 +34,13 @@ def measure(
     step.as_fast_as_jax()
     steppers = {f"JAX {name}": Stepper(workload, image_size, name) for name in _OURS}
     stepper = next(iter(steppers.values()))
-    calls = stepper.steps_per_call()
+    num_steps = stepper.steps_per_call()
     programs = {name: one.run_from(one.state) for name, one in steppers.items()}
     images, labels = map(np.asarray, stepper.batch)
     errors, theirs = [], []
     for mode in modes:
         try:
-            program = _program(workload, images, labels, mode, calls)
+            program = _program(workload, images, labels, mode, num_steps)
         # Of many types; there may be no C++ compiler.
         except Exception as error:  # noqa: BLE001
             errors.append(step.warn(mode, error))
@@ -49,7 +49,7 @@ def measure(
         programs[theirs[-1]] = program
     rng = np.random.default_rng(0)
     times = timing.interleave(programs, rounds, rng)
-    seconds = {name: one.seconds / calls for name, one in times.items()}
+    seconds = {name: one.seconds / num_steps for name, one in times.items()}
     fastest = min((seconds[name] for name in theirs), key=np.median, default=None)
     return {
         **steps.setting(workload, image_size, rounds),
@@ -72,9 +72,9 @@ def _program(
     images: np.ndarray,
     labels: np.ndarray,
     mode: str | None,
-    calls: int,
+    num_steps: int,
 ) -> Callable[[int], None]:
-    """Takes `calls` steps each time it is told to, and waits."""
+    """Takes `num_steps` steps each time it is told to, and waits."""
     device = step.device()
     model = network.resnet20(**dict(workload.options))
     model = model.to(device, memory_format=torch.channels_last).train()
@@ -83,7 +83,7 @@ def _program(
     y = torch.tensor(labels, device=device, dtype=torch.long)
 
     def run(times: int) -> None:
-        for _ in range(times * calls):
+        for _ in range(times * num_steps):
             take(x, y)
         step.synchronize()
 

@@ -25,7 +25,7 @@ def grid(center: float, decades: float, per_decade: int) -> list[float]:
 def refined(
     points: Sequence[Point], margin: float, gap_in_decades: float
 ) -> list[float]:
-    """Bisects, in the logarithm, between usable rates and unusable neighbors.
+    """Bisects, on a logarithmic scale, between usable rates and unusable neighbors.
 
     Args:
         points: points tried so far.

@@ -47,7 +47,7 @@ class OptimizerConfig:
     """Cap on the rate, in Polyak steps (SGD, INSGD, lms-newton). Default: none."""
 
     damping: float = 1.0
-    """Damping over the covariance's mean eigenvalue (lms-newton, +cov, +whitened)."""
+    """Damping, in mean eigenvalues of the covariance (lms-newton, +cov, +whitened)."""
     covariance_every: int = 10
     """Steps between input covariances (lms-newton, +cov, +whitened)."""
     covariance_decay: float = 0.95
@@ -57,7 +57,7 @@ class OptimizerConfig:
     covariance_max_dim: int = 768
     """Maximum rows of an input covariance (lms-newton, +cov, +whitened)."""
     conv_covariance: Literal["patch", "kronecker"] = "patch"
-    """Convolutions (lms-newton, +cov, +whitened): full, or Kronecker-factored."""
+    """Covariance of patches (lms-newton, +cov, +whitened): full or factored."""
 
 
 class Optimizer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Optimizers of the user's own, and most of Optax, named MODULE:NAME."""
+"""Optimizers of the user's own, and most of Optax's, named MODULE:NAME."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from train.training.optimizers.base import (
 
 # Given to every function that takes them, as to the optimizers here.
 _ALWAYS = {"momentum", "weight_decay"}
-# In the words of Python about a call of the optimizer's update.
+# Python's message if a call of the optimizer's update lacks arguments.
 _MISSING = re.compile(r"missing \d+ required keyword-only arguments?: (.+)")
 
 

@@ -1,7 +1,8 @@
-"""Functions that make each optimizer.
+"""The optimizers' `Make` functions, or functions that return them.
 
-Each takes the learning rate, the options and the shapes that the network sows, and
-returns an `Optimizer`.
+A `Make` takes the learning rate, the options and the shapes that the network sows, and
+returns an `Optimizer`. Functions such as `rescaled` and `insgd` return a `Make` for a
+given rule or norm.
 """
 
 import functools
@@ -78,7 +79,7 @@ def redirected(rule: Callable[..., Any]) -> Make:
 
 
 def whitened(rule: Callable[..., Any]) -> Make:
-    """Makes a rule that sees the layers' inputs whitened."""
+    """Returns a `Make` for a rule that sees the layers' inputs whitened."""
     return _before_weight_decay(
         lambda decay, **options: insgd_optax.whiten_inputs(
             _direction(rule), decay, **options
@@ -110,14 +111,14 @@ def _before_weight_decay(link: Callable[..., Any]) -> Make:
 
 
 def rescaled(scale_by: Callable[[], optax.GradientTransformation]) -> Make:
-    """Makes a PyTorch rule that rescales the gradient and its l2 term."""
+    """Returns a `Make` for a PyTorch rule, which rescales gradient and l2 term."""
     return lambda learning_rate, config, _: _coupled(
         scale_by(), learning_rate, config.weight_decay
     )
 
 
 def with_momentum(rule: Callable[..., optax.GradientTransformation]) -> Make:
-    """Makes a rule that takes `momentum`, `nesterov` and `weight_decay`."""
+    """Returns a `Make` for a rule with `momentum`, `nesterov` and `weight_decay`."""
     return lambda learning_rate, config, _: _plain(
         rule(
             learning_rate,
@@ -129,7 +130,7 @@ def with_momentum(rule: Callable[..., optax.GradientTransformation]) -> Make:
 
 
 def decoupled(rule: Callable[..., optax.GradientTransformation]) -> Make:
-    """Makes a rule that takes `weight_decay`."""
+    """Returns a `Make` for a rule that takes `weight_decay`."""
     return lambda learning_rate, config, _: _plain(
         rule(learning_rate, weight_decay=config.weight_decay)
     )
