@@ -85,7 +85,7 @@ def factor_sizes(
     axes or more, as in a two-dimensional convolution, has a Kronecker product of two:
     all axes but the last (the taps), and the last (the channels). Any other has
     diagonal blocks. The optimizer, which may know nothing but the kernel's shape, calls
-    this function to predict what the layer sows.
+    this function to predict what the layer sows. An empty vector has no factors.
 
     Args:
         kernel: the shape of the kernel.
@@ -103,6 +103,8 @@ def factor_sizes(
     rank = len(kernel)
     whole = {i: kernel[i] for i in inputs}
     size = math.prod(whole.values())
+    if not size:
+        return ()
     if kronecker and len(inputs) > 1 or len(inputs) > 2 and size > max_dim:
         *taps, channels = inputs
         return (

@@ -133,7 +133,8 @@ def covariance_link(
         layers: dict[Path, LayerCovariance] = {}
         no_like: list[Path] = []
         for path, weight in flat.present.items():
-            if not in_scope(path):
+            # A kernel without inputs or outputs has nothing to scale.
+            if not in_scope(path) or not weight.size:
                 continue
             _check_real(path, weight)
             bias = shapes.get((*path[:-1], "bias"))

@@ -170,7 +170,7 @@ def _samples(layer: Any, call: Mapping[str, Any]) -> jax.Array:
     """The input of a convolution with one axis of samples."""
     x = real(layer_input(call))
     rank = len(sizes(layer.kernel_size)) + 1
-    return x.reshape(-1, *x.shape[x.ndim - rank :])
+    return x.reshape(math.prod(x.shape[:-rank]), *x.shape[-rank:])
 
 
 def _of_fields(

@@ -4,6 +4,7 @@ A patch is never built: each input entry counts once for every output position a
 that reads it, and those counts factor over the spatial axes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -136,7 +137,7 @@ def patch_norm(
         A statistic of shape (1, ..., 1), of the rank of the kernel.
     """
     rank = len(windows) + 2
-    x = x.reshape(-1, *x.shape[x.ndim - rank + 1 :])
+    x = x.reshape(math.prod(x.shape[: 1 - rank]), *x.shape[1 - rank :])
     powers = entry_powers(x, p)
     if p == np.inf:
         if any(window.period for window in windows):
@@ -162,7 +163,8 @@ def _mean_largest(
 ) -> jax.Array:
     """The mean over fields of the largest entry, for the infinity norm."""
     *lead, channels = magnitude.shape
-    largest = magnitude.reshape(*lead, groups, channels // groups).max(axis=-1)
+    largest = magnitude.reshape(*lead, groups, channels // groups)
+    largest = largest.max(axis=-1, initial=0)
     largest, zeros = padded(largest, windows)
     fields = jax.lax.reduce_window(
         largest,

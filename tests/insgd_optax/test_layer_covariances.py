@@ -4,12 +4,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from insgd_optax import (
+    MultiSteps,
     capture_input_covariances,
+    capture_input_norms,
+    covariance_cosines,
     input_covariance_shapes,
+    input_powers,
+    lms_newton,
     scale_by_input_covariance,
+    scale_by_input_power,
 )
 from insgd_optax._layer_covariances import LINEN as LINEN_COVARIANCES
 from insgd_optax._layer_types import LINEN
@@ -151,6 +158,45 @@ def test_the_inverse_matches_that_of_the_jacobian(x64, name):
     most = np.count_nonzero(jacobian, axis=0).max()
     with_holes = name.startswith(("transposed", "conv-input-dilated"))
     assert count >= most if with_holes else count == most
+
+
+def empty(kind, features, *args, **options):
+    return kind(features, *args, kernel_init=nn.initializers.zeros, **options)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (empty(nn.Dense, 2), (5, 0)),
+        (empty(nn.Dense, 0), (5, 2)),
+        (empty(nn.DenseGeneral, 2, axis=(1, 2)), (5, 2, 0)),
+        (empty(nn.Conv, 2, (3, 3)), (5, 4, 4, 0)),
+        (empty(nn.Conv, 0, (3, 3)), (5, 4, 4, 2)),
+        (empty(nn.ConvTranspose, 2, (3,)), (5, 4, 0)),
+    ],
+)
+def test_a_kernel_without_inputs_or_outputs_is_left_out(layer, shape):
+    model = nn.Sequential([layer, lambda y: jnp.ones((5, 3)), nn.Dense(2)])
+    key, x = jax.random.key(0), jnp.ones(shape)
+    with (
+        capture_input_covariances(),
+        capture_input_norms(jnp.inf, conv_input="patch"),
+    ):
+        like = input_covariance_shapes(model, key, x)
+        variables = model.init(key, x)
+        _, sown = model.apply(variables, x, mutable=["intermediates"])
+    tx = optax.chain(
+        scale_by_input_power(input_norms_like=like),
+        MultiSteps(
+            lms_newton(0.1, input_covariances_like=like), 1
+        ).gradient_transformation(),
+    )
+    params = variables["params"]
+    _, state = tx.update(
+        params, tx.init(params), params, input_norms=sown, input_covariances=sown
+    )
+    assert list(covariance_cosines(state)) == ["layers_2/kernel"]
+    assert input_powers(state)["layers_2/kernel"] == 1
 
 
 @pytest.mark.parametrize(
