@@ -150,7 +150,7 @@ def reduced(factors: Sequence[jax.Array], lead: int, form: Form) -> list[jax.Arr
                 x = jnp.expand_dims(
                     jnp.trace(x, axis1=row, axis2=column), (row, column)
                 )
-            elif n == b == want_n and 1 <= want_b < b:
+            elif n == b == want_n and 1 < want_b < b:
                 x = _diagonal_blocks(x, row, column, want_b)
             else:
                 raise ShapeMismatchError(

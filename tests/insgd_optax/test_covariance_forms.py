@@ -180,6 +180,10 @@ def test_a_sown_covariance_that_does_not_fit_the_state_is_refused():
         reduced(two, 0, form)
     with pytest.raises(ShapeMismatchError, match="4 by 2, not 4 by 4"):
         reduced(two[:1], 0, form)
+    # One kernel of (4, 4) inputs, not four kernels of 4.
+    kernels = form_of([(4, 4, 1, 1, 4, 1)], (4, 4, 3))
+    with pytest.raises(ShapeMismatchError, match="axis 0 .* 4 by 4, not 4 by 1"):
+        reduced([jnp.zeros((4, 4, 1, 4, 4, 1))], 0, kernels)
     sown = InputCovariance((jnp.zeros((2, 2, 1, 2, 2, 1)),), jnp.zeros(()))
     with pytest.raises(ShapeMismatchError, match="not laid out like a kernel"):
         total([sown], form, jnp.float32)
