@@ -1,4 +1,4 @@
-"""Images for the miniature: few, small and easy."""
+"""Images for `--miniature`: few, small and easy."""
 
 import os
 import tempfile

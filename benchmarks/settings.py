@@ -150,7 +150,7 @@ class Settings:
 
 
 def keep(folder: Path, settings: Settings) -> Settings:
-    """Writes the settings of a folder of results, or compares them with those there.
+    """Compares settings with those of a folder of results, if any, and writes them.
 
     Args:
         folder: folder of the results.

@@ -65,7 +65,7 @@ class Stopped(Exception):
     """A task was stopped, and has kept what it has done.
 
     Attributes:
-        result: the result so far, as JSON can hold it.
+        result: the JSON-serializable result so far.
     """
 
     def __init__(self, result: Result):
@@ -77,7 +77,7 @@ class Failed(Exception):
     """A task found something wrong; says what.
 
     Attributes:
-        result: what was measured nevertheless, as JSON can hold it.
+        result: what was measured nevertheless; JSON-serializable.
     """
 
     def __init__(self, reason: str, result: Result):

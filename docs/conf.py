@@ -73,7 +73,7 @@ def copy_examples(app):
 
 
 def link_pages(app, name, source):
-    """Links from the guides to files above docs/ lead to the site's own pages."""
+    """Points links from the guides to files above docs/ at the site's own pages."""
     for page in ("SECURITY", "CONTRIBUTING", "CHANGELOG"):
         source[0] = source[0].replace(f"(../{page}.md)", f"({page.lower()}.md)")
     source[0] = re.sub(r"\(\.\./examples/(\w+)\.py\)", r"(gallery/\1.md)", source[0])
@@ -81,7 +81,7 @@ def link_pages(app, name, source):
 
 
 def escape_bars(app, what, name, obj, options, lines):
-    """`|x|` in a docstring is a norm, and no substitution of reStructuredText."""
+    """Escapes `|x|` in docstrings: a norm, not a reStructuredText substitution."""
     in_math = False
     for i, line in enumerate(lines):
         if line.strip() and not line.startswith(" "):

@@ -57,13 +57,13 @@ def windows(text, starts):
 
 
 def muon_dimensions(params):
-    """Input axes of the kernels in the blocks; None for weights that Adam trains."""
+    """Input and output axes of the blocks' kernels; None for weights Adam trains."""
 
     def dimensions(path, weight):
         names = {key.key for key in path}
         if "kernel" not in names or "head" in names:
             return None
-        outputs = 2 if {"query", "key", "value"} & names else 1  # Heads have two axes.
+        outputs = 2 if {"query", "key", "value"} & names else 1  # (heads, features)
         axes = tuple(range(weight.ndim))
         return optax.contrib.MuonDimensionNumbers(axes[:-outputs], axes[-outputs:])
 
@@ -112,7 +112,7 @@ def make_functions(model, tx, captures, every=10, **options):
 
 
 def train(args, of_optimizer, of_capture):
-    """Returns the test losses by step; the options are those of the covariance."""
+    """Returns the test losses by step; the two dicts are options of the covariance."""
     train_text, test_text = load_text()
     starts = np.linspace(0, len(test_text) - LENGTH - 1, 32 if args.tiny else 256)
     test = windows(test_text, starts.astype(int)).reshape(-1, BATCH, LENGTH + 1)

@@ -32,7 +32,8 @@ class FilterResult(NamedTuple):
     errors: jax.Array
 
 
-def check_scalar(name: str, value: Any, *, allow_zero: bool) -> None:
+def check_positive(name: str, value: Any, *, allow_zero: bool) -> None:
+    """Raises unless a value is a positive finite scalar, or 0 with `allow_zero`."""
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be one number, not an array of shape {np.shape(value)}; for"
@@ -238,7 +239,7 @@ def lms_filter(
     converge to the system's impulse response. With y = w^H x (Haykin's form), they
     would converge to its conjugate.
     """
-    check_scalar("step_size", step_size, allow_zero=False)
+    check_positive("step_size", step_size, allow_zero=False)
     numbers = (step_size, 0.0)
     return run_filter(
         _lms_rule, u, d, num_taps, weights, weight_history, numbers, static=(None,)
@@ -307,8 +308,8 @@ def nlms_filter(
     as in `lms_filter`.
     """
     check_p(p)
-    check_scalar("step_size", step_size, allow_zero=False)
-    check_scalar("eps", eps, allow_zero=True)
+    check_positive("step_size", step_size, allow_zero=False)
+    check_positive("eps", eps, allow_zero=True)
     numbers = (step_size, eps)
     return run_filter(
         _lms_rule, u, d, num_taps, weights, weight_history, numbers, static=(p,)

@@ -139,7 +139,10 @@ def export_sown(
 
 
 def _sown(scope: Scope, collection: str) -> dict[str, Any]:
-    """A copy, since publishing writes into the mappings of a collection."""
+    """A copy of a scope's collection, since `lift` publishes results into the original.
+
+    To publish results is to write what a lifted call sowed into the outer scope.
+    """
     if not scope.is_mutable_collection(collection):
         return {}
     return _copied(scope._collection(collection))

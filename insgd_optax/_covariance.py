@@ -215,7 +215,7 @@ def leading(values: jax.Array, rank: int) -> jax.Array:
 
 
 def from_matrices(matrices: jax.Array, factor: Factor, lead: int = 0) -> jax.Array:
-    """Blocks as matrices, (..., *counts, dim, dim), in the layout of this file."""
+    """Brings blocks of shape (..., *counts, dim, dim) into the layout of this file."""
     sizes, blocks = factor
     rank = len(sizes)
     stack = matrices.shape[:lead]

@@ -27,7 +27,7 @@ def _explicit_mesh(tree: Any) -> Mesh | AbstractMesh | None:
 
 
 def sharded_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x`, sharded like `like`, of the same shape, if `like` is on Explicit axes."""
+    """Shards `x` like `like`, an array of its shape, if that is on Explicit axes."""
     mesh = _explicit_mesh(like)
     if mesh is None:
         return x
@@ -83,7 +83,7 @@ def with_auto_axes(function: Callable[..., _T], *arrays: Any, like: Any = None) 
 def on_auto_axes(
     function: Callable[Concatenate[jax.Array, _P], jax.Array],
 ) -> Callable[Concatenate[jax.Array, _P], jax.Array]:
-    """Runs a function of one array and of settings `with_auto_axes`."""
+    """Makes a function of an array and further settings run in `with_auto_axes`."""
 
     @functools.wraps(function)
     def wrapped(x: jax.Array, *args: _P.args, **kwargs: _P.kwargs) -> jax.Array:

@@ -42,7 +42,7 @@ def scale_by_input_covariance(
 
     Place it directly after the transformation whose updates it should precondition:
     first in a chain for SGD, after `scale_by_input_power()` for INSGD, after
-    `optax.scale_by_adam()` for Adam, always before weight decay and before a momentum
+    `optax.scale_by_adam()` for Adam, always before weight decay and before momentum
     such as `dampened_trace`. With `preserve_norm` only the directions of the updates
     change, so that a learning rate that suits the chain without this transformation is
     a good first choice.
@@ -53,8 +53,8 @@ def scale_by_input_covariance(
             With `preserve_norm`, large values leave the update nearly unchanged.
         eps: epsilon, at least 0, in units of the input squared.
         preserve_norm: whether each weight's update keeps its Frobenius norm. Without
-            it the update has Newton's scale, in units of 1 / x^2, and the learning rate
-            and the damping need to be tuned anew.
+            it the update has Newton's scale, about 1 / x^2 times the gradient's, and
+            the learning rate and the damping need to be tuned anew.
         max_dim: the maximum number of rows of a matrix, at least 2; None is 768, the
             default of `capture_input_covariances`. The covariance of a longer input
             vector is approximated: by a Kronecker product of kernel positions and

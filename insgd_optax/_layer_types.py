@@ -148,7 +148,7 @@ def sample_norm(
     call: Mapping[str, Any],
     p: float,
 ) -> jax.Array:
-    """The whole input of a sample, in the rank of the layer's scale."""
+    """The power of a sample's whole input, in the rank of the layer's scale."""
     x = layer_input(call)
     rank = len(sizes(getattr(layer, "feature_axes", -1)))
     return norms.mean_power(x, p, sum_axes=range(1, x.ndim)).reshape((1,) * rank)

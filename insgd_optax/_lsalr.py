@@ -106,8 +106,9 @@ def lsalr(
         momentum: gamma; None for Eq. 18 alone, without a buffer.
         nesterov: Nesterov's momentum instead of the heavy ball.
         weight_decay: added to the scaled gradient, as in `insgd`.
-        weight_decay_mask: a tree of booleans, or a function from the parameters to
-            one: which weights decay. None for all.
+        weight_decay_mask: a tree of bools like the parameters, True where weight decay
+            applies, or a function that returns such a tree for given parameters. With
+            None, the default, it applies to all of them.
 
     Returns:
         One `optax.chain` of `scale_by_lsalr`, `optax.add_decayed_weights`,

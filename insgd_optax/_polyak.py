@@ -109,8 +109,8 @@ def clip_by_polyak(
     min(mu_t, a_t): a small learning rate does not lower the bound.
 
     Weight decay. Because the learning rate is clipped, weight decay is scaled with it.
-    Weight decay added after the bound would grow with the learning rate alone, and
-    would at a large learning rate shrink the weights faster than gradients can move
+    Weight decay added after the bound would grow with the learning rate alone. At a
+    large learning rate, it would shrink the weights faster than gradients can move
     them.
 
     Args:
@@ -304,8 +304,8 @@ def _next_slope(
     # The first slope cannot be clipped to a mean, so it is compared with the second.
     spiked = (state.count == 1) & (state.slope > _MOST_GROWTH * slope)
     known = jnp.where(spiked, slope, state.slope)
-    # min(nan, inf) is nan.
     most = jnp.where(known > 0, _MOST_GROWTH * known, jnp.inf)
+    # An infinite slope is not clipped, but skipped like nan.
     clipped = jnp.where(jnp.isfinite(slope), jnp.minimum(slope, most), jnp.nan)
     return next_power(known, clipped, decay)
 

@@ -11,7 +11,7 @@ from insgd_optax._adaptive_filter import (
     FilterResult,
     Sample,
     Update,
-    check_scalar,
+    check_positive,
     run_filter,
 )
 from insgd_optax._numbers import check_whole_number
@@ -99,7 +99,7 @@ def affine_projection_filter(
         weight_history: whether to return all weights: see `lms_filter`.
 
     Returns:
-        A `FilterResult`, as `lms_filter` does; its errors are the first of each e_t.
+        A `FilterResult`, as `lms_filter` does; its errors are the first entries of e_t.
 
     Raises:
         ValueError: as `lms_filter`, and if `order` is not a whole number of at least 1
@@ -119,8 +119,8 @@ def affine_projection_filter(
     projection to an affine subspace and its properties", 1984; A. H. Sayed, Adaptive
     Filters, 2008, ch. 13. Complex signals are as in `lms_filter`.
     """
-    check_scalar("step_size", step_size, allow_zero=False)
-    check_scalar("eps", eps, allow_zero=True)
+    check_positive("step_size", step_size, allow_zero=False)
+    check_positive("eps", eps, allow_zero=True)
     order = check_whole_number(
         "order", order, least=1, hint=": a projection takes at least one sample"
     )
@@ -241,11 +241,11 @@ def rls_filter(
     Methods for Discrete Sequential Estimation, 1977, ch. II. Complex signals are as in
     `lms_filter`.
     """
-    check_scalar("forgetting", forgetting, allow_zero=False)
+    check_positive("forgetting", forgetting, allow_zero=False)
     if not isinstance(forgetting, jax.core.Tracer) and np.real(forgetting) > 1:
         raise ValueError(
             f"forgetting={forgetting!r}: give a number in (0, 1]; 1 never forgets"
         )
-    check_scalar("delta", delta, allow_zero=False)
+    check_positive("delta", delta, allow_zero=False)
     numbers = (forgetting, delta)
     return run_filter(_rls_rule, u, d, num_taps, weights, weight_history, numbers)

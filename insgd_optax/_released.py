@@ -211,8 +211,8 @@ def capture_released_norms(p: float = 2, tokens: str = "samples") -> Iterator[No
 
     Yields:
         Nothing. Contexts nest; the innermost one is active. `capture_input_norms` may
-        be open at the same time, and layers then sow both. Enter it inside the traced
-        function.
+        be open at the same time, and layers then sow both. Enter the context inside
+        the traced function.
 
     Raises:
         ValueError: if `p` is less than 1 or infinite, or `tokens` is unknown.

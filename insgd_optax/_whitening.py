@@ -72,7 +72,7 @@ def inverse(
     one = jnp.ones_like(scale)
     unit = jnp.where(known, scale * (1 + damping) + eps, eps)
     scale = jnp.where(known, scale, one)
-    # Beyond 1 / epsilon^2, nothing of A is left.
+    # Beyond 1 / machine epsilon^2, nothing of A is left.
     shift = jnp.minimum(damping + eps / scale, 1 / limits.eps**2)
     shift = jnp.where(known, shift, one)
     # A / scale has the mean eigenvalue 1, or 0 if A is 0.
@@ -141,7 +141,8 @@ def condition_number(
     largest, _ = _largest_eigenvalue(matrices)
     rank = (factor.ndim - lead) // 2
     sizes = Factor(factor.shape[lead : lead + rank], factor.shape[lead + rank :])
-    # Where A is largest, D is smallest: found far faster than in D itself.
+    # D is smallest along the top eigenvector of A. Power iteration on A finds it far
+    # faster than one on D would.
     _, vector = _largest_eigenvalue(to_matrices(factor, sizes, lead))
     if len(inverse) > 1:  # One matrix of channels for each eigenvector of the taps.
         vector = vector[..., None, :, :]

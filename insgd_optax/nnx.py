@@ -111,7 +111,7 @@ def capture_input_norms(
     no change; `nnx.while_loop` and `nnx.fori_loop`, which cannot stack, raise an error.
 
     Args:
-        p: see `insgd_optax.capture_input_norms`, as for all arguments.
+        p: see `insgd_optax.capture_input_norms`, also for the other arguments.
         conv_input: "feature_map" or "patch".
         norm_layers: whether normalization layers sow too.
         layers: layer types of your own, subclasses of `nnx.Module`.

@@ -27,7 +27,7 @@ _PUBLIC = {
 }
 
 
-if not TYPE_CHECKING:  # Else any name would pass the type checker.
+if not TYPE_CHECKING:  # Otherwise any name would pass the type checker.
 
     def __getattr__(name: str) -> Any:
         # Imported lazily, so that `python -m train` can handle Ctrl-C before slow

@@ -32,7 +32,7 @@ FLOAT32_MAX = 3.4e38
 MOST_STEPS = 2**31 - 1
 MOST_EPOCHS = 1_000_000
 # `jax.random.key` wraps larger seeds around.
-MOST_SEED = 2**32 - 1
+LARGEST_SEED = 2**32 - 1
 MOST_SEEDS = 1000
 MOST_PROCESSES = 1024
 MOST_PIXELS = 4096
@@ -77,7 +77,7 @@ class LoopConfig:
     epochs: int = 20
     """Number of training epochs."""
     validation_fraction: float = 0.0
-    """Fraction of training images held out to select the best epoch; 0: test images."""
+    """Share of training data held out to select the best epoch; 0 uses test images."""
     ema_decay: float | None = None
     """Evaluate a moving average of the weights with this decay. Default: no average."""
     label_smoothing: float = 0.0
@@ -123,7 +123,7 @@ class MachineConfig:
         return (self.cache_dir or Path(user_cache) / "insgd_optax").expanduser()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the options as JSON can hold them, except `NOT_STORED`."""
+        """Returns the options in JSON-serializable form, except `NOT_STORED`."""
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
@@ -193,8 +193,8 @@ class TrainingConfig(
         rising = sorted({0, *self.milestones})
         if rising != [0, *self.milestones] or len(rising) == 1:
             raise ValueError(
-                "--milestones must be one or more epochs, rising from at least 1, got "
-                f"{self.milestones}"
+                "--milestones must be one or more epochs, each at least 1 and after "
+                f"the one before it, got {self.milestones}"
             )
         if max(self.milestones) > MOST_EPOCHS:
             raise ValueError(
@@ -273,7 +273,7 @@ def without_effect(values: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     if values.get("normalizer") == "log1p":
         found["eps"] = "--normalizer log1p", "use another normalizer"
     if values.get("momentum") == 0:
-        found["nesterov"] = "--momentum 0", "use a momentum"
+        found["nesterov"] = "--momentum 0", "use a positive momentum"
     return found
 
 

@@ -173,7 +173,8 @@ def report_errors(execute: Callable[[], int]) -> int:
                 file=sys.stderr,
             )
             return 2
-        # JAX's type; not imported here, since that takes seconds.
+        # A JaxRuntimeError, recognized by its text: importing JAX for the type takes
+        # seconds.
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         reason = str(error).splitlines()[0]

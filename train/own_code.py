@@ -101,7 +101,7 @@ def running(what: str) -> Iterator[None]:
     """Attributes exceptions within this context to the user's own code.
 
     Args:
-        what: begins the sentence that says so: "... failed".
+        what: the subject of the error message, "... failed".
 
     Raises:
         OwnCodeError: whose cause is the exception.

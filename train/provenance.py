@@ -21,10 +21,10 @@ def describe(
     parallel: str | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
-    """Describes this process, as JSON can hold it.
+    """Describes this process in JSON-serializable form.
 
     Args:
-        chunk_steps: number of steps in a run's longest program.
+        chunk_steps: maximum number of a run's steps per compiled call.
         parallel: a run's device strategy.
         devices: the devices it uses. Default: all.
     """

@@ -11,7 +11,7 @@ import tyro
 from train import own_code
 from train.config import (
     FLOAT32_MAX,
-    MOST_SEED,
+    LARGEST_SEED,
     TrainingConfig,
     check_effect,
     check_numbers,
@@ -38,8 +38,9 @@ FREE_ON_RESUME = {
     "launch",
 }
 
-# Options that the name of a run folder always contains, rewords or leaves out.
-_UNNAMED = (
+# Options that `_name` does not add by their own names: the name of a run folder always
+# contains them, rewords them or leaves them out.
+_NOT_ADDED = (
     FREE_ON_RESUME
     | {"dataset", "model", "model_options", "batch_norm", "dtype", "optimizer"}
     | {"learning_rate", "scope", "normalizer", "schedule", "polyak_factor"}
@@ -71,12 +72,12 @@ class RunConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         optimizers.check_name(self.optimizer)
-        check_numbers(self, learning_rate=(0, FLOAT32_MAX), seed=(0, MOST_SEED))
+        check_numbers(self, learning_rate=(0, FLOAT32_MAX), seed=(0, LARGEST_SEED))
         check_effect(self, [self.optimizer], f"with --optimizer {self.optimizer}")
         if self.learning_rate is None and not self._default_learning_rate:
             raise ValueError(
                 f"{self.optimizer} has no default learning rate: give --learning-rate, "
-                "or @RATE after its name in a list"
+                "or in --optimizers append @RATE to its name"
             )
         self.launch.check()
         if self.run_dir is not None and self.resume is not None:
@@ -109,7 +110,7 @@ class RunConfig(TrainingConfig):
             {
                 f.name: f.default
                 for f in dataclasses.fields(self)
-                if f.name not in _UNNAMED
+                if f.name not in _NOT_ADDED
             }
         )
 
@@ -147,7 +148,7 @@ class RunConfig(TrainingConfig):
         return "-".join([*parts, f"seed{self.seed}"])
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the options as JSON can hold them, with the learning rate's value."""
+        """Returns JSON-serializable options, with the value of the learning rate."""
         return super().to_json() | {"learning_rate": self.initial_learning_rate}
 
     def shared_options(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def paper_table(
     """(e) A table of the paper, or rows of it, with controls.
 
     Raises:
-        Stopped: if a signal came; called again, it goes on.
+        Stopped: if a signal stopped it; another call resumes it.
     """
     config = TableConfig(
         number,  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def learning_rates(settings: Settings, out: Path) -> Result:
     """(f) The range of usable learning rates of each optimizer on ResNet-20.
 
     Raises:
-        Stopped: if a signal came; called again, it goes on.
+        Stopped: if a signal stopped it; another call resumes it.
     """
     config = RobustnessConfig(
         **settings.sizes.rates,

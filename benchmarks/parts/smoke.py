@@ -1,8 +1,9 @@
-"""(a) Whether every optimizer, network and strategy trains on the device, and how.
+"""(a) Whether every optimizer, network and strategy trains on the device.
 
 Each case takes chunks of steps as `python -m train run` does, on random images. It
-passes if the loss stays finite, the state that is given is donated, and nothing is
-moved between host and device after the first chunk.
+passes if the loss stays finite, the parameters are float32, no step is lost, the state
+that is given is donated, and nothing is moved between host and device after the first
+chunk.
 """
 
 import dataclasses
@@ -92,7 +93,7 @@ def cases(sizes: Sizes) -> list[Case]:
 
 
 def create(case: Case, chunk_steps: int) -> Experiment:
-    """The programs of a case, as a run has them."""
+    """Creates the experiment of a case, as `python -m train run` does."""
     config = RunConfig(
         model=case.workload.model,
         model_options=case.workload.model_options,
@@ -119,21 +120,21 @@ def check(case: Case, chunk_steps: int) -> Result:
     """
     began = time.perf_counter()
     experiment = create(case, chunk_steps)
-    progress = experiment.start()
-    progress = experiment.train_chunk(progress, 0, chunk_steps)
-    jax.block_until_ready(progress)
+    loop_state = experiment.start()
+    loop_state = experiment.train_chunk(loop_state, 0, chunk_steps)
+    jax.block_until_ready(loop_state)
     first = time.perf_counter() - began
-    given = jax.tree.leaves(progress.state)
+    given = jax.tree.leaves(loop_state.state)
     began = time.perf_counter()
     try:
         with jax.transfer_guard("disallow_explicit"):
             for number in range(1, _CHUNKS):
                 step = number * chunk_steps
-                progress = experiment.train_chunk(progress, step, chunk_steps)
+                loop_state = experiment.train_chunk(loop_state, step, chunk_steps)
     except Exception as error:  # Of JAX, whose type differs between versions.
         moved = _first_line(error)
         raise Failed(f"within a chunk: {moved}", {"moved": moved}) from error
-    jax.block_until_ready(progress)
+    jax.block_until_ready(loop_state)
     seconds = time.perf_counter() - began
     found: Result = {
         "network": case.workload.network,
@@ -143,13 +144,13 @@ def check(case: Case, chunk_steps: int) -> Result:
         "strategy": case.strategy,
         "seconds_to_first_chunk": first,
         "seconds_per_step": seconds / ((_CHUNKS - 1) * chunk_steps),
-        "loss": float(progress.metric_sums["loss"]) / (_CHUNKS * chunk_steps),
-        "test_loss": float(experiment.evaluate(progress.state)["loss"]),
-        "steps": int(progress.state.step),
+        "loss": float(loop_state.metric_sums["loss"]) / (_CHUNKS * chunk_steps),
+        "test_loss": float(experiment.evaluate(loop_state.state)["loss"]),
+        "steps": int(loop_state.state.step),
         # Scalars that a step writes but does not read are not passed to its program.
         "donated": all(leaf.is_deleted() for leaf in given if leaf.ndim),
         "parameter_dtypes": sorted(
-            {str(leaf.dtype) for leaf in jax.tree.leaves(progress.state.params)}
+            {str(leaf.dtype) for leaf in jax.tree.leaves(loop_state.state.params)}
         ),
     }
     wrong = [

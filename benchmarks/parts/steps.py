@@ -47,7 +47,7 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
             stepper = Stepper(workload, image_size, _optimizer(name), step_fn=step_fn)
             run = stepper.run_from(jax.tree.map(jnp.copy, stepper.state), period)
             run(1)
-        # Errors have many types; most are out of memory.
+        # Errors have many types; most say that memory ran out.
         except Exception as error:  # noqa: BLE001
             errors[name] = f"{type(error).__name__}: {error}"[:1000]
             continue
@@ -92,7 +92,7 @@ def setting(workload: Workload, image_size: int, rounds: int) -> Result:
 
 
 def summary(seconds: np.ndarray, batch_size: int) -> Result:
-    """Summarizes a step's seconds over the rounds, as JSON holds them."""
+    """Summarizes a step's seconds over the rounds; JSON-serializable."""
     median = float(np.median(seconds))
     return {
         "seconds": median,
@@ -114,7 +114,7 @@ def _with_one_conditional(
     """
 
     def at(step: int) -> TrainStep:
-        # Given a Python int, the capture decides when the step is traced.
+        # Given a Python int, whether to capture is decided while the step is traced.
         return functools.partial(train_step, capture=lambda _: capture(step))
 
     captures = state.step % OptimizerConfig.covariance_every == 0

@@ -1,4 +1,4 @@
-"""(a) What the device does during a chunk of steps, by JAX's profiler."""
+"""(a) What the device does during a chunk of steps, according to JAX's profiler."""
 
 import collections
 import tempfile
@@ -25,12 +25,12 @@ def profile(case: Case, chunk_steps: int) -> Result:
             and device.
     """
     experiment = smoke.create(case, chunk_steps)
-    progress = experiment.train_chunk(experiment.start(), 0, chunk_steps)
-    jax.block_until_ready(progress)
+    loop_state = experiment.train_chunk(experiment.start(), 0, chunk_steps)
+    jax.block_until_ready(loop_state)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            progress = experiment.train_chunk(progress, chunk_steps, chunk_steps)
-            jax.block_until_ready(progress)
+            loop_state = experiment.train_chunk(loop_state, chunk_steps, chunk_steps)
+            jax.block_until_ready(loop_state)
         (path,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(path))
         found = summarize(data.planes) | {

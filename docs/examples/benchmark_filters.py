@@ -59,12 +59,12 @@ def main():
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    slowest = statistics.median(times["padasip, float64"])
+    reference = statistics.median(times["padasip, float64"])
     for name, seconds in times.items():
         median = statistics.median(seconds)
         print(
             f"| {name} | {median:.2f} | {min(seconds):.2f} - {max(seconds):.2f} |"
-            f" {slowest / median:.1f} |"
+            f" {reference / median:.1f} |"
         )
 
 

@@ -26,10 +26,10 @@ def whole_loop(dataset):
     config = RunConfig(dataset=dataset, optimizer="insgd-l2", learning_rate=1e-4)
     loaded = config.load_dataset()
     experiment = Experiment(config, loaded)
-    progress = experiment.start()
+    loop_state = experiment.start()
 
     def run(times):
-        nonlocal progress
+        nonlocal loop_state
         # `fit` calls `stopped` before each epoch and after each chunk: twice between
         # two epochs, so `on_epoch` subtracts one.
         asked = -1
@@ -40,19 +40,19 @@ def whole_loop(dataset):
             asked += 1
             return asked >= chunks
 
-        def on_epoch(progress, row):
+        def on_epoch(loop_state, row):
             nonlocal asked
             asked -= 1
 
-        progress = loop.fit(
+        loop_state = loop.fit(
             experiment,
-            progress,
+            loop_state,
             num_epochs=10**6,
             stopped=stopped,
             on_epoch=on_epoch,
             on_divergence=lambda step: None,
         )
-        jax.block_until_ready(progress)
+        jax.block_until_ready(loop_state)
 
     return run, loaded.image_shape[0]
 

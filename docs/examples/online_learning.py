@@ -80,7 +80,7 @@ def teachers(model, seed, num_steps):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def errors(model, make, rates, num_steps, seed):
-    """Squared error over the target's variance, before each step, (rate, step).
+    """Squared errors before each step over the target's variance: (rates, steps).
 
     For the linear neuron, whose target has mean 0, 1 is the error of an output that is
     always 0. For the network of two layers, that output has an error above 1.

@@ -120,7 +120,7 @@ class VisionTransformer(nn.Module):
 
 
 class TextGru(nn.Module):
-    """Characters come in one-hot, as in Flax's seq2seq example."""
+    """Characters are one-hot encoded, as in Flax's seq2seq example."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -411,7 +411,7 @@ class Results:
 
 
 def rate_at(optimizer, index):
-    """Rates 1, 3, 10, 30, ... times a power of ten."""
+    """The rate `index` half decades from the start: 1 or 3 times a power of ten."""
     start = START_RATES[optimizer]
     half_decades = round(2 * math.log10(start)) + index
     return (3 if half_decades % 2 else 1) * 10.0 ** (half_decades // 2)

@@ -54,7 +54,7 @@ def main() -> None:
     batch = rng.integers(char_transformer.VOCABULARY, size=size, dtype=np.int32)
     model = char_transformer.Transformer(4, 128)
     params = model.init(jax.random.key(0), batch[:, 1:])["params"]
-    compiled("adamw", model, params, batch)  # The first fills caches of JAX, too.
+    compiled("adamw", model, params, batch)  # The first call also fills JAX's caches.
     found = {
         name: compiled(name, model, params, batch) for name in char_transformer.RATES
     }

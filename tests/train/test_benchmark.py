@@ -64,7 +64,7 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     # At least a multiply and an add per weight and position in the forward pass.
     assert result["flops"] > 2 * 8 * (4 * 4 * 9 * 4 + 64 * 10)
     assert result["flops"] < 10 * 2 * 8 * (4 * 4 * 9 * 3 * 4 + 64 * 10)
-    assert result["utilisation"] == pytest.approx(
+    assert result["utilization"] == pytest.approx(
         result["flops"] / medians["insgd"] / 1e12
     )
     assert result["memory"]["insgd"]["temporary"] > 0

@@ -237,7 +237,7 @@ def test_a_finished_run_can_be_extended(train, finished, tmp_path, monkeypatch, 
         patch.setattr(Experiment, "start", None)
         assert train("--resume", str(tmp_path / "run")) == 0
     out = capsys.readouterr().out
-    assert "Nothing is left to do: 1 epoch of 1 done." in out
+    assert "Nothing is left to do: the run has trained for 1 epoch." in out
     assert f"--resume {tmp_path}/run --epochs N, where N is above 1." in out
     assert "after epoch 1 (best" in out
     assert train("--resume", str(tmp_path / "run"), "--epochs", "3") == 0

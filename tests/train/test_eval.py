@@ -68,11 +68,14 @@ def test_other_data_are_normalized_as_in_training(run_dir, capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("two_labels", "has 2 classes, the run was trained on 3."),
-        ("renamed", "class 1 is 'c', was 'b', class 2 is 'b', was 'c'. Give data with"),
+        ("two_labels", "has 2 classes, but the run was trained on 3."),
+        (
+            "renamed",
+            "class 1 is 'c', was 'b', class 2 is 'b', was 'c'. Use a dataset with",
+        ),
         (
             "larger_images",
-            "images of 8x16 pixels in 1 channel, the run was tr",
+            "images of 8x16 pixels in 1 channel, but the run was tr",
         ),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_restored_last_line_causes_one_warning(path):
     path.write_text(path.read_text()[:-10])
     rows, (warning,) = metrics.recover(path, 6, copy)
     assert metrics.to_json(rows) == copy
-    assert "line 2 is missing or damaged, and restored" in warning
+    assert "line 2 is missing or damaged; restored" in warning
 
 
 def test_a_missing_file_has_no_rows(tmp_path):

@@ -97,5 +97,5 @@ def test_files_that_are_not_images_are_named(run_dir, folder, tmp_path, capsys):
         ),
         f"Skipped 1 corrupt image: {broken}",
     ]
-    assert last.startswith("Note: 1 file left out of folders: the names of images end")
+    assert last.startswith("Note: skipped 1 file in folders: the names of images end")
     assert len(output.read_text().splitlines()) == 1 + 5

@@ -137,7 +137,7 @@ class Stepper:
         return _LOOP_STEPS if in_memory.loops_are_fast() else 1
 
     def run_from(self, state: TrainState, period: int = 1) -> Callable[[int], None]:
-        """Returns a function that makes N times `period` calls, given N, and waits."""
+        """Returns a function of N that makes N * `period` calls and waits for them."""
 
         def run(times: int) -> None:
             nonlocal state

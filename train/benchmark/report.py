@@ -53,7 +53,7 @@ def _result(cost: StepCost) -> dict[str, Any]:
             name: dataclasses.asdict(memory) for name, memory in cost.memory.items()
         },
         "flops": cost.flops,
-        "utilisation": cost.utilization,
+        "utilization": cost.utilization,
         "state_bytes": cost.state_bytes,
         "scaled_weights": cost.scaled_weights,
     }

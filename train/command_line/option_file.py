@@ -11,7 +11,7 @@ from train.errors import UserError, did_you_mean
 
 # The option that names a file of options; it cannot be used within such a file.
 OPTION = "config"
-# `write` leaves out paths, which differ between machines.
+# `to_text` leaves out paths, which differ between machines.
 _PLACES = {"runs_dir", "run_dir", "resume", "cache_dir"}
 
 
@@ -57,11 +57,11 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write(values: Mapping[str, Any], path: str) -> str:
+def to_text(values: Mapping[str, Any], path: str) -> str:
     """Returns the text of a file of options that repeats a run.
 
     Args:
-        values: the options as JSON holds them, by the names of fields.
+        values: JSON-serializable values of the options, by field name.
         path: path of the file, which the command in its first line names.
     """
     told = {

@@ -134,7 +134,7 @@ class _Captured(io.StringIO):
 
 
 def _without_frame(text: str) -> str:
-    """Returns the reason of a parser's error: the text above the rule in its box."""
+    """Returns the reason for a parser error: the text above the rule in its box."""
     lines = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
     reason = " ".join(itertools.takewhile(lambda line: set(line) != {"─"}, lines))
     reason = re.sub(r"^Error parsing (\w+Config: )?", "", reason) or text.strip()

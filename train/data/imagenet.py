@@ -85,7 +85,8 @@ def load() -> StreamedDataset:
         train=train,
         test=test,
         class_names=tuple((folder / "label.labels.txt").read_text().split()),
-        # The paper gives none; these are from PyTorch's example, which it trains with.
+        # The paper gives none, but trains with PyTorch's ImageNet example, which has
+        # these.
         preprocessing=Preprocessing(
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),

@@ -191,7 +191,7 @@ def _end_with_parent(index: int, count: int) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Returns the order of the training images in an epoch, counted from 0."""
+    """Returns the order of the training images in an epoch; epochs count from 0."""
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
 
 

@@ -19,7 +19,8 @@ def load(reference: str) -> Dataset:
         The dataset, with labels of dtype int32.
 
     Raises:
-        UserError: if there is no such function, or it returns anything else.
+        UserError: if there is no such function, it needs arguments, or what it returns
+            is not a usable dataset.
         OwnCodeError: if it raises an exception.
     """
     function = own_code.load(reference)

@@ -98,7 +98,7 @@ class Dataset:
         }
 
     def describe_preprocessing(self) -> dict[str, object]:
-        """Returns the parameters of the normalization, for a run's record."""
+        """Returns the normalization and `shorter_side`, for a run's record."""
         return {
             "mean": list(self.preprocessing.mean),
             "std": list(self.preprocessing.std),

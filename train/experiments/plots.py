@@ -36,7 +36,7 @@ def plot_sweep(
     Args:
         points: points by name in the legend.
         path: the PNG to write.
-        title: the network and the data.
+        title: title of the figure, as from `rates_title`.
     """
     columns = min(len(points), 3)
     lines = -(-len(points) // columns)
@@ -76,7 +76,7 @@ def plot_robustness(
         margin: largest distance from an optimizer's best accuracy at which a learning
             rate is usable, in percentage points.
         path: the PNG to write.
-        title: the network and the data.
+        title: title of the figure, as from `rates_title`.
     """
     columns = min(len(points), _COLUMNS)
     rows = -(-len(points) // columns)
@@ -113,7 +113,7 @@ def plot_ratios(
         points: points by the name beside the bar.
         margin: as in `plot_robustness`.
         path: the PNG to write.
-        title: the network and the data.
+        title: title of the figure, as from `rates_title`.
     """
     figure, (bars,) = create_figure(8, panels=1, height=1.4 + 0.28 * len(points))
     widest = 1.0

@@ -28,7 +28,7 @@ class Accuracies(NamedTuple):
     top5: MeanStd
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the accuracies as JSON can hold them."""
+        """Returns the accuracies in JSON-serializable form."""
         parts = {name: getattr(self, name)._asdict() for name in ("best", "last")}
         return {"seeds": self.seeds, **parts, "top5_at_best": self.top5._asdict()}
 

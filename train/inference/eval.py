@@ -32,7 +32,7 @@ class EvalConfig:
     dataset: Annotated[str | None, tyro.conf.arg(metavar="|".join(registry.NAMES))] = (
         None
     )
-    """Other dataset with the same classes. Default: the run's own."""
+    """Another dataset with the same classes. Default: the run's own."""
     output_dir: Path | None = None
     """Folder for eval.json and confusion.png. Default: neither is written."""
     cache_dir: Path | None = None
@@ -105,8 +105,8 @@ def _check_fits(dataset: Dataset, trained_on: RecordedDataset) -> None:
     names, expected = dataset.class_names, trained_on.class_names
     if len(names) != len(expected):
         raise UserError(
-            f"--dataset {dataset.name} has {len(names)} classes, the run was trained "
-            f"on {len(expected)}. Give data with the same classes."
+            f"--dataset {dataset.name} has {len(names)} classes, but the run was "
+            f"trained on {len(expected)}. Use a dataset with the same classes."
         )
     differing = [
         f"{number} is {ours!r}, was {theirs!r}"
@@ -116,15 +116,15 @@ def _check_fits(dataset: Dataset, trained_on: RecordedDataset) -> None:
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"--dataset {dataset.name} has other classes than the run was trained on: "
-            f"class {', class '.join(differing[:3])}{more}. Give data with the same "
-            "names in the same order."
+            f"--dataset {dataset.name} has different classes from those of the run: "
+            f"class {', class '.join(differing[:3])}{more}. Use a dataset with the "
+            "same class names in the same order."
         )
     if dataset.image_shape != trained_on.image_shape:
         raise UserError(
-            f"--dataset {dataset.name} has images of {_size(dataset.image_shape)}, the "
-            f"run was trained on {_size(trained_on.image_shape)}. Give images of that "
-            "size."
+            f"--dataset {dataset.name} has images of {_size(dataset.image_shape)}, but "
+            f"the run was trained on {_size(trained_on.image_shape)}. Use images of "
+            "that size."
         )
 
 

@@ -79,7 +79,7 @@ def predict(config: PredictConfig) -> int:
         files.write(config.output.expanduser().absolute(), text.getvalue().encode())
     if num_others:
         print(
-            f"Note: {counted(num_others, 'file')} left out of folders: the names of "
+            f"Note: skipped {counted(num_others, 'file')} in folders: the names of "
             f"images end in {', '.join(SUFFIXES)}.",
             file=sys.stderr,
         )

@@ -104,7 +104,7 @@ class Checkpoints:
             test_top1: accuracy that selects the best checkpoint, on the validation
                 images if the run has any. None within an epoch; such a checkpoint is
                 never the best. The name is part of the file format.
-            rows: metrics up to this step, as JSON can hold them.
+            rows: JSON-serializable metrics up to this step.
 
         Raises:
             UserError: if it cannot be written. Earlier checkpoints stay intact.

@@ -71,9 +71,9 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         if not in_several and (rows := _finished_rows(config, folder)):
             resume = f"--resume {_short(folder.path)}{config.own_code_options()}"
             print(
-                f"Nothing is left to do: {counted(config.epochs, 'epoch')} of "
-                f"{config.epochs} done. To train longer: python -m train {resume} "
-                f"--epochs N, where N is above {config.epochs}."
+                "Nothing is left to do: the run has trained for "
+                f"{counted(config.epochs, 'epoch')}. To train longer: python -m train "
+                f"{resume} --epochs N, where N is above {config.epochs}."
             )
             print(_closing_line(rows, folder))
             return 0
@@ -265,7 +265,7 @@ def _numbers(experiment: Experiment) -> str:
 
 
 def _best_epoch(rows: list[EpochMetrics]) -> str:
-    """The second line of the title of a run's picture, which has its best epoch."""
+    """Returns the second line of the plot's title, which states the best epoch."""
     if not rows:
         return ""
     best = metrics.best(rows)

@@ -47,7 +47,7 @@ class Experiment:
         UserError: if the options do not suit the dataset.
 
     Attributes:
-        steps_per_epoch: optimizer steps; samples that fill no batch are left out.
+        steps_per_epoch: optimizer steps; samples that do not fill a batch are dropped.
         schedule: step -> learning rate.
         model: the network.
     """
@@ -125,12 +125,12 @@ class Experiment:
 
     def _sown_shapes(self, capture: contextlib.AbstractContextManager[None]) -> Any:
         """Returns and keeps the shapes that the network sows within a capture."""
-        with self._fitting():
+        with self._network_errors():
             self._shapes = sown_shapes(self.model, self._dataset.image_shape, capture)
         return self._shapes
 
     @contextlib.contextmanager
-    def _fitting(self) -> Iterator[None]:
+    def _network_errors(self) -> Iterator[None]:
         """Turns errors of the network into user errors that name the dataset."""
         try:
             yield
@@ -206,7 +206,7 @@ class Experiment:
         Raises:
             UserError: if the network cannot take the images.
         """
-        with self._fitting():
+        with self._network_errors():
             state = self._state_program(self._init_rng)
             if self._config.ema_decay is not None:
                 state = jax.jit(with_average)(state)
@@ -218,7 +218,7 @@ class Experiment:
         Raises:
             UserError: as `start`.
         """
-        with self._fitting():
+        with self._network_errors():
             state = abstract_state(
                 self.model, self._optimizer.tx, self._dataset.image_shape
             )
@@ -234,7 +234,7 @@ class Experiment:
         return LoopState(state, zero_metric_sums(self._optimizer.extra_metrics))
 
     def count_finite(self, loop_state: LoopState) -> LoopState:
-        """Adds a counter of finite steps to the sums; those done so far are finite."""
+        """Adds a counter of finite steps to the sums; steps so far count as finite."""
         done = int(loop_state.state.step) % self.steps_per_epoch
         count = self._devices.replicate(jnp.asarray(done, jnp.int32))
         return loop_state._replace(
@@ -312,7 +312,8 @@ def _make_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """Makes the optimizer within a program that serves all learning rates.
 
-    Not a method: JAX keeps the functions of its programs, and would keep the data.
+    Not a method: JAX caches the functions it compiles, and a bound method would keep
+    the experiment and its data in memory.
     """
     schedule = schedules.create(config, learning_rate, steps_per_epoch)
     return optimizers.create(

@@ -14,7 +14,7 @@ from train.run_config import RunConfig
 from train.training import parallel
 
 RECORD = "record.json"
-# The same options as a file for `--config`.
+# The run's options, in a file for `--config`.
 CONFIG = "config.yaml"
 
 
@@ -40,12 +40,12 @@ class RunFolder:
 
     @property
     def plot(self) -> Path:
-        """Picture of the test error over epochs."""
+        """Plot of the test error over epochs."""
         return self.path / "test_error.png"
 
     @property
     def multipliers_plot(self) -> Path:
-        """Picture of INSGD's learning rate multipliers by weight over epochs."""
+        """Plot of INSGD's learning rate multipliers by weight over epochs."""
         return self.path / "multipliers.png"
 
     @property
@@ -77,7 +77,7 @@ class RunFolder:
 
     def write_config(self) -> None:
         """Writes the options to a file that repeats the run."""
-        text = option_file.write(self.record["config"], str(self.path / CONFIG))
+        text = option_file.to_text(self.record["config"], str(self.path / CONFIG))
         files.write(self.path / CONFIG, text.encode())
 
     def record_preprocessing(self, dataset: Dataset) -> None:

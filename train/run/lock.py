@@ -18,7 +18,7 @@ class RunInProgress(UserError):
 
 
 class RunLock:
-    """Context manager of an exclusive lock on a run folder.
+    """Context manager for an exclusive lock on a run folder.
 
     The operating system releases it when the process ends for any reason. A remaining
     `lock` file has no meaning.

@@ -128,8 +128,8 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
     Args:
         path: the file.
         step: step of the checkpoint from which the run is resumed.
-        copy: rows in that checkpoint, as JSON holds them; None if an earlier version
-            saved it.
+        copy: rows in that checkpoint, from `to_json`; None if an earlier version saved
+            it.
     """
     found = _read_lines(path)
     damaged = [number for number, row in enumerate(found, start=1) if row is None]
@@ -157,7 +157,7 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
     warnings = []
     if repaired:
         warnings.append(
-            f"{path}: {_lines(repaired)} missing or damaged, and restored from the "
+            f"{path}: {_lines(repaired)} missing or damaged; restored from the "
             f"checkpoint of step {step}."
         )
     if later := [number for number in damaged if number > end]:
@@ -176,7 +176,7 @@ def read_whole(
     Args:
         path: the file.
         epochs: number of epochs.
-        copy: rows in the latest checkpoint, as JSON holds them, or None.
+        copy: rows in the latest checkpoint, from `to_json`, or None.
     """
     rows = read(path)[:epochs]
     if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
@@ -235,7 +235,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def to_json(rows: Sequence[EpochMetrics]) -> list[EpochMetrics]:
-    """Returns rows as JSON holds them, with null for numbers that are not finite."""
+    """Returns JSON-serializable rows, with None for numbers that are not finite."""
     return [strict_json.to_null(row) for row in rows]
 
 

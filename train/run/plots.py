@@ -38,7 +38,7 @@ def plot_test_error(
     control_of: Mapping[str, str] = types.MappingProxyType({}),
     title: str = "",
 ) -> None:
-    """Plots test error over epochs, one line per optimizer, as in Figure 3.
+    """Plots test error over epochs, a line per optimizer, as in the paper's Figure 3.
 
     Args:
         runs: rows of `metrics.jsonl` of each seed, by name in the legend. With several
@@ -116,9 +116,10 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") 
         axes.locator_params("x", integer=True, min_n_ticks=1)
     first, last = (row["mean_multiplier"] for row in (rows[0], rows[-1]))
     figure.suptitle(
-        f"{title}\nMean multiplier {first:.3g} after epoch {rows[0]['epoch']}, "
-        f"{last:.3g} "
-        f"after epoch {rows[-1]['epoch']}".strip(),
+        (
+            f"{title}\nMean multiplier {first:.3g} after epoch {rows[0]['epoch']}, "
+            f"{last:.3g} after epoch {rows[-1]['epoch']}"
+        ).strip(),
         fontsize="medium",
     )
     if few:
@@ -133,16 +134,15 @@ def _draw_lines(
     axes: "Axes", rows: Sequence[EpochMetrics], names: Sequence[str], values: str
 ) -> None:
     epochs = [row["epoch"] for row in rows]
-    for number, name in enumerate(names):
+    for name in names:
         line = [row[values][name] for row in rows]
-        style = _STYLES[number // 10 % len(_STYLES)]
-        axes.plot(epochs, line, style, marker=".", label=name)
+        axes.plot(epochs, line, marker=".", label=name)
     axes.set_yscale("log")
     number_plainly(axes.yaxis)
 
 
 def number_plainly(axis: "Axis") -> None:
-    """Labels a logarithmic axis 0.2, not 2x10^-1, if it is within 0.001 to 10,000."""
+    """Writes 0.2, not 2x10^-1, at ticks of a log axis within 0.001 to 10,000."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     class Formatter(LogFormatterSciNotation):

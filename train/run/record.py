@@ -56,7 +56,8 @@ def verify(record: dict[str, Any]) -> None:
     Raises:
         FieldError: if the contents are not those that were written.
     """
-    if record.pop(_CHECKSUM, checksum := _checksum(record)) != checksum:
+    checksum = _checksum(record)
+    if record.pop(_CHECKSUM, checksum) != checksum:
         raise json_fields.FieldError(
             f"its contents do not match its {_CHECKSUM!r} (if you edited it, remove "
             f"its {_CHECKSUM!r})"
@@ -72,7 +73,8 @@ def parse(content: bytes) -> dict[str, Any]:
     """Parses a record, without comparing its checksum: see `verify`.
 
     Raises:
-        FieldError: if a field is missing, unknown, of another type or out of range.
+        FieldError: if a part is missing or unknown, or a field is of another type or
+            out of range.
     """
     try:
         record = json.loads(content, parse_constant=_refuse)

@@ -60,7 +60,7 @@ def of_divergence(config: RunConfig, step: int, steps_per_epoch: int) -> str:
 
 
 def of_floor(row: EpochMetrics) -> str:
-    """Returns a warning of an epoch that ends with weights at INSGD's floor."""
+    """Returns a warning about an epoch that ends with weights at INSGD's floor."""
     return (
         f"after epoch {row['epoch']} INSGD multiplies the learning rate by "
         f"{max(row['multipliers'].values()):.0f}, its largest multiplier, for: "

@@ -161,8 +161,8 @@ def check_equal(values: dict[str, object]) -> None:
     """Raises, in all processes, unless values are equal in all of them.
 
     Args:
-        values: values to compare, as JSON can hold them, by name for messages. The
-            names must be equal in all processes.
+        values: JSON-serializable values to compare, by name for messages. The names
+            must be equal in all processes.
 
     Raises:
         UserError: naming the first process that differs, and the differences.
@@ -198,7 +198,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _settings() -> dict[str, object]:
-    """Returns what must be equal: else the programs differ and the processes hang."""
+    """Returns what must be equal: otherwise programs differ and the processes hang."""
     kinds = [device.device_kind for device in jax.local_devices()]
     return {"number of devices": len(kinds), "kinds of devices": sorted({*kinds})} | {
         name: getattr(jax.config, name) for name in _SETTINGS

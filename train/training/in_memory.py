@@ -24,7 +24,7 @@ class InMemoryTrainer:
         devices: strategy for the devices.
         step_fn: `train_step` with its options bound.
         batch_size: batch size over all devices.
-        steps_per_epoch: steps per epoch; samples that fill no batch are dropped.
+        steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
         learning_rate: the initial learning rate of the run.
     """
@@ -65,7 +65,7 @@ class InMemoryTrainer:
 
     @property
     def default_chunk_steps(self) -> int:
-        """Default of the maximum number of steps in a chunk, to keep a device busy."""
+        """Default maximum number of steps in a chunk, enough to keep a device busy."""
         # Without loops every step of a chunk would be compiled separately.
         return 50 if loops_are_fast() else 1
 

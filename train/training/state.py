@@ -124,7 +124,7 @@ def state_program(
 
 
 def _apply_fn(model: nn.Module) -> Callable[..., Any]:
-    """`model.apply`, which always takes `train`."""
+    """Returns `model.apply`, wrapped if necessary so that it takes `train`."""
     if train_option(model, False):
         return model.apply
 

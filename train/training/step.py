@@ -52,7 +52,8 @@ def train_step(
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
         ema_decay: decay of the moving average in an `AveragedTrainState`.
         axis_name: the mapped axis of the devices that share the batch. Batch
-            normalization sees the global batch only if the model has it, too.
+            normalization sees the global batch only if the model was created with the
+            same `axis_name`.
 
     Returns:
         The next state, equal on all devices, and the metrics: the batch's mean "loss",
@@ -100,7 +101,8 @@ def train_step(
         state.params,
         input_norms=sown,
         input_covariances=sown,
-        # With smoothed labels, the minimum is not 0, the target of a Polyak step.
+        # A Polyak step aims at a loss of 0, but with smoothed labels the minimum is
+        # above 0.
         value=metrics["loss"] - least_loss(logits.shape[-1], label_smoothing),
     )
     metrics |= {name: metric(opt_state) for name, metric in extra_metrics.items()}

@@ -23,7 +23,7 @@ class StreamedTrainer:
         devices: strategy for the devices.
         step_fn: `train_step` with its options bound.
         batch_size: batch size over all devices.
-        steps_per_epoch: steps per epoch; samples that fill no batch are dropped.
+        steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
         learning_rate: the initial learning rate of the run.
         seed: seed of the order, the crops and the flips.

@@ -74,7 +74,7 @@ def _program(
     mode: str | None,
     num_steps: int,
 ) -> Callable[[int], None]:
-    """Takes `num_steps` steps each time it is told to, and waits."""
+    """Returns a function of N that takes N * `num_steps` steps and waits for them."""
     device = step.device()
     model = network.resnet20(**dict(workload.options))
     model = model.to(device, memory_format=torch.channels_last).train()

@@ -39,7 +39,7 @@ def train(
             rate, its milestones, dtype and options of the network.
         modes: modes of torch.compile, see `Step`; the first that works is used.
         path: the file in which the latest epoch is saved.
-        stopped: asked after each epoch.
+        stopped: called before each epoch; returns whether to stop.
 
     Returns:
         For each epoch its seconds and accuracy, named as in `metrics.jsonl`; and the

@@ -141,6 +141,6 @@ def _shard(folder: Path, split: str, number: int) -> Path:
 
 
 def _lines(file: str) -> list[str]:
-    """Reads a list of ImageNet that is part of tensorflow-datasets."""
+    """Reads one of the lists of ImageNet labels that tensorflow-datasets contains."""
     path = tfds.core.tfds_path(f"datasets/{imagenet.NAME}/{file}")
     return path.read_text().split()

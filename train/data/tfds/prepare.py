@@ -41,7 +41,7 @@ class PrepareConfig:
     """Convert a dataset to tensorflow-datasets' format, without TensorFlow."""
 
     name: tyro.conf.Positional[Name]
-    """Dataset. Downloads CIFAR; ImageNet must be in TFDS_DATA_DIR/downloads/manual."""
+    """CIFAR is downloaded; ImageNet must be in TFDS_DATA_DIR/downloads/manual."""
 
 
 def prepare(config: PrepareConfig) -> int:

@@ -25,7 +25,8 @@ def _sgd_at_effective_rate(insgd: RunConfig) -> dict[str, Any] | None:
 
 
 # By name of the control: the options in which it differs from an INSGD run of the same
-# seed; None if they depend on results that the run does not have yet.
+# seed; None if they depend on results that the run does not have yet, or on an
+# effective rate that is not finite.
 CONTROLS: dict[str, Callable[[RunConfig], dict[str, Any] | None]] = {
     "SGD at INSGD's effective rate": _sgd_at_effective_rate,
     "scope layer": lambda insgd: {"scope": "layer"},
@@ -41,7 +42,8 @@ def controls_for(row: Sequence[RunConfig | None]) -> dict[str, list[RunConfig | 
 
     Returns:
         The runs of each control by name, None where a run depends on one that is not
-        finished. A control equal to the row itself is left out.
+        finished or has no finite effective rate. A control equal to the row itself is
+        left out.
     """
     known = [run for run in row if run is not None]
     if not (known and optimizers.has_option(known[0].optimizer, "normalizer")):

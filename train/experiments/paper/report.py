@@ -85,7 +85,7 @@ class TableRow:
         return [*cells, f"{len(self.finished)}/{len(self.configs)}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as JSON can hold it."""
+        """Returns the row in JSON-serializable form."""
         return {
             "optimizer": self.known[0].optimizer if self.known else None,
             "control": self.control,
@@ -163,7 +163,7 @@ def schedule_text(options: dict[str, Any]) -> str:
 def report(
     number: int, table: Table, rows: Sequence[TableRow], notes: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Returns the table with results, as Markdown and as JSON can hold it."""
+    """Returns the table with results, as Markdown and JSON-serializable."""
     top5 = _has_top5(table)
     header = ["Optimizer", *table.columns.values(), "Learning rate"]
     header += ["Rate x multiplier", "Paper, top-1", "Best epoch", "Last epoch"]

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from train.experiments.reports import MeanStd
 
-# A rate is usable within this distance of the best accuracy, in percentage points.
+# A rate is usable if its accuracy is within this distance of the best, in percentage
+# points.
 MARGIN = 5.0
 
 
@@ -18,7 +19,7 @@ class Point(NamedTuple):
     seeds: int
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the point as JSON can hold it."""
+        """Returns the point in JSON-serializable form."""
         return {**self._asdict(), "accuracy": self.accuracy._asdict()}
 
 
