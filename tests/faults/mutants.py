@@ -348,8 +348,8 @@ MUTANTS = {
     ],
     "train/run/record": [
         (
-            "checksum := _checksum(record)) != checksum",
-            "0) == 1",
+            "_CHECKSUM, checksum) != checksum",
+            "_CHECKSUM, 0) == 1",
             "run_folder -k silent",
         ),
         ("len(values) != shape[-1]", "not values", "run_folder -k impossible"),
