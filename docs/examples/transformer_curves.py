@@ -1,8 +1,9 @@
 """Draws test losses of examples/char_transformer.py over steps and over time.
 
-LOSSES is a JSON list of what its `--json` writes, and STEPS what transformer_steps.py
-prints. The time is computed: steps times the ratio of the step time to AdamW's. The
-lines are means over seeds, and the bands span the lowest to the highest loss.
+LOSSES is a JSON list of what its `--json` writes, and STEPS the output of
+benchmarks/pages/transformer_steps.py. The time is computed: steps times the ratio of
+the step time to AdamW's. The lines are means over seeds, and the bands span the lowest
+to the highest loss.
 
 python docs/examples/transformer_curves.py IMAGE LOSSES STEPS
 """

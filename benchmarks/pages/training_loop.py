@@ -1,15 +1,12 @@
 """Times the training loop against the bare step on one batch on the device.
 
-python docs/examples/benchmark_loop.py [DATASET]
+python -m benchmarks.pages.training_loop [DATASET]
 """
 
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
 from train.benchmark import timing
 from train.benchmark.measure import Stepper

@@ -1,11 +1,13 @@
 """Times one sample of each adaptive filter, in microseconds.
 
-python docs/examples/benchmark_filter_family.py
+python -m benchmarks.pages.filter_family
 """
 
 import functools
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ import padasip
 from insgd_optax import affine_projection_filter, lms_filter, nlms_filter, rls_filter
 
 NUM_TAPS, ROUNDS = (16, 64, 256), 7
-SECONDS = 0.2  # of one run, about
+SECONDS = 0.2  # Approximately, of one run.
 
 FILTERS = {
     "LMS": functools.partial(lms_filter, step_size=1e-3),
@@ -39,7 +41,7 @@ def cases(num_taps):
     """{name: (run, number of samples)}, compiled."""
     rng = np.random.default_rng(0)
     system = rng.standard_normal(num_taps)
-    found = {}
+    found: dict[str, tuple[Callable[[], Any], int]] = {}
 
     def signals(num_samples):
         u = rng.standard_normal(num_samples)
@@ -47,12 +49,12 @@ def cases(num_taps):
 
     for name, run_filter in FILTERS.items():
         num_samples = 2000
-        for _ in range(2):  # first to see how many samples to take
+        for _ in range(2):  # The first shows how many samples to take.
             u, d = (signal.astype(np.float32) for signal in signals(num_samples))
             run = functools.partial(
                 run_filter, u, d, num_taps=num_taps, weight_history=False
             )
-            seconds(run)  # compiles
+            seconds(run)  # Compiles.
             last, num_samples = num_samples, int(num_samples * SECONDS / seconds(run))
         found[name] = run, last
     num_samples = 32_000 // num_taps  # padasip takes num_taps^3 operations a sample
@@ -69,11 +71,11 @@ def cases(num_taps):
 
 
 def main():
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for num_taps in NUM_TAPS:
         runs = cases(num_taps)
-        times = {name: [] for name in runs}
-        for _ in range(ROUNDS):  # interleaved: the machine's load hits all alike
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(ROUNDS):  # Interleaved: the machine's load hits all alike.
             for name, (run, num_samples) in runs.items():
                 times[name].append(1e6 * seconds(run) / num_samples)
         for name, micros in times.items():

@@ -1,15 +1,10 @@
 """Times a step of INSGD with a Polyak cap against one without.
 
-python docs/examples/benchmark_bound.py
+python -m benchmarks.pages.bound
 """
-
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
 from train.benchmark import timing
 from train.benchmark.measure import Stepper

@@ -4,7 +4,7 @@ Prints the ratio to AdamW's step, with the 95 % interval, of wall-clock and CPU 
 and the CPU time of tracing and compiling the step. A round takes ten steps of each
 optimizer, in one of which covariances are captured.
 
-python docs/examples/transformer_steps.py [ROUNDS]
+python -m benchmarks.pages.transformer_steps [ROUNDS]
 """
 
 import json
@@ -15,8 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import char_transformer
 

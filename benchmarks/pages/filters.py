@@ -1,12 +1,11 @@
 """Times NLMS on a million samples and 256 taps against padasip.
 
-python docs/examples/benchmark_filters.py
+python -m benchmarks.pages.filters
 """
 
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,8 +14,6 @@ try:
     import padasip
 except ImportError as error:
     sys.exit(f"{error}: this compares with padasip. Run: pip install padasip")
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
 from insgd_optax import nlms_filter
 
@@ -52,9 +49,9 @@ def main():
     }
     for name, run in cases.items():
         if "padasip" not in name:
-            run()  # compiles
-    times = {name: [] for name in cases}
-    for _ in range(ROUNDS):  # interleaved: the machine's load hits all alike
+            run()  # Compiles.
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(ROUNDS):  # Interleaved: the machine's load hits all alike.
         for name, run in cases.items():
             start = time.perf_counter()
             run()

@@ -1,16 +1,11 @@
 """Times several seeds in one program, by `jax.vmap`, against one after another.
 
-python docs/examples/benchmark_seeds.py
+python -m benchmarks.pages.vmapped_seeds
 """
-
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # The application's folder.
 
 import models
 from train.benchmark import timing
@@ -66,7 +61,7 @@ def measure(image_shape: tuple[int, int, int]) -> timing.Ratio:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(f"{jax.devices()[0].device_kind}, {SEEDS} seeds: time by vmap / one by one")
     for shape in ((8, 8, 1), (32, 32, 3)):
         ratio = measure(shape)
@@ -75,3 +70,7 @@ if __name__ == "__main__":
             f"{ratio.interval[0]:.2f} to {ratio.interval[1]:.2f}), paired "
             f"{ratio.paired:.2f}"
         )
+
+
+if __name__ == "__main__":
+    main()

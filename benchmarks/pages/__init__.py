@@ -1,0 +1,1 @@
+"""Benchmarks whose results pages of the documentation cite."""
