@@ -23,6 +23,7 @@ from insgd_optax._layer_types import (
     InputNormFn,
     LayerTypes,
     call_arguments,
+    check_not_confined,
     input_norm_fns,
     layers_key,
 )
@@ -168,9 +169,14 @@ def _intercept(
             call = call_arguments(context.orig_method, *args, **kwargs)
             for (capture, take), is_innermost in zip(taken, innermost, strict=True):
                 if is_innermost:
-                    value = take(module, call)
-                    module.sow(COLLECTION, capture.name, value)
+                    sow(module, capture.name, take(module, call))
         return output
+
+
+def sow(module: nn.Module, name: str, value: Any) -> None:
+    """`module.sow`, which raises if the value would be lost."""
+    check_not_confined(module, value, module.scope)
+    module.sow(COLLECTION, name, value)
 
 
 def _check_not_fed_back(module: nn.Module, names: Iterable[str]) -> None:
@@ -248,7 +254,7 @@ def sow_input_norm(
         p = 2 if around is None else around.settings
     check_p(p)
     if module.is_mutable_collection(COLLECTION):
-        module.sow(COLLECTION, entry_name(NAME, weight), input_norm(x, p, axis=axis))
+        sow(module, entry_name(NAME, weight), input_norm(x, p, axis=axis))
 
 
 def input_norm_shapes(

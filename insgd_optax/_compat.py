@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.extend
 import optax
 from flax.core import lift
 from flax.core.scope import Scope, in_filter
@@ -49,6 +50,26 @@ def trace_context() -> Any:
 def nnx_captures(module: Any) -> Sequence[Any] | None:
     """The variables that `nnx.capture` collects in a module; None outside it."""
     return getattr(module, "__captures__", None)
+
+
+def is_confined(value: Any, holder: Any) -> bool:
+    """Whether a value must not be kept in a Linen scope or a variable of NNX.
+
+    It must not if it is a tracer of a transformation, such as `jax.vmap`, that JAX
+    began after the holder was created: the tracer is invalid once this has ended.
+    """
+    state = jax.extend.core.get_opaque_trace_state()
+    if isinstance(holder, Scope):
+        is_outer = holder.root.trace_level != state
+    else:
+        is_outer = not holder._can_update
+    # Within `jax.grad`, for example, a statistic, through which no gradient flows, is
+    # not of the inner trace.
+    trace = state._trace_ref()
+    return is_outer and any(
+        isinstance(leaf, jax.core.Tracer) and leaf._trace is trace
+        for leaf in jax.tree.leaves(value)
+    )
 
 
 class _Added(str):

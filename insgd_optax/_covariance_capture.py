@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from insgd_optax._capture import listening, shapes_of_sown
+from insgd_optax._capture import listening, shapes_of_sown, sow
 from insgd_optax._capture_stack import Capture, Take, active_capture
 from insgd_optax._covariance import MAX_DIM, InputCovariance
 from insgd_optax._explicit_axes import with_auto_axes
@@ -267,7 +267,7 @@ def sow_input_covariance(
     if around is not None and module.is_mutable_collection(COLLECTION):
         settings, when = around.settings
         value = measured(x, lambda x: along(x, axis, settings), when)
-        module.sow(COLLECTION, entry_name(COVARIANCE_NAME, weight), value)
+        sow(module, entry_name(COVARIANCE_NAME, weight), value)
 
 
 def input_covariance_shapes(

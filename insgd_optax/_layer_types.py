@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from insgd_optax import _norms as norms
 from insgd_optax import _receptive_field as field
-from insgd_optax._compat import DenseParams, canonicalize_padding
+from insgd_optax._compat import DenseParams, canonicalize_padding, is_confined
 from insgd_optax._norms import input_norm, statistic_dtype
 
 # (layer, its call's arguments by name) -> its input power, or its input vectors.
@@ -182,13 +182,28 @@ def naming_layer(layer: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # An NNX module does not know its path.
-        path = "/".join(map(str, getattr(layer, "path", ())))
-        where = f"{type(layer).__name__} at {path}" if path else type(layer).__name__
         raise ValueError(
-            f"layers=: the input of {where} could not be measured:"
+            f"layers=: the input of {layer_name(layer)} could not be measured:"
             f" {type(error).__name__}: {error}"
         ) from error
+
+
+def layer_name(layer: Any) -> str:
+    """A layer's class and, except in NNX, where it does not know it, its path."""
+    path = "/".join(map(str, getattr(layer, "path", ())))
+    return f"{type(layer).__name__} at {path}" if path else type(layer).__name__
+
+
+def check_not_confined(layer: Any, value: Any, holder: Any) -> None:
+    """Raises if what a layer sows cannot leave the transformation it is called in."""
+    if is_confined(value, holder):
+        raise ValueError(
+            f"the model calls {layer_name(layer)} inside a transformation of JAX, such"
+            " as jax.vmap, jax.lax.scan, jax.checkpoint or jax.jit, which does not"
+            " return what the layer sows: use the transformation of Flax, such as"
+            " nn.vmap, nn.scan, nn.remat or nn.jit (in NNX nnx.vmap and so on, with"
+            " the layer as an argument)"
+        )
 
 
 def floating_input(call: Mapping[str, Any]) -> jax.Array:

@@ -72,6 +72,7 @@ from insgd_optax._layer_covariances import MAX_ROWS
 from insgd_optax._layer_types import (
     LayerTypes,
     call_arguments,
+    check_not_confined,
     input_norm_fns,
     layers_key,
 )
@@ -199,9 +200,9 @@ def _listening(original: Call) -> Call:
 
     @functools.wraps(original)
     def call(layer: nnx.Module, *args: Any, **kwargs: Any) -> Any:
-        captures = active_captures("nnx")
+        captures, captured = active_captures("nnx"), nnx_captures(layer)
         # Outside `nnx.capture` a sown value would stay in the model.
-        if not captures or nnx_captures(layer) is None:
+        if not captures or captured is None:
             return original(layer, *args, **kwargs)
         with task_settings():
             if isinstance(layer, nnx.RNN):
@@ -219,7 +220,10 @@ def _listening(original: Call) -> Call:
                 bound = types.MethodType(original, layer)
                 arguments = call_arguments(bound, *args, **kwargs)
                 for name, take in wanted:
-                    layer.sow(nnx.Intermediate, name, take(layer, arguments))
+                    value = take(layer, arguments)
+                    for variable in captured:
+                        check_not_confined(layer, value, variable)
+                    layer.sow(nnx.Intermediate, name, value)
             return output
 
     return call

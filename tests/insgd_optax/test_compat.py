@@ -21,6 +21,7 @@ from insgd_optax._compat import (
     DenseParams,
     InterceptorContext,
     canonicalize_padding,
+    is_confined,
     is_placeholder,
     nnx_captures,
     trace_context,
@@ -53,6 +54,24 @@ def test_scopes_have_collections_and_a_debug_path():
             assert not self.scope.debug_path
 
     Seen().apply({}, mutable=["intermediates"])
+
+
+def test_a_tracer_is_confined_to_a_trace_that_began_after_its_holder():
+    class Seen(nn.Module):
+        def __call__(self, x):
+            for holder in (self.scope, nnx.Variable(x)):
+                assert not is_confined((x, 1), holder)
+
+                def note(y, holder=holder):
+                    found.append((is_confined((y, 1), holder), is_confined(x, holder)))
+                    return y
+
+                for transformation in (jax.vmap, jax.jit, jax.checkpoint):
+                    transformation(note)(x)
+
+    found = []
+    jax.jit(lambda x: Seen().apply({}, x))(jnp.ones(2))
+    assert found == [(True, False)] * 6
 
 
 @pytest.mark.parametrize(
