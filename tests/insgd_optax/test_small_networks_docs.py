@@ -10,6 +10,8 @@ import pytest
 from insgd_optax._input_power import divisor_function
 from tests.insgd_optax import docs_examples
 
+RUNS = docs_examples.DOCS / "benchmarks" / "small-networks" / "runs.json"
+
 
 @pytest.fixture(scope="module")
 def example():
@@ -55,6 +57,38 @@ def test_the_search_finds_the_best_rate_and_repeats_no_run(
     assert len(calls) == before
     runs = json.loads(path.read_text())["runs"]
     assert next(iter(runs)) == "mlp sgd 0.1 inf constant 0"
+
+
+def rows_of_published_runs(example, capsys, monkeypatch, print_table, *args):
+    """The cells of a table that the script prints without training anything."""
+    monkeypatch.setattr(example, "program", None)
+    print_table(example.Results(RUNS), *args)
+    _, *rows = capsys.readouterr().out.splitlines()
+    return [row.strip("| ").split(" | ") for row in rows]
+
+
+def page(name):
+    return (docs_examples.DOCS / name).read_text().replace("**", "")
+
+
+def test_the_published_runs_give_the_guide_s_table_of_normalizers(
+    example, capsys, monkeypatch
+):
+    tasks = ["text_gru", "text_transformer"]
+    for *_, before, best, _, rate, _ in rows_of_published_runs(
+        example, capsys, monkeypatch, example.normalizers, tasks, ["constant"]
+    ):
+        assert f"| {rate} | {best} | {before} |" in page("guide.md")
+
+
+def test_the_published_runs_give_the_page_s_table_of_factors(
+    example, capsys, monkeypatch
+):
+    args = list(example.TASKS), ["constant"], ["sgd"]
+    rows = rows_of_published_runs(example, capsys, monkeypatch, example.factors, *args)
+    assert len(rows) == len(example.TASKS)
+    for _, _, _, *cells in rows:
+        assert f"| {' | '.join(cells)} |" in page("robustness.md")
 
 
 def test_a_cell_is_a_mean_and_a_sample_standard_deviation(example):
