@@ -87,5 +87,5 @@ def kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)  # YAML has dates, too.
     return text if len(text) <= 60 else f"{text[:57]}..."

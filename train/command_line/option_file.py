@@ -29,7 +29,8 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
         UserError: naming what is wrong in the file.
     """
     try:
-        values = yaml.safe_load(path.expanduser().read_text())
+        text = path.expanduser().read_text()
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--config {path} is not a YAML file: {reason}") from error
@@ -40,10 +41,18 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
             f"--config {path} holds {json_fields.kind(values)}, not names of options "
             "with their values, such as epochs: 5"
         )
+    # A dictionary holds only the last of several equal keys.
+    nodes: Any = yaml.compose(text, yaml.SafeLoader)
+    keys = [str(key.value) for key, _ in nodes.value]
+    fields = [key.replace("-", "_") for key in keys]
+    for number, key in enumerate(keys):
+        if fields[number] in fields[:number]:
+            raise UserError(f"--config {path}: {key!r} is set twice. Remove one line.")
+    types = {name: hint for name, hint in types.items() if name != OPTION}
     found = {}
     for key, value in values.items():
         field = str(key).replace("-", "_")
-        if field not in types or field == OPTION:
+        if field not in types:
             raise UserError(
                 f"--config {path}: there is no option {str(key)!r}."
                 f"{did_you_mean(field.replace('_', '-'), types)}"
