@@ -260,6 +260,16 @@ def test_damaged_checkpoints_are_moved_aside_under_unique_names(tmp_path, checkp
     assert checkpoints.restore_latest(like=tree(0)).step == 20
 
 
+def test_nothing_is_moved_to_where_a_symbolic_link_leads(tmp_path, checkpoints):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "damaged-checkpoints").symlink_to(tmp_path / "elsewhere")
+    checkpoints.save(20, tree(20), 0.9)
+    with pytest.raises(UserError, match="damaged-checkpoints is a symbolic link"):
+        checkpoints.set_aside([20])
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert checkpoints.latest_step == 20
+
+
 def test_an_older_damaged_checkpoint_does_not_block_newer_ones(tmp_path):
     first = Checkpoints(tmp_path / "checkpoints")
     for step, top1 in ((1, 0.9), (2, 0.5), (3, 0.6)):

@@ -196,8 +196,12 @@ class Checkpoints:
             The new paths.
         """
         moved = []
+        folder = self._directory.with_name(f"damaged-{self._directory.name}")
+        if steps and folder.is_symlink():
+            raise UserError(
+                f"{folder} is a symbolic link, which no run creates. Remove it."
+            )
         for step in steps:
-            folder = self._directory.with_name(f"damaged-{self._directory.name}")
             number, target = 1, folder / str(step)
             while os.path.lexists(target):
                 number += 1
