@@ -1,5 +1,7 @@
 """A trained network in a user's script: `train.load_run`."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -54,6 +56,12 @@ def test_predictions_of_a_loaded_network_match_the_run_s_metrics(
         run.predict(images[0])
     normalized = jax.jit(run.preprocess)(images)
     np.testing.assert_allclose(normalized, (images / 255 - 0.3) / 0.25, atol=1e-5)
+
+
+def test_images_of_other_channels_cannot_be_decoded(run_dir):
+    run = dataclasses.replace(train.load_run(run_dir), image_shape=(8, 8, 4))
+    with pytest.raises(UserError, match="takes images of 4 channels, which cannot"):
+        run.decode(b"")
 
 
 def test_the_best_checkpoint_can_be_loaded(run_dir):

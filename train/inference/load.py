@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from train.data import augment, crops, decode
 from train.data.types import Preprocessing, RecordedDataset
@@ -90,49 +89,11 @@ class TrainedModel:
             channel.
 
         Raises:
-            ValueError: if it cannot be decoded, or if the network's images have
-                neither one channel nor three.
+            ValueError: if it cannot be decoded.
+            train.errors.UserError: if the network's images have neither one channel nor
+                three.
         """
-        return self.fit(self.open(encoded))
-
-    def open(self, encoded: bytes) -> Image.Image:
-        """Decodes an image file, in the image's own size.
-
-        Args:
-            encoded: as in `decode`.
-
-        Returns:
-            The image, RGB or gray.
-
-        Raises:
-            ValueError: as `decode`.
-        """
-        channels = self.image_shape[-1]
-        if channels not in (1, 3):
-            raise ValueError(
-                f"images of {channels} channels cannot be read from files: pass arrays "
-                "to `TrainedModel.predict`"
-            )
-        try:
-            image = decode.image(encoded)
-        except decode.UNDECODABLE as error:
-            raise ValueError(f"not an image that can be decoded: {error}") from error
-        return image.convert("L") if channels == 1 else image
-
-    def fit(self, image: Image.Image) -> np.ndarray:
-        """Resizes and crops an image as `decode` does.
-
-        Args:
-            image: from `open`.
-
-        Returns:
-            As `decode`.
-        """
-        height, width, _ = self.image_shape
-        pixels = crops.resize_and_crop(
-            image, (height, width), self.preprocessing.shorter_side
-        )
-        return pixels.reshape(self.image_shape)
+        return decode_image(self, encoded)[0]
 
     def predict(self, images: npt.ArrayLike, batch_size: int = 256) -> np.ndarray:
         """Computes the probability of each class for each image.
@@ -169,6 +130,27 @@ class TrainedModel:
             return jax.nn.softmax(logits.astype(jnp.float32))
 
         return jax.jit(probabilities)
+
+
+def decode_image(model: TrainedModel, encoded: bytes) -> tuple[np.ndarray, bool]:
+    """Like `TrainedModel.decode`; also returns whether the image had another size."""
+    height, width, channels = model.image_shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"The network takes images of {channels} channels, which cannot be read "
+            "from files. Pass arrays to the predict method of the model that "
+            "train.load_run returns."
+        )
+    try:
+        image = decode.image(encoded)
+    except decode.UNDECODABLE as error:
+        raise ValueError(f"not an image that can be decoded: {error}") from error
+    if channels == 1:
+        image = image.convert("L")
+    pixels = crops.resize_and_crop(
+        image, (height, width), model.preprocessing.shorter_side
+    )
+    return pixels.reshape(model.image_shape), image.size != (width, height)
 
 
 def load_run(

@@ -19,7 +19,7 @@ from train import progress as progress_bars
 from train.config import check_numbers
 from train.data.image_folder import SUFFIXES
 from train.errors import UserError, print_warning
-from train.inference.load import Checkpoint, TrainedModel, restore_model
+from train.inference.load import Checkpoint, TrainedModel, decode_image, restore_model
 from train.markdown import counted
 from train.run import folder as run_folder
 
@@ -63,12 +63,6 @@ def predict(config: PredictConfig) -> int:
     model, warnings = restore_model(folder, config.checkpoint)
     for message in warnings:
         print_warning(message)
-    if (channels := model.image_shape[-1]) not in (1, 3):
-        raise UserError(
-            f"The network of {folder.path} takes images of {channels} channels, which "
-            "cannot be read from files. Pass arrays to the predict method of the model "
-            "that train.load_run returns."
-        )
     paths, num_others = _find(config.images)
     if config.output is None:
         _write(sys.stdout, model, paths, config)
@@ -150,7 +144,7 @@ def _predictions(
             read, images = [], []
             for path in batch:
                 try:
-                    image = model.open(path.read_bytes())
+                    image, resized = decode_image(model, path.read_bytes())
                 except ValueError as error:
                     if not config.skip_corrupt_images:
                         raise UserError(
@@ -159,8 +153,8 @@ def _predictions(
                         ) from error
                     corrupt.append(path)
                 else:
-                    num_resized += image.size != (width, height)
-                    images.append(model.fit(image))
+                    num_resized += resized
+                    images.append(image)
                     read.append(path)
             if read:
                 # Pad the last batch: another batch size would be compiled again.
