@@ -78,12 +78,14 @@ def plot_test_error(
     axes.set_ylabel("Test error (%)")
     axes.set_ylim(bottom=0, top=1.05 * axes.get_ylim()[1])
     axes.locator_params("x", integer=True, min_n_ticks=1)
+    # Long enough to show how a line is dashed.
+    style = {"fontsize": "small", "handlelength": 4}
     if beside:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), **style)
     else:
         longest = max(map(len, runs))
         columns = max(1, min(len(runs), _LEGEND_CHARACTERS // (longest + 8)))
-        figure.legend(loc="outside lower center", ncols=columns, fontsize="small")
+        figure.legend(loc="outside lower center", ncols=columns, **style)
     save(figure, path)
 
 
