@@ -47,6 +47,8 @@ _NOT_ADDED = (
     | {"batch_size", "seed"}
 )
 
+_MOST_NAME_BYTES = 200
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(TrainingConfig):
@@ -145,7 +147,9 @@ class RunConfig(TrainingConfig):
             parts.append(text if value is True else f"{text}{shown}")
         if self.batch_size != RunConfig.batch_size:
             parts.append(f"batch{self.batch_size}")
-        return "-".join([*parts, f"seed{self.seed}"])
+        # File systems allow 255 bytes, and a series adds epochs and a hash.
+        name = "-".join(parts).encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
+        return f"{name}-seed{self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON-serializable options, with the value of the learning rate."""

@@ -142,3 +142,7 @@ def no_rate():
 
 
 CONSTANT = 3
+
+
+def options(num_classes, **options):
+    return Linear()

@@ -70,6 +70,15 @@ def test_names_show_common_options_that_differ():
     assert bounded == "digits-custom_cnn-insgd-l2-lr1-polyak0.3-seed0"
 
 
+def test_names_fit_file_systems():
+    options = ("text=" + "é" * 300,)
+    name = RunConfig(
+        model="tests.train.own_things:options", model_options=options, seed=3
+    ).readable_name
+    assert name.endswith("ééé-seed3")
+    assert len(name.encode()) < 220
+
+
 def test_names_show_all_other_options_that_differ():
     name = RunConfig(
         momentum=0.5,
