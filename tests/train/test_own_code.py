@@ -14,6 +14,7 @@ from train import cli, own_code
 from train.benchmark import workload
 from train.data import registry
 from train.errors import UserError
+from train.experiments import series
 from train.run import metrics, plots
 from train.run_config import RunConfig
 from train.training import optimizers
@@ -267,6 +268,13 @@ def test_an_optimizer_receives_the_options_that_it_takes():
     assert optimizers.default_learning_rate(f"{OWN}:insgd_l1") == 0.05
     assert optimizers.create(f"{OWN}:insgd_l1", 0.2, config).capture is not None
     assert not optimizers.has_option(f"{OWN}:insgd_l1", "normalizer")
+
+
+def test_runs_of_optimizers_of_one_name_in_two_modules_have_their_own_folders():
+    one = RunConfig(optimizer="optax:adam", learning_rate=1.0)
+    other = RunConfig(optimizer="optax._src.alias:adam", learning_rate=1.0)
+    assert one.readable_name == other.readable_name
+    assert len(series.distinct([one, other])) == 2
 
 
 def test_names_of_custom_code_are_shortened_and_parsed():

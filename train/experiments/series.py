@@ -45,7 +45,8 @@ def digest(value: Any) -> str:
 def run_path(config: RunConfig) -> Path:
     """Returns the folder of the run with these options."""
     default = RunConfig().to_json() | {
-        "optimizer": config.optimizer,
+        # The name of the folder has that of the optimizer, but not its module.
+        "optimizer": own_code.short(config.optimizer),
         "learning_rate": optimizers.default_learning_rate(config.optimizer),
     }
     identity = {
