@@ -118,7 +118,7 @@ def test_a_damaged_series_is_repaired(tmp_path, capsys):
         capsys.readouterr()
         assert cli.main(command) == 0
         out, err = capsys.readouterr()
-        assert "0 of 1 runs are finished." in out
+        assert "0 of 1 runs are finished; 1 more was started." in out
         assert f"{path}: line" in err
         assert path.read_bytes() == expected
 

@@ -64,6 +64,36 @@ def test_a_series_prints_the_remaining_runs_and_reports_all_settings(
         assert list((tmp_path / "runs" / name / "tensorboard").iterdir())
 
 
+def test_the_time_left_leaves_out_runs_that_others_finished(
+    tmp_path, monkeypatch, capsys
+):
+    configs = [
+        RunConfig(optimizer="sgd", seed=seed, runs_dir=tmp_path) for seed in range(4)
+    ]
+    finished = []
+
+    def run(config, lock):
+        # Meanwhile another process finishes the last run.
+        finished.extend({config.run_dir, series.run_path(configs[-1])})
+        return 0
+
+    def finished_metrics(config):
+        return [{}] if series.run_path(config) in finished else None
+
+    monkeypatch.setattr(series, "run", run)
+    monkeypatch.setattr(series, "finished_metrics", finished_metrics)
+    monkeypatch.setattr(series, "_keep_compiled", lambda folder: None)
+    monkeypatch.setattr(
+        series, "time", SimpleNamespace(monotonic=count(0, 600).__next__)
+    )
+    assert series.complete(configs) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "Run 1 of 4 to do:",
+        "Run 2 of 4 to do: about 10 min left",  # 2 in 10 min, and 2 left.
+        "Run 3 of 4 to do: about 7 min left",  # 3 in 20 min, and 1 left.
+    ]
+
+
 def test_a_run_that_two_rows_share_counts_once(tmp_path, monkeypatch, capsys):
     finished = []
 

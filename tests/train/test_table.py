@@ -109,7 +109,7 @@ def test_a_stopped_table_resumes_to_the_same_results(
     assert table("--seeds", "1", runs="stopped") == 0
 
     out = capsys.readouterr().out
-    assert "1 of 2 runs are finished." in out
+    assert "1 of 2 runs are finished; 1 more was started." in out
     assert "Resuming from step 5." in out
     got, _ = written(tmp_path / "stopped")
     for mine, other in zip(got["rows"], expected["rows"], strict=True):

@@ -207,8 +207,13 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
         raise UserError(f"--processes must be at least 1, got {processes}")
     configs = distinct(configs)
     _check_data(configs)
-    missing = [config for config in configs if finished_metrics(config) is None]
-    print(f"{len(configs) - len(missing)} of {len(configs)} runs are finished.")
+    missing = _missing(configs)
+    started = sum((run_path(each) / run_folder.RECORD).exists() for each in missing)
+    in_part = f"; {started} more {'was' if started == 1 else 'were'} started"
+    print(
+        f"{len(configs) - len(missing)} of {len(configs)} runs are finished"
+        f"{in_part * bool(started)}."
+    )
     if not missing:
         return 0
     if processes > 1:
@@ -224,13 +229,15 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
     _keep_compiled(missing[0].cache_folder / "compiled")
     waiting = False
     numbers = {run_path(config): n for n, config in enumerate(missing, start=1)}
-    started, done = time.monotonic(), 0
+    started, left = time.monotonic(), missing
     while missing:
         held = []
         for config in missing:
             title = f"Run {numbers[run_path(config)]} of {len(numbers)} to do:"
-            if done:
-                seconds = (time.monotonic() - started) / done * (len(numbers) - done)
+            # Other processes may finish runs, too.
+            left = _missing(left)
+            if done := len(numbers) - len(left):
+                seconds = (time.monotonic() - started) / done * len(left)
                 title += f" about {duration(seconds)} left"
             try:
                 status = _finish(config, title)
@@ -248,15 +255,18 @@ def _complete_here(missing: Sequence[RunConfig]) -> int:
             # A run leaves some 5 MB of programs and arrays in cycles, which Python
             # would collect only after many runs.
             gc.collect()
-            done += 1
         if len(held) == len(missing):
             if not waiting:
                 reasons = "\n".join(f"- {error}" for _, error in held)
                 print(f"Waiting for runs held by other processes:\n{reasons}")
             waiting = True
             time.sleep(_POLL_SECONDS)
-        missing = [config for config, _ in held if finished_metrics(config) is None]
+        missing = _missing(config for config, _ in held)
     return 0
+
+
+def _missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    return [config for config in configs if finished_metrics(config) is None]
 
 
 def _finish(config: RunConfig, title: str) -> int:
