@@ -41,6 +41,19 @@ class Wrong(nn.Module):
         return nn.Dense(7)(x.reshape(x.shape[0], -1))
 
 
+class Untrained(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x.reshape(x.shape[0], -1)[:, :3]
+
+
+class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.param("count", lambda key: jnp.zeros((), jnp.int32))
+        return Linear()(x)
+
+
 class Raising(nn.Module):
     def __call__(self, x, train):
         raise LookupError("a bug in the network")
@@ -56,6 +69,20 @@ def no_module(num_classes):
 
 def raising(*arguments):
     raise LookupError("a bug of mine")
+
+
+def stumbling(learning_rate=0.1):
+    def update(updates, state, params=None):
+        raise LookupError("a bug in the optimizer")
+
+    return optax.GradientTransformation(lambda params: (), update)
+
+
+def reshaping(learning_rate=0.1):
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda x: x[None], updates), state
+
+    return optax.GradientTransformation(lambda params: (), update)
 
 
 def one_class():
@@ -76,9 +103,20 @@ def float_labels():
     return dataclasses.replace(load(), test=train.Split(images, labels / 1))
 
 
+def listed_labels():
+    images, labels = load().test
+    return dataclasses.replace(load(), test=train.Split(images, list(labels)))
+
+
 def other_shapes():
     images, labels = load().test
     return dataclasses.replace(load(), test=train.Split(images[:, 1:], labels))
+
+
+def padded():
+    augmentation = train.Augmentation(padding=-1)
+    preprocessing = train.Preprocessing((0.3,), (0.25,), augmentation)
+    return dataclasses.replace(load(), preprocessing=preprocessing)
 
 
 def no_std():

@@ -171,6 +171,8 @@ def test_workers_train_custom_code(start, tmp_path, monkeypatch):
         (f"--model {OWN}:no_module", "but returned an object of type str"),
         (f"--model {OWN}:Wrong", "shape (batch, 3), the number of classes, but return"),
         (f"--model {OWN}:Stateful", "in the collections memory."),
+        (f"--model {OWN}:Untrained", "has no parameters, so there is nothing to tr"),
+        (f"--model {OWN}:Counting", "The parameter count of tests.train.own_things:C"),
         (
             f"--model {OWN}:Linear --model-options depth=3",
             "no option 'depth'. Its opti",
@@ -188,7 +190,12 @@ def test_workers_train_custom_code(start, tmp_path, monkeypatch):
         (f"--dataset {OWN}:two_classes", "labels must be from 0 to 1, as there are 2"),
         (f"--dataset {OWN}:float_images", "the train images must be a NumPy array, ui"),
         (f"--dataset {OWN}:float_labels", "the test labels must be a NumPy array of 2"),
+        (f"--dataset {OWN}:listed_labels", "got an object of type list"),
         (f"--dataset {OWN}:other_shapes", "images are of shape (8, 8, 1), the test im"),
+        (
+            f"--dataset {OWN}:padded",
+            "padding of its augmentation must be at least 0 and w",
+        ),
         (f"--dataset {OWN}:no_std", "for each of 1 channels, got (0.3,) and ()"),
         (f"--dataset {OWN}", "one of digits, cifar10"),
         (f"--optimizer {OWN}:make", "has no default learning rate: give"),
@@ -201,6 +208,7 @@ def test_workers_train_custom_code(start, tmp_path, monkeypatch):
             "its update needs 'grad' and 'va",
         ),
         ("--optimizer optax:polyak_sgd", "but not a schedule, which every run passes."),
+        (f"--optimizer {OWN}:reshaping", "must return updates of the shapes of the"),
         (
             f"--optimizer {OWN}:noisy",
             "its state holds a PRNG key, which checkpoints ca",
@@ -228,13 +236,14 @@ def test_invalid_custom_code_is_named_in_one_line(start, tmp_path, options, word
             ["--optimizer", f"{OWN}:raising", "--learning-rate", "1"],
             "Making the optimizer",
         ),
+        (["--optimizer", f"{OWN}:stumbling"], "A step of the optimizer"),
     ],
 )
 def test_an_exception_in_custom_code_is_shown_from_that_code_on(start, options, words):
     given = [*options, *(MINE[2:] if "--dataset" not in options else [])]
     status, _, err = start("--batch-size", "16", *given)
     assert status == 2
-    first = err.splitlines()[1]
+    first = err[err.index("Traceback") :].splitlines()[1]
     assert "own_things.py" in first
     assert "LookupError: a bug" in err
     assert words in err.splitlines()[-1]

@@ -91,7 +91,14 @@ def _problem(dataset: ImageDataset) -> str | None:
     train, test = dataset.train[0].shape[1:], dataset.test[0].shape[1:]
     if train != test:
         return f"the train images are of shape {train}, the test images of {test}"
-    mean, std, *_ = dataset.preprocessing
+    mean, std, augmentation, _ = dataset.preprocessing
+    padding, most = augmentation.padding, min(train[:2]) - 1
+    if not (isinstance(padding, int | np.integer) and padding >= 0):
+        return (
+            f"padding of its augmentation must be at least 0 and whole, got {padding!r}"
+        )
+    if augmentation.reflect and padding > most:
+        return f"its augmentation reflects at most {most} pixels, got {padding}"
     if not (
         len(mean) == len(std) == train[-1]
         and np.isfinite([*mean, *std]).all()

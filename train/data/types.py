@@ -144,7 +144,8 @@ class ImageDataset(Dataset):
     def __post_init__(self) -> None:
         if not self.fingerprint:
             digest = hashlib.sha256()
-            for array in (*self.train, *self.test):
+            # Other types than arrays are refused later, see `train.data.own`.
+            for array in map(np.asarray, (*self.train, *self.test)):
                 digest.update(repr((array.shape, array.dtype)).encode())
                 digest.update(np.ascontiguousarray(array).data)
             object.__setattr__(self, "fingerprint", digest.hexdigest())

@@ -141,7 +141,8 @@ def check_logits(
 
     Raises:
         UserError: if that is anything but logits, or the network keeps variables in
-            collections other than "params" and "batch_stats".
+            collections other than "params" and "batch_stats", has no parameters, or has
+            some that cannot be trained.
         OwnCodeError: if it raises an exception.
     """
     if not own_code.is_reference(name):
@@ -167,6 +168,16 @@ def check_logits(
             f"{name} keeps variables in the collections {', '.join(unknown)}. A run "
             "trains params and updates batch_stats; it has no others."
         )
+    params = jax.tree_util.tree_leaves_with_path(variables.get("params"))
+    if not params:
+        raise UserError(f"{name} has no parameters, so there is nothing to train.")
+    for path, leaf in params:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"The parameter {where} of {name} is {leaf.dtype}, but only "
+                "floating-point parameters can be trained."
+            )
 
 
 def train_option(model: nn.Module, train: bool) -> dict[str, Any]:

@@ -63,20 +63,47 @@ def maker(reference: str) -> Make:
         def made_with(learning_rate: LearningRate) -> Optimizer:
             with own_code.running(f"Making the optimizer {reference}"):
                 made = own_code.load(reference)(learning_rate, **given)
-            if isinstance(made, Optimizer):
-                return made._replace(tx=optax.with_extra_args_support(made.tx))
-            if not isinstance(made, optax.GradientTransformation):
+            if isinstance(made, optax.GradientTransformation):
+                made = Optimizer(made)
+            if not isinstance(made, Optimizer):
                 raise UserError(
                     f"{reference} must return an optax.GradientTransformation, but "
                     f"returned an object of type {type(made).__name__}."
                 )
-            return Optimizer(optax.with_extra_args_support(made))
+            return made._replace(tx=_attributed(reference, made.tx))
 
         made = made_with(learning_rate)
         _check_supported(reference, made, lambda: made_with(_at_first(learning_rate)))
         return made
 
     return make
+
+
+def _attributed(
+    reference: str, tx: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Attributes exceptions in a step to the user's own code."""
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        with own_code.running(f"Starting the optimizer {reference}"):
+            return tx.init(params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        with own_code.running(f"A step of the optimizer {reference}"):
+            found, state = tx.update(updates, state, params, **extra_args)
+        if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, updates):
+            raise UserError(
+                f"{reference}: its update must return updates of the shapes of the "
+                "gradients, but returned others."
+            )
+        return found, state
+
+    return optax.with_extra_args_support(type(tx)(init_fn, update_fn))
 
 
 def _at_first(learning_rate: LearningRate) -> float:
