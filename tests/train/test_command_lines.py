@@ -431,7 +431,7 @@ PLACES = [
     ("--dataset folder:/nowhere", 2, "/nowhere does not exist"),
     ("--dataset folder:~nobody-by-this-name", 2, "a user who does not exist"),
     ("--dataset folder:{empty}", 2, "has no folder train/"),
-    ("--dataset folder:{file}", 2, "does not exist"),
+    ("--dataset folder:{file}", 2, "is not a folder"),
     ("--dataset folder:{images} --cache-dir {file}", 2, "{file}"),
     ("--dataset folder:{images} --batch-size 7 --cache-dir c", 2, "larger than the 6"),
     ("table 6 --dataset folder:/nowhere --runs-dir r", 2, "/nowhere does not exist"),

@@ -285,6 +285,20 @@ def test_a_split_of_only_corrupt_images_is_an_error(image_folder, cache):
     assert "None of the 2 images below" in error
 
 
+def test_a_class_of_only_corrupt_images_is_an_error(image_folder, cache):
+    for path in (image_folder / "train/cat").glob("*"):
+        path.write_bytes(b"")
+    error = message(image_folder, cache, skip_corrupt=True)
+    assert f"No image in {image_folder / 'train/cat'} can be decoded" in error
+
+
+def test_names_that_are_not_utf8_are_read(image_folder, cache):
+    file = image_folder / "train/cat/0.png"
+    file.rename(os.fsdecode(os.fsencode(file.parent) + b"/\xff.png"))
+    dataset = folder_dataset.load(str(image_folder), cache)
+    assert len(dataset.train.labels) == 6
+
+
 def test_importing_and_reading_is_quiet_without_tensorflow_or_network(
     image_folder, cache
 ):

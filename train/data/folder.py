@@ -1,6 +1,7 @@
 """Loads a folder of images, decoding them once into a cache."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,13 @@ def load(
         cached = _decode(folder, cache, image_size)
     arrays, record = cached
     _check_corrupt(record["corrupt"], folder, skip_corrupt)
+    labels = np.unique(arrays["train_labels"])
+    if missing := set(range(len(folder.class_names))).difference(labels):
+        name = folder.class_names[min(missing)]
+        raise UserError(
+            f"No image in {folder.root / 'train' / name} can be decoded. Replace them, "
+            "or remove the class folder."
+        )
     side = min(arrays["train_images"].shape[1:3])
     return ImageDataset(
         name=f"folder:{folder.root}",
@@ -135,7 +143,7 @@ def _shuffled(split: str, files: Sequence[str]) -> list[str]:
     same order.
     """
     return sorted(
-        files, key=lambda name: hashlib.md5(f"{split}{name}".encode()).digest()
+        files, key=lambda name: hashlib.md5(os.fsencode(f"{split}{name}")).digest()
     )
 
 

@@ -60,8 +60,9 @@ def scan(path: str) -> ImageFolder:
     """
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
+        state = "is not a folder" if root.exists() else "does not exist"
         raise UserError(
-            f"The image folder {root} does not exist. {LAYOUT} Pass an existing "
+            f"The image folder {root} {state}. {LAYOUT} Pass an existing "
             "folder as --dataset folder:PATH."
         )
     digest = hashlib.sha256(DECODING)
