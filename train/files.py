@@ -107,8 +107,8 @@ def _write_partial(path: Path, content: bytes) -> Path:
             os.fsync(file.fileno())
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            # ENOSPC carries no file name.
+        if isinstance(error, OSError):
+            # ENOSPC carries no file name, and the user knows no partial file.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return partial

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -85,6 +86,11 @@ def test_files_that_are_not_images_are_named(run_dir, folder, tmp_path, capsys):
         assert status == 2
         assert words in err
         assert len(err.splitlines()) == 1
+        assert "<_io." not in err
+    for output in (tmp_path, tmp_path / "nowhere/out.csv"):
+        status, _, err = predict(capsys, run_dir, folder, "--output", output)
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"--output {output} cannot be written" in err
     output = tmp_path / "out.csv"
     options = ["--skip-corrupt-images", "--output", output]
     status, _, err = predict(capsys, run_dir, folder, *options)
@@ -99,3 +105,18 @@ def test_files_that_are_not_images_are_named(run_dir, folder, tmp_path, capsys):
     ]
     assert last.startswith("Note: skipped 1 file in folders: the names of images end")
     assert len(output.read_text().splitlines()) == 1 + 5
+
+
+def test_a_pipe_in_a_folder_is_left_out_and_names_may_be_any_bytes(
+    run_dir, tmp_path, folder, capsys
+):
+    given = tmp_path / "given"
+    given.mkdir()
+    os.mkfifo(given / "pipe.png")
+    (folder / "0.png").rename(os.fsdecode(os.fsencode(given) + b"/\xff.png"))
+    output = tmp_path / "out.csv"
+    status, _, err = predict(capsys, run_dir, given, "--output", output)
+    assert status == 0
+    assert "Note: skipped 1 file in folders" in err
+    _, line = output.read_bytes().splitlines()
+    assert line.startswith(os.fsencode(given) + b"/\xff.png,")

@@ -144,7 +144,8 @@ def decode_image(model: TrainedModel, encoded: bytes) -> tuple[np.ndarray, bool]
     try:
         image = decode.image(encoded)
     except decode.UNDECODABLE as error:
-        raise ValueError(f"not an image that can be decoded: {error}") from error
+        reason = str(error).partition(" <_io.")[0]  # Of Pillow, with an address.
+        raise ValueError(f"not an image that can be decoded: {reason}") from error
     if channels == 1:
         image = image.convert("L")
     pixels = crops.resize_and_crop(

@@ -67,10 +67,17 @@ def predict(config: PredictConfig) -> int:
     if config.output is None:
         _write(sys.stdout, model, paths, config)
     else:
+        output = config.output.expanduser().absolute()
+        if output.is_dir() or not output.parent.is_dir():  # Before minutes of work.
+            raise UserError(
+                f"--output {config.output} cannot be written. Pass a file in a folder "
+                "that exists."
+            )
         text = io.StringIO()
         _write(text, model, paths, config)
-        # Atomically: a reader sees either the previous file or all predictions.
-        files.write(config.output.expanduser().absolute(), text.getvalue().encode())
+        # Atomically: a reader sees either the previous file or all predictions. Names
+        # of files may be any bytes.
+        files.write(output, text.getvalue().encode(errors="surrogateescape"))
     if num_others:
         print(
             f"Note: skipped {counted(num_others, 'file')} in folders: the names of "
@@ -96,7 +103,12 @@ def _find(given: Sequence[Path]) -> tuple[list[Path], int]:
             found.append(path)  # Whatever its suffix: it was named.
             continue
         files_below = _walk(path)
-        images = [each for each in files_below if each.name.lower().endswith(SUFFIXES)]
+        images = [
+            each
+            for each in files_below
+            # A pipe would block.
+            if each.name.lower().endswith(SUFFIXES) and each.is_file()
+        ]
         num_others += len(files_below) - len(images)
         if not images:
             raise UserError(
