@@ -19,4 +19,6 @@ if __name__ == "__main__":
     # Flush each line even if stdout is a pipe.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+        if sys.stdout.errors == "strict":  # Names of classes may be any Unicode.
+            sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -154,3 +154,17 @@ def test_another_broken_pipe_is_reported(capsys):
 
     assert errors.report_errors(use) == 2
     assert "Broken pipe: 'worker'" in capsys.readouterr().err
+
+
+def test_a_terminal_without_unicode_gets_escapes():
+    result = subprocess.run(
+        [sys.executable, "-m", "train", "table", "6", "--dry-run"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"79.24 \xb1 0.39" in result.stdout
