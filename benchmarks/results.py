@@ -8,10 +8,12 @@ from typing import Any
 
 from benchmarks.task import Task
 from train import files, strict_json
+from train.errors import UserError
 
 # Status of a task. Finished and failed tasks are done; the others are tried again.
 FINISHED, FAILED, SKIPPED, STOPPED = "finished", "failed", "skipped", "stopped"
 _FOLDER = "results"
+_KEYS = {"name", "part", "status", "reason", "result", "seconds", "date", "environment"}
 
 Record = dict[str, Any]
 
@@ -31,11 +33,23 @@ class Results:
         return self.folder / _FOLDER / f"{name}.json"
 
     def read(self, name: str) -> Record | None:
-        """The record of a task; None if it has none yet."""
+        """The record of a task; None if it has none yet.
+
+        Raises:
+            UserError: if the file was damaged.
+        """
+        path = self.path(name)
         try:
-            return json.loads(files.read(self.path(name)))
+            record = json.loads(files.read(path))
         except FileNotFoundError:
             return None
+        except ValueError:
+            record = None
+        if not (isinstance(record, dict) and record.keys() >= _KEYS):
+            raise UserError(
+                f"{path} is damaged. Remove it, so that the task is run again."
+            )
+        return record
 
     def is_done(self, name: str) -> bool:
         """Whether nothing is left to do."""

@@ -141,6 +141,15 @@ def test_cases_that_all_crash_are_counted():
     assert "0 of 1 cases pass" in report.to_markdown([crash])
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_result_is_named(tmp_path, text):
+    path = tmp_path / "results/a-case.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"{path} is damaged. Remove it"):
+        report.report(ReportConfig(tmp_path))
+
+
 def test_a_folder_without_results_is_an_error(tmp_path):
     with pytest.raises(UserError, match="has no results"):
         report.report(ReportConfig(tmp_path))
