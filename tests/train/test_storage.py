@@ -135,6 +135,13 @@ def test_unrelated_output_is_kept(unraisable, caplog):
     with pytest.raises(UserError), orbax_output.silenced(UserError):
         log_and_raise(UserError())
     assert logged() == ["other", "retrieved"]
+    log_and_raise(None)  # A thread may still be writing.
+    assert logged() == ["other", "retrieved"]
+    with orbax_output.silenced(UserError):
+        log_and_raise(None)
+    assert logged() == ["other", "retrieved", "late"]
+    with pytest.raises(UserError), orbax_output.silenced(UserError):
+        log_and_raise(UserError())
     print_unraisable(fail)
     assert [str(error.exc_value) for error in unraisable] == ["Event loop is closed"]
 

@@ -19,9 +19,10 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     What its threads log is held back, and dropped if the body raises one of `errors`.
 
     After an error, Orbax may still be writing other arrays when the body has ended. The
-    errors of these writes are never retrieved, and each write calls, when it ends, an
-    event loop that is already closed. Python reports both, so after an error the
-    filters of these two kinds of messages stay in place.
+    threads of these writes log their errors, which are never retrieved, and each write
+    calls, when it ends, an event loop that is already closed. So after an error, the
+    filters of these three kinds of messages stay in place; that of the threads, until
+    the next save.
 
     Args:
         errors: type of the errors that the caller reports.
@@ -31,7 +32,7 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     hook = sys.unraisablehook
 
     def hold_back(record: logging.LogRecord) -> bool:
-        is_of_thread = _OF_A_THREAD in str(record.msg)
+        is_of_thread = not _is_of_no_thread(record)
         if is_of_thread:
             held.append(record)
         return not is_of_thread
@@ -40,6 +41,7 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
         if not _is_late_call(unraisable.exc_traceback):
             hook(unraisable)
 
+    orbax.removeFilter(_is_of_no_thread)
     orbax.addFilter(hold_back)
     asyncio.addFilter(_is_no_late_error)
     sys.unraisablehook = report
@@ -47,6 +49,7 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
         yield
     except errors:
         held.clear()
+        orbax.addFilter(_is_of_no_thread)
         raise
     else:
         asyncio.removeFilter(_is_no_late_error)
@@ -55,6 +58,10 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
         orbax.removeFilter(hold_back)
         for record in held:
             orbax.handle(record)
+
+
+def _is_of_no_thread(record: logging.LogRecord) -> bool:
+    return _OF_A_THREAD not in str(record.msg)
 
 
 def _is_late_call(trace: TracebackType | None) -> bool:
