@@ -4,10 +4,12 @@ Writing never follows a symbolic link, and reading never blocks on a file that i
 regular.
 """
 
+import contextlib
 import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -101,14 +103,22 @@ def _write_partial(path: Path, content: bytes) -> Path:
     partial = path.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # Does not follow links.
     try:
-        with open(os.open(partial, flags, 0o666), "wb") as file:
+        with naming(path), open(os.open(partial, flags, 0o666), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException as error:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            # ENOSPC carries no file name, and the user knows no partial file.
-            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return partial
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names a path in errors: ENOSPC carries none, and nobody knows partial files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -9,12 +9,15 @@ import sys
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from train import cli, files
+from train.data import cache
 from train.errors import UserError
 from train.run import orbax_output
 from train.run.checkpoints import Checkpoints
+from train.run.lock import RunLock
 from train.run.metrics import MetricsWriter
 
 from .results import without_times
@@ -82,6 +85,13 @@ def unraisable(monkeypatch):
     found = []
     monkeypatch.setattr(sys, "unraisablehook", found.append)
     return found
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    with full_disk(), pytest.raises(OSError, match=f"'{tmp_path}/lock'"):
+        RunLock().take(tmp_path)
+    with full_disk(), pytest.raises(OSError, match=f"'{tmp_path}/cache'"):
+        cache.write(tmp_path / "cache", {"a": np.ones(9)}, {})
 
 
 @pytest.mark.parametrize("size", [800, 1500])

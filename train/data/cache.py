@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from train import files
+
 _ARRAYS = "arrays.npz"
 _RECORD = "record.json"
 
@@ -25,7 +27,10 @@ def write(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -
     # Other processes read the old files or the new ones, never part of one; new arrays
     # with an old record fail the checksum. Interrupts clean up only temporary folders,
     # hence no mkstemp.
-    with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
+    with (
+        files.naming(folder),
+        tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial,
+    ):
         made = Path(partial)
         with (made / _ARRAYS).open("wb") as file:
             # A type checker cannot rule out an array named allow_pickle, which is also

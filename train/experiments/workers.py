@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from train import files
 from train import progress as progress_bars
 from train.errors import UserError
 from train.interrupt import StopRequest
@@ -137,7 +138,7 @@ def complete(
     """
     folder = _make_folder(configs[0].runs_dir.expanduser().absolute())
     runs = folder / "runs.json"
-    runs.write_text(json.dumps([config.to_json() for config in configs]))
+    files.write(runs, json.dumps([config.to_json() for config in configs]).encode())
     print(f"Started {processes} workers. Output: {folder}/worker-*.log")
     failed, stopping, left = None, False, list(configs)
     with (

@@ -78,9 +78,15 @@ class RunLock:
                 "which keep two commands from writing to the same run. Use a "
                 "--runs-dir or --run-dir on another file system."
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+        try:
+            with files.naming(path / NAME):
+                file.truncate(0)
+                # Without a buffer, which closing the file would write again.
+                os.write(file.fileno(), holder.encode())
+        except OSError:
+            file.close()
+            raise
         self._file, self._path = file, path
         return path
 
