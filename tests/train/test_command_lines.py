@@ -362,6 +362,8 @@ SERIES = [
     ("compare --optimizers sgd sgd", 2, "contains a duplicate"),
     ("compare --optimizers sgd+layer", 2, "is not a valid optimizer"),
     ("compare --optimizers sgd+", 2, "is not a valid optimizer"),
+    ("compare --optimizers insgd-l2+layer+kernel", 2, "is not a valid optimizer"),
+    ("compare --optimizers sgd+polyak+polyak2", 2, "is not a valid optimizer"),
     ("compare --optimizers sgd@", 2, "the learning rate after @ must"),
     ("compare --optimizers sgd@nan", 2, "the learning rate after @ must"),
     ("compare --optimizers sgd@0", 2, "the learning rate after @ must"),

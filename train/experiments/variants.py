@@ -72,7 +72,8 @@ def parse(text: str) -> Variant:
         change = _CHANGES.get(part, {})
         if bound := _POLYAK.fullmatch(part):
             change = {"polyak_factor": float(bound[1] or _POLYAK_FACTOR)}
-        if change and all(optimizers.has_option(name, option) for option in change):
+        known = change and all(optimizers.has_option(name, each) for each in change)
+        if known and changes.keys().isdisjoint(change):  # +layer+kernel has no meaning.
             changes |= change
         else:
             raise ValueError(
