@@ -56,20 +56,25 @@ def is_confined(value: Any, holder: Any) -> bool:
     """Whether a value must not be kept in a Linen scope or a variable of NNX.
 
     It must not if it is a tracer of a transformation, such as `jax.vmap`, that JAX
-    began after the holder was created: the tracer is invalid once this has ended.
+    began after the holder was created: the tracer is invalid once this has ended. If a
+    later version lacks these private parts, the answer is no; JAX then raises an error
+    of its own, which does not name the layer.
     """
-    state = jax.extend.core.get_opaque_trace_state()
-    if isinstance(holder, Scope):
-        is_outer = holder.root.trace_level != state
-    else:
-        is_outer = not holder._can_update
-    # Within `jax.grad`, for example, a statistic, through which no gradient flows, is
-    # not of the inner trace.
-    trace = state._trace_ref()
-    return is_outer and any(
-        isinstance(leaf, jax.core.Tracer) and leaf._trace is trace
-        for leaf in jax.tree.leaves(value)
-    )
+    try:
+        state = jax.extend.core.get_opaque_trace_state()
+        if isinstance(holder, Scope):
+            is_outer = holder.root.trace_level != state
+        else:
+            is_outer = not holder._can_update
+        # Within `jax.grad`, for example, a statistic, through which no gradient flows,
+        # is not of the inner trace.
+        trace = state._trace_ref()
+        return is_outer and any(
+            isinstance(leaf, jax.core.Tracer) and leaf._trace is trace
+            for leaf in jax.tree.leaves(value)
+        )
+    except AttributeError:
+        return False
 
 
 class _Added(str):

@@ -74,6 +74,19 @@ def test_a_tracer_is_confined_to_a_trace_that_began_after_its_holder():
     assert found == [(True, False)] * 6
 
 
+def test_a_version_without_the_private_parts_captures_nevertheless(monkeypatch):
+    state = object()  # Without `_trace_ref`.
+    monkeypatch.setattr(
+        jax.extend.core, "get_opaque_trace_state", lambda *_, **__: state
+    )
+    with capture_input_norms():
+        layer, x = nn.Dense(1), jnp.ones((2, 3))
+        _, variables = layer.init_with_output(jax.random.key(0), x)
+        _, sown = layer.apply(variables, x, mutable=["intermediates"])
+    (norm,) = sown["intermediates"]["input_norm"]
+    assert norm.squeeze() == 3  # 3 inputs of 1
+
+
 @pytest.mark.parametrize(
     ("filter_like", "expected"),
     [
