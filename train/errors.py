@@ -2,7 +2,9 @@
 
 import difflib
 import importlib.util
+import io
 import os
+import select
 import signal
 import sys
 import traceback
@@ -121,8 +123,13 @@ def _advice(program: str, missing: list[str]) -> str:
 def _drop_closed_output() -> bool:
     """Returns whether stdout is a closed pipe; if so, redirects it to /dev/null."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        # Flushing would do nothing if PYTHONUNBUFFERED is set.
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        closed = bool(poll.poll(0))
+    except io.UnsupportedOperation:  # Not a file.
+        return False
+    if closed:
         # Otherwise Python would complain when it flushes stdout at exit.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 import errno
 import functools
 import importlib
+import io
 import os
 import re
 import signal
@@ -137,10 +138,12 @@ def test_the_checked_packages_are_those_that_the_project_declares():
     assert errors.missing_packages() == []
 
 
-def test_a_closed_output_ends_a_command_silently(monkeypatch, capsys):
+@pytest.mark.parametrize("buffered", [True, False])  # False: PYTHONUNBUFFERED.
+def test_a_closed_output_ends_a_command_silently(monkeypatch, capsys, buffered):
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "w") as closed:
+    raw = os.fdopen(write, "wb", -1 if buffered else 0)
+    with io.TextIOWrapper(raw, write_through=True) as closed:
         monkeypatch.setattr(sys, "stdout", closed)
         status = errors.report_errors(lambda: print("a line", flush=True) or 0)
         print("another")
