@@ -8,7 +8,7 @@ an optimizer that needs statistics of the layers' inputs is an `Optimizer`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.data.augment import Augmentation as Augmentation
+    from train.data.images.augment import Augmentation as Augmentation
     from train.data.types import ImageDataset as ImageDataset
     from train.data.types import Preprocessing as Preprocessing
     from train.data.types import Split as Split
@@ -22,7 +22,7 @@ _PUBLIC = {
     "ImageDataset": "train.data.types",
     "Split": "train.data.types",
     "Preprocessing": "train.data.types",
-    "Augmentation": "train.data.augment",
+    "Augmentation": "train.data.images.augment",
     "Optimizer": "train.training.optimizers.base",
 }
 

@@ -18,7 +18,7 @@ from benchmarks.settings import Sizes
 from benchmarks.task import Failed, Result
 from train.benchmark import workload as workloads
 from train.benchmark.workload import Workload
-from train.data.augment import Augmentation
+from train.data.images.augment import Augmentation
 from train.data.types import ImageDataset, Preprocessing, Split
 from train.run.experiment import Experiment
 from train.run_config import RunConfig

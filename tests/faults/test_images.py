@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import decode
+from train.data.images import decode
 
 IMAGES = 40
 KINDS = ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm")

@@ -74,6 +74,11 @@ SMALLEST = [
 ]
 
 
+@pytest.mark.parametrize("rows", [FULL_SIZE, SMALLEST])
+def test_each_network_has_a_row(rows):
+    assert {name for name, *_ in rows} == set(models.names())
+
+
 @pytest.mark.parametrize("name, options, size", SMALLEST)
 def test_smaller_images_are_an_error_that_names_the_smallest_size(name, options, size):
     model = models.create(name, **options)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.data.augment import Augmentation
+from train.data.images.augment import Augmentation
 from train.data.types import ImageDataset, Preprocessing, Split
 
 

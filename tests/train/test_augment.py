@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.data import augment
-from train.data.augment import Augmentation, Draws
+from train.data.images import augment
+from train.data.images.augment import Augmentation, Draws
 
 
 def crop_and_flip(image, offset, flip, padding, mode):

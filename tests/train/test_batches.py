@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from train.data import loader as batches
-from train.data.crops import Crops
+from train.data.images.crops import Crops
 from train.data.tfds.records import Record, Records
 from train.errors import UserError
 from train.run.validation import Subset

@@ -14,7 +14,7 @@ from PIL import Image
 import models
 from train import cli
 from train.data import digits
-from train.data.augment import Augmentation
+from train.data.images.augment import Augmentation
 from train.data.types import Preprocessing, Split
 from train.run import experiment, loop, metrics
 from train.run import folder as run_folder

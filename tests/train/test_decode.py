@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 from PIL import Image
 
-from train.data import decode
+from train.data.images import decode
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "tiff"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.data.augment import Augmentation
+from train.data.images.augment import Augmentation
 from train.data.types import Preprocessing
 from train.run.experiment import chunk_lengths
 from train.training import in_memory

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.data.augment import Augmentation
+from train.data.images.augment import Augmentation
 from train.data.types import Preprocessing
 from train.training import parallel
 from train.training.evaluate import evaluate

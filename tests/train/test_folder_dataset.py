@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import crops, decode
 from train.data import folder as folder_dataset
-from train.data.augment import Augmentation
+from train.data.images import crops, decode
+from train.data.images.augment import Augmentation
 from train.errors import UserError
 
 from . import processes
@@ -308,7 +308,7 @@ def refuse(*args, **kwargs): raise AssertionError("network")
 socket.socket.connect = socket.getaddrinfo = refuse
 from pathlib import Path
 from train.data import digits
-from train.data import decode
+from train.data.images import decode
 from train.data import folder as folder_dataset
 digits.load()
 assert "tensorflow_datasets" not in sys.modules

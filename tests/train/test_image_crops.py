@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data.crops import Crops, draw_box, resize_and_crop
+from train.data.images.crops import Crops, draw_box, resize_and_crop
 
 
 def picture(width, height):

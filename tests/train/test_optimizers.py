@@ -1,6 +1,7 @@
 """Optimizers by name against their references."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import insgd_optax
 from train.training import optimizers
 from train.training.optimizers import OptimizerConfig, rules
 
+PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
 PARAMS = {"Dense_0": {"kernel": np.array([[1.0, -2.0]]), "bias": np.array([0.5, 3.0])}}
 NORMS = {"Dense_0": {"input_norm": np.full((1, 1), np.exp(4.0))}}
 SETTINGS = {
@@ -156,13 +158,30 @@ def test_sgd_takes_dampening_and_nesterov(x64):
     assert_close(got, trajectory(optax.with_extra_args_support(reference)))
 
 
-@pytest.mark.parametrize("name", ["lars", "lsalr"])
-def test_nesterov_changes_the_steps(x64, name):
-    both = [OptimizerConfig(nesterov=nesterov) for nesterov in (False, True)]
-    plain, ahead = (
+@pytest.mark.parametrize(
+    ("option", "value", "name"),
+    [
+        (option, value, name)
+        for option, value in (("momentum", 0.5), ("nesterov", True), ("dampening", 0.5))
+        for name in optimizers.NAMES
+        # These two need other statistics than `trajectory` gives.
+        if name not in ("lms-newton", "insgd-as-released")
+        if optimizers.has_option(name, option)
+    ],
+)
+def test_an_option_changes_the_steps_of_an_optimizer_that_takes_it(
+    x64, option, value, name
+):
+    both = [OptimizerConfig(), OptimizerConfig(**{option: value})]
+    plain, changed = (
         trajectory(optimizers.create(name, 0.1, config).tx) for config in both
     )
-    assert np.max(np.abs(plain["Dense_0"]["bias"] - ahead["Dense_0"]["bias"])) > 1e-6
+    assert np.max(np.abs(plain["Dense_0"]["bias"] - changed["Dense_0"]["bias"])) > 1e-6
+
+
+def test_the_page_lists_each_optimizer():
+    (names,) = re.findall(r"^\| `NAME` \| (.*?);", PAGE.read_text(), re.MULTILINE)
+    assert set(optimizers.NAMES) <= set(re.findall(r"[a-z][\w+-]+", names))
 
 
 @pytest.mark.parametrize("polyak_factor", [None, 0.3])

@@ -1,9 +1,14 @@
 """The presets against the paper's tables, as printed."""
 
+import dataclasses
+import typing
+
 import pytest
 
 import models
 from train.experiments.paper import presets
+from train.experiments.paper.report import dry_run
+from train.experiments.paper.table import TableConfig
 from train.run_config import RunConfig
 from train.training import optimizers
 
@@ -83,6 +88,13 @@ NETWORKS = {
 }
 
 
+def test_each_table_has_a_number_its_rows_and_its_network():
+    number = typing.get_type_hints(TableConfig)["number"]
+    assert typing.get_args(number) == tuple(presets.TABLES)
+    assert list(PAPER) == list(presets.TABLES)
+    assert {*NETWORKS, 7} == set(presets.TABLES)  # 7 has several networks.
+
+
 @pytest.mark.parametrize("number", PAPER)
 def test_rows_match_the_papers(number):
     table = presets.TABLES[number]
@@ -154,3 +166,18 @@ def test_shortened_runs_scale_the_schedule(number, epochs, expected):
     whole = presets.options(table, table.rows[0])
     assert whole["epochs"] == table.epochs
     assert whole.get("milestones") in (None, (79, 119, 159), (30, 60))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "steps"])
+def test_a_table_may_leave_its_schedule_to_the_defaults(schedule):
+    table = dataclasses.replace(
+        presets.TABLES[6],
+        options={"model": "custom_cnn", "batch_size": 128, "schedule": schedule},
+    )
+    RunConfig(dataset="digits", **presets.options(table, table.rows[0], 20))
+    printed = dry_run(6, table, 20, seeds=1, dataset="digits", with_controls=False)
+    assert {
+        "constant": " constant ",
+        "cosine": " cosine, restarts every 10 epochs ",
+        "steps": " x0.2 after epochs 8/12/16 ",
+    }[schedule] in printed

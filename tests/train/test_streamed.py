@@ -10,9 +10,10 @@ import pytest
 
 import models
 from train import cli
-from train.data import decode, imagenet
+from train.data import imagenet
 from train.data import loader as batches
-from train.data.crops import Crops
+from train.data.images import decode
+from train.data.images.crops import Crops
 from train.experiments.paper import presets
 from train.run.experiment import Experiment, create_evaluator
 from train.run_config import RunConfig

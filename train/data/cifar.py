@@ -17,8 +17,8 @@ import numpy as np
 
 from train import progress as progress_bars
 from train.data import cache as array_cache
-from train.data import decode
-from train.data.augment import Augmentation
+from train.data.images import decode
+from train.data.images.augment import Augmentation
 from train.data.tfds import reader
 from train.data.tfds.reader import data_dir
 from train.data.types import ImageDataset, Preprocessing, Split

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from train.data.augment import Augmentation
+from train.data.images.augment import Augmentation
 from train.data.types import ImageDataset, Preprocessing, Split
 
 TEST_IMAGES = 360

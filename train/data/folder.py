@@ -11,10 +11,10 @@ import numpy as np
 
 from train import progress as progress_bars
 from train.data import cache as array_cache
-from train.data import crops, decode, image_folder
-from train.data.augment import Augmentation
 from train.data.cifar import CIFAR10
-from train.data.image_folder import SPLITS, ImageFolder
+from train.data.images import crops, decode, image_folder
+from train.data.images.augment import Augmentation
+from train.data.images.image_folder import SPLITS, ImageFolder
 from train.data.types import ImageDataset, Preprocessing, Split
 from train.errors import UserError
 from train.markdown import counted

@@ -11,8 +11,8 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
-from train.data import decode
-from train.data.crops import Crops
+from train.data.images import decode
+from train.data.images.crops import Crops
 from train.data.tfds import reader
 from train.data.tfds.reader import INFO, data_dir
 from train.data.tfds.records import Records

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.data import decode
-from train.data.crops import Crops
+from train.data.images import decode
+from train.data.images.crops import Crops
 from train.data.tfds.records import Records
 from train.errors import UserError
 

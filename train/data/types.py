@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.data.augment import Augmentation
-from train.data.crops import Crops
+from train.data.images.augment import Augmentation
+from train.data.images.crops import Crops
 from train.data.tfds.records import Records
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from train.data import augment, crops, decode
+from train.data.images import augment, crops, decode
 from train.data.types import Preprocessing, RecordedDataset
 from train.errors import UserError
 from train.run import folder as run_folder

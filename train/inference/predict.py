@@ -17,7 +17,7 @@ import tyro
 from train import files
 from train import progress as progress_bars
 from train.config import check_numbers
-from train.data.image_folder import SUFFIXES
+from train.data.images.image_folder import SUFFIXES
 from train.errors import UserError, print_warning
 from train.inference.load import Checkpoint, TrainedModel, decode_image, restore_model
 from train.markdown import counted

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train.data import augment
+from train.data.images import augment
 from train.data.types import Preprocessing
 from train.training.state import TrainState
 from train.training.step import cross_entropy

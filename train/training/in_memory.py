@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from train.data import augment
+from train.data.images import augment
 from train.data.types import ImageDataset, Preprocessing
 from train.training.evaluate import evaluate
 from train.training.parallel import Devices, Program

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.data import augment
+from train.data.images import augment
 from train.data.types import Preprocessing
 from train.training.optimizers.base import Capture, ExtraMetric
 from train.training.state import AveragedTrainState, LoopState, TrainState

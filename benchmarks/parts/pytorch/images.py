@@ -1,4 +1,4 @@
-"""Images on PyTorch's device, cropped and flipped as in `train.data.augment`."""
+"""Images on PyTorch's device, cropped and flipped as in `train.data.images.augment`."""
 
 from collections.abc import Iterator
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.experiments.reports import MeanStd
+from train.run_config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Table:
     rows: tuple[PaperRow, ...]
 
 
+# Options that a table prints, also where it does not set them.
+_DEFAULTS = {
+    name: getattr(RunConfig, name)
+    for name in (
+        *("schedule", "milestones", "milestone_factor", "restart_epochs"),
+        *("momentum", "weight_decay", "batch_norm", "model_options"),
+    )
+}
 _CIFAR = {
     "batch_size": 128,
     "schedule": "steps",
@@ -240,8 +249,9 @@ def options(table: Table, row: PaperRow, epochs: int | None = None) -> dict[str,
     Returns:
         Options of `RunConfig`, by name.
     """
-    chosen = {**table.options, **row.options, "epochs": epochs or table.epochs}
-    if chosen["epochs"] == table.epochs:
+    chosen = {**_DEFAULTS, **table.options, **row.options}
+    chosen["epochs"] = epochs or table.epochs
+    if chosen["epochs"] == table.epochs or chosen["schedule"] == "constant":
         return chosen
     share = chosen["epochs"] / table.epochs
     if chosen["schedule"] == "cosine":

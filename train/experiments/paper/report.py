@@ -119,9 +119,7 @@ def dry_run(
     header += ["Weight decay", "Momentum"]
     rows = []
     for row in table.rows:
-        chosen = {
-            name: getattr(RunConfig, name) for name in ("batch_norm", "model_options")
-        } | presets.options(table, row, epochs)
+        chosen = presets.options(table, row, epochs)
         rows.append(
             [
                 chosen["optimizer"],

@@ -1,0 +1,1 @@
+"""Images: where a folder keeps them, decoding, cropping, and augmentation."""
