@@ -73,7 +73,7 @@ def main(args):
     model.eval()
     print(f"test accuracy {accuracy(model, images[test], labels[test]):.1%}")
     for weight, number in covariance_condition_numbers(optimizer.opt_state).items():
-        print(f"{weight}: condition number of the input {float(np.max(number)):.0f}")
+        print(f"{weight}: condition number of the damped covariance {number:.0f}")
 
 
 if __name__ == "__main__":

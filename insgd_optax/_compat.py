@@ -1,6 +1,7 @@
 """Private APIs of Flax, Optax and JAX, which a release may change without notice.
 
-Each has a test in tests/insgd_optax/test_compat.py, which fails if the API changes.
+Each has a test that fails if the API changes: in tests/insgd_optax/test_compat.py, and
+for `is_within_optax_multi_steps` in test_multi_steps.py beside it.
 """
 
 import functools

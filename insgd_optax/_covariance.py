@@ -7,8 +7,9 @@ The covariance of a kernel of shape (s_1, ..., s_r) is one array of shape
 - n_i = s_i, 1 < b_i < s_i: it is cut into blocks of b_i along this axis, and
   covariances across blocks are left out.
 - n_i = s_i, b_i = 1: a batch axis: every index has a kernel, and an input, of its own.
-- n_i < s_i, b_i = 1: an output axis. n_i > 1 counts the groups of a grouped
-  convolution, each with an input of its own.
+- n_i < s_i, b_i = 1: an output axis, or, in a Kronecker product, an input axis of the
+  other factor. n_i > 1 counts the groups of a grouped convolution, each with an input
+  of its own.
 
 So the shape alone tells how a covariance acts on a kernel. Stacked layers have leading
 axes in front of that.

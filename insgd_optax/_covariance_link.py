@@ -275,12 +275,12 @@ def naming(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:
-    """The flag, computed after the arrays.
+    """The flag, which on a CPU is computed after the arrays.
 
-    XLA schedules what depends on the forward pass alone in the middle of the backward
-    pass, where memory is scarcest, and drops `optimization_barrier` before it does so.
-    So the flag is joined with a condition on the arrays that is always true but that
-    XLA cannot fold: a sign bit, shifted right as a signed number, is 0 or -1.
+    There, XLA schedules what depends on the forward pass alone in the middle of the
+    backward pass, where memory is scarcest, and drops `optimization_barrier` before it
+    does so. So the flag is joined with a condition on the arrays that is always true
+    but that XLA cannot fold: a sign bit, shifted right as a signed number, is 0 or -1.
     """
 
     def depending(flag: jax.Array, *arrays: jax.Array) -> jax.Array:

@@ -189,7 +189,7 @@ def naming_layer(layer: Any) -> Iterator[None]:
 
 
 def layer_name(layer: Any) -> str:
-    """A layer's class and, except in NNX, where it does not know it, its path."""
+    """A layer's class and its path; in NNX the class alone: layers have no path."""
     path = "/".join(map(str, getattr(layer, "path", ())))
     return f"{type(layer).__name__} at {path}" if path else type(layer).__name__
 

@@ -221,7 +221,7 @@ def averaged_axes(
     (3, 4, 5), only `left` tells that the axis of length 3 must stay.
 
     Raises:
-        ShapeMismatchError: if no choice fits, or several different ones do.
+        ShapeMismatchError: if no choice fits, or if several do and none of them wins.
     """
     excess = len(statistic) - len(weight)
     if excess < 0:

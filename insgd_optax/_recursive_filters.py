@@ -198,8 +198,8 @@ def rls_filter(
     Args:
         u: the input: see `lms_filter`.
         d: the desired output: see `lms_filter`.
-        num_taps: length of the filter. A sample costs about 22 num_taps^2
-            floating-point operations.
+        num_taps: length of the filter. A sample costs about 13 num_taps^2
+            floating-point operations for a real signal.
         forgetting: beta, 0 < beta <= 1; may be traced. The filter remembers about
             1 / (1 - beta) samples, which should be several times `num_taps`. With 1 it
             never forgets and does not follow a system that changes.

@@ -70,7 +70,7 @@ def test_nnx_digits_learns(monkeypatch, capsys):
     run(monkeypatch, "nnx_digits", "--steps", "100", "--tiny")
     printed = capsys.readouterr().out
     assert accuracies(printed)[-1] > 40
-    assert "conv2/kernel: condition number of the input" in printed
+    assert "conv2/kernel: condition number of the damped covariance" in printed
 
 
 def test_nnx_lora_learns(monkeypatch, capsys):
