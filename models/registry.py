@@ -44,7 +44,7 @@ def names() -> tuple[str, ...]:
     """Returns the names of the networks.
 
     Returns:
-        The names that `create` accepts, in the order of the documentation.
+        The names that `create` accepts, in the order in which messages list them.
 
     Example:
         >>> "custom_cnn" in names()

@@ -233,7 +233,7 @@ def wrn18(
     (`models/resnet_flat.py`). The paper cites Zagoruyko and Komodakis (2016), whose
     CIFAR networks differ: they normalize before the convolutions, and have three stages
     of 16k, 32k and 64k channels and a depth of 6n + 4. Their WRN-18 for ImageNet is a
-    widened ResNet-18; the network here is the one with widening factor 1.
+    widened ResNet-18; the network here has widening factor 1, and the stem for CIFAR.
     """
     return ResNet(
         stage_sizes=stage_sizes,

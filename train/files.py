@@ -60,7 +60,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def create(path: Path, content: bytes) -> None:
-    """Creates a file atomically.
+    """Creates a file, atomically if the file system has hard links.
 
     Raises:
         FileExistsError: if it exists.

@@ -39,13 +39,13 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 class StopRequest:
-    """Within this context, records SIGINT and SIGTERM; a second Ctrl-C interrupts.
+    """Within this context, records SIGINT and SIGTERM; a Ctrl-C after that interrupts.
 
     Args:
-        message: printed at the first signal; says when the process will stop.
+        message: printed at each signal recorded; says when the process will stop.
 
     Attributes:
-        signal: the signal received; None if there was none.
+        signal: the last signal recorded; None if there was none.
     """
 
     def __init__(self, message: str) -> None:

@@ -58,7 +58,7 @@ class RunConfig(TrainingConfig):
     learning_rate: float | None = None
     """Initial learning rate. Default: the optimizer's own, 0.1 for SGD and INSGD."""
     seed: int = 0
-    """Seed of initial parameters, shuffling, augmentation and dropout."""
+    """Seed of parameters, validation images, shuffling, augmentation and dropout."""
 
     run_dir: Path | None = None
     """Folder of the new run. Default: a new one in --runs-dir."""

@@ -32,7 +32,7 @@ from train.training import optimizers, parallel
 
 _POLL_SECONDS = 2.0
 _REMEDY = "Move the folder away to rerun it, or use another --runs-dir."
-# Options that do not affect results.
+# Options that do not affect results, except as `_affects_results` says.
 _FREE = FREE_ON_RESUME | {"processes"}
 
 

@@ -21,8 +21,8 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     After an error, Orbax may still be writing other arrays when the body has ended. The
     threads of these writes log their errors, which are never retrieved, and each write
     calls, when it ends, an event loop that is already closed. So after an error, the
-    filters of these three kinds of messages stay in place; that of the threads, until
-    the next save.
+    filters of these three kinds of messages stay in place: that of the threads until
+    the next save, and that of errors never retrieved until a save succeeds.
 
     Args:
         errors: type of the errors that the caller reports.

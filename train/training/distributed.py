@@ -136,7 +136,10 @@ def start(launch: Launch) -> None:
 
 @contextlib.contextmanager
 def peers_watched() -> Iterator[None]:
-    """Within this context, ends this process with one line if another one ends."""
+    """Within this context, ends this process with one line if another one ends.
+
+    Only if the processes were launched by hand: otherwise JAX ends them.
+    """
     if _peers is None:
         yield
         return
@@ -152,7 +155,7 @@ def peers_watched() -> Iterator[None]:
 
 
 def advise(text: str) -> None:
-    """Sets the advice printed when another process ends."""
+    """Sets the advice that `peers_watched` prints when another process ends."""
     if _peers is not None:
         _peers.advice = text
 

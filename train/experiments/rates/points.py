@@ -37,7 +37,7 @@ class UsableRange(NamedTuple):
 
     @property
     def effective_factor(self) -> float:
-        """Highest effective learning rate divided by the lowest."""
+        """Effective rate at the highest learning rate divided by that at the lowest."""
         return self.high.effective_rate / self.low.effective_rate
 
 

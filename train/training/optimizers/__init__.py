@@ -64,8 +64,8 @@ class _Entry(NamedTuple):
 
 
 # The learning rates are those of Table 3, for the optimizers in it. RMSprop's is
-# PyTorch's, LARS's moves a weight by about a thousandth of its norm per step, and those
-# of Momo, Prodigy and D-Adaptation are Optax's.
+# PyTorch's, LARS's moves a weight by a thousandth of its norm per step before momentum,
+# and those of Momo, Prodigy and D-Adaptation are Optax's.
 _OPTIMIZERS = {
     "sgd": _Entry(rules.sgd, 0.1, _BOUNDED),
     "adam": _Entry(rules.rescaled(optax.scale_by_adam), 0.001),
