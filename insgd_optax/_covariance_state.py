@@ -26,8 +26,9 @@ class LayerCovariance(NamedTuple):
             weight: for a kernel (d, m), one array of shape (d, 1, d, 1).
         mass: 1 - decay^t after t captures, which the mean is divided by: shape (), or
             that of the stacked axes.
-        inverse: D: one matrix of shape (d, d); in the Kronecker form, the eigenvectors
-            of the taps, and for each of them a matrix of channels.
+        inverse: D: for a kernel (d, m), one array of shape (1, 1, d, d); in the
+            Kronecker form, the eigenvectors of the taps, and for each of them a matrix
+            of channels.
         cosine: the cosine between the last update and the incoming one, shaped like
             `mass`; 1 before the first.
     """

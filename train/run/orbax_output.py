@@ -22,7 +22,8 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     threads of these writes log their errors, which are never retrieved, and each write
     calls, when it ends, an event loop that is already closed. So after an error, the
     filters of these three kinds of messages stay in place: that of the threads until
-    the next save, and that of errors never retrieved until a save succeeds.
+    the next save, that of errors never retrieved until a save succeeds, and that of
+    the late calls for good.
 
     Args:
         errors: type of the errors that the caller reports.
