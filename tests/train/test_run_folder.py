@@ -28,6 +28,8 @@ def test_a_folder_that_is_not_empty_is_left_unchanged(tmp_path):
     ):
         run_folder.create(RunConfig(run_dir=tmp_path), DATA)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    with pytest.raises(UserError, match="precious is a file. Move it away"):
+        run_folder.create(RunConfig(run_dir=tmp_path / "precious"), DATA)
 
 
 def test_an_empty_folder_may_be_given(tmp_path):

@@ -301,6 +301,10 @@ def _check_code(folder: RunFolder, trusted: Collection[str]) -> None:
 
 
 def _already_exists(path: Path, config: RunConfig) -> UserError:
+    if not path.is_dir():
+        return UserError(
+            f"The run folder {path} is a file. Move it away, or use another --run-dir."
+        )
     return UserError(
         f"The run folder {path} already exists and was left unchanged. Use --resume "
         f"{config.run_dir or path} to resume the run, or another --run-dir."
