@@ -64,21 +64,17 @@ def test_a_series_prints_the_remaining_runs_and_reports_all_settings(
         assert list((tmp_path / "runs" / name / "tensorboard").iterdir())
 
 
-def test_the_time_left_leaves_out_runs_that_others_finished(
-    tmp_path, monkeypatch, capsys
-):
-    configs = [
-        RunConfig(optimizer="sgd", seed=seed, runs_dir=tmp_path) for seed in range(4)
-    ]
-    finished = []
+@pytest.fixture
+def finished(monkeypatch):
+    """Folders of finished runs. Runs finish at once, and each takes ten minutes."""
+    found = []
 
     def run(config, lock):
-        # Meanwhile another process finishes the last run.
-        finished.extend({config.run_dir, series.run_path(configs[-1])})
+        found.append(config.run_dir)
         return 0
 
     def finished_metrics(config):
-        return [{}] if series.run_path(config) in finished else None
+        return [{}] if series.run_path(config) in found else None
 
     monkeypatch.setattr(series, "run", run)
     monkeypatch.setattr(series, "finished_metrics", finished_metrics)
@@ -86,6 +82,22 @@ def test_the_time_left_leaves_out_runs_that_others_finished(
     monkeypatch.setattr(
         series, "time", SimpleNamespace(monotonic=count(0, 600).__next__)
     )
+    return found
+
+
+def test_the_time_left_leaves_out_runs_that_others_finished(
+    tmp_path, monkeypatch, capsys, finished
+):
+    configs = [
+        RunConfig(optimizer="sgd", seed=seed, runs_dir=tmp_path) for seed in range(4)
+    ]
+    run = series.run
+
+    def run_while_another_process_finishes_the_last(config, lock):
+        finished.append(series.run_path(configs[-1]))
+        return run(config, lock)
+
+    monkeypatch.setattr(series, "run", run_while_another_process_finishes_the_last)
     assert series.complete(configs) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "Run 1 of 4 to do:",
@@ -94,22 +106,7 @@ def test_the_time_left_leaves_out_runs_that_others_finished(
     ]
 
 
-def test_a_run_that_two_rows_share_counts_once(tmp_path, monkeypatch, capsys):
-    finished = []
-
-    def run(config, lock):
-        finished.append(config.run_dir)
-        return 0
-
-    def finished_metrics(config):
-        return [{}] if series.run_path(config) in finished else None
-
-    monkeypatch.setattr(series, "run", run)
-    monkeypatch.setattr(series, "finished_metrics", finished_metrics)
-    monkeypatch.setattr(series, "_keep_compiled", lambda folder: None)
-    monkeypatch.setattr(
-        series, "time", SimpleNamespace(monotonic=count(0, 60).__next__)
-    )
+def test_a_run_that_two_rows_share_counts_once(tmp_path, monkeypatch, capsys, finished):
     options = {"optimizer": "sgd", "runs_dir": tmp_path}
     configs = [
         RunConfig(**options),
@@ -120,7 +117,7 @@ def test_a_run_that_two_rows_share_counts_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "0 of 2 runs are finished.",
         "Run 1 of 2 to do:",
-        "Run 2 of 2 to do: about 1 min left",
+        "Run 2 of 2 to do: about 10 min left",
     ]
     record = SimpleNamespace(environments=[])
     monkeypatch.setattr(run_folder, "load", lambda path, code: record)
