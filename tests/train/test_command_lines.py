@@ -428,7 +428,7 @@ PLACES = [
     ("--resume {run} --run-dir x", 2, "--run-dir is for a new run"),
     ("--resume {run} --epochs 0", 2, "--epochs must be at"),
     ("--run-dir {run} --batch-size 16 --parallel jit", 2, "already exists"),
-    ("--run-dir {file} --batch-size 16 --parallel jit", 2, "already exists"),
+    ("--run-dir {file} --batch-size 16 --parallel jit", 2, "is a file. Move it away"),
     ("--runs-dir {file} --batch-size 16 --parallel jit", 2, "cannot be created"),
     ("--dataset folder:/nowhere", 2, "/nowhere does not exist"),
     ("--dataset folder:~nobody-by-this-name", 2, "a user who does not exist"),
