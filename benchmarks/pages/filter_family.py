@@ -4,7 +4,6 @@ python -m benchmarks.pages.filter_family
 """
 
 import functools
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import padasip
 
 from insgd_optax import affine_projection_filter, lms_filter, nlms_filter, rls_filter
+from train.benchmark import timing
 
 NUM_TAPS, ROUNDS = (16, 64, 256), 7
 SECONDS = 0.2  # Approximately, of one run.
@@ -74,14 +74,12 @@ def main():
     rows: dict[str, list[str]] = {}
     for num_taps in NUM_TAPS:
         runs = cases(num_taps)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(ROUNDS):  # Interleaved: the machine's load hits all alike.
-            for name, (run, num_samples) in runs.items():
-                times[name].append(1e6 * seconds(run) / num_samples)
-        for name, micros in times.items():
+        programs = {name: timing.repeated(run) for name, (run, _) in runs.items()}
+        times = timing.interleave(programs, ROUNDS, np.random.default_rng(0))
+        for name, (_, num_samples) in runs.items():
+            micros = 1e6 * times[name].seconds / num_samples
             rows.setdefault(name, []).append(
-                f"{statistics.median(micros):.2f}"
-                f" ({min(micros):.2f} - {max(micros):.2f})"
+                f"{np.median(micros):.2f} ({min(micros):.2f} - {max(micros):.2f})"
             )
     print(f"| filter | {' | '.join(f'{n} taps' for n in NUM_TAPS)} |")
     for name, cells in rows.items():

@@ -3,9 +3,7 @@
 python -m benchmarks.pages.filters
 """
 
-import statistics
 import sys
-import time
 
 import jax
 import numpy as np
@@ -16,15 +14,15 @@ except ImportError as error:
     sys.exit(f"{error}: this compares with padasip. Run: pip install padasip")
 
 from insgd_optax import nlms_filter
+from train.benchmark import timing
 
 NUM_SAMPLES, NUM_TAPS, ROUNDS = 1_000_000, 256, 5
 
 
 def ours(u, d, weight_history):
-    fit = nlms_filter(
+    return nlms_filter(
         u, d, num_taps=NUM_TAPS, step_size=0.5, weight_history=weight_history
     )
-    return jax.block_until_ready(fit)
 
 
 def theirs(u, d):
@@ -47,18 +45,11 @@ def main():
         "float64, weight_history=False": lambda: ours(u, d, False),
         "float32, weight_history=False": lambda: ours(u32, d32, False),
     }
-    for name, run in cases.items():
-        if "padasip" not in name:
-            run()  # Compiles.
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(ROUNDS):  # Interleaved: the machine's load hits all alike.
-        for name, run in cases.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    reference = statistics.median(times["padasip, float64"])
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
+    programs = {name: timing.repeated(run) for name, run in cases.items()}
+    times = timing.interleave(programs, ROUNDS, rng)
+    reference = np.median(times["padasip, float64"].seconds)
+    for name, (seconds, _) in times.items():
+        median = np.median(seconds)
         print(
             f"| {name} | {median:.2f} | {min(seconds):.2f} - {max(seconds):.2f} |"
             f" {reference / median:.1f} |"

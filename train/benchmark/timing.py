@@ -3,8 +3,9 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 _RESAMPLES = 2000
@@ -33,6 +34,16 @@ class Ratio:
     interval: tuple[float, float]
     paired: float
     quartiles: tuple[float, float]
+
+
+def repeated(run: Callable[[], Any]) -> Callable[[int], None]:
+    """Makes a program for `interleave` of a function that returns arrays."""
+
+    def program(times: int) -> None:
+        for _ in range(times):
+            jax.block_until_ready(run())
+
+    return program
 
 
 def interleave(

@@ -43,15 +43,16 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
         )
     # A dictionary holds only the last of several equal keys.
     nodes: Any = yaml.compose(text, yaml.SafeLoader)
-    keys = [str(key.value) for key, _ in nodes.value]
-    fields = [key.replace("-", "_") for key in keys]
-    for number, key in enumerate(keys):
-        if fields[number] in fields[:number]:
+    fields = set()
+    for node, _ in nodes.value:
+        if (field := _field(node.value)) in fields:
+            key = str(node.value)
             raise UserError(f"--config {path}: {key!r} is set twice. Remove one line.")
+        fields.add(field)
     types = {name: hint for name, hint in types.items() if name != OPTION}
     found = {}
     for key, value in values.items():
-        field = str(key).replace("-", "_")
+        field = _field(key)
         if field not in types:
             raise UserError(
                 f"--config {path}: there is no option {str(key)!r}."
@@ -64,6 +65,11 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"--config {path}: {error}") from error
         found[field] = value
     return found
+
+
+def _field(key: Any) -> str:
+    """The field that a key of the file names, with dashes or underscores."""
+    return str(key).replace("-", "_")
 
 
 def to_text(values: Mapping[str, Any], path: str) -> str:

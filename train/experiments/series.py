@@ -212,7 +212,7 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
     in_part = f"; {started} more {'was' if started == 1 else 'were'} started"
     print(
         f"{len(configs) - len(missing)} of {len(configs)} runs are finished"
-        f"{in_part * bool(started)}."
+        f"{in_part if started else ''}."
     )
     if not missing:
         return 0
