@@ -74,7 +74,7 @@ def insgd_as_released(
 
     Returns:
         A transformation whose `update` requires the keyword `input_norms`, and the
-        parameters where weight decay is not 0. It keeps no running average P.
+        parameters where weight decay is not 0. It keeps no running average of P.
         `MultiSteps` does not pass the norms on, so it cannot contain this
         transformation. Updates have the gradients' shapes and dtypes.
 

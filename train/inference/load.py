@@ -160,8 +160,8 @@ def load_run(
     """Loads the trained network of a run.
 
     Neither the training images nor the devices on which it was trained are needed. The
-    checkpoint is verified by its checksum; if it is damaged, the next one takes its
-    place, with a warning.
+    checkpoint is verified by its checksum; if it is damaged, the latest or best of the
+    others that is intact takes its place, with a warning.
 
     Args:
         path: the run folder.
