@@ -114,7 +114,7 @@ def ran(monkeypatch):
         return 0
 
     monkeypatch.setattr(series, "run", run)
-    monkeypatch.setattr(series, "_keep_compiled", lambda folder: None)
+    monkeypatch.setattr(series, "keep_compiled", lambda folder: None)
     return seeds
 
 

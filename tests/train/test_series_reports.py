@@ -78,7 +78,7 @@ def finished(monkeypatch):
 
     monkeypatch.setattr(series, "run", run)
     monkeypatch.setattr(series, "finished_metrics", finished_metrics)
-    monkeypatch.setattr(series, "_keep_compiled", lambda folder: None)
+    monkeypatch.setattr(series, "keep_compiled", lambda folder: None)
     monkeypatch.setattr(
         series, "time", SimpleNamespace(monotonic=count(0, 600).__next__)
     )

@@ -126,9 +126,16 @@ class Stepper:
             num_steps=self.steps_per_call(),
         )
         # Donate the state, as training does.
-        self._compiled = (
-            jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
-        )
+        self._lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
+
+    @functools.cached_property
+    def _compiled(self) -> jax.stages.Compiled:
+        return self._lowered.compile()
+
+    def compile(self) -> "Stepper":
+        """Compiles the program, unlike tracing also beside others in threads."""
+        _ = self._compiled
+        return self
 
     @staticmethod
     def steps_per_call() -> int:

@@ -226,7 +226,7 @@ def complete(configs: Sequence[RunConfig], processes: int = 1) -> int:
 
 
 def _complete_here(missing: Sequence[RunConfig]) -> int:
-    _keep_compiled(missing[0].cache_folder / "compiled")
+    keep_compiled(missing[0].cache_folder / "compiled")
     waiting = False
     numbers = {run_path(config): n for n, config in enumerate(missing, start=1)}
     started, left = time.monotonic(), missing
@@ -291,7 +291,7 @@ def _finish(config: RunConfig, title: str) -> int:
         return run(dataclasses.replace(config, run_dir=path), lock)
 
 
-def _keep_compiled(folder: Path) -> None:
+def keep_compiled(folder: Path) -> None:
     """Enables JAX's compilation cache: runs that differ in their seeds share programs.
 
     So do those that differ in the learning rate.

@@ -1,0 +1,85 @@
+"""Trains optimizers as `python -m train compare` does, without saving checkpoints.
+
+On an accelerator, saving the state after each epoch of a small network takes longer
+than training it. The metrics of all runs are written to a JSON file after each run;
+runs that the file has already are not repeated.
+
+python -m benchmarks.pages.training_runs --out FILE --optimizers NAME@RATE ... \
+    [--seeds N] [OPTIONS OF COMPARE]
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from train import files, provenance
+from train.command_line import parser
+from train.errors import report_errors
+from train.experiments import series
+from train.experiments.variants import SeriesConfig
+from train.run import loop
+from train.run.experiment import Experiment
+
+PROGRAM = "python -m benchmarks.pages.training_runs"
+METRICS = ("test_top1", "train_loss", "test_loss", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunsConfig(SeriesConfig):
+    """Train with several optimizers and seeds, and write their metrics."""
+
+    out: Path = Path("training_runs.json")
+    """JSON file to write; runs that it has already are not repeated."""
+
+
+def train(config, dataset):
+    """Trains one run; returns the metrics of its epochs."""
+    rows = []
+    experiment = Experiment(config, dataset)
+    loop.fit(
+        experiment,
+        experiment.start(),
+        config.epochs,
+        stopped=lambda: False,
+        on_epoch=lambda loop_state, row: rows.append(row),
+        on_divergence=lambda step: print(f"{config.optimizer} diverged in step {step}"),
+    )
+    return rows
+
+
+def run_all(config: RunsConfig) -> int:
+    """Trains what is missing, seed by seed."""
+    found: dict[str, dict] = {name: {} for name in ("seeds", *METRICS)}
+    if config.out.exists():
+        before = json.loads(files.read(config.out))
+        found = {name: before[name] for name in found}
+    dataset = config.load_dataset()
+    named = {text: config.runs(text) for text in config.optimizers}
+    for seed in range(config.seeds):
+        for text, runs in named.items():
+            seeds = found["seeds"].setdefault(text, [])
+            if seed in seeds:
+                continue
+            rows = train(runs[seed], dataset)
+            seeds.append(seed)
+            for name in METRICS:
+                factor, digits = (100, 2) if name == "test_top1" else (1, 4)
+                values = [round(factor * row[name], digits) for row in rows]
+                found[name].setdefault(text, []).append(values)
+            print(f"{text}, seed {seed}: {rows[-1]['test_top1']:.2%}", flush=True)
+            command = {"command": shlex.join([*PROGRAM.split(), *sys.argv[1:]])}
+            report = provenance.describe() | command | found
+            files.write(config.out, json.dumps(report, indent=1).encode())
+    return 0
+
+
+def main() -> int:
+    config = parser.parse_options(sys.argv[1:], RunsConfig, program=PROGRAM)
+    series.keep_compiled(config.cache_folder / "compiled")
+    return report_errors(lambda: run_all(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
