@@ -1,7 +1,8 @@
 """(b) The time and memory of a step of several optimizers, in interleaved rounds."""
 
+import concurrent.futures
 import dataclasses
-import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,13 +13,14 @@ from benchmarks.task import Result
 from train.benchmark import measure, timing
 from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
-from train.training.optimizers.base import Capture, OptimizerConfig
-from train.training.step import TrainStep, train_step
 
-# LMS-Newton with one conditional a step, instead of one a layer.
-ONE_CONDITIONAL = "lms-newton, one conditional"
+# LMS-Newton with a conditional in every layer, instead of one per step.
+PER_LAYER = "lms-newton, a conditional per layer"
 # SGD is what the others are compared with.
-OPTIMIZERS = ("sgd", "insgd-l2", "lms-newton", ONE_CONDITIONAL, "adamw", "muon")
+OPTIMIZERS = (
+    *("sgd", "insgd-l2", "lms-newton", PER_LAYER),
+    *("adamw", "muon", "muon+whitened"),
+)
 # A second copy of SGD: its difference from the first is the noise of the method.
 CONTROL = "sgd again"
 
@@ -37,21 +39,31 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
         Values that JSON can hold, with "optimizers" and "errors" by name.
     """
     errors: dict[str, str] = {}
-    steppers: dict[str, Stepper] = {}
-    programs = {}
     # All are timed over whole periods of the optimizer with the longest period.
     period = max(measure.calls_in_a_period(_optimizer(name)) for name in OPTIMIZERS)
-    for name in OPTIMIZERS:
-        step_fn = _with_one_conditional if name == ONE_CONDITIONAL else train_step
-        try:
-            stepper = Stepper(workload, image_size, _optimizer(name), step_fn=step_fn)
-            run = stepper.run_from(jax.tree.map(jnp.copy, stepper.state), period)
-            run(1)
-        # Errors have many types; most say that memory ran out.
-        except Exception as error:  # noqa: BLE001
-            errors[name] = f"{type(error).__name__}: {error}"[:1000]
-            continue
-        steppers[name], programs[name] = stepper, run
+
+    def traced(name: str) -> Stepper:
+        once = False if name == PER_LAYER else None
+        return Stepper(workload, image_size, _optimizer(name), one_conditional=once)
+
+    def compiled_one(name: str) -> Stepper:
+        return steppers[name].compile()
+
+    def first_round(name: str) -> Callable[[int], None]:
+        stepper = steppers[name]
+        run = stepper.run_from(jax.tree.map(jnp.copy, stepper.state), period)
+        run(1)
+        return run
+
+    steppers = _each(traced, OPTIMIZERS, errors)
+    names = list(steppers)
+    # The first alone, since a GPU's autotuner times kernels, and the other programs
+    # share most of its choices.
+    compiled = _each(compiled_one, names[:1], errors)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiled |= _each(compiled_one, names[1:], errors, pool.map)
+    programs = _each(first_round, compiled, errors)
+    steppers = {name: steppers[name] for name in programs}
     if "sgd" in steppers:
         programs[CONTROL] = steppers["sgd"].run_from(steppers["sgd"].state, period)
     if not programs:
@@ -80,6 +92,31 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
     }
 
 
+def _each(
+    action: Callable[[str], Any],
+    names: Iterable[str],
+    errors: dict[str, str],
+    run: Callable[..., Iterable[Any]] = map,
+) -> dict[str, Any]:
+    """Returns the results of an action by name; what it raises goes to `errors`."""
+
+    def attempt(name: str) -> Any:
+        try:
+            return action(name)
+        # Errors have many types; most say that memory ran out.
+        except Exception as error:  # noqa: BLE001
+            errors[name] = f"{type(error).__name__}: {error}"[:1000]
+            return None
+
+    names = list(names)
+    results = list(run(attempt, names))
+    return {
+        name: result
+        for name, result in zip(names, results, strict=True)
+        if name not in errors
+    }
+
+
 def setting(workload: Workload, image_size: int, rounds: int) -> Result:
     """Returns what was timed, as it is stored in JSON."""
     return {
@@ -103,22 +140,6 @@ def summary(seconds: np.ndarray, batch_size: int) -> Result:
 
 def _optimizer(name: str) -> str:
     return name.partition(",")[0]
-
-
-def _with_one_conditional(
-    state: Any, batch: Any, rng: jax.Array, *, capture: Capture
-) -> tuple[Any, Any]:
-    """`train_step`, compiled once with the capture and once without it.
-
-    On a GPU, the host waits for the value of every condition.
-    """
-
-    def at(step: int) -> TrainStep:
-        # Given a Python int, whether to capture is decided while the step is traced.
-        return functools.partial(train_step, capture=lambda _: capture(step))
-
-    captures = state.step % OptimizerConfig.covariance_every == 0
-    return jax.lax.cond(captures, at(0), at(1), state, batch, rng)
 
 
 def _time(

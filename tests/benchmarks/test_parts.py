@@ -1,12 +1,8 @@
 """The measurements of the parts, on a tiny network."""
 
 import math
-import re
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import models
@@ -84,34 +80,12 @@ def test_a_trace_is_summarized():
     assert (nothing["events"], nothing["busy"]) == (0, None)
 
 
-def test_a_single_conditional_gives_the_same_steps(monkeypatch):
-    names = ("sgd", "lms-newton", steps.ONE_CONDITIONAL)
+def test_each_optimizer_is_timed_beside_a_second_copy_of_sgd(monkeypatch):
+    names = ("sgd", "lms-newton", steps.PER_LAYER)
     monkeypatch.setattr(steps, "OPTIMIZERS", names)
-    last = []
-    run_from = Stepper.run_from
-
-    def run(self, state, period=1):
-        last.append((self, state))
-        return run_from(self, jax.tree.map(jnp.copy, state), period)
-
-    monkeypatch.setattr(Stepper, "run_from", run)
     found = steps.measure_all(WORKLOAD, 8, 2)
     assert found["optimizers"].keys() == {*names, steps.CONTROL}
-    states = []
-    for stepper, state in last[1:3]:
-        for _ in range(12):
-            state = stepper._compiled(state, stepper.batch)
-        states.append(state)
-    layers, once = states
-    assert layers.step == once.step == 12
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        layers.opt_state,
-        once.opt_state,
-    )
-    texts = [stepper._compiled.as_text() for stepper, _ in last[1:3]]
-    conditionals = [len(re.findall(r"\bconditional\(", text)) for text in texts]
-    assert conditionals[0] > conditionals[1] == 1
+    assert not found["errors"]
 
 
 def test_optimizers_that_fail_are_reported_and_left_out(monkeypatch):

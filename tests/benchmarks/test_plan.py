@@ -51,9 +51,9 @@ def test_a_dry_run_prints_times_and_runs_nothing(tmp_path, capsys, monkeypatch):
     output = capsys.readouterr().out
     assert "b-resnet50-bfloat16-batch256" in output
     assert "e-table6" not in output
-    # One second per step at 1/20 of the peak: 13 rounds of 20 steps of 7 programs.
+    # One second per step at 1/20 of the peak: 13 rounds of 20 steps of 8 programs.
     (row,) = (line for line in output.splitlines() if "b-resnet50" in line)
-    assert f" {(13 * 20 * 7 * 1.0 + 6 * 15) / 60:.1f} " in row
+    assert f" {(13 * 20 * 8 * 1.0 + 7 * 15) / 60:.1f} " in row
     assert f"On {kind}. Estimates:" in output
     assert not out.exists()
 

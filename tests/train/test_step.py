@@ -1,6 +1,7 @@
 """The training step, compared with its parts written out, and on several devices."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import insgd_optax
 from train.training import optimizers, parallel
 from train.training.state import TrainState, create_state
-from train.training.step import cross_entropy, least_loss, train_step
+from train.training.step import cross_entropy, least_loss, step_of, train_step
 
 from .tiny_cnn import TinyCNN
 
@@ -171,3 +172,33 @@ def test_steps_return_a_train_state_and_compile_once():
 
     assert isinstance(state, TrainState)
     assert step._cache_size() == 1
+
+
+def test_a_single_conditional_gives_the_steps_of_one_per_layer():
+    config = optimizers.OptimizerConfig(covariance_every=3)
+    optimizer = optimizers.create("lms-newton", 0.1, config)
+    state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
+    states, conditionals = [], []
+    for once in (False, True):
+        step = jax.jit(step_of(optimizer, one_conditional=once))
+        compiled = step.lower(state, batch(), jax.random.key(1)).compile()
+        conditionals.append(len(re.findall(r"\bconditional\(", compiled.as_text())))
+        states.append([state])
+        for seed in range(5):
+            images, labels = batch()
+            images = images + seed  # Each step has another covariance.
+            following, _ = step(states[-1][-1], (images, labels), jax.random.key(1))
+            states[-1].append(following)
+    assert conditionals[0] > conditionals[1] == 1
+    for layers, one in zip(*states, strict=True):
+        assert_equal_to(1e-5, one.opt_state, layers.opt_state)
+        assert_equal_to(1e-5, one.params, layers.params)
+
+
+def test_a_step_has_no_conditional_if_every_step_captures():
+    config = optimizers.OptimizerConfig(covariance_every=1)
+    optimizer = optimizers.create("lms-newton", 0.1, config)
+    state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
+    step = jax.jit(step_of(optimizer, one_conditional=True))
+    compiled = step.lower(state, batch(), jax.random.key(1)).compile()
+    assert not re.search(r"\bconditional\(", compiled.as_text())

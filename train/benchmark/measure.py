@@ -17,7 +17,7 @@ from train.benchmark.workload import Workload
 from train.training import in_memory, networks, optimizers
 from train.training.optimizers.covariance import sown_shapes
 from train.training.state import TrainState, create_state
-from train.training.step import train_step
+from train.training.step import step_of, train_step
 
 _LOOP_STEPS = 20
 DEFAULT_OPTIMIZER = "insgd-l2"
@@ -87,7 +87,7 @@ class Stepper:
         optimizer_name: name of the optimizer.
         polyak_factor: caps the learning rate at this multiple of the Polyak step size;
             None for no cap.
-        step_fn: `train_step`, or a function with its arguments.
+        one_conditional: see `train.training.step.step_of`. Default: as in training.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Stepper:
         image_size: int,
         optimizer_name: str,
         polyak_factor: float | None = None,
-        step_fn: Callable[..., Any] = train_step,
+        one_conditional: bool | None = None,
     ):
         model = networks.create(
             workload.model,
@@ -120,9 +120,11 @@ class Stepper:
             )
         )
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
+        if one_conditional is None:
+            one_conditional = in_memory.loops_are_fast()
         step = functools.partial(
             _steps,
-            step_fn=functools.partial(step_fn, capture=optimizer.capture),
+            step_fn=step_of(optimizer, one_conditional=one_conditional),
             num_steps=self.steps_per_call(),
         )
         # Donate the state, as training does.

@@ -20,7 +20,7 @@ from train.errors import UserError
 from train.markdown import counted
 from train.run import validation
 from train.run_config import RunConfig
-from train.training import networks, optimizers, parallel, schedules
+from train.training import in_memory, networks, optimizers, parallel, schedules
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
 from train.training.multipliers import summarize
 from train.training.optimizers.covariance import sown_shapes
@@ -31,7 +31,7 @@ from train.training.state import (
     state_program,
     with_average,
 )
-from train.training.step import FINITE_STEPS, train_step, zero_metric_sums
+from train.training.step import FINITE_STEPS, step_of, zero_metric_sums
 from train.training.streamed import StreamedEvaluator, StreamedTrainer
 
 
@@ -148,11 +148,10 @@ class Experiment:
         )
         # The user's own code may need concrete learning rates, not tracers.
         own = own_code.is_reference(config.optimizer)
-        step_fn = functools.partial(
-            train_step,
+        step_fn = step_of(
+            self._optimizer,
+            one_conditional=in_memory.loops_are_fast(),
             make_tx=None if own else make_tx,
-            capture=self._optimizer.capture,
-            extra_metrics=self._optimizer.extra_metrics,
             label_smoothing=config.label_smoothing,
             ema_decay=config.ema_decay,
             axis_name=self._devices.axis_name,

@@ -1,6 +1,7 @@
 """The train step, and the sums of its metrics over an epoch."""
 
 import contextlib
+import functools
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ import optax
 
 from train.data.images import augment
 from train.data.types import Preprocessing
-from train.training.optimizers.base import Capture, ExtraMetric
+from train.training.optimizers.base import Capture, ExtraMetric, Optimizer
 from train.training.state import AveragedTrainState, LoopState, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -116,6 +117,37 @@ def train_step(
         assert ema_decay is not None
         state = state.updated(ema_decay)
     return state, metrics
+
+
+def step_of(
+    optimizer: Optimizer, *, one_conditional: bool, **options: Any
+) -> TrainStep:
+    """Binds an optimizer's capture and metrics, and other options, to `train_step`.
+
+    Args:
+        optimizer: the optimizer.
+        one_conditional: whether a capture that happens in some steps only is decided
+            once per step, between a step compiled with the capture and one compiled
+            without it, instead of in every layer. On a GPU, the host waits for the
+            value of each condition.
+        **options: further arguments of `train_step`.
+    """
+    step_fn = functools.partial(
+        train_step, extra_metrics=optimizer.extra_metrics, **options
+    )
+    capture, every = optimizer.capture, optimizer.capture_every
+    if capture is None or every == 1 or not one_conditional:
+        return functools.partial(step_fn, capture=capture)
+
+    def at(step: int) -> TrainStep:
+        # Given a Python int, the capture is decided while the step is traced.
+        return functools.partial(step_fn, capture=lambda _: capture(step))
+
+    def step(state: TrainState, *arrays: Any) -> tuple[TrainState, Metrics]:
+        captures = state.step % every == 0
+        return jax.lax.cond(captures, at(0), at(1), state, *arrays)
+
+    return step
 
 
 def zero_metric_sums(extra_metrics: Iterable[str] = ()) -> Metrics:

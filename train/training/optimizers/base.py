@@ -68,6 +68,8 @@ class Optimizer(NamedTuple):
             `value`.
         capture: maps the step to a context in which the layers sow statistics of their
             inputs, such as `capture_input_norms()`; None for no statistics.
+        capture_every: period of the capture. `capture(step)` may depend on the step
+            only through whether it is divisible by this number.
         extra_metrics: scalar functions of the optimizer state by name, which are
             averaged over the steps of an epoch.
         diagnostics: maps the optimizer state to arrays by name and weight, whose means
@@ -76,6 +78,7 @@ class Optimizer(NamedTuple):
 
     tx: optax.GradientTransformationExtraArgs
     capture: Capture | None = None
+    capture_every: int = 1
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 

@@ -16,8 +16,9 @@ def capture(
     config: OptimizerConfig, step: Any
 ) -> contextlib.AbstractContextManager[None]:
     """Returns the capture of a step, which may be traced."""
+    every = config.covariance_every
     return insgd_optax.capture_input_covariances(
-        when=step % config.covariance_every == 0,
+        when=every == 1 or step % every == 0,
         max_rows=config.covariance_max_rows,
         max_dim=config.covariance_max_dim,
         conv_covariance=config.conv_covariance,

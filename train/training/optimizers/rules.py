@@ -64,6 +64,7 @@ def lms_newton(
     return Optimizer(
         tx,
         capture=functools.partial(covariance.capture, config),
+        capture_every=config.covariance_every,
         extra_metrics=_polyak_metrics(config),
         diagnostics=covariance.diagnostics,
     )
@@ -104,6 +105,7 @@ def _before_weight_decay(link: Callable[..., Any]) -> Make:
         return Optimizer(
             tx,
             capture=functools.partial(covariance.capture, config),
+            capture_every=config.covariance_every,
             diagnostics=covariance.diagnostics,
         )
 
