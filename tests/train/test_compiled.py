@@ -41,6 +41,26 @@ def test_chunks_move_nothing_between_host_and_device(experiment, strategy):
     assert int(progress.state.step) == 3
 
 
+def test_one_conditional_gives_the_same_steps_on_several_devices(experiment):
+    found = {}
+    for strategy in ("jit", "mesh", "pmap", "shard_map"):
+        chunks = experiment(
+            parallel=strategy, chunk_steps=1, optimizer="lms-newton", covariance_every=2
+        )
+        progress = chunks.start()
+        for step in range(3):
+            progress = chunks.train_chunk(progress, step, 1)
+        state, metric_sums = progress
+        found[strategy] = jax.device_get((state.params, metric_sums["loss"]))
+    one = found.pop("jit")
+    for state in found.values():
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            state,
+            one,
+        )
+
+
 def chunk_program(experiment, progress, num_steps):
     """The lowered program of a chunk of the first epoch."""
     trainer = experiment._trainer
