@@ -112,7 +112,7 @@ def make_functions(model, tx, captures, every=10, **options):
 
 
 def train(args, of_optimizer, of_capture):
-    """Returns the test losses by step; the two dicts are options of the covariance."""
+    """Returns the test losses by step, given options of `tx` and of the capture."""
     train_text, test_text = load_text()
     starts = np.linspace(0, len(test_text) - LENGTH - 1, 32 if args.tiny else 256)
     test = windows(test_text, starts.astype(int)).reshape(-1, BATCH, LENGTH + 1)

@@ -1,6 +1,6 @@
 """A convolutional network in Flax Linen on a folder of images, trained with INSGD.
 
-The folder has one subfolder per class: FOLDER/train/cat/1.png, FOLDER/test/cat/2.png.
+FOLDER has train/ and test/ with one subfolder per class, as in FOLDER/train/cat/1.png.
 Needs Pillow.
 
     python examples/linen_image_folder.py FOLDER

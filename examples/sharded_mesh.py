@@ -39,7 +39,8 @@ def main(args):
     mesh = jax.make_mesh(
         (devices // model_axis, model_axis),
         ("data", "model"),
-        # With Explicit axes, the second nn.Dense would need an `out_sharding`.
+        # With Explicit axes, the second product would need an `out_sharding`, which
+        # nn.Dense does not take.
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
     batch_sharding = NamedSharding(mesh, PartitionSpec("data"))

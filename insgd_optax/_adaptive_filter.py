@@ -1,4 +1,4 @@
-"""Adaptive filters: a whole signal in one compiled scan, and the rules LMS and NLMS."""
+"""Adaptive filters: a whole signal in one compiled scan, and the LMS and NLMS rules."""
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
@@ -24,7 +24,7 @@ class FilterResult(NamedTuple):
         weights: shape (T, num_taps): row t holds the weights *after* sample t. With
             `weight_history=False`, shape (1, num_taps): the last ones.
         outputs: shape (T,): the output of the filter at t, with the weights *before* t.
-        errors: shape (T,): d - outputs.
+        errors: shape (T,): the desired output minus `outputs`.
     """
 
     weights: jax.Array
@@ -194,8 +194,9 @@ def lms_filter(
         e_t &= d_t - x_t^T w \\
         w &\leftarrow w + \lambda e_t x_t^*
 
-    The mean of w converges for 0 < lambda < 2 / lambda_max(R), with R = E[x^* x^T]; a
-    step moves w closer to a noiseless solution for 0 < lambda < 2 / ||x_t||_2^2.
+    The mean of w converges for 0 < lambda < 2 / r, where r is the largest eigenvalue of
+    R = E[x^* x^T]; a step moves w closer to a noiseless solution for
+    0 < lambda < 2 / ||x_t||_2^2.
     Neither bound is enforced, because both depend on the signal. Beyond them, the
     weights can diverge to inf and nan.
 
@@ -235,9 +236,9 @@ def lms_filter(
         [ 1.  -0.5]
 
     Source: Eq. 3-6; lambda absorbs the factor 2 of the gradient of |e|^2. For complex
-    signals, the error is d - u w as in the paper (Sayed's form), so the weights
-    converge to the system's impulse response. With y = w^H x (Haykin's form), they
-    would converge to its conjugate.
+    signals, the output is x^T w as in the paper (Sayed's form), so the weights converge
+    to the system's impulse response. With the output w^H x (Haykin's form), they would
+    converge to its conjugate.
     """
     check_positive("step_size", step_size, allow_zero=False)
     numbers = (step_size, 0.0)
@@ -302,10 +303,10 @@ def nlms_filter(
         [[1.  0. ]
          [0.5 0. ]]
 
-    Source: Eq. 7-9 and 20. Eq. 7-9 have no eps; Eq. 20 has one, without a value. Eq. 9
-    is presented as a projection under another distance, but with p = 1 and lambda = 1
-    the error after the step is not zero unless ||x||_1 = ||x||_2^2. Complex signals are
-    as in `lms_filter`.
+    Source: Eq. 7-9 and 20. Eq. 7-9 have no eps; Eq. 20 has one, without a value. The
+    paper derives Eq. 9 as a projection with a distance other than the Euclidean one,
+    but with p = 1 and lambda = 1 the error after the step is not zero unless
+    ||x||_1 = ||x||_2^2. Complex signals are as in `lms_filter`.
     """
     check_p(p)
     check_positive("step_size", step_size, allow_zero=False)

@@ -56,14 +56,14 @@ def capture_input_norms(
     - Dense, DenseGeneral, Einsum: the vector along the contracted axes. Every token
       of a sequence is a sample. Each kernel along batch axes has its own number.
     - Conv, ConvLocal, ConvTranspose: with `conv_input="feature_map"` the whole input
-      map of a sample, all heights, widths and channels ("the input feature maps of each
-      layer", section 3.1); with `conv_input="patch"` each receptive field ("the inputs
-      to the neuron", Eq. 25), including its padding (zeros, unless it is circular or
-      reflected), averaged over groups. The two differ by a factor of about height *
-      width / kernel area, so a 1x1 convolution and a Dense layer on the same map have
-      different multipliers with "feature_map".
-    - normalization layers, with `norm_layers=True`: the vector LayerNorm and RMSNorm
-      normalize; the whole input of a sample for the others.
+      map of an example, all heights, widths and channels ("the input feature maps of
+      each layer", section 3.1); with `conv_input="patch"` each receptive field (the
+      "inputs to the neuron", Eq. 25), including its padding (zeros, unless it is
+      circular or reflected), averaged over groups. The two differ by a factor of about
+      height * width / kernel area, so a 1x1 convolution and a Dense layer on the same
+      map have different multipliers with "feature_map".
+    - normalization layers, with `norm_layers=True`: for LayerNorm and RMSNorm, the
+      vector that they normalize; for the others, the whole input of an example.
 
     The statistic has the rank of the kernel it scales, with singleton axes where it
     does not vary. Its dtype is float32 (float64 for float64 inputs), and no gradient
@@ -93,8 +93,8 @@ def capture_input_norms(
 
     Yields:
         Nothing. Contexts nest; of those that sow the same statistic, only the innermost
-        is active. Other threads are unaffected, and so are other asyncio tasks, except
-        that a task must not `await` between entering the context and calling a jitted
+        is active. Other threads are unaffected. So are other asyncio tasks, provided
+        that the task that enters the context does not `await` before it calls a jitted
         function.
 
     Raises:
@@ -147,7 +147,10 @@ def _intercept(
     kwargs: dict[str, Any],
     context: InterceptorContext,
 ) -> Any:
-    """Runs one method of a module; the same for all open captures."""
+    """Runs one method of a module, once for all open captures.
+
+    Each open capture registers this interceptor. The first to see a call handles it.
+    """
     if _calls.is_intercepted(context):
         return next_fun(*args, **kwargs)
     with _calls.intercepted(context) as is_outermost, task_settings():
@@ -266,8 +269,8 @@ def input_norm_shapes(
     """Returns the shapes and dtypes of what a model sows, without computing it.
 
     Call this function inside the capture. Pass the result as `input_norms_like`, so
-    that layers stacked by `nn.scan` or `nn.vmap` keep one P each instead of sharing
-    their mean.
+    that layers stacked by `nn.scan` or `nn.vmap` keep one running power P each instead
+    of one P for the whole stack.
 
     Args:
         model: a Linen module.

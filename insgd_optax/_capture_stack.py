@@ -154,9 +154,9 @@ class Calls(threading.local):
     def run(
         self, layers: Sequence[Hashable], function: Callable[[], Any]
     ) -> tuple[Any, list[bool]]:
-        """Runs one call of a layer.
+        """Runs one call of a layer, which has one key in `layers` for each capture.
 
-        Returns its output and, for each of `layers`, whether the call is innermost.
+        Returns its output and, for each key, whether this is its innermost call.
 
         A subclass may change the input before it calls `super().__call__`. The kernel
         sees the input of the innermost call, so only that one is sown.

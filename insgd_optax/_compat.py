@@ -29,7 +29,10 @@ _lock = threading.Lock()
 
 
 def is_placeholder(params: Any) -> bool:
-    """Whether `optax.tree.map_params` asks which parts of a state mirror params."""
+    """Whether `params` is the placeholder that `optax.tree.map_params` gives to `init`.
+
+    With it, optax finds out which parts of a state mirror the parameters.
+    """
     return type(params).__name__ == "_ParamsPlaceholder"
 
 
@@ -58,8 +61,8 @@ def is_confined(value: Any, holder: Any) -> bool:
 
     It must not if it is a tracer of a transformation, such as `jax.vmap`, that JAX
     began after the holder was created: the tracer is invalid once this has ended. If a
-    later version lacks these private parts, the answer is no; JAX then raises an error
-    of its own, which does not name the layer.
+    later version lacks the private attributes used here, the answer is no; JAX then
+    raises an error of its own, which does not name the layer.
     """
     try:
         state = jax.extend.core.get_opaque_trace_state()
@@ -67,8 +70,8 @@ def is_confined(value: Any, holder: Any) -> bool:
             is_outer = holder.root.trace_level != state
         else:
             is_outer = not holder._can_update
-        # Within `jax.grad`, for example, a statistic, through which no gradient flows,
-        # is not of the inner trace.
+        # Within `jax.grad`, for example, a statistic does not belong to the inner
+        # trace, since no gradient flows through it.
         trace = state._trace_ref()
         return is_outer and any(
             isinstance(leaf, jax.core.Tracer) and leaf._trace is trace
@@ -92,7 +95,8 @@ def export_sown(
     Both drop values sown into a collection that their `variable_axes` omits. After
     this call, they stack the values of these names along axis 0 instead. It permanently
     patches `flax.core.lift.pack` and `_split_in_out_axes` for all threads; both behave
-    as before where `names()` is empty.
+    as before where `names()` is empty. Only the first call has an effect: the arguments
+    of later calls are ignored.
 
     Args:
         collection: the collection.
@@ -110,7 +114,8 @@ def export_sown(
             into, out = split(axes)
             if not names() or any(in_filter(key, collection) for key in axes):
                 return into, out
-            # A layer's norm is stacked as its kernel is. A scalar has only axis 0.
+            # A layer's norm must be stacked along the same axis as its kernel, and only
+            # axis 0 can be added to every norm: a scalar has no other.
             if any(
                 axes[key] not in (0, None) for key in axes if in_filter(key, "params")
             ):
@@ -150,7 +155,7 @@ def export_sown(
                 before = [_sown(scope, collection) for scope in found]
                 output = lifted(scopes, *args, **kwargs)
                 for scope, earlier in zip(found, before, strict=True):
-                    # Publishing replaces what an earlier call of the module sowed.
+                    # The lifted call has replaced what an earlier call sowed.
                     later = _sown(scope, collection)
                     for name in earlier.keys() & later.keys():
                         both = _appended(earlier[name], later[name])
@@ -166,10 +171,7 @@ def export_sown(
 
 
 def _sown(scope: Scope, collection: str) -> dict[str, Any]:
-    """A copy of a scope's collection, since `lift` publishes results into the original.
-
-    To publish results is to write what a lifted call sowed into the outer scope.
-    """
+    """A copy of a scope's collection: a lifted call writes into the original."""
     if not scope.is_mutable_collection(collection):
         return {}
     return _copied(scope._collection(collection))

@@ -1,7 +1,7 @@
 """A layer's input covariance as arrays: blocks of X^T X, laid out like its kernel.
 
-The covariance of a kernel of shape (s_1, ..., s_r) is one array of shape
-(n_1, ..., n_r, b_1, ..., b_r), or a Kronecker product of several:
+The rows of X are the input vectors. The covariance of a kernel of shape (s_1, ..., s_r)
+is one array of shape (n_1, ..., n_r, b_1, ..., b_r), or a Kronecker product of several:
 
 - n_i = b_i = s_i: the input vector runs along this axis of the kernel.
 - n_i = s_i, 1 < b_i < s_i: it is cut into blocks of b_i along this axis, and

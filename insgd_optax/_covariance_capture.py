@@ -32,7 +32,7 @@ from insgd_optax._layer_types import (
     own_layers,
     with_input,
 )
-from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, entry_name, source
+from insgd_optax._matching import COLLECTION, COVARIANCE_NAME, entry_name, sown_key
 from insgd_optax._norms import input_axes
 from insgd_optax._numbers import check_whole_number
 from insgd_optax._paths import Path, tuple_path
@@ -87,8 +87,8 @@ def capture_input_covariances(
         layers: layer types of your own: a sequence of classes whose input vector is
             the last axis of their first argument, or a dict from class to the axis or
             axes, or to a function of the module and the call's arguments by name that
-            returns the input vectors, along the last axis. Their kernel is
-            `(*inputs, outputs)`.
+            returns the input vectors, along the last axis. The kernel of such a layer
+            must have the shape `(*inputs, outputs)`.
 
     Yields:
         Nothing. Contexts nest as those of `capture_input_norms` do.
@@ -317,7 +317,7 @@ def covariances_by_layer(tree: Any) -> dict[Path, list[InputCovariance]]:
     sown: dict[Path, list[InputCovariance]] = {}
     for keys, node in nodes:
         if isinstance(node, InputCovariance):
-            key = source(tuple_path(keys), COVARIANCE_NAME)
+            key = sown_key(tuple_path(keys), COVARIANCE_NAME)
             if key is not None:
                 sown.setdefault(key, []).append(node)
     return sown

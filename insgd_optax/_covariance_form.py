@@ -1,4 +1,4 @@
-"""How a covariance is laid out against its weight, and brought into that layout."""
+"""The layout of a weight's covariance, and the conversion of one to it."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from insgd_optax._matching import ShapeMismatchError
 
 
 class Form(NamedTuple):
-    """How the covariance of one weight is laid out against it."""
+    """How the covariance of one weight is laid out relative to the weight."""
 
     stack: Shape  # the axes of stacked layers, which come first
     kernel: Shape  # the shape of one layer's kernel
@@ -25,7 +25,7 @@ class Form(NamedTuple):
 
     @property
     def axes(self) -> list[tuple[int, list[int], int]]:
-        """Each axis of the kernel as (blocks, block size by factor, outputs)."""
+        """Each axis of the kernel as (block count, block size by factor, outputs)."""
         result = []
         for i, size in enumerate(self.kernel):
             n = max(f.sizes[i] for f in self.factors)
@@ -63,7 +63,7 @@ class Form(NamedTuple):
         return weight[(slice(None),) * lead + tuple(slice(n) for n in self.kernel)]
 
     def _order(self) -> list[int]:
-        """The transposition of `split`: all block counts, then each factor's inputs."""
+        """The transposition of `split`: block counts, each factor's inputs, outputs."""
         lead, each = len(self.stack), len(self.factors) + 2
         return [
             *range(lead),
@@ -116,8 +116,8 @@ def form_of(shapes: Sequence[Shape], weight: Shape, lead: int | None = None) -> 
 def assumed_form(weight: Shape, bias: Shape | None, max_dim: int) -> Form:
     """The form of a weight of which nothing but its shape is known.
 
-    All axes but the last are taken for inputs, or all but those that the layer's bias
-    has too, as in Dense layers, convolutions, and attention with biases.
+    All axes but the last are assumed to be inputs; if the layer has a bias, all axes
+    but those of the bias, as in Dense layers, convolutions, and attention with biases.
     """
     outputs = 1
     if bias and len(bias) < len(weight) and weight[-len(bias) :] == bias:

@@ -1,4 +1,4 @@
-"""The link behind `scale_by_input_covariance` and `whiten_inputs`."""
+"""The transformation that `scale_by_input_covariance` and `whiten_inputs` build on."""
 
 import contextlib
 import functools
@@ -63,7 +63,7 @@ _LIKE = (
     " tell which of its axes are inputs: attention without biases, DenseGeneral with"
     " batch_dims or with several output axes and no bias, grouped convolutions,"
     " ConvLocal, ConvTranspose with transpose_kernel, Einsum, layers stacked by"
-    " nn.scan or nn.vmap"
+    ' nn.scan or nn.vmap; and for conv_covariance="kronecker"'
 )
 _MISMATCH = (
     f"If max_dim is given, give the capture and the optimizer the same; else {_LIKE}"
@@ -85,7 +85,7 @@ def covariance_link(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by D or, with `root`, by its square root.
 
-    See `scale_by_input_covariance` for the arguments.
+    See `scale_by_input_covariance` for D and the arguments.
     """
     state_type = InverseRootState if root else ScaleByInputCovarianceState
     check_scalar(decay=decay, damping=damping, eps=eps)
@@ -98,7 +98,8 @@ def covariance_link(
             "damping=inf leaves nothing of the covariance: give a finite number"
         )
     check_missing(missing)
-    if max_dim is None:  # inject_hyperparams would make an array of a number.
+    if max_dim is None:
+        # Not the default itself: inject_hyperparams would turn it into an array.
         max_dim = MAX_DIM
     check_whole_number(
         "max_dim",
@@ -201,8 +202,8 @@ def covariance_link(
                     absent.append(path)
                 else:
                     batch = total(found, forms[path], layer.mass.dtype)
-                    # Without axes of length 1: XLA copies an array whose layout
-                    # differs in these alone.
+                    # Without axes of length 1: a layout that differs only in these
+                    # would make XLA copy the array.
                     factors = tuple(map(jnp.squeeze, batch.factors))
                     totals[path] = batch._replace(factors=factors)
         if absent and missing == "error":
@@ -280,7 +281,8 @@ def _after(flag: jax.Array, arrays: list[jax.Array]) -> jax.Array:
     There, XLA schedules what depends on the forward pass alone in the middle of the
     backward pass, where memory is scarcest, and drops `optimization_barrier` before it
     does so. So the flag is joined with a condition on the arrays that is always true
-    but that XLA cannot fold: a sign bit, shifted right as a signed number, is 0 or -1.
+    but that XLA cannot fold: the bits of a float, shifted right by 31 places as a
+    signed integer, are 0 or -1.
     """
 
     def depending(flag: jax.Array, *arrays: jax.Array) -> jax.Array:

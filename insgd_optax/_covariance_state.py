@@ -9,7 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 from insgd_optax import _whitening
 from insgd_optax._covariance import InputCovariance, checked, from_matrices, leading
 from insgd_optax._covariance_form import Form, form_of, reduced
-from insgd_optax._matching import ShapeMismatchError, averaged_axes
+from insgd_optax._matching import ShapeMismatchError, excess_axes
 from insgd_optax._norms import wider
 from insgd_optax._paths import Path, is_masked, tuple_path
 
@@ -18,8 +18,8 @@ class LayerCovariance(NamedTuple):
     """The state of `scale_by_input_covariance` for one weight.
 
     Its arrays are float32, or float64 for a float64 weight. With d inputs they take
-    8 d^2 + 8 bytes in float32; in the Kronecker form with t taps and c channels,
-    8 t^2 + 4 (t + 1) c^2 + 8.
+    8 d^2 + 8 bytes in float32; in the Kronecker form with t kernel positions (taps) and
+    c channels, 8 t^2 + 4 (t + 1) c^2 + 8.
 
     Attributes:
         factors: the running mean of X^T X / n before bias correction, laid out like the
@@ -130,7 +130,7 @@ def total(sown: list[InputCovariance], form: Form, dtype: DTypeLike) -> InputCov
             raise ShapeMismatchError(
                 f"{use.factors[0].shape} is not laid out like a kernel {form.kernel}"
             )
-        axes = averaged_axes(use.count.shape, form.stack, form.stack)
+        axes = excess_axes(use.count.shape, form.stack, form.stack)
         factors = [factor.sum(axis=axes) for factor in use.factors]
         factors = reduced(factors, len(form.stack), form)
         laid_out = tuple(
@@ -151,7 +151,7 @@ def next_layer(
     eps: ArrayLike,
     root: bool,
 ) -> tuple[LayerCovariance, jax.Array]:
-    """The running mean, and D or its root; and whether the factorization failed."""
+    """The next state of one weight, and the number of factorizations that failed."""
     dtype = layer.mass.dtype
     decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
     batch = InputCovariance(

@@ -62,9 +62,10 @@ def learning_rate_multipliers(
     Args:
         opt_state: as for `input_powers`. It holds the multipliers of the last update.
         normalizer: a normalizer to use instead of the optimizer's, with the same P; see
-            `scale_by_input_power`. None uses the multipliers of the last update.
+            `scale_by_input_power`.
         eps: the eps of that normalizer, 0.01 by default. If only `eps` is given, the
-            normalizer is "log".
+            normalizer is "log"; if neither is given, the multipliers are those of the
+            last update.
 
     Returns:
         A dict from paths, such as "Conv_0/kernel", to multipliers, shaped like P; 1

@@ -27,7 +27,10 @@ def _explicit_mesh(tree: Any) -> Mesh | AbstractMesh | None:
 
 
 def sharded_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Shards `x` like `like`, an array of its shape, if that is on Explicit axes."""
+    """Gives `x` the sharding of `like` if `like` is on a mesh with Explicit axes.
+
+    Both have the same shape.
+    """
     mesh = _explicit_mesh(like)
     if mesh is None:
         return x

@@ -49,12 +49,13 @@ class ScaleByInputPowerState(NamedTuple):
         power: a tree like the parameters: P where a weight is scaled, in float32
             (float64 for float64 weights); `optax.MaskedNode()` elsewhere. The shape is
             () or, if `input_norms_like` keeps several P, that of the weight with size 1
-            along the other axes, such as (4, 1, 1) for four stacked Dense kernels.
+            along every axis along which P is the same, such as (4, 1, 1) for four
+            stacked Dense kernels.
         multiplier: a tree like `power`: 1 / f(P), the factor on the last gradient; 1
             before the first.
     """
 
-    # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
+    # `count` shadows `tuple.count`, hence the ignore.
     count: jax.Array  # type: ignore[assignment]
     power: Any
     multiplier: Any
@@ -152,7 +153,7 @@ def scale_by_input_power(
         warn_of_optax_multi_steps("input norms")
         count = jnp.zeros([], jnp.int32)
         if is_placeholder(params):
-            # P does not mirror the parameters: it is replicated where one is sharded.
+            # P does not mirror the parameters: it is replicated even if one is sharded.
             return ScaleByInputPowerState(count, jnp.zeros([]), jnp.ones([]))
         flat = flatten(params)
         scaled = {path: w for path, w in flat.present.items() if in_scope(path)}
@@ -242,9 +243,9 @@ def nothing_in_scope(scope: Scope, what: str, flat: FlatWeights) -> str:
         )
     if seen == [()]:
         return (
-            f"{message}This is one array without a name, as optax.flatten makes of a"
-            " tree: leave optax.flatten out, which drops the names, or flatten only the"
-            " transformations that do not need them"
+            f"{message}This is one array without a name: optax.flatten, for example,"
+            " joins a tree into one array and drops the names. Leave it out, or flatten"
+            " only the transformations that do not need the names"
         )
     return f"{message}Select the weights to scale with scope=, or use optax.sgd"
 

@@ -61,7 +61,7 @@ def positive_definite_inverse_root(
             (...). A bound that is too low, such as 0, only costs iterations.
 
     Returns:
-        The roots. Where a matrix is not positive definite, some entries are not finite.
+        The inverse roots. All entries are nan where a matrix is not positive definite.
     """
     shape = matrices.shape
     flat = matrices.reshape(-1, *shape[-2:])

@@ -15,7 +15,7 @@ from insgd_optax._covariance import (
     factor_sizes,
     sum_of_products,
 )
-from insgd_optax._layer_types import layer_input, sizes
+from insgd_optax._layer_types import as_tuple, layer_input
 from insgd_optax._norms import einsum_operand, statistic_dtype
 from insgd_optax._patches import RowSubsampling, positions, receptive_fields
 from insgd_optax._receptive_field import Window
@@ -35,9 +35,9 @@ class Settings(NamedTuple):
 class Measurement(NamedTuple):
     """A layer's subsampled input, and how to compute its covariance.
 
-    The product is deferred into the capture's `cond`, whose only operand is the
-    subsample. The whole activation as an operand would stay alive until the `cond`, and
-    could not be fused into the layer.
+    The product X^T X is computed inside the capture's `cond`, whose only operand is the
+    subsample. If the whole activation were an operand, it would stay alive until the
+    `cond`, and XLA could not fuse it into the layer that reads it.
     """
 
     x: jax.Array
@@ -132,9 +132,9 @@ def _dense_general(
     return general(
         layer_input(call),
         settings,
-        axis=sizes(layer.axis),
-        batch_axes=sizes(layer.batch_dims),
-        num_features=len(sizes(layer.features)),
+        axis=as_tuple(layer.axis),
+        batch_axes=as_tuple(layer.batch_dims),
+        num_features=len(as_tuple(layer.features)),
     )
 
 
@@ -169,7 +169,7 @@ def _einsum(
 def _samples(layer: Any, call: Mapping[str, Any]) -> jax.Array:
     """The input of a convolution with one axis of samples."""
     x = real(layer_input(call))
-    rank = len(sizes(layer.kernel_size)) + 1
+    rank = len(as_tuple(layer.kernel_size)) + 1
     return x.reshape(math.prod(x.shape[:-rank]), *x.shape[-rank:])
 
 

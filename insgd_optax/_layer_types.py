@@ -51,8 +51,8 @@ def with_input(call: Mapping[str, Any], x: Any) -> dict[str, Any]:
     return {**call, name: VarArgs((x, *first[1:])) if isinstance(first, VarArgs) else x}
 
 
-def sizes(value: int | Sequence[int] | None, length: int = 1) -> tuple[int, ...]:
-    """Expands a size given as one int, as Flax does."""
+def as_tuple(value: int | Sequence[int] | None, length: int = 1) -> tuple[int, ...]:
+    """A setting of Flax as a tuple: one int counts for each axis, and None is 1."""
     if value is None:
         return (1,) * length
     return (value,) * length if isinstance(value, int) else tuple(value)
@@ -69,9 +69,9 @@ def _dense_general(
     return norms.dense_general_norm(
         layer_input(call),
         p,
-        axis=sizes(layer.axis),
-        batch_axes=sizes(layer.batch_dims),
-        num_features=len(sizes(layer.features)),
+        axis=as_tuple(layer.axis),
+        batch_axes=as_tuple(layer.batch_dims),
+        num_features=len(as_tuple(layer.features)),
     )
 
 
@@ -87,7 +87,7 @@ def feature_map(
     call: Mapping[str, Any],
     p: float,
 ) -> jax.Array:
-    num_spatial = len(sizes(layer.kernel_size))
+    num_spatial = len(as_tuple(layer.kernel_size))
     return norms.feature_map_norm(layer_input(call), p, num_spatial=num_spatial)
 
 
@@ -95,15 +95,15 @@ def conv_windows(
     layer: nn.Conv | nn.ConvLocal, spatial: Sequence[int]
 ) -> list[field.Window]:
     """The windows of a convolution over a map with these spatial sizes."""
-    kernel_size = sizes(layer.kernel_size)
+    kernel_size = as_tuple(layer.kernel_size)
     rank = len(kernel_size)
     return field.conv_windows(
         spatial,
         kernel_size,
-        strides=sizes(layer.strides, rank),
+        strides=as_tuple(layer.strides, rank),
         padding=canonicalize_padding(layer.padding, rank),
-        input_dilation=sizes(layer.input_dilation, rank),
-        kernel_dilation=sizes(layer.kernel_dilation, rank),
+        input_dilation=as_tuple(layer.input_dilation, rank),
+        kernel_dilation=as_tuple(layer.kernel_dilation, rank),
     )
 
 
@@ -111,19 +111,19 @@ def conv_transpose_windows(
     layer: nn.ConvTranspose, spatial: Sequence[int]
 ) -> list[field.Window]:
     """The windows of a transposed convolution."""
-    kernel_size = sizes(layer.kernel_size)
+    kernel_size = as_tuple(layer.kernel_size)
     rank = len(kernel_size)
     return field.conv_transpose_windows(
         spatial,
         kernel_size,
-        strides=sizes(layer.strides, rank),
+        strides=as_tuple(layer.strides, rank),
         padding=canonicalize_padding(layer.padding, rank),
-        kernel_dilation=sizes(layer.kernel_dilation, rank),
+        kernel_dilation=as_tuple(layer.kernel_dilation, rank),
     )
 
 
 def _spatial(layer: Any, x: jax.Array) -> tuple[int, ...]:
-    return x.shape[-len(sizes(layer.kernel_size)) - 1 : -1]
+    return x.shape[-len(as_tuple(layer.kernel_size)) - 1 : -1]
 
 
 def conv_patch(
@@ -150,7 +150,7 @@ def sample_norm(
 ) -> jax.Array:
     """The power of a sample's whole input, in the rank of the layer's scale."""
     x = layer_input(call)
-    rank = len(sizes(getattr(layer, "feature_axes", -1)))
+    rank = len(as_tuple(getattr(layer, "feature_axes", -1)))
     return norms.mean_power(x, p, sum_axes=range(1, x.ndim)).reshape((1,) * rank)
 
 
@@ -158,8 +158,8 @@ def vector_norm(
     layer: nn.LayerNorm | nn.RMSNorm, call: Mapping[str, Any], p: float
 ) -> jax.Array:
     x = layer_input(call)
-    sum_axes = [axis % x.ndim for axis in sizes(layer.reduction_axes)]
-    rank = len(sizes(layer.feature_axes))
+    sum_axes = [axis % x.ndim for axis in as_tuple(layer.reduction_axes)]
+    rank = len(as_tuple(layer.feature_axes))
     return norms.mean_power(x, p, sum_axes=sum_axes).reshape((1,) * rank)
 
 
@@ -207,11 +207,12 @@ def check_not_confined(layer: Any, value: Any, holder: Any) -> None:
 
 
 def floating_input(call: Mapping[str, Any]) -> jax.Array:
-    """The first argument of a user's layer, which its kernel must multiply."""
+    """A user layer's first argument; raises unless it is a floating-point array."""
     x = layer_input(call)
     dtype = getattr(x, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        kind = type(x).__name__ if dtype is None else f"an array of {dtype}"
+        name = type(x).__name__
+        kind = f"of type {name}" if dtype is None else f"an array of {dtype}"
         raise TypeError(
             f"its first argument, {next(iter(call))}, is {kind}, not a floating-point"
             " array. Give the class a function instead of an axis,"

@@ -47,8 +47,9 @@ def lms_newton(
     optax.add_decayed_weights(...), dampened_trace(...),
     optax.scale_by_learning_rate(...))`; with `polyak_factor`, it is `clip_by_polyak`
     with this scaling. A_t is bias-corrected, as in `scale_by_input_covariance`, and d
-    is the length of an input vector. Since each update keeps its gradient's norm, a
-    learning rate that is good for SGD is a good first choice.
+    is the length of an input vector. With `preserve_norm`, the default, each update
+    keeps its gradient's norm, as in the second formula, so that a learning rate that is
+    good for SGD is a good first choice. Without it, u_t is not rescaled.
 
     For Adam, chain `scale_by_input_covariance` after it:
     `optax.chain(optax.scale_by_adam(), scale_by_input_covariance(),

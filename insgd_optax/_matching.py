@@ -39,7 +39,8 @@ Sown = dict[Path, list[Any]]
 def entry_name(name: str, weight: str | None) -> str:
     """The name to sow a statistic under: "input_norm", or "input_norm.w1" for w1.
 
-    Parameter names are Python identifiers, so that a dot cannot collide with one.
+    Parameter names are usually Python identifiers, so a name with a dot does not
+    collide with one.
     """
     return name if weight is None else f"{name}.{weight}"
 
@@ -55,7 +56,7 @@ def has_entry(tree: Any, name: str) -> bool:
     return any(is_entry(key, name) for path in paths for key in path)
 
 
-def source(path: Path, name: str) -> Path | None:
+def sown_key(path: Path, name: str) -> Path | None:
     """The key in `Sown` of a value at this path; None for other values."""
     # Below an entry are the indices of the tuple that `sow` appends to and, in NNX, the
     # variable's "value". If another name follows, the value was sown by a module that
@@ -80,7 +81,7 @@ def by_layer(input_norms: Any, name: str = NAME) -> Sown:
     flat = flatten(unboxed(input_norms))
     sown: Sown = {}
     for path, value in zip(flat.paths, flat.weights, strict=True):
-        key = source(path, name)
+        key = sown_key(path, name)
         if key is not None:
             sown.setdefault(key, []).append(value)
     return sown
@@ -208,14 +209,14 @@ def _fits(shape: Shape, weight: Shape) -> bool:
     )
 
 
-def averaged_axes(
+def excess_axes(
     statistic: Shape, weight: Shape, left: Shape | None = None
 ) -> tuple[int, ...]:
-    """The axes of a statistic that its weight does not have.
+    """The axes of a statistic that its weight does not have, to average or sum over.
 
-    As many axes as the statistic has in excess are averaged, such that the rest
+    As many axes as the statistic has in excess are chosen, such that the rest
     broadcasts against the weight. If several choices fit, a choice that leaves the
-    shape `left` wins, if that is known. Otherwise, the choice that averages the most
+    shape `left` wins, if that is known. Otherwise, the choice that has the most
     axes longer than 1 wins, because a layer's own statistic has trailing singleton
     axes. For a single call of stacked layers, such as (1, 3, 1, 1) for a weight
     (3, 4, 5), only `left` tells that the axis of length 3 must stay.
@@ -285,7 +286,7 @@ def align(
     """
     shape = _padded(call.shape, len(kernel))
     left = None if power is None else _padded(power, len(kernel))
-    axes = averaged_axes(shape, kernel, left)
+    axes = excess_axes(shape, kernel, left)
     rest = tuple(n for a, n in enumerate(shape) if a not in axes)
     return axes, shape, _cut(rest, weight)
 

@@ -22,7 +22,7 @@ class DampenedTraceState(NamedTuple):
         trace: a tree like the parameters, in their dtypes.
     """
 
-    # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
+    # `count` shadows `tuple.count`, hence the ignore.
     count: jax.Array  # type: ignore[assignment]
     trace: Any
 

@@ -36,8 +36,8 @@ from insgd_optax._polyak import ClipByPolyakState, checked_value
 class MultiSteps:
     """`optax.MultiSteps` for an optimizer that takes input norms.
 
-    Every k calls of `update` take one step of the inner optimizer, with the mean of
-    the k gradients and the mean of the k input norms; the other calls return zeros.
+    Every k-th call of `update` takes one step of the inner optimizer, with the means of
+    the last k gradients and input norms; the other calls return zeros.
     `optax.MultiSteps` passes on only the last micro-batch's norms. Use this class as
     the outermost transformation: a chain around it drops the norms, unless the chain is
     given `gradient_transformation()` instead of the object. The loss that
@@ -56,8 +56,8 @@ class MultiSteps:
         use_grad_mean: whether gradients are averaged, or summed. Norms are averaged
             either way.
         should_skip_update_fn: as for `optax.MultiSteps`, a function of the gradients,
-            the number of steps taken and the parameters. A skipped micro-batch skips
-            its norms too.
+            the number of steps taken and the parameters. The norms of a skipped
+            micro-batch are skipped too.
         accumulator_dtype: the dtype in which gradients, norms and losses are summed.
             None is float32, or float64 for float64 weights.
 
@@ -187,7 +187,11 @@ class MultiSteps:
         return updates, state._replace(acc_grads=(grads, norms, loss, covariances))
 
     def has_updated(self, state: optax.MultiStepsState) -> jax.Array:
-        """Whether the last `update` took a step of the inner optimizer."""
+        """Whether the last `update` took a step of the inner optimizer.
+
+        As in `optax.MultiSteps`, it stays true while the first micro-batches of the
+        next step are skipped.
+        """
         return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
 
     def gradient_transformation(self) -> optax.GradientTransformationExtraArgs:

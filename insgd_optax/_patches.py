@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from insgd_optax._receptive_field import Window, padded
 
-# Axes are first reduced to these sizes: neighboring positions resemble each other, and
-# so do the receptive fields of one sample. Fewer samples also mean that less of an
-# activation is computed a second time for the capture.
+# Samples are reduced first, so that less of an activation is computed a second time for
+# the capture, but at first to no fewer than 32: the receptive fields of one sample
+# resemble each other. Then positions are reduced, at first to no fewer than 4 along an
+# axis: neighboring positions resemble each other, too.
 _FEWEST_SAMPLES = 32
 _FEWEST_POSITIONS = 4
 

@@ -31,7 +31,7 @@ class ClipByPolyakState(NamedTuple):
             schedule.
     """
 
-    # `count`, as in every optax state, shadows `tuple.count`, hence the ignore.
+    # `count` shadows `tuple.count`, hence the ignore.
     count: jax.Array  # type: ignore[assignment]
     peak: jax.Array
     slope: jax.Array
@@ -119,10 +119,10 @@ def clip_by_polyak(
             None is the identity, which bounds SGD. The slope needs the gradient before
             and after it, so it is an argument and not an earlier link of a chain.
         factor: c, at least 0. 1, the default, is the Polyak step size. No value is
-            best for every network: see docs/robustness.md. On a quadratic loss the
-            linear model predicts half of the way to the minimum: for one linear neuron,
-            the loss e^2 / 2, `normalizer="power"` and decay 0, a factor of 2 is NLMS.
-            A factor of infinity disables the bound.
+            best for every network: see docs/robustness.md. On a quadratic loss, the
+            Polyak step goes only half of the way to the minimum: for one linear neuron
+            with the loss e^2 / 2, `normalizer="power"` and decay 0, a factor of 2 is
+            NLMS. A factor of infinity disables the bound.
         decay: beta, in [0, 1). 0 uses each slope unmodified.
         lower_bound: L*, a lower bound on the loss, in its units. If `MultiSteps` sums
             gradients, it is a lower bound on the summed loss.
@@ -317,8 +317,9 @@ def _inner_product(
     total = jnp.zeros([], dtype)
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True)
     for grad, update in pairs:
-        for part in (jnp.real, jnp.imag)[: 1 + jnp.iscomplexobj(grad)]:
-            wide = statistic_dtype(grad.dtype)
+        wide = statistic_dtype(grad.dtype)
+        parts = (jnp.real, jnp.imag) if jnp.iscomplexobj(grad) else (jnp.real,)
+        for part in parts:
             product = jnp.sum(part(grad).astype(wide) * part(update).astype(wide))
             total += product.astype(dtype)
     return total

@@ -1,4 +1,4 @@
-"""The mean power of a convolution's receptive fields, "the inputs to the neuron".
+"""The mean power of a convolution's receptive fields, the "inputs to the neuron".
 
 A patch is never built: each input entry counts once for every output position and tap
 that reads it, and those counts factor over the spatial axes.
@@ -75,8 +75,8 @@ def conv_windows(
     else:
         pads = [(low, high) for low, high in padding]
     return [
-        Window(n, k, stride, kernel, inputs, pad, mode)
-        for n, k, stride, kernel, inputs, pad in zip(
+        Window(size, kernel, stride, dilation, input_dilated, pad, mode)
+        for size, kernel, stride, dilation, input_dilated, pad in zip(
             spatial,
             kernel_size,
             strides,

@@ -40,7 +40,7 @@ def _affine_projection_rule(
         errors = desired - _dot(windows, weights)
         adjoint = jnp.conj(windows.T)
         powers = _squared_norm(windows)
-        # Dependent windows (a constant, a sinusoid) would fail the factorization.
+        # Dependent windows (a constant, a sinusoid) would make the factorization fail.
         # Those of silence get a 1, which has no effect: their rows of X are zero.
         regularizer = jnp.maximum(eps, rounding * jnp.sum(powers))
         diagonal = jnp.where(powers == 0, 1, regularizer)

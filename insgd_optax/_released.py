@@ -18,7 +18,7 @@ from insgd_optax._capture import listening, takes
 from insgd_optax._capture_stack import Capture
 from insgd_optax._compat import DenseParams, is_placeholder
 from insgd_optax._input_power import scaled_by
-from insgd_optax._layer_types import InputNormFn, layer_input, sizes
+from insgd_optax._layer_types import InputNormFn, as_tuple, layer_input
 from insgd_optax._matching import RELEASED_NAME, by_layer, matches
 from insgd_optax._momentum import add_decayed_weights, dampened_trace
 from insgd_optax._norms import check_p, mean_power, statistic_dtype
@@ -290,14 +290,14 @@ def _dense_general(
     layer: nn.DenseGeneral, call: Mapping[str, Any], p: float, *, tokens: str
 ) -> jax.Array:
     x = layer_input(call)
-    features = [a % x.ndim for a in sizes(layer.axis)]
-    batch = [a % x.ndim for a in sizes(layer.batch_dims)]
+    features = [a % x.ndim for a in as_tuple(layer.axis)]
+    batch = [a % x.ndim for a in as_tuple(layer.batch_dims)]
     power = norms.dense_general_norm(
         _standardized(x, _axes(x, features, batch, tokens)),
         p,
         axis=features,
         batch_axes=batch,
-        num_features=len(sizes(layer.features)),
+        num_features=len(as_tuple(layer.features)),
     )
     return power + _DENSE_OFFSET
 
@@ -307,7 +307,7 @@ def _channel_powers(
 ) -> jax.Array:
     """P_c, shape (channels,)."""
     x = layer_input(call)
-    spatial = range(x.ndim - len(sizes(layer.kernel_size)) - 1, x.ndim - 1)
+    spatial = range(x.ndim - len(as_tuple(layer.kernel_size)) - 1, x.ndim - 1)
     z = _standardized(x, spatial)
     return mean_power(z, p, sum_axes=spatial, keep_axes=[x.ndim - 1])
 
@@ -321,7 +321,7 @@ def _conv(layer: nn.Conv, call: Mapping[str, Any], p: float) -> jax.Array:
         # A grouped kernel has the channels of one group; its output features, group
         # after group, tell which.
         by_group = jnp.repeat(by_group, layer.features // groups, axis=1)
-    return by_group.reshape((1,) * len(sizes(layer.kernel_size)) + by_group.shape)
+    return by_group.reshape((1,) * len(as_tuple(layer.kernel_size)) + by_group.shape)
 
 
 def _conv_transpose(
@@ -330,4 +330,4 @@ def _conv_transpose(
     """Shape (1, ..., channels, 1), or (..., 1, channels) for a transposed kernel."""
     powers = _channel_powers(layer, call, p)
     shape = (1, powers.size) if layer.transpose_kernel else (powers.size, 1)
-    return powers.reshape((1,) * len(sizes(layer.kernel_size)) + shape)
+    return powers.reshape((1,) * len(as_tuple(layer.kernel_size)) + shape)

@@ -1,4 +1,4 @@
-"""Flax's train state that passes input norms to the optimizer."""
+"""A Flax train state that passes input statistics and the loss to the optimizer."""
 
 import functools
 from typing import Any

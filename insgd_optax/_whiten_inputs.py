@@ -125,8 +125,8 @@ def whiten_inputs(
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         given = getattr(inner, "__name__", repr(inner))
         raise TypeError(
-            f"whiten_inputs takes an optimizer, such as whiten_inputs(optax.adam(1e-3))"
-            f", not {given}"
+            "whiten_inputs takes an optimizer, as in whiten_inputs(optax.adam(1e-3)),"
+            f" not {given}"
         )
     link = covariance_link(
         decay,

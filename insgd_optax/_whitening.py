@@ -19,9 +19,10 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def identity(form: Form, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """The initial inverse, which leaves updates unchanged.
 
-    For one factor, it is D, of shape (*stack, *blocks, d, d). For two factors, taps and
-    channels, it is the eigenvectors of the taps, (*stack, *blocks, t, t), and for each
-    of them the inverse for the channels, (*stack, *blocks, t, c, c).
+    For one factor, it is D, of shape (*stack, *counts, d, d), where `counts` are the
+    numbers of blocks. For two factors, taps and channels, it is the eigenvectors of the
+    taps, (*stack, *counts, t, t), and for each of them the inverse for the channels,
+    (*stack, *counts, t, c, c).
     """
 
     def eye(*shape: int) -> jax.Array:
@@ -43,8 +44,9 @@ def inverse(
     eps: jax.Array,
     root: bool,
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """(A + (damping tr(A) / d + eps) I)^-1 or its root, exactly for either form.
+    """(A + (damping tr(A) / d + eps) I)^-1, or its root.
 
+    It is exact for one factor and for the Kronecker product of two.
     Each matrix of a batch axis or group has a trace of its own; the blocks of one
     input vector share theirs. A result whose entries would leave the range of the
     dtype is scaled to stay inside, since its direction is all that `preserve_norm`

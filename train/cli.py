@@ -96,7 +96,7 @@ def _execute(arguments: Sequence[str]) -> int:
 
 
 def versions() -> str:
-    """Returns the versions of this project and of the libraries that affect results."""
+    """Returns the versions of this project and of its main libraries."""
     libraries = ("jax", "flax", "optax")
     used = ", ".join(f"{name} {metadata.version(name)}" for name in libraries)
     return f"insgd_optax {insgd_optax.__version__} ({used})"

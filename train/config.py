@@ -60,7 +60,7 @@ class NetworkConfig:
     dataset: Annotated[str, tyro.conf.arg(metavar="|".join(registry.NAMES))] = "digits"
     """Dataset. CIFAR and ImageNet need `prepare`; PATH has train/CLASS, test/CLASS."""
     image_size: int | None = None
-    """Side in pixels to resize and center-crop folder:PATH to. Default: no change."""
+    """Resize and center-crop folder:PATH to this side in pixels. Default: no change."""
     model: Annotated[str, name_help("Network", networks.CHOICES)] = "custom_cnn"
     batch_norm: bool = True
     """Use batch normalization, in networks that have it."""
@@ -238,7 +238,7 @@ class TrainingConfig(
         """Network and dataset, for titles of plots.
 
         Args:
-            dataset: the dataset's own name, used if it is the user's.
+            dataset: the name that the dataset has, used if the option is MODULE:NAME.
         """
         network = " ".join([self.model, *self.model_options])
         without = "" if self.batch_norm else " without batch normalization"

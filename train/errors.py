@@ -123,7 +123,7 @@ def _advice(program: str, missing: list[str]) -> str:
 def _drop_closed_output() -> bool:
     """Returns whether stdout is a closed pipe; if so, redirects it to /dev/null."""
     try:
-        # Flushing would do nothing if PYTHONUNBUFFERED is set.
+        # Polled, since flushing does not detect it if PYTHONUNBUFFERED is set.
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
         closed = bool(poll.poll(0))

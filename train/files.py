@@ -115,7 +115,7 @@ def _write_partial(path: Path, content: bytes) -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Names a path in errors: ENOSPC carries none, and nobody knows partial files."""
+    """Names a path in errors, which would name a partial file or, as ENOSPC, none."""
     try:
         yield
     except OSError as error:

@@ -39,7 +39,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 class StopRequest:
-    """Within this context, records SIGINT and SIGTERM; a Ctrl-C after that interrupts.
+    """Within this context, records SIGINT and SIGTERM; after one, Ctrl-C interrupts.
 
     Args:
         message: printed at each signal recorded; says when the process will stop.

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-# In a file, each update of a bar is a line of its own.
+# A file keeps every update of a bar.
 _SECONDS_IN_FILE = 10.0
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks whose results pages of the documentation cite."""
+"""Benchmarks whose results are cited in the documentation."""

@@ -1,8 +1,8 @@
-"""Trains optimizers as `python -m train compare` does, without saving checkpoints.
+"""Trains with each optimizer as `python -m train compare` does, without checkpoints.
 
 On an accelerator, saving the state after each epoch of a small network takes longer
 than training it. The metrics of all runs are written to a JSON file after each run;
-runs that the file has already are not repeated.
+runs that are already in the file are not repeated.
 
 python -m benchmarks.pages.training_runs --out FILE --optimizers NAME@RATE ... \
     [--seeds N] [OPTIONS OF COMPARE]
@@ -31,7 +31,7 @@ class RunsConfig(SeriesConfig):
     """Train with several optimizers and seeds, and write their metrics."""
 
     out: Path = Path("training_runs.json")
-    """JSON file to write; runs that it has already are not repeated."""
+    """JSON file to write; runs that are already in it are not repeated."""
 
 
 def train(config, dataset):

@@ -51,7 +51,7 @@ def cases(sizes: Sizes) -> list[Case]:
     """All cases: strategies first, then networks, then optimizers.
 
     Each is tried with every dtype. In miniature, there is one case per optimizer:
-    strategies and dtypes alternate, and the first cases use a network each.
+    strategies and dtypes alternate, and the first cases go through the networks.
     """
     side = min(side for _, side in sizes.networks)
     found = []

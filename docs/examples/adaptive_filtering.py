@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/adaptive_filtering.md and prints its table of impulses.
+"""Draws three pictures of docs/adaptive_filtering.md and prints its table of impulses.
 
 python docs/examples/adaptive_filtering.py [FOLDER]
 """
@@ -30,7 +30,7 @@ def decibels(ratio):
 
 
 def draw_projection(path):
-    """Figure 1: weights projected in turn onto two lines, towards where they cross."""
+    """Figure 1 of the paper: weights projected in turn onto two lines that cross."""
     a, b, target, start = 2.0, 1.0, np.array([1.0, 0.5]), np.array([-0.6, 2.6])
     # The input a, b, a, b, ... has two windows, (b, a) and (a, b): two lines.
     u = np.array([a, b] * 7)

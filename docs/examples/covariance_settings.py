@@ -1,8 +1,8 @@
 """Trains examples/char_transformer.py with other settings of the covariance.
 
 The optimizer is Muon on whitened inputs. One setting at a time differs from the
-defaults. Appends the test loss with each, a line of JSON, to OUT, and skips settings
-that are there.
+defaults. For each, a line of JSON with the test loss is appended to OUT; settings that
+are already in OUT are skipped.
 
 python docs/examples/covariance_settings.py OUT
 """

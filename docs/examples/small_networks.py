@@ -3,7 +3,7 @@
 python docs/examples/small_networks.py normalizers --json normalizers.json
 python docs/examples/small_networks.py factors --json factors.json
 
-The script makes the training runs that the JSON file does not have yet, and prints the
+The script performs the training runs that are not yet in the JSON file, and prints the
 table. It can be stopped at any time and started again. Tasks: scikit-learn's digits,
 and the sources of Python's standard library read character by character. Nothing is
 downloaded.
@@ -458,7 +458,7 @@ def normalizers(results, tasks, schedules):
             )
         ]
         found = results.run(task, optimizer, best, UNBOUNDED, schedule, SEEDS[0])
-        # LMS-Newton has no multipliers, and the published runs leave them out.
+        # LMS-Newton has no multipliers, and the published runs of SGD leave them out.
         values = found.get("first_multipliers", {}).values()
         at_floor = sum(value > 99 for value in values)
         floor = f"{at_floor} of {len(values)}" if values else "–"

@@ -298,7 +298,7 @@ MUTANTS = {
         ),
         ("state.count == 1) &", "state.count == 0) &", "polyak -k spike"),
         ("jnp.minimum(slope, most)", "slope", "polyak -k spike"),
-        ("[: 1 + jnp.iscomplexobj(grad)]", "[:1]", "polyak -k complex"),
+        ("if jnp.iscomplexobj(grad) else", "if False else", "polyak -k complex"),
         ("1.0 - momentum) / passed", "1.0 + momentum) / passed", "polyak -k numpy"),
         (
             "wide = statistic_dtype(grad.dtype)",

@@ -7,8 +7,8 @@ import pytest
 
 from insgd_optax._matching import (
     ShapeMismatchError,
-    averaged_axes,
     by_layer,
+    excess_axes,
     matches,
     mean_over_calls,
     power_shape,
@@ -36,7 +36,7 @@ def shape_of(*shapes, weight, kernel=None):
     ],
 )
 def test_axes_that_the_weight_lacks_are_averaged(statistic, weight, axes):
-    assert averaged_axes(statistic, weight) == axes
+    assert excess_axes(statistic, weight) == axes
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_axes_that_the_weight_lacks_are_averaged(statistic, weight, axes):
     ],
 )
 def test_a_known_shape_decides_which_axes_are_averaged(statistic, weight, left, axes):
-    assert averaged_axes(statistic, weight, left) == axes
+    assert excess_axes(statistic, weight, left) == axes
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_statistic_that_does_not_fit_or_fits_twice_is_an_error(
     statistic, weight, words
 ):
     with pytest.raises(ShapeMismatchError, match=words):
-        averaged_axes(statistic, weight)
+        excess_axes(statistic, weight)
 
 
 def test_the_shape_of_a_power_follows_from_statistic_and_weight():

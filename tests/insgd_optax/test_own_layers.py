@@ -76,7 +76,7 @@ def test_a_function_can_return_the_vectors_of_a_covariance():
     ("kind", "first", "what"),
     [
         (Masked, jnp.ones((2, 2, 1), bool), "mask, is an array of bool"),
-        (Equation, "btd,df->btf", "equation, is str"),
+        (Equation, "btd,df->btf", "equation, is of type str"),
     ],
 )
 def test_a_first_argument_that_is_not_an_input_is_an_error(capture, kind, first, what):
@@ -180,7 +180,7 @@ class Variadic(nn.Module):
 def test_a_carry_is_not_an_input(capture):
     with (
         capture(layers=[Carried]),
-        pytest.raises(ValueError, match="Carried.*carry, is tuple, not a floating"),
+        pytest.raises(ValueError, match="Carried.*carry, is of type tuple, not a"),
     ):
         sown_by(Carried(), (X, X), X)
 

@@ -30,7 +30,7 @@ def test_the_error_for_a_group_without_kernels_names_the_remedy(rule):
 
 @pytest.mark.parametrize("rule", [insgd, lms_newton])
 def test_flattened_weights_are_an_error(rule):
-    with pytest.raises(ValueError, match="optax.flatten makes of a(.|\n)*leave"):
+    with pytest.raises(ValueError, match="optax.flatten, for example,(.|\n)*Leave"):
         optax.flatten(rule(0.1)).init(PARAMS)
 
 

@@ -15,10 +15,9 @@ from PIL import Image
 from tests.jax_settings import jax_settings
 from train import cli
 from train.data.types import ImageDataset
-from train.run import experiment
 from train.run.experiment import Experiment
 from train.run_config import RunConfig
-from train.training import in_memory
+from train.training import in_memory, step
 
 from .stripes import stripes
 from .tiny_cnn import TinyCNN
@@ -136,7 +135,7 @@ def shared_programs(experiments, monkeypatch):
             *(getattr(config, name) for name in _COMPILED),
             *(dataset.fingerprint, dataset.preprocessing, dataset.class_names),
             *(type(made.model), repr(made.model)),
-            *(experiment.train_step, in_memory.loops_are_fast),
+            *(step.train_step, in_memory.loops_are_fast),
             *(own := config.own_code()).items(),
             config.initial_learning_rate if config.optimizer in own else None,
             config.seed

@@ -8,7 +8,7 @@ import pytest
 
 from train import cli
 from train.experiments import series
-from train.run import experiment, loop, metrics
+from train.run import loop, metrics
 from train.run.checkpoints import Checkpoints
 from train.training.state import LoopState
 from train.training.step import FINITE_STEPS, train_step
@@ -33,7 +33,7 @@ def spoil(monkeypatch, what, step):
             metrics |= {"loss": jnp.where(now, jnp.nan, metrics["loss"])}
         return state, metrics
 
-    monkeypatch.setattr(experiment, "train_step", spoiled)
+    monkeypatch.setattr("train.training.step.train_step", spoiled)
 
 
 def latest_step(path):

@@ -45,7 +45,7 @@ class BenchmarkConfig:
     values: tuple[int, ...] = ()
     """Axis values. Default: width 8 16 32, depth 1 2 3 (blocks), batch 8 32 128."""
     output_dir: Path | None = None
-    """Folder for benchmark.json and .md files. Default: a new runs/benchmark-DATE."""
+    """Folder of benchmark.json and benchmark.md. Default: a new runs/benchmark-DATE."""
 
     def __post_init__(self) -> None:
         check_numbers(self, image_size=(1, MOST_PIXELS), rounds=(1, _MOST_ROUNDS))

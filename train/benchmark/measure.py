@@ -51,11 +51,11 @@ class StepCost:
         processor_overhead: as `overhead`, in CPU time, which other processes hardly
             affect; None if the CPU is not the device.
         processor_control: `control` in CPU time.
-        memory: memory of the program of a step, by name.
+        memory: memory of the compiled program of one call, by name.
         flops: floating-point operations of SGD's step, before XLA's optimizations; None
             if XLA does not count them.
-        utilization: FLOP utilization of the other optimizer's step; None if the peak of
-            the device is not known.
+        utilization: `flops` divided by the time of the other optimizer's step, relative
+            to the device's peak; None if the FLOPs or the peak are not known.
         state_bytes: size of the optimizer state, by name.
         scaled_weights: number of weights with an input power or covariance.
     """
@@ -135,7 +135,7 @@ class Stepper:
         return self._lowered.compile()
 
     def compile(self) -> "Stepper":
-        """Compiles the program, unlike tracing also beside others in threads."""
+        """Compiles the program. Unlike tracing, this can run in several threads."""
         _ = self._compiled
         return self
 
@@ -164,7 +164,7 @@ class Stepper:
         return Memory(analysis.temp_size_in_bytes, peak or None)
 
     def flops(self) -> float | None:
-        """Returns the FLOPs of one step; None if they are not counted."""
+        """Returns the FLOPs of a step without capture; None if they are not counted."""
         step = functools.partial(_steps, step_fn=train_step, num_steps=1)
         return operations.count_flops(step, self.state, self.batch)
 

@@ -19,6 +19,7 @@ def to_json(costs: Sequence[StepCost], image_size: int, rounds: int) -> dict[str
     return {
         "environment": provenance.describe()
         | {
+            # Of the machine; "cores" counts those that this process may use.
             "cpu_cores": os.cpu_count(),
             # Above the number of cores if other processes competed for them.
             "load_average_at_end": os.getloadavg(),

@@ -37,7 +37,7 @@ class Ratio:
 
 
 def repeated(run: Callable[[], Any]) -> Callable[[int], None]:
-    """Makes a program for `interleave` of a function that returns arrays."""
+    """Makes a program for `interleave` from a function that returns arrays."""
 
     def program(times: int) -> None:
         for _ in range(times):

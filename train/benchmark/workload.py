@@ -67,7 +67,7 @@ def parse(text: str, batch_sizes: Sequence[int], dtype: str) -> list[Workload]:
     network, at, batch = text.partition("@")
     model, _, listed = network.partition(":")
     if model not in models.names():
-        # A network of one's own has a colon in its name.
+        # The name of a network of the user's own, MODULE:NAME, contains a colon.
         name, _, listed = listed.partition(":")
         model = f"{model}:{name}"
         if not own_code.is_reference(model):

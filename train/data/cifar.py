@@ -101,7 +101,7 @@ CIFAR10 = Cifar(
         "test": ("test_batch.bin",),
     },
     labels={"label": "batches.meta.txt"},
-    # Section 4.1.
+    # From section 4.1 of the paper.
     preprocessing=Preprocessing(
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),

@@ -39,8 +39,8 @@ def load(
             side has this length, and center-cropped. None requires images of one size.
 
     Returns:
-        The dataset, augmented as in section 4.1: padded by an eighth of the image size
-        (4 pixels at 32x32), cropped and flipped.
+        The dataset, augmented as in section 4.1 of the paper: padded by an eighth of
+        the image size (4 pixels at 32x32), cropped and flipped.
 
     Raises:
         UserError: if the folder cannot be used; names the file or folder at fault.
@@ -67,8 +67,8 @@ def load(
     if missing := set(range(len(folder.class_names))).difference(labels):
         name = folder.class_names[min(missing)]
         raise UserError(
-            f"No image in {folder.root / 'train' / name} can be decoded. Replace them, "
-            "or remove the class folder."
+            f"None of the images in {folder.root / 'train' / name} can be decoded. "
+            "Replace them, or remove the class folder."
         )
     side = min(arrays["train_images"].shape[1:3])
     return ImageDataset(

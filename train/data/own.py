@@ -16,7 +16,8 @@ def load(reference: str) -> Dataset:
         reference: MODULE:NAME of a function without arguments.
 
     Returns:
-        The dataset, with labels of dtype int32.
+        The dataset, with labels of dtype int32. A `StreamedDataset` is returned as it
+        is, unchecked.
 
     Raises:
         UserError: if there is no such function, it needs arguments, or what it returns
@@ -95,10 +96,14 @@ def _problem(dataset: ImageDataset) -> str | None:
     padding, most = augmentation.padding, min(train[:2]) - 1
     if not (isinstance(padding, int | np.integer) and padding >= 0):
         return (
-            f"padding of its augmentation must be at least 0 and whole, got {padding!r}"
+            "the padding of its augmentation must be a whole number, at least 0, got "
+            f"{padding!r}"
         )
     if augmentation.reflect and padding > most:
-        return f"its augmentation reflects at most {most} pixels, got {padding}"
+        return (
+            f"its augmentation can reflect at most {most} pixels, got a padding of "
+            f"{padding}"
+        )
     if not (
         len(mean) == len(std) == train[-1]
         and np.isfinite([*mean, *std]).all()

@@ -60,7 +60,7 @@ def load(
     """Loads a dataset.
 
     Args:
-        name: one of `NAMES`, or MODULE:NAME for a function of the user.
+        name: one of `NAMES`; MODULE:NAME names a function of the user's own.
         cache_dir: folder for decoded images.
         skip_corrupt: skip images of a folder that cannot be decoded, and list them.
         image_size: side to which images of a folder are resized and cropped. Default:
@@ -72,7 +72,7 @@ def load(
     Raises:
         ValueError: if the name is unknown.
         train.errors.UserError: if the data cannot be used.
-        train.errors.OwnCodeError: if the function of the user raises an exception.
+        train.errors.OwnCodeError: if the user's function raises an exception.
     """
     check_name(name)
     kind, _, path = name.partition(":")

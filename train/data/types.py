@@ -144,7 +144,7 @@ class ImageDataset(Dataset):
     def __post_init__(self) -> None:
         if not self.fingerprint:
             digest = hashlib.sha256()
-            # Other types than arrays are refused later, see `train.data.own`.
+            # Types other than arrays are refused later, see `train.data.own`.
             for array in map(np.asarray, (*self.train, *self.test)):
                 digest.update(repr((array.shape, array.dtype)).encode())
                 digest.update(np.ascontiguousarray(array).data)

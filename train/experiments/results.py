@@ -45,9 +45,9 @@ def accuracies(runs: Sequence[Sequence[EpochMetrics]]) -> Accuracies:
 
 
 def mean_multiplier(rows: Sequence[EpochMetrics]) -> float:
-    """Returns the mean factor of INSGD and a Polyak cap on the learning rate.
+    """Returns the mean factor by which INSGD and a Polyak cap scale the learning rate.
 
-    INSGD's factor is the mean over all scaled parameters at the end of each epoch, that
+    INSGD's factor is the mean over all scaled parameters at the end of each epoch; that
     of a cap is the mean over steps. For other optimizers, the result is 1.
     """
     return statistics.fmean(

@@ -45,7 +45,7 @@ def digest(value: Any) -> str:
 def run_path(config: RunConfig) -> Path:
     """Returns the folder of the run with these options."""
     default = RunConfig().to_json() | {
-        # The name of the folder has that of the optimizer, but not its module.
+        # The folder's name contains the optimizer's name already, but not its module.
         "optimizer": own_code.short(config.optimizer),
         "learning_rate": optimizers.default_learning_rate(config.optimizer),
     }
@@ -82,7 +82,8 @@ def finished_metrics(config: RunConfig) -> list[EpochMetrics] | None:
     folder = _existing(config)
     if folder is None:
         return None
-    # Resuming the run repairs missing or damaged metrics.
+    # A run whose metrics differ from the copy in its checkpoint counts as unfinished:
+    # resuming it repairs them.
     copy = latest_rows(folder.checkpoints)
     return metrics.read_whole(folder.metrics, config.epochs, copy)
 

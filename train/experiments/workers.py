@@ -34,7 +34,7 @@ Processes = Annotated[
 
 _WORKER = (sys.executable, "-m", "train.experiments.worker")
 _POLL_SECONDS = 1.0
-# Runs take minutes, and in a file each update is a line.
+# Runs take minutes, and a file keeps every update.
 _BAR_SECONDS = 10.0
 _MEMORY_SETTINGS = (
     "XLA_CLIENT_MEM_FRACTION",

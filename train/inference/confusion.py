@@ -9,7 +9,8 @@ import numpy as np
 from train import markdown
 from train.run import plots
 
-# With more classes, the table is unreadable, and counts do not fit in the picture.
+# With more classes than these, the table is unreadable, and the names and the counts do
+# not fit in the picture.
 _MOST_IN_TABLE = 12
 _MOST_NAMED = 40
 _MOST_NUMBERED = 20

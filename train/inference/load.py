@@ -144,7 +144,8 @@ def decode_image(model: TrainedModel, encoded: bytes) -> tuple[np.ndarray, bool]
     try:
         image = decode.image(encoded)
     except decode.UNDECODABLE as error:
-        reason = str(error).partition(" <_io.")[0]  # Of Pillow, with an address.
+        # Pillow's message ends with the memory address of the buffer.
+        reason = str(error).partition(" <_io.")[0]
         raise ValueError(f"not an image that can be decoded: {reason}") from error
     if channels == 1:
         image = image.convert("L")

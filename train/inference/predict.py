@@ -169,7 +169,7 @@ def _predictions(
                     images.append(image)
                     read.append(path)
             if read:
-                # Pad the last batch: another batch size would be compiled again.
+                # Pad the last batch: a new batch size would need a new compilation.
                 size = min(config.batch_size, len(paths))
                 images += images[-1:] * (size - len(images))
                 yield from zip(read, model.predict(np.stack(images), size))

@@ -131,7 +131,7 @@ class Checkpoints:
                 )
             except _NOT_DAMAGE:
                 raise
-            # For a full disk, TensorStore raises a ValueError.
+            # If the disk is full, TensorStore raises a ValueError.
             except Exception as error:
                 raise UserError(
                     f"The checkpoint of step {step} cannot be written to "
@@ -175,7 +175,7 @@ class Checkpoints:
     def restore_best(self, like: Any) -> Restored | None:
         """Restores the intact checkpoint with the best accuracy, see `save`.
 
-        The others are verified, too: a damaged accuracy may hide a better one.
+        The others are verified, too: one with a damaged accuracy may be the best.
         """
         steps = self._by_accuracy()
         restored = self._restore_first(steps, like)

@@ -220,9 +220,8 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         )
         return DIVERGED
     if step < config.epochs * experiment.steps_per_epoch:
-        stopped_by = (
-            stop.signal or signal.SIGTERM
-        )  # Another process may have received it.
+        # The signal is not known if only another process received it.
+        stopped_by = stop.signal or signal.SIGTERM
         print(
             f"Stopped by {stopped_by.name} and saved at step {step}. Resume with: "
             f"python -m train --resume {_short(folder.path)}{config.own_code_options()}"

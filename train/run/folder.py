@@ -93,8 +93,9 @@ class RunFolder:
         """Returns the description of the run's dataset.
 
         Raises:
-            UserError: if an earlier version wrote the record, without the
-                normalization of images, and the dataset cannot be loaded either.
+            UserError: if the record lacks a field of the dataset, or if an earlier
+                version wrote it, without the normalization of images, and the dataset
+                cannot be loaded to compute it.
         """
         recorded = self.record["dataset"]
         try:

@@ -67,9 +67,9 @@ class RunLock:
         except BlockingIOError as error:
             with file:
                 raise RunInProgress(
-                    f"The run {path} is in progress: {_holder(file)} has locked its "
-                    f"file {NAME}. Wait for it to finish, or stop it with Ctrl-C or "
-                    "SIGTERM (it saves a checkpoint), then resume it."
+                    f"The run {path} is in progress: {_holder(file)} has locked it. "
+                    "Wait for it to finish, or stop it with Ctrl-C or SIGTERM (it "
+                    "saves a checkpoint), then resume it."
                 ) from error
         except OSError as error:
             file.close()
@@ -82,7 +82,7 @@ class RunLock:
         try:
             with files.naming(path / NAME):
                 file.truncate(0)
-                # Without a buffer, which closing the file would write again.
+                # Unbuffered: closing a buffered file would retry a failed write.
                 os.write(file.fileno(), holder.encode())
         except OSError:
             file.close()

@@ -141,8 +141,9 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
         warnings = [f"{path}: {_lines(damaged)} damaged."] if damaged else []
         if lost:
             warnings.append(
-                f"{path}: the metrics of epochs {_numbers(lost)} are lost: an "
-                "earlier version saved the checkpoint, without a copy of them."
+                f"{path}: the metrics of epoch{'s' * (len(lost) > 1)} "
+                f"{_numbers(lost)} are lost: an earlier version saved the checkpoint, "
+                "without a copy of them."
             )
         return Recovered(rows, warnings)
     rows = [strict_json.from_null(row) for row in copy]

@@ -19,11 +19,10 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     What its threads log is held back, and dropped if the body raises one of `errors`.
 
     After an error, Orbax may still be writing other arrays when the body has ended. The
-    threads of these writes log their errors, which are never retrieved, and each write
-    calls, when it ends, an event loop that is already closed. So after an error, the
-    filters of these three kinds of messages stay in place: that of the threads until
-    the next save, that of errors never retrieved until a save succeeds, and that of
-    the late calls for good.
+    threads of these writes log their errors; asyncio logs that these errors were never
+    retrieved; and each write, when it ends, calls an event loop that is already closed.
+    So after an error, the filters of these three kinds of messages stay in place: the
+    first until the next save, the second until a save succeeds, and the third for good.
 
     Args:
         errors: type of the errors that the caller reports.

@@ -144,7 +144,7 @@ def _draw_lines(
 
 
 def number_plainly(axis: "Axis") -> None:
-    """Writes 0.2, not 2x10^-1, at ticks of a log axis within 0.001 to 10,000."""
+    """Writes 0.2, not 2x10^-1, on a log axis that lies between 0.001 and 10,000."""
     from matplotlib.ticker import LogFormatterSciNotation
 
     class Formatter(LogFormatterSciNotation):
@@ -212,7 +212,7 @@ def create_figure(
     rows: int = 1,
     height: float = 4,
 ) -> tuple["Figure", Sequence["Axes"]]:
-    """Creates a figure, sized in inches, with rows of panels."""
+    """Creates a figure, sized in inches, with `rows` rows of `panels` panels each."""
     # Not pyplot, which looks for a display and keeps every figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

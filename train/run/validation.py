@@ -10,7 +10,7 @@ from train.data.types import Dataset, ImageDataset, RecordedDataset, Split
 from train.errors import UserError
 from train.markdown import counted
 
-# Purpose of a random generator, in addition to the run's seed, see `loader`.
+# Seeds a random generator together with the run's seed; `loader` uses 0 and 1.
 _VALIDATION = 2
 
 

@@ -182,8 +182,8 @@ class ShardMap(_Mapped):
             mesh=self.mesh,
             in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
             out_specs=PartitionSpec(),
-            # With the check, gradients of replicated arrays arrive summed over the
-            # devices, and their mean would be too large by the number of devices.
+            # With the check, gradients of replicated arrays arrive summed over the N
+            # devices, and their mean would be N times too large.
             check_vma=False,
         )
         return jax.jit(

@@ -208,7 +208,7 @@ def _refuse(peers: Any, problem: str) -> UserError:
 
 
 def _join(address: str, hello: dict[str, Any], end: float, timeout: float) -> _Peer:
-    """Connects another process to process 0."""
+    """Connects this process, which is not process 0, to process 0."""
     _resolve(address)
     while True:
         try:

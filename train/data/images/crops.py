@@ -1,4 +1,4 @@
-"""Cropping and resizing of ImageNet images, as in torchvision.
+"""Cropping and resizing of images; those of ImageNet, as in torchvision.
 
 This runs on the host, image by image, because the images differ in size. Worker
 processes import this module, so it does not import JAX.
@@ -52,7 +52,7 @@ class Crops(NamedTuple):
 def resize_and_crop(
     image: Image.Image, size: tuple[int, int], shorter_side: int | None = None
 ) -> np.ndarray:
-    """Resizes an image, unstretched, to cover a size, and returns the center crop.
+    """Resizes an image to cover a size, keeping its aspect ratio, and crops its center.
 
     Args:
         image: image of any size and mode.

@@ -1,7 +1,7 @@
 """Prepares CIFAR as tensorflow-datasets does, but without TensorFlow.
 
-The result has the names, version and features of tensorflow-datasets, as array_record
-files. Importing this module imports tensorflow-datasets.
+The result, in array_record files, has the names, version and features that
+tensorflow-datasets uses. Importing this module imports tensorflow-datasets.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Prepares ImageNet as tensorflow-datasets does, but without TensorFlow.
 
-The result has the names, version and features of tensorflow-datasets, as array_record
-files. Within a split the images keep the order of the archive; the builder of
-tensorflow-datasets would shuffle them on disk, with TensorFlow. Importing this module
-imports tensorflow-datasets.
+The result, in array_record files, has the names, version and features that
+tensorflow-datasets uses. Within a split the images keep the order of the archive; the
+builder of tensorflow-datasets would shuffle them on disk, with TensorFlow. Importing
+this module imports tensorflow-datasets.
 """
 
 import tempfile

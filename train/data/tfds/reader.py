@@ -23,7 +23,7 @@ _KNOWN = {
     "tensorflow_datasets.core.features.text_feature.Text": "text",
 }
 # Other keys of a feature, with text and numbers as values.
-_DOCUMENTATION = {"pythonClassName", "description", "valueRange"}
+_OTHER_KEYS = {"pythonClassName", "description", "valueRange"}
 
 
 def data_dir() -> Path:
@@ -150,7 +150,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _problem(value: Any) -> str | None:
     """Describes what is not supported in a definition of features, if anything."""
-    if not isinstance(value, dict) or value.keys() - _DOCUMENTATION != {"featuresDict"}:
+    if not isinstance(value, dict) or value.keys() - _OTHER_KEYS != {"featuresDict"}:
         return "has no dictionary of features"
     if value.get("pythonClassName") != _FEATURES_DICT:
         return f"uses the class {value.get('pythonClassName')!r}"
@@ -164,7 +164,7 @@ def _problem(value: Any) -> str | None:
         named = feature.get("pythonClassName")
         if not isinstance(named, str) or named not in _KNOWN:
             return f"uses the feature class {named!r}"
-        unknown = feature.keys() - _DOCUMENTATION - {_KNOWN[named]}
+        unknown = feature.keys() - _OTHER_KEYS - {_KNOWN[named]}
         if unknown:
             return f"has {min(unknown)!r} in its feature {name!r}"
     return None

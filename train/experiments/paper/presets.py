@@ -8,9 +8,10 @@ Choices where the paper is silent:
 - In Tables 3-7 and 9, the learning rate is multiplied by 0.2 after epochs 79, 119 and
   159, as in the authors' `main_cifar10.py` and `main_cifar100.py`.
 - Table 9 has the seeds, momentum and weight decay of the CIFAR-10 tables.
-- Two learning rates look odd but are kept as printed: 0.1 at batch 256 in Table 4,
-  whose text refers to a linear scaling rule; and 0.01 for SGD without layer
-  normalization in Table 8.
+
+Two learning rates look odd but are kept as printed: 0.1 at batch 256 in Table 4, whose
+text refers to a linear scaling rule; and 0.01 for SGD without layer normalization in
+Table 8.
 """
 
 import dataclasses
@@ -60,7 +61,7 @@ class Table:
     rows: tuple[PaperRow, ...]
 
 
-# Options that a table prints, also where it does not set them.
+# Options that a report prints even if the table does not set them.
 _DEFAULTS = {
     name: getattr(RunConfig, name)
     for name in (

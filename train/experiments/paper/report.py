@@ -161,7 +161,7 @@ def schedule_text(options: dict[str, Any]) -> str:
 def report(
     number: int, table: Table, rows: Sequence[TableRow], notes: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Returns the table with results, as Markdown and JSON-serializable."""
+    """Returns the table with results, in Markdown and in JSON-serializable form."""
     top5 = _has_top5(table)
     header = ["Optimizer", *table.columns.values(), "Learning rate"]
     header += ["Rate x multiplier", "Paper, top-1", "Best epoch", "Last epoch"]
@@ -192,7 +192,7 @@ def _mean(values: list[float]) -> str:
 
 
 def notes(table: Table, seeds: int, epochs: int, dataset: str) -> list[str]:
-    """Lists how our experiments differ from the paper's."""
+    """Explains the accuracies, then how our experiments differ from the paper's."""
     how = (
         "Accuracies in percent, mean ± standard deviation over seeds. Best epoch: the "
         "one with the highest top-1 on the test images, selected as in the paper, "

@@ -73,7 +73,8 @@ class Optimizer(NamedTuple):
         extra_metrics: scalar functions of the optimizer state by name, which are
             averaged over the steps of an epoch.
         diagnostics: maps the optimizer state to arrays by name and weight, whose means
-            are metrics of an epoch, or None. INSGD's are "multipliers" and "powers".
+            are metrics of an epoch; None for no diagnostics. INSGD's are "multipliers"
+            and "powers".
     """
 
     tx: optax.GradientTransformationExtraArgs

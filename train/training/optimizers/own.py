@@ -151,7 +151,7 @@ def _try_step(reference: str, made: Optimizer) -> Any:
     """Traces a step on one small weight; returns the shapes of the new state.
 
     Raises:
-        OwnCodeError: whose cause is any exception.
+        OwnCodeError: if the step raises an exception, which is its cause.
     """
 
     def step(params: optax.Params) -> optax.OptState:

@@ -113,7 +113,7 @@ def _before_weight_decay(link: Callable[..., Any]) -> Make:
 
 
 def rescaled(scale_by: Callable[[], optax.GradientTransformation]) -> Make:
-    """Returns a `Make` for a PyTorch rule, which rescales gradient and l2 term."""
+    """Returns a `Make` for a PyTorch rule, which rescales the gradient and l2 term."""
     return lambda learning_rate, config, _: _coupled(
         scale_by(), learning_rate, config.weight_decay
     )
