@@ -23,7 +23,7 @@ from insgd_optax._covariance_state import (
     form_of_sown,
     form_of_state,
     initial_layer,
-    next_layer,
+    next_layers,
     redirected,
     total,
 )
@@ -210,17 +210,6 @@ def covariance_link(
             raise ValueError(absent_in(given, absent, sown, _NAME, _CAUSES))
         _matching.check_not_shared(sown, totals, _NAME)
 
-        def refreshed(
-            old: dict[Path, LayerCovariance],
-        ) -> tuple[dict[Path, LayerCovariance], jax.Array]:
-            new, failures = {}, jnp.zeros([], jnp.int32)
-            for path, layer in old.items():
-                new[path], failed = next_layer(
-                    layer, totals[path], forms[path], *settings, root
-                )
-                failures += failed
-            return new, failures
-
         old = {path: scaled[path] for path in totals}
         if old:
             any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
@@ -230,7 +219,10 @@ def covariance_link(
             # covariances.
             _, (new, failed) = jax.lax.while_loop(
                 lambda carry: carry[0],
-                lambda carry: (jnp.zeros_like(any_rows), refreshed(carry[1][0])),
+                lambda carry: (
+                    jnp.zeros_like(any_rows),
+                    next_layers(carry[1][0], totals, forms, settings, root),
+                ),
                 (any_rows, (old, jnp.zeros([], jnp.int32))),
             )
             scaled |= new

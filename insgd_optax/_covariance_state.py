@@ -1,5 +1,6 @@
 """The state of one weight's covariance, and its update."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from insgd_optax import _whitening
 from insgd_optax._covariance import InputCovariance, checked, from_matrices, leading
 from insgd_optax._covariance_form import Form, form_of, reduced
+from insgd_optax._inverse import invert_all
 from insgd_optax._matching import ShapeMismatchError, excess_axes
 from insgd_optax._norms import wider
 from insgd_optax._paths import Path, is_masked, tuple_path
@@ -142,47 +144,72 @@ def total(sown: list[InputCovariance], form: Form, dtype: DTypeLike) -> InputCov
     return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *uses)
 
 
-def next_layer(
-    layer: LayerCovariance,
-    batch: InputCovariance,
-    form: Form,
-    decay: ArrayLike,
-    damping: ArrayLike,
-    eps: ArrayLike,
+def next_layers(
+    layers: Mapping[Path, LayerCovariance],
+    batches: Mapping[Path, InputCovariance],
+    forms: Mapping[Path, Form],
+    settings: tuple[ArrayLike, ArrayLike, ArrayLike],
     root: bool,
-) -> tuple[LayerCovariance, jax.Array]:
-    """The next state of one weight, and the number of factorizations that failed."""
-    dtype = layer.mass.dtype
-    decay, damping, eps = (jnp.asarray(x, dtype) for x in (decay, damping, eps))
-    batch = InputCovariance(
-        tuple(
-            x.reshape(shape)
-            for x, shape in zip(batch.factors, form.shapes, strict=True)
-        ),
-        batch.count,
+) -> tuple[dict[Path, LayerCovariance], jax.Array]:
+    """The next state of each weight, and the number of factorizations that failed.
+
+    Args:
+        layers: the states.
+        batches: what the layers sowed.
+        forms: the forms of the weights.
+        settings: decay, damping and eps.
+        root: whether `inverse` is the root of D.
+    """
+    brings, means, covariances = {}, {}, {}
+    for path, layer in layers.items():
+        form = forms[path]
+        decay, damping, eps = (jnp.asarray(x, layer.mass.dtype) for x in settings)
+        batch = _laid_out(batches[path], form)
+        brings[path] = batch.count > 0
+        means[path] = mean = _next_mean(layer, batch, decay)
+        mass = jnp.where(mean.mass > 0, mean.mass, 1)
+        corrected = tuple(x / leading(mass, x.ndim) for x in mean.factors)
+        covariances[path] = _whitening.damped(form, corrected, damping, eps)
+    inverses = invert_all(
+        [covariance.matrices for covariance in covariances.values()],
+        [covariance.least for covariance in covariances.values()],
+        root,
     )
-    batch = checked(batch)
+    following, failures = {}, jnp.zeros([], jnp.int32)
+    for (path, layer), inverse in zip(layers.items(), inverses, strict=True):
+        new, good = _whitening.in_inputs(forms[path], covariances[path], inverse, root)
+        new = tuple(
+            _where(brings[path] & good, *pair)
+            for pair in zip(new, layer.inverse, strict=True)
+        )
+        following[path] = means[path]._replace(inverse=new)
+        failures += jnp.sum(brings[path] & ~good).astype(jnp.int32)
+    return following, failures
+
+
+def _laid_out(batch: InputCovariance, form: Form) -> InputCovariance:
+    factors = zip(batch.factors, form.shapes, strict=True)
+    return checked(
+        batch._replace(factors=tuple(x.reshape(shape) for x, shape in factors))
+    )
+
+
+def _next_mean(
+    layer: LayerCovariance, batch: InputCovariance, decay: jax.Array
+) -> LayerCovariance:
+    """The state with the next running mean, and its former inverse."""
     brings = batch.count > 0
-
-    def kept(new: jax.Array, old: jax.Array, choice: jax.Array) -> jax.Array:
-        return jnp.where(leading(choice, old.ndim), new, old)
-
     rows = jnp.where(brings, batch.count, jnp.ones_like(batch.count))
     factors = tuple(
-        kept(decay * old + (1 - decay) * (new / leading(rows, new.ndim)), old, brings)
+        _where(brings, decay * old + (1 - decay) * (new / leading(rows, new.ndim)), old)
         for old, new in zip(layer.factors, batch.factors, strict=True)
     )
     mass = jnp.where(brings, decay * layer.mass + (1 - decay), layer.mass)
-    corrected = tuple(
-        x / leading(jnp.where(mass > 0, mass, 1), x.ndim) for x in factors
-    )
-    inverse, good = _whitening.inverse(form, corrected, damping, eps, root)
-    inverse = tuple(
-        kept(new, old, brings & good)
-        for new, old in zip(inverse, layer.inverse, strict=True)
-    )
-    failed = jnp.sum(brings & ~good).astype(jnp.int32)
-    return LayerCovariance(factors, mass, inverse, layer.cosine), failed
+    return layer._replace(factors=factors, mass=mass)
+
+
+def _where(choice: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(leading(choice, old.ndim), new, old)
 
 
 def redirected(

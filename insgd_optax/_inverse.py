@@ -1,9 +1,11 @@
 """The inverse of positive definite matrices, and its square root."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -23,6 +25,51 @@ class _Iterate(NamedTuple):
     error: jax.Array
     error_before: jax.Array
     iterations: jax.Array
+
+
+def invert_all(
+    matrices: Sequence[jax.Array], least: Sequence[jax.Array], root: bool
+) -> list[jax.Array]:
+    """The inverse of each symmetric matrix, or the square root of its inverse.
+
+    An accelerator inverts all matrices of one size in one batch: a factorization alone
+    is too small to occupy it. On a CPU, a batch is not faster, and takes more memory.
+
+    Args:
+        matrices: arrays of shape (..., d, d); d and the number of axes may differ.
+        least: lower bounds on the eigenvalues, of shapes (...).
+        root: whether to return the roots of the inverses.
+    """
+
+    def inverted(matrices: jax.Array, least: jax.Array) -> jax.Array:
+        if root:
+            return positive_definite_inverse_root(matrices, least)
+        return positive_definite_inverse(matrices)
+
+    return jax.lax.platform_dependent(
+        list(matrices),
+        list(least),
+        cpu=lambda *arrays: [inverted(*each) for each in zip(*arrays, strict=True)],
+        default=lambda *arrays: in_batches(inverted, *arrays),
+    )
+
+
+def in_batches(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    matrices: Sequence[jax.Array],
+    least: Sequence[jax.Array],
+) -> list[jax.Array]:
+    """Applies a function of matrices and their bounds to all of one size at once."""
+    results = list(matrices)
+    for kind in {(x.shape[-1], x.dtype): None for x in matrices}:
+        members = [i for i, x in enumerate(matrices) if (x.shape[-1], x.dtype) == kind]
+        flat = [matrices[i].reshape(-1, *matrices[i].shape[-2:]) for i in members]
+        bounds = [least[i].reshape(-1) for i in members]
+        together = function(jnp.concatenate(flat), jnp.concatenate(bounds))
+        ends = np.cumsum([len(x) for x in flat])
+        for i, part in zip(members, jnp.split(together, ends[:-1]), strict=True):
+            results[i] = part.reshape(matrices[i].shape)
+    return results
 
 
 def positive_definite_inverse(matrices: jax.Array) -> jax.Array:

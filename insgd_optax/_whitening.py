@@ -1,6 +1,7 @@
 """Inverting a damped covariance, and applying the inverse to a gradient."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,6 @@ from jax.typing import DTypeLike
 
 from insgd_optax._covariance import Factor, Shape, leading, to_matrices
 from insgd_optax._covariance_form import Form
-from insgd_optax._inverse import (
-    positive_definite_inverse,
-    positive_definite_inverse_root,
-)
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -37,24 +34,29 @@ def identity(form: Form, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     return first, eye(*form.stack, *most, dims[0], dims[1], dims[1])
 
 
-def inverse(
-    form: Form,
-    factors: tuple[jax.Array, ...],
-    damping: jax.Array,
-    eps: jax.Array,
-    root: bool,
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """(A + (damping tr(A) / d + eps) I)^-1, or its root.
+class Damped(NamedTuple):
+    """A damped covariance, in a form in which it can be inverted.
 
-    It is exact for one factor and for the Kronecker product of two.
+    Attributes:
+        matrices: the matrices to invert, which have a mean eigenvalue of 1.
+        least: a lower bound on the eigenvalues of each.
+        unit: what the matrices were divided by.
+        basis: for two factors, the eigenvectors of the taps, else None.
+    """
+
+    matrices: jax.Array
+    least: jax.Array
+    unit: jax.Array
+    basis: jax.Array | None
+
+
+def damped(
+    form: Form, factors: tuple[jax.Array, ...], damping: jax.Array, eps: jax.Array
+) -> Damped:
+    """A + (damping tr(A) / d + eps) I.
+
     Each matrix of a batch axis or group has a trace of its own; the blocks of one
-    input vector share theirs. A result whose entries would leave the range of the
-    dtype is scaled to stay inside, since its direction is all that `preserve_norm`
-    needs.
-
-    Returns:
-        The inverse, as `identity` lays it out, and for each stacked layer whether it
-        is finite.
+    input vector share theirs.
     """
     lead = len(form.stack)
     matrices = [
@@ -68,41 +70,27 @@ def inverse(
             trace = trace.sum(axis=lead + i, keepdims=True)
     # The matrix to invert has a mean eigenvalue of 1, so that neither tiny nor huge
     # inputs, nor huge damping, leave the range of float32.
-    limits = jnp.finfo(trace.dtype)
     scale = trace / size
     known = scale > 0
     one = jnp.ones_like(scale)
     unit = jnp.where(known, scale * (1 + damping) + eps, eps)
     scale = jnp.where(known, scale, one)
     # Beyond 1 / machine epsilon^2, nothing of A is left.
-    shift = jnp.minimum(damping + eps / scale, 1 / limits.eps**2)
+    most = 1 / jnp.finfo(trace.dtype).eps ** 2
+    shift = jnp.minimum(damping + eps / scale, most)
     shift = jnp.where(known, shift, one)
     # A / scale has the mean eigenvalue 1, or 0 if A is 0.
     mean = jnp.where(known, 1 + shift, shift)
     scale, shift, mean = (x[..., None, None] for x in (scale, shift, mean))
 
-    def inverted(matrix: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
-        eye = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
-        eye = eye.reshape((1,) * (matrix.ndim - 2) + eye.shape)
-        damped = (matrix + shift * eye) / mean
-        if root:
-            least = (shift / mean)[..., 0, 0]
-            return positive_definite_inverse_root(damped, least)
-        return positive_definite_inverse(damped)
+    def in_means(matrices: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
+        eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+        eye = eye.reshape((1,) * (matrices.ndim - 2) + eye.shape)
+        return (matrices + shift * eye) / mean
 
-    def in_units(result: jax.Array, unit: jax.Array) -> jax.Array:
-        inner = tuple(range(lead, result.ndim))
-        largest = jnp.abs(result).max(axis=inner, keepdims=True)
-        least = largest / (limits.max * limits.eps)
-        most = largest / (limits.tiny / limits.eps)
-        unit = leading(jnp.sqrt(unit) if root else unit, result.ndim)
-        # With neither inputs nor eps, there is no inverse.
-        return jnp.where(unit > 0, result / jnp.clip(unit, least, most), jnp.inf)
-
-    result: tuple[jax.Array, ...]
+    basis = None
     if len(matrices) == 1:
-        whole = inverted(matrices[0] / scale, shift, mean)
-        result = (in_units(whole, unit),)
+        result = in_means(matrices[0] / scale, shift, mean)
     else:
         # A = A1 x A2 / tr(A), where both factors have the trace of A. In the basis of
         # A1 there is one matrix of channels for each of its eigenvalues.
@@ -112,8 +100,43 @@ def inverse(
         )
         values = jnp.maximum(values, 0)[..., None, None]
         products = values * (channels / scale)[..., None, :, :]
-        each = inverted(products, shift[..., None], mean[..., None])
-        result = basis, in_units(each, unit)
+        shift, mean = shift[..., None], mean[..., None]
+        result = in_means(products, shift, mean)
+    least = jnp.broadcast_to((shift / mean)[..., 0, 0], result.shape[:-2])
+    return Damped(result, least, unit, basis)
+
+
+def in_inputs(
+    form: Form, covariance: Damped, inverse: jax.Array, root: bool
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """The inverse of a damped covariance or its root, in the units of the inputs.
+
+    It is exact for one factor and for the Kronecker product of two. A result whose
+    entries would leave the range of the dtype is scaled to stay inside, since its
+    direction is all that `preserve_norm` needs.
+
+    Args:
+        form: the form of the weight.
+        covariance: the damped covariance.
+        inverse: the inverses of its matrices, or their roots.
+        root: whether they are roots.
+
+    Returns:
+        The inverse, as `identity` lays it out, and for each stacked layer whether it
+        is finite.
+    """
+    lead = len(form.stack)
+    limits = jnp.finfo(inverse.dtype)
+    inner = tuple(range(lead, inverse.ndim))
+    largest = jnp.abs(inverse).max(axis=inner, keepdims=True)
+    least = largest / (limits.max * limits.eps)
+    most = largest / (limits.tiny / limits.eps)
+    unit = jnp.sqrt(covariance.unit) if root else covariance.unit
+    unit = leading(unit, inverse.ndim)
+    # With neither inputs nor eps, there is no inverse.
+    inverse = jnp.where(unit > 0, inverse / jnp.clip(unit, least, most), jnp.inf)
+    basis = covariance.basis
+    result = (inverse,) if basis is None else (basis, inverse)
     finite = [jnp.isfinite(x).all(axis=tuple(range(lead, x.ndim))) for x in result]
     return result, jnp.stack(finite).all(axis=0)
 

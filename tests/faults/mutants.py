@@ -190,14 +190,14 @@ MUTANTS = {
             "input_covariance -k reference",
         ),
         (
-            "kept(new, old, brings & good)",
-            "kept(new, old, brings)",
+            "_where(brings[path] & good, *pair)",
+            "_where(brings[path], *pair)",
             "input_covariance -k singular",
         ),
         ("new / leading(rows, new.ndim)", "new", "input_covariance -k reference"),
         ("lengths[::-1]", "lengths", "covariance_forms -k initial"),
         (
-            "jnp.sum(brings & ~good)",
+            "jnp.sum(brings[path] & ~good)",
             "jnp.sum(~good)",
             "input_covariance -k counted_once",
         ),
@@ -238,6 +238,7 @@ MUTANTS = {
             "inverse -k at_once",
         ),
         ("least * (3 - least**2) / 2", "least", "inverse -k halves"),
+        ("zip(members, ", "zip(members[::-1], ", "inverse -k batches"),
     ],
     "insgd_optax/_covariance_link": [
         (

@@ -1,5 +1,7 @@
 """The inverse of positive definite matrices, by blocks and by Cholesky factors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,3 +84,40 @@ def test_the_inverse_of_an_indefinite_matrix_is_not_finite(x64, form, size):
     result = jax.jit(form)(jnp.stack([good, bad]))
     assert jnp.isfinite(result[0]).all()
     assert not jnp.isfinite(result[1]).all()
+
+
+def mixed():
+    """Matrices of two sizes in arrays of several shapes, and bounds."""
+    shapes = [(3, 3), (2, 4, 3, 3), (2, 2), (1, 3, 3), (3, 2, 2)]
+    rows = [np.random.default_rng(0).normal(size=(*s[:-1], 9)) for s in shapes]
+    arrays = [jnp.asarray(x @ np.swapaxes(x, -1, -2)) for x in rows]
+    return arrays, [jnp.zeros(s[:-2], arrays[0].dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_batches_give_each_matrix_its_inverse(x64, root):
+    arrays, bounds = mixed()
+    calls = []
+
+    def function(matrices, least):
+        calls.append((matrices.shape, least.shape))
+        return jnp.linalg.inv(matrices)
+
+    inverses = _inverse.in_batches(function, arrays, bounds)
+    assert calls == [((10, 3, 3), (10,)), ((4, 2, 2), (4,))]
+    results = jax.jit(_inverse.invert_all, static_argnums=2)(arrays, bounds, root)
+    for array, inverse, result in zip(arrays, inverses, results, strict=True):
+        np.testing.assert_allclose(inverse, np.linalg.inv(array), rtol=1e-9)
+        wanted = result @ result if root else result
+        np.testing.assert_allclose(wanted, inverse, rtol=1e-6)
+
+
+def test_an_accelerator_factorizes_matrices_of_one_size_at_once():
+    traced = jax.jit(_inverse.invert_all, static_argnums=2).trace(*mixed(), False)
+    found = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    }
+    # The batches of both sizes.
+    assert len(re.findall(r"custom_call @\w*potrf", found["cuda"])) == 2
+    assert "custom_call" not in found["cpu"]
