@@ -94,8 +94,7 @@ def capture_input_norms(
     Yields:
         Nothing. Contexts nest; of those that sow the same statistic, only the innermost
         is active. Other threads are unaffected. So are other asyncio tasks, provided
-        that the task that enters the context does not `await` before it calls a jitted
-        function.
+        that the task that enters the context does not `await` inside it.
 
     Raises:
         ValueError: if `p` is less than 1, or an option is unknown.

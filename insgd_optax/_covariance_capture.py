@@ -77,13 +77,14 @@ def capture_input_covariances(
         when: whether to measure in this pass: a bool, or a traced boolean such as
             `step % 10 == 0`, with which one compiled program serves both cases. A pass
             that does not measure sows n = 0 at almost no cost.
-        max_rows: the maximum number of input vectors per call of a layer, taken with
-            strides over positions and samples; None for all. Under `pmap` and
-            `shard_map` it applies to each device.
+        max_rows: the maximum number of input vectors per matrix and call of a layer,
+            taken with strides over positions and samples; None for all. Under `pmap`
+            and `shard_map` it applies to each device.
         max_dim: the maximum number of rows of a matrix; see
             `scale_by_input_covariance`.
         conv_covariance: "patch", or "kronecker" for a Kronecker product of kernel
-            positions and channels in every convolution, even within `max_dim`.
+            positions and channels in every Conv and ConvTranspose, even within
+            `max_dim`.
         layers: layer types of your own: a sequence of classes whose input vector is
             the last axis of their first argument, or a dict from class to the axis or
             axes, or to a function of the module and the call's arguments by name that

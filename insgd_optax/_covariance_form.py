@@ -35,7 +35,7 @@ class Form(NamedTuple):
         return result
 
     def split(self, grad: jax.Array) -> jax.Array:
-        """A weight as matrices: (*stack, *blocks, inputs by factor..., outputs)."""
+        """A weight as matrices: (*stack, *counts, inputs by factor..., outputs)."""
         lead, axes = len(self.stack), self.axes
         width = [
             (0, count * math.prod(blocks) * outputs - size)

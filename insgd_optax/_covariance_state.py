@@ -26,8 +26,8 @@ class LayerCovariance(NamedTuple):
     Attributes:
         factors: the running mean of X^T X / n before bias correction, laid out like the
             weight: for a kernel (d, m), one array of shape (d, 1, d, 1).
-        mass: 1 - decay^t after t captures, which the mean is divided by: shape (), or
-            that of the stacked axes.
+        mass: 1 - decay^t after t captures, or 1 with `initial_covariance`; the mean is
+            divided by it. Shape (), or that of the stacked axes.
         inverse: D: for a kernel (d, m), one array of shape (1, 1, d, d); in the
             Kronecker form, the eigenvectors of the taps, and for each of them a matrix
             of channels.

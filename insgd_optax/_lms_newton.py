@@ -39,7 +39,8 @@ def lms_newton(
     .. math::
         u_t &= \bigl(A_t + (\delta \operatorname{tr}(A_t) / d + \epsilon) I\bigr)^{-1}
             g_t, \quad u_t \leftarrow u_t \, \|g_t\| / \|u_t\| \\
-        b_t &= \gamma b_{t-1} + (1 - \text{dampening}) (u_t + \lambda w) \\
+        b_t &= \gamma b_{t-1} + (1 - \text{dampening}) (u_t + \lambda w), \quad
+            b_1 = u_1 + \lambda w \\
         w &\leftarrow w - \mu b_t
 
     where mu is `learning_rate`, delta `damping`, epsilon `eps`, lambda `weight_decay`

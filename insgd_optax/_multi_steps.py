@@ -47,7 +47,7 @@ class MultiSteps:
     If the gradient or the loss of a micro-batch is inf or nan, so is the accumulated
     gradient or loss of its step: `clip_by_polyak` then adds nothing to the momentum,
     and `optax.apply_if_finite` skips a step whose gradient is not finite. The next step
-    starts afresh. To drop only this micro-batch, pass
+    starts afresh. To drop only the micro-batch, if its gradient is not finite, pass
     `should_skip_update_fn=optax.skip_not_finite`.
 
     Args:

@@ -168,8 +168,8 @@ def einsum_operand(
     """The einsum operand that is contracted with the kernel.
 
     Returns:
-        The input after einsum's own sums and diagonals over axes that neither kernel
-        nor output has; the axis labels of input, kernel and output.
+        The input after einsum's own diagonals of repeated axes, and its sums over axes
+        that neither kernel nor output has; the axis labels of input, kernel and output.
     """
     operands, output = equation.replace(" ", "").split("->")
     term, kernel_term = operands.split(",")

@@ -55,7 +55,8 @@ def inverse_sigmoid(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Arra
             float32, 0.004 in bfloat16) is replaced by this spacing.
 
     Returns:
-        The pre-activations, in the targets' dtype and shape.
+        The pre-activations, in the targets' shape and dtype; integer targets give
+        JAX's default float dtype.
 
     Raises:
         ValueError: if `margin` is not between 0 and 0.5, or the targets are complex.
@@ -91,7 +92,8 @@ def inverse_tanh(targets: ArrayLike, *, margin: ArrayLike = 0.01) -> jax.Array:
             the spacing of the dtype just below 1 is replaced by this spacing.
 
     Returns:
-        The pre-activations, in the targets' dtype and shape.
+        The pre-activations, in the targets' shape and dtype; integer targets give
+        JAX's default float dtype.
 
     Raises:
         ValueError: if `margin` is not between 0 and 1, or the targets are complex.
@@ -126,7 +128,8 @@ def inverse_leaky_relu(
             a negative target far away: -1 to -100 for the default.
 
     Returns:
-        The pre-activations, in the targets' dtype and shape.
+        The pre-activations, in the targets' shape and dtype; integer targets give
+        JAX's default float dtype.
 
     Raises:
         ValueError: if `negative_slope` is not a positive finite number, or the
@@ -154,7 +157,8 @@ def inverse_relu(targets: ArrayLike) -> jax.Array:
         targets: any shape; negative ones, which no ReLU reaches, count as 0.
 
     Returns:
-        The pre-activations, in the targets' dtype and shape.
+        The pre-activations, in the targets' shape and dtype; integer targets give
+        JAX's default float dtype.
 
     Raises:
         ValueError: if the targets are complex.

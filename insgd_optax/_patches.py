@@ -20,8 +20,9 @@ _FEWEST_POSITIONS = 4
 class RowSubsampling:
     """Chooses samples and positions so that there are at most `max_rows` rows.
 
-    Samples are taken with a stride that divides their number, if there is one, which
-    keeps sharded batches balanced; positions with a stride along each axis, centered.
+    Samples are taken with a stride that divides their number, which keeps sharded
+    batches balanced, unless that would leave at most half as many as are allowed.
+    Positions are taken with a stride along each axis, centered.
     """
 
     def __init__(self, sizes: Sequence[int], max_rows: int | None) -> None:

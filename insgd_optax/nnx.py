@@ -39,9 +39,9 @@ loop:
     >>> sorted(input_powers(optimizer.opt_state))
     ['linear1/kernel', 'linear2/kernel']
 
-`nnx.capture` is Flax's own (0.12.6 or newer): it collects what layers sow and leaves
-the model as it was. A module that holds its own kernel sows the norm of its input in
-one line of its `__call__`:
+`nnx.capture` is Flax's own (0.12.6 or newer): it returns what layers sow and leaves
+none of it in the model. A module that holds its own kernel sows the norm of its input
+in one line of its `__call__`:
 
     self.sow(nnx.Intermediate, "input_norm", insgd_optax.input_norm(x, p=2))
 

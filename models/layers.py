@@ -47,8 +47,9 @@ def conv(
 ) -> jax.Array:
     """Applies a square convolution of odd size, padded by half its size as in PyTorch.
 
-    "SAME" would pad a convolution of stride 2 on one side only, and shift the feature
-    map. Call it inside a compact method; the convolution becomes a submodule.
+    "SAME" would pad a convolution of stride 2 more on one side than on the other, and
+    shift the feature map. Call it inside a compact method; the convolution becomes a
+    submodule.
     """
     return nn.Conv(
         features,

@@ -115,7 +115,10 @@ def _write_partial(path: Path, content: bytes) -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Names a path in errors, which would name a partial file or, as ENOSPC, none."""
+    """Names a path in errors.
+
+    They would otherwise name a partial file or, if the disk is full, no file at all.
+    """
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Trains with each optimizer as `python -m train compare` does, without checkpoints.
 
-On an accelerator, saving the state after each epoch of a small network takes longer
-than training it. The metrics of all runs are written to a JSON file after each run;
+On an accelerator, saving the state after each epoch takes a large part of the time of a
+small network's run. The metrics of all runs are written to a JSON file after each run;
 runs that are already in the file are not repeated.
 
 python -m benchmarks.pages.training_runs --out FILE --optimizers NAME@RATE ... \
@@ -16,13 +16,15 @@ from pathlib import Path
 
 from train import files, provenance
 from train.command_line import parser
-from train.errors import report_errors
+from train.errors import UserError, report_errors
 from train.experiments import series
 from train.experiments.variants import SeriesConfig
 from train.run import loop
 from train.run.experiment import Experiment
+from train.run_config import FREE_ON_RESUME
 
 PROGRAM = "python -m benchmarks.pages.training_runs"
+NOT_SHARED = {"out", "optimizers", "seeds", *FREE_ON_RESUME}
 METRICS = ("test_top1", "train_loss", "test_loss", "seconds")
 
 
@@ -32,6 +34,20 @@ class RunsConfig(SeriesConfig):
 
     out: Path = Path("training_runs.json")
     """JSON file to write; runs that are already in it are not repeated."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.processes != 1:
+            raise ValueError("--processes: start several commands, each with its --out")
+
+    def settings(self):
+        """The options that all runs of the file share."""
+        shared = {
+            name: value
+            for name, value in self.to_json().items()
+            if name == "epochs" or name not in NOT_SHARED
+        }
+        return json.loads(json.dumps(shared))
 
 
 def train(config, dataset):
@@ -52,8 +68,11 @@ def train(config, dataset):
 def run_all(config: RunsConfig) -> int:
     """Trains what is missing, seed by seed."""
     found: dict[str, dict] = {name: {} for name in ("seeds", *METRICS)}
+    settings = config.settings()
     if config.out.exists():
         before = json.loads(files.read(config.out))
+        if before["settings"] != settings:
+            raise UserError(f"{config.out} has runs with other options. Use another.")
         found = {name: before[name] for name in found}
     dataset = config.load_dataset()
     named = {text: config.runs(text) for text in config.optimizers}
@@ -70,7 +89,7 @@ def run_all(config: RunsConfig) -> int:
                 found[name].setdefault(text, []).append(values)
             print(f"{text}, seed {seed}: {rows[-1]['test_top1']:.2%}", flush=True)
             command = {"command": shlex.join([*PROGRAM.split(), *sys.argv[1:]])}
-            report = provenance.describe() | command | found
+            report = provenance.describe() | command | {"settings": settings} | found
             files.write(config.out, json.dumps(report, indent=1).encode())
     return 0
 

@@ -33,7 +33,7 @@ def test_each_filter_is_timed(monkeypatch, capsys):
     assert names == [*filter_family.FILTERS, "RLS of padasip, float64"]
 
 
-def test_training_runs_are_not_repeated(tmp_path, monkeypatch):
+def test_training_runs_are_not_repeated(tmp_path, monkeypatch, capsys):
     training_runs = importlib.import_module("benchmarks.pages.training_runs")
     options = ["--dataset", "digits", "--epochs", "1", "--batch-size", "512"]
     options += ["--out", str(tmp_path / "runs.json"), "--optimizers", "sgd@0.1"]
@@ -56,4 +56,7 @@ def test_training_runs_are_not_repeated(tmp_path, monkeypatch):
     losses = found["train_loss"]["sgd@0.2"]
     assert [len(epochs) for epochs in losses] == [1, 1]
     assert losses[0] != losses[1]
+    monkeypatch.setattr("sys.argv", ["x", *options, "--epochs", "2"])
+    assert training_runs.main() == 2
+    assert "runs.json has runs with other options" in capsys.readouterr().err
     assert all(5 < top1 <= 100 for (top1,) in found["test_top1"]["sgd@0.2"])

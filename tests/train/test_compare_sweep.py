@@ -14,6 +14,7 @@ from train import cli
 from train.data.types import Split
 from train.experiments import series, variants
 from train.experiments.rates.points import Point, usable_range
+from train.experiments.rates.sweep import SweepConfig
 from train.experiments.results import MeanStd
 from train.run import folder as run_folder
 from train.run import plots
@@ -313,6 +314,12 @@ def points(*accuracies):
         Point(10.0**number, 10.0**number / 8, MeanStd(accuracy, None), 1)
         for number, accuracy in enumerate(accuracies)
     ]
+
+
+def test_a_sweep_needs_no_default_learning_rate():
+    config = SweepConfig(optimizers=("optax:lion",), learning_rates=(1e-4,))
+    (run,) = config.runs("optax:lion", 1e-4)
+    assert run.initial_learning_rate == 1e-4
 
 
 @pytest.mark.parametrize(

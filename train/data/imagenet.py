@@ -209,7 +209,7 @@ def _example(file_name: str, encoded: bytes, label: str) -> Example:
     with Image.open(io.BytesIO(encoded)) as image:  # Reads only the header.
         is_plain_jpeg = image.format == "JPEG" and image.mode in ("RGB", "L")
     if not is_plain_jpeg:
-        # As in tensorflow-datasets since version 3.0.0.
+        # As in tensorflow-datasets since version 3.0.0 of the dataset.
         rewritten = io.BytesIO()
         decode.image(encoded).save(rewritten, "jpeg", quality=100)
         encoded = rewritten.getvalue()

@@ -118,7 +118,12 @@ class SeriesConfig(TrainingConfig):
         names = [each.optimizer for each in found]
         check_effect(self, names, f"on {', '.join(texts)}")
         for variant in found:
-            variant.config(self, seed=0)
+            variant.config(self, 0, self._rate_in_checks)
+
+    @property
+    def _rate_in_checks(self) -> float | None:
+        """The learning rate in checks of the options; None for the variant's."""
+        return None
 
     def runs(self, text: str, learning_rate: float | None = None) -> list[RunConfig]:
         """Returns one run per seed of an optimizer; see `Variant.config`."""

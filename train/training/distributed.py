@@ -14,7 +14,7 @@ from train import provenance
 from train.errors import UserError
 from train.training import rendezvous
 
-# JAX's settings, also set by environment variables of these names.
+# JAX's settings, also set by environment variables of these names in capitals.
 _SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",

@@ -68,7 +68,7 @@ def find(name: str, remedy: str) -> Path:
     )
 
 
-def _file_format(info: Path) -> str | None:
+def _file_format(info: Path) -> str:
     try:
         value = json.loads(info.read_bytes())
     except (ValueError, RecursionError):
@@ -77,7 +77,7 @@ def _file_format(info: Path) -> str | None:
         raise UserError(
             f"{info} is damaged. Move {info.parent} away and prepare the dataset again."
         )
-    return value.get("fileFormat")
+    return value.get("fileFormat") or "tfrecord"  # As tensorflow-datasets does.
 
 
 def open_split(folder: Path, split: str) -> Any:
