@@ -4,13 +4,18 @@ python -m benchmarks.pages.filter_family
 """
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import padasip
+
+try:
+    import padasip
+except ImportError as error:
+    sys.exit(f"{error}: this compares with padasip. Run: pip install padasip")
 
 from insgd_optax import affine_projection_filter, lms_filter, nlms_filter, rls_filter
 from train.benchmark import timing

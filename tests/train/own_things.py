@@ -89,6 +89,10 @@ def one_class():
     return dataclasses.replace(load(), class_names=("a",))
 
 
+def same_names():
+    return dataclasses.replace(load(), class_names=("a", "a"))
+
+
 def two_classes():
     return dataclasses.replace(load(), class_names=("a", "b"))
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from train import cli
-from train.command_line import options
+from train.command_line import option_file, options
 from train.config import TrainingConfig
 from train.experiments.compare import CompareConfig
 from train.experiments.paper.table import TableConfig
@@ -47,6 +47,13 @@ def test_a_file_becomes_options(tmp_path):
         "--polyak-factor=None",
         "--model-options",
     ]
+
+
+def test_integers_are_decimal(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("seed: 010\nbatch-size: 0x10\n")
+    found = option_file.read(path, {"seed": int, "batch_size": int})
+    assert found == {"seed": 10, "batch_size": 16}
 
 
 @pytest.mark.parametrize(

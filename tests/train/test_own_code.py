@@ -187,6 +187,7 @@ def test_workers_train_custom_code(start, tmp_path, monkeypatch):
         (f"--model {OWN}:load", "but returned an object of type ImageDataset"),
         (f"--dataset {OWN}:no_rate", "must return a train.ImageDataset, but returned"),
         (f"--dataset {OWN}:one_class", "class_names must be two or more strings"),
+        (f"--dataset {OWN}:same_names", "class_names must all be different, got"),
         (f"--dataset {OWN}:two_classes", "labels must be from 0 to 1, as there are 2"),
         (f"--dataset {OWN}:float_images", "the train images must be a NumPy array, ui"),
         (f"--dataset {OWN}:float_labels", "the test labels must be a NumPy array of 2"),

@@ -15,6 +15,19 @@ OPTION = "config"
 _PLACES = {"runs_dir", "run_dir", "resume", "cache_dir"}
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 010 as 10; YAML 1.1 would read it as 8."""
+
+    def construct_yaml_int(self, node: Any) -> int:
+        try:
+            return int(node.value)
+        except ValueError:  # Such as 0x10.
+            return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
 def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
     """Reads a file of options.
 
@@ -30,7 +43,7 @@ def read(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         text = path.expanduser().read_text()
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--config {path} is not a YAML file: {reason}") from error

@@ -63,6 +63,8 @@ def _problem(dataset: ImageDataset) -> str | None:
     num_classes = len(dataset.class_names)
     if num_classes < 2 or not all(isinstance(n, str) for n in dataset.class_names):
         return f"class_names must be two or more strings, got {dataset.class_names}"
+    if len(set(dataset.class_names)) < num_classes:
+        return f"class_names must all be different, got {dataset.class_names}"
     for name in ("train", "test"):
         images, labels = getattr(dataset, name)
         if not (
