@@ -145,6 +145,7 @@ def _draw_lines(
 
 def number_plainly(axis: "Axis") -> None:
     """Writes 0.2, not 2x10^-1, on a log axis that lies between 0.001 and 10,000."""
+    from matplotlib import rcParams
     from matplotlib.ticker import LogFormatterSciNotation
 
     class Formatter(LogFormatterSciNotation):
@@ -156,6 +157,9 @@ def number_plainly(axis: "Axis") -> None:
 
     axis.set_major_formatter(Formatter())
     axis.set_minor_formatter(Formatter(labelOnlyBase=False))
+    # Minor ticks are shorter; their labels stay in line with those of major ticks.
+    distance = rcParams["xtick.major.size"] + rcParams["xtick.major.pad"]
+    axis.set_tick_params(which="minor", pad=distance - rcParams["xtick.minor.size"])
 
 
 def _draw_map(
