@@ -49,9 +49,9 @@ def insgd(
     `weight_decay`, gamma `momentum` and d `dampening`. `insgd` is
     `optax.chain(scale_by_input_power(...), optax.add_decayed_weights(...),
     dampened_trace(...), optax.scale_by_learning_rate(...))`. With `polyak_factor`, it
-    is `clip_by_polyak(learning_rate, scale_by_input_power(...), ...)`, which clips mu /
-    (1 - gamma), the total learning rate of a gradient under momentum, to
-    `polyak_factor` times the Polyak step size.
+    is `clip_by_polyak(learning_rate, scale_by_input_power(...), ...)`, which clips the
+    total learning rate of a gradient under momentum, mu / (1 - gamma) without
+    dampening, to `polyak_factor` times the Polyak step size.
 
     Args:
         learning_rate: mu, a number of at least 0 or an optax schedule. In the

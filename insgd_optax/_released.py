@@ -76,7 +76,7 @@ def insgd_as_released(
         A transformation whose `update` requires the keyword `input_norms`, and the
         parameters where weight decay is not 0. It keeps no running average of P.
         `MultiSteps` does not pass the norms on, so it cannot contain this
-        transformation. Updates have the gradients' shapes and dtypes.
+        transformation. The dtype of an update is that of `dampened_trace`.
 
     Raises:
         ValueError: if a number is out of its range; from `init`, if there is no

@@ -160,7 +160,7 @@ def condition_number(
     Args:
         factor: the last factor of the covariance.
         lead: the number of its stacked axes.
-        inverse: D, as returned by `inverse`.
+        inverse: D, or its root, as `identity` lays it out.
     """
     matrices = inverse[-1]
     largest, _ = _largest_eigenvalue(matrices)
