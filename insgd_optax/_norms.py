@@ -168,8 +168,9 @@ def einsum_operand(
     """The einsum operand that is contracted with the kernel.
 
     Returns:
-        The input after einsum's own diagonals of repeated axes, and its sums over axes
-        that neither kernel nor output has; the axis labels of input, kernel and output.
+        The input, reduced as einsum does before it contracts: to the diagonals of its
+        repeated axes, and to sums over axes that neither kernel nor output has. Then
+        the axis labels of this array, of the kernel and of the output.
     """
     operands, output = equation.replace(" ", "").split("->")
     term, kernel_term = operands.split(",")

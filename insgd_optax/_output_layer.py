@@ -195,8 +195,9 @@ def projection_loss(
     .. math::
         w_i \leftarrow w_i + \frac{(\phi(d_i) - w_i \cdot x) \, x}{\epsilon + \|x\|_2^2}
 
-    after which, for eps = 0 and with psi the activation, psi(w_i . x) = d_i: the new
-    weights are the nearest ones that meet the target. The activation itself is never
+    after which psi(w_i . x) = d_i, with psi the activation and an `eps` that is
+    negligible beside ||x||_2^2: the new weights are the nearest ones that meet the
+    target. The activation itself is never
     differentiated, so a saturated neuron learns as fast as any other.
 
     Args:

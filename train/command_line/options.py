@@ -170,7 +170,7 @@ def _arguments(field: str, value: Any) -> list[str]:
 
 
 def _spelled(field: str) -> str:
-    """Returns a field's name on the command line, without dashes."""
+    """Returns a field's name on the command line, without the leading dashes."""
     return field.replace("_", "-")
 
 

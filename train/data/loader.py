@@ -164,8 +164,8 @@ def _deaths_explained() -> Iterator[None]:
 def _signals_for_this_process_alone() -> Iterator[None]:
     """Blocks SIGINT and SIGTERM in processes started within this context.
 
-    Terminals and clusters send these to all processes, but this one needs its workers
-    to finish the step and save. Threads and processes inherit blocked signals.
+    Terminals and clusters send these to all processes, but this one can finish the step
+    and save only with its workers. Threads and processes inherit blocked signals.
     """
     signals = {signal.SIGINT, signal.SIGTERM}
     # Otherwise it starts with the first worker and unblocks the signals.

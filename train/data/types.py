@@ -17,8 +17,8 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]  # Mean of each channel, for pixels in [0, 1].
     std: tuple[float, ...]
     augmentation: Augmentation = Augmentation()  # In training only.
-    # Shorter side of a resized image before the center crop. Default: the smallest that
-    # covers the crop.
+    # Shorter side to which `TrainedModel.decode` resizes an image, before the center
+    # crop. Default: the smallest that covers the crop.
     shorter_side: int | None = None
 
     @classmethod

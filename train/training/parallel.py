@@ -49,7 +49,7 @@ class Devices:
         return jax.make_mesh(
             (self.num_devices,),
             (AXIS,),
-            # The default, Explicit, requires a sharding for every operation.
+            # The default, Explicit, refuses operations whose sharding is ambiguous.
             axis_types=(AxisType.Auto,),
             devices=self.devices,
         )

@@ -1,1 +1,1 @@
-"""Images: where a folder keeps them, decoding, cropping, and augmentation."""
+"""Images: listing of folders, decoding, cropping and augmentation."""

@@ -1,7 +1,7 @@
 """Finds and opens prepared datasets, without running code that their metadata names.
 
 tensorflow-datasets imports the module of any class named in `features.json`, even from
-the current folder. Only the feature classes that images and labels need are allowed.
+the current folder. Only the feature classes of images, labels and text are allowed.
 """
 
 import contextlib

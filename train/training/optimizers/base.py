@@ -55,7 +55,7 @@ class OptimizerConfig:
     covariance_max_rows: int = 2048
     """Maximum inputs per layer and covariance (lms-newton, +cov, +whitened)."""
     covariance_max_dim: int = 768
-    """Maximum rows of an input covariance (lms-newton, +cov, +whitened)."""
+    """Maximum dimension of an input covariance (lms-newton, +cov, +whitened)."""
     conv_covariance: Literal["patch", "kronecker"] = "patch"
     """Covariance of patches (lms-newton, +cov, +whitened): full or factored."""
 

@@ -73,8 +73,9 @@ def lms_newton(
 def redirected(rule: Callable[..., Any]) -> Make:
     """Redirects a rule's updates by the inverse covariance, keeping their norms."""
     return _before_weight_decay(
-        lambda decay, **options: optax.chain(
-            _direction(rule), insgd_optax.scale_by_input_covariance(decay, **options)
+        lambda covariance_decay, **options: optax.chain(
+            _direction(rule),
+            insgd_optax.scale_by_input_covariance(covariance_decay, **options),
         )
     )
 
@@ -82,8 +83,8 @@ def redirected(rule: Callable[..., Any]) -> Make:
 def whitened(rule: Callable[..., Any]) -> Make:
     """Returns a `Make` for a rule that sees the layers' inputs whitened."""
     return _before_weight_decay(
-        lambda decay, **options: insgd_optax.whiten_inputs(
-            _direction(rule), decay, **options
+        lambda covariance_decay, **options: insgd_optax.whiten_inputs(
+            _direction(rule), covariance_decay, **options
         )
     )
 
