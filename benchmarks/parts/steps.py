@@ -70,7 +70,8 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
         raise RuntimeError(f"no optimizer could take a step: {errors}")
     rng = np.random.default_rng(0)
     times = timing.interleave(programs, rounds, rng)
-    flops = next(iter(steppers.values())).flops()
+    # Of SGD's step alone: the others' steps need a capture.
+    flops = steppers["sgd"].flops() if "sgd" in steppers else None
     seconds = {
         name: one.seconds / (period * Stepper.steps_per_call())
         for name, one in times.items()

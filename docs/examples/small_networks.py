@@ -516,7 +516,10 @@ if __name__ == "__main__":
         "--optimizers",
         nargs="+",
         default=["sgd", "insgd+log1p"],
-        help="for the factors; NAME+aligned has a factor that adapts "
-        "(default: %(default)s)",
+        help="optimizers of the table of factors; NAME+aligned, except lms-newton, has "
+        "a factor that adapts (default: %(default)s)",
     )
-    main(parser.parse_args())
+    options = parser.parse_args()
+    if "lms-newton+aligned" in options.optimizers:
+        parser.error("lms-newton has no factor that adapts")
+    main(options)

@@ -111,3 +111,20 @@ def test_optimizers_that_fail_are_reported_and_left_out(monkeypatch):
     # Two float32 values, P and multiplier, for each of two kernels, and the step count.
     assert insgd["state_bytes"] - sgd["state_bytes"] == 4 * 2 * 2 + 4
     assert found["flops"] > 0
+
+
+def test_without_sgd_there_are_no_ratios_and_no_flops(monkeypatch):
+    monkeypatch.setattr(steps, "OPTIMIZERS", ("sgd", "insgd-l2"))
+    run_from = Stepper.run_from
+
+    def run(self, state, period=1):
+        if "Power" not in repr(state.opt_state):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return run_from(self, state, period)
+
+    monkeypatch.setattr(Stepper, "run_from", run)
+    found = steps.measure_all(WORKLOAD, 8, 2)
+    assert found["errors"].keys() == {"sgd"}
+    assert found["optimizers"].keys() == {"insgd-l2"}
+    assert found["optimizers"]["insgd-l2"]["over_sgd"] is None
+    assert found["flops"] is None

@@ -98,7 +98,7 @@ class SeriesConfig(TrainingConfig):
     """Options of a command that trains with several optimizers and seeds."""
 
     optimizers: tuple[str, ...] = ()
-    """Optimizers, each as `parse` takes it."""
+    """Optimizers, each in a form that `compare` takes, such as insgd-l2@0.1."""
     seeds: int = 1
     """Runs per optimizer and learning rate, with seeds from 0."""
     processes: Processes = 1

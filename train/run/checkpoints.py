@@ -102,8 +102,8 @@ class Checkpoints:
             step: number of optimizer steps.
             tree: the state.
             test_top1: accuracy that selects the best checkpoint, on the validation
-                images if the run has any. None within an epoch; such a checkpoint is
-                never the best. The name is part of the file format.
+                images if the run has any. None within an epoch; such a checkpoint ranks
+                below all that have an accuracy. The name is part of the file format.
             rows: JSON-serializable metrics up to this step.
 
         Raises:
