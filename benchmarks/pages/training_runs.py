@@ -38,7 +38,9 @@ class RunsConfig(SeriesConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.processes != 1:
-            raise ValueError("--processes: start several commands, each with its --out")
+            raise ValueError(
+                "--processes: start several commands, each with its own --out"
+            )
 
     def settings(self):
         """The options that all runs of the file share."""

@@ -70,7 +70,7 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
         raise RuntimeError(f"no optimizer could take a step: {errors}")
     rng = np.random.default_rng(0)
     times = timing.interleave(programs, rounds, rng)
-    # Of SGD's step alone: the others' steps need a capture.
+    # Of SGD's step alone, which needs no capture.
     flops = steppers["sgd"].flops() if "sgd" in steppers else None
     seconds = {
         name: one.seconds / (period * Stepper.steps_per_call())

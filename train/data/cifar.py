@@ -74,7 +74,7 @@ class Cifar:
             }
 
     def examples(self, archive: Path, split: str) -> Iterator[Example]:
-        """Yields the images of a split, in the order of the archive."""
+        """Yields the images of a split, in the order of `files`."""
         with tarfile.open(archive) as tar:
             for file in self.files[split]:
                 records = np.frombuffer(self._read(tar, file), np.uint8)
