@@ -27,7 +27,7 @@ def _einsum(layer: nnx.Einsum, call: Mapping[str, Any], p: float) -> jax.Array:
     return norms.einsum_norm(
         linen.layer_input(call),
         p,
-        equation=layer.einsum_str or call["einsum_str"],
+        equation=call.get("einsum_str") or layer.einsum_str,
         kernel_shape=layer.kernel_shape,
     )
 
@@ -75,7 +75,7 @@ def _linear_general_covariance(
 def _einsum_covariance(
     layer: nnx.Einsum, call: Mapping[str, Any], settings: covariances.Settings
 ) -> covariances.Measurement:
-    equation = layer.einsum_str or call["einsum_str"]
+    equation = call.get("einsum_str") or layer.einsum_str
     x = linen.layer_input(call)
     return covariances.einsum(x, settings, equation, layer.kernel_shape)
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from insgd_optax._receptive_field import Window, padded
 
 # Samples are reduced first, so that less of an activation is computed a second time for
-# the capture, but at first to no fewer than 32: the receptive fields of one sample
-# resemble each other. Then positions are reduced, at first to no fewer than 4 along an
-# axis: neighboring positions resemble each other, too.
+# the capture, but at first only where there are more than 32, and to no fewer than 17:
+# the receptive fields of one sample resemble each other. Then positions are reduced, at
+# first only along axes that have more than 4, and to no fewer than 3: neighboring
+# positions resemble each other, too.
 _FEWEST_SAMPLES = 32
 _FEWEST_POSITIONS = 4
 

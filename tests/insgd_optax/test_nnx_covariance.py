@@ -10,7 +10,11 @@ from flax import nnx
 
 import insgd_optax
 from insgd_optax import lms_newton
-from insgd_optax.nnx import capture_input_covariances, input_covariance_shapes
+from insgd_optax.nnx import (
+    capture_input_covariances,
+    capture_input_norms,
+    input_covariance_shapes,
+)
 
 
 class LinenNet(nn.Module):
@@ -116,3 +120,24 @@ def test_input_covariance_shapes_gives_the_form_of_every_layer(name):
 def test_a_missing_capture_is_an_error():
     with pytest.raises(ValueError, match="input_covariance_shapes inside"):
         input_covariance_shapes(Net(nnx.Rngs(0)), jnp.ones((1, 6, 6, 2)))
+
+
+def test_an_equation_in_the_call_takes_the_place_of_the_layer_s():
+    class Summed(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Einsum("bij,jo->bio", (4, 3), rngs=rngs)
+
+        def __call__(self, x):
+            return self.layer(x, "bij,jo->bo")
+
+    x = jax.random.normal(jax.random.key(0), (5, 2, 4))
+    with capture_input_covariances(), capture_input_norms(p=2):
+        _, sown = nnx.capture(Summed(nnx.Rngs(0)), nnx.Intermediate)(x)
+    sown = nnx.to_pure_dict(sown)["layer"]
+    (covariance,), (norm,) = sown["input_covariance"], sown["input_norm"]
+    rows = np.asarray(x.sum(axis=1))
+    assert covariance.count == len(rows)
+    np.testing.assert_allclose(
+        covariance.factors[0].reshape(4, 4), rows.T @ rows, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(norm, np.square(rows).sum(1).mean(), rtol=1e-5)

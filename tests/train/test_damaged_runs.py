@@ -158,7 +158,7 @@ def test_metrics_that_an_earlier_version_lost_are_named(run, capsys):
     assert train("--resume", str(run)) == 0
     err = capsys.readouterr().err
     assert "line 2 is damaged" in err
-    assert "the metrics of epochs 2 are lost" in err
+    assert "the metrics of epoch 2 are lost" in err
 
     (run / "metrics.jsonl").unlink()
     assert train("--resume", str(run)) == 0

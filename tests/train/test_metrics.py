@@ -163,7 +163,7 @@ def test_without_a_copy_lost_epochs_are_named(path):
     recovered = metrics.recover(path, 9, None)
     assert recovered.rows == [ROWS[0], third]
     assert "lines 1, 3 are damaged" in recovered.warnings[0]
-    assert "the metrics of epochs 2 are lost" in recovered.warnings[1]
+    assert "the metrics of epoch 2 are lost" in recovered.warnings[1]
 
 
 def test_a_link_in_place_of_the_metrics_is_not_followed(tmp_path):
