@@ -23,7 +23,7 @@ from train.data.images.crops import Crops
 from train.data.tfds.records import Records
 from train.errors import UserError
 
-# Purpose of a random generator, in addition to the run's seed.
+# Seeds of the random generators by purpose, each combined with the run's seed.
 _ORDER, _CROP = 0, 1
 
 

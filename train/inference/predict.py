@@ -1,4 +1,4 @@
-"""`python -m train predict`: classes of images in files, by a run's network."""
+"""`python -m train predict`: predicts the classes of images with a run's network."""
 
 import csv
 import dataclasses

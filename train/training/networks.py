@@ -106,7 +106,8 @@ def create(
 
     Raises:
         models.NetworkError: if the network does not have these options.
-        UserError: if the user's own code does not take `dtype` or return a module.
+        UserError: if the user's own code does not return a module, or `dtype` is not
+            float32 and the code does not take it.
         OwnCodeError: if the user's own code raises an exception.
     """
     if not own_code.is_reference(name):

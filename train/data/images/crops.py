@@ -1,4 +1,4 @@
-"""Cropping and resizing of images; those of ImageNet, as in torchvision.
+"""Cropping and resizing of images; for ImageNet, as in torchvision.
 
 This runs on the host, image by image, because the images differ in size. Worker
 processes import this module, so it does not import JAX.
