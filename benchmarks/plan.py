@@ -14,7 +14,7 @@ from train.experiments.paper import controls, presets
 from train.markdown import counted
 from train.run_config import RunConfig
 
-# Minimum number of steps in a call of a program, and in a round.
+# For the estimates: a round has at least one call, of 20 steps on an accelerator.
 _ROUND_STEPS = 20
 _WARM_UP_ROUNDS = 3
 

@@ -26,7 +26,7 @@ SIZES = {"layers": (0.3, 1.0, 3.0), "change": (0.01, 0.03, 0.1), "clip": (0.01, 
 
 
 def polyak_by_layer(schedule, size):
-    """Polyak's bound for each layer, which may reduce an equal share of the loss."""
+    """Polyak's bound for each layer, applied to an equal share of the loss."""
 
     rate = schedule(0)  # Constant here.
 

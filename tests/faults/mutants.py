@@ -220,6 +220,17 @@ MUTANTS = {
         ("jnp.where(known, 1 + shift, shift)", "1 + shift", "input_covariance -k dead"),
         ("known = scale > 0", "known = scale >= 0", "input_covariance -k dead"),
     ],
+    "insgd_optax/_nnx_layer_types": [
+        (
+            'equation = call.get("einsum_str") or layer.einsum_str',
+            "equation = layer.einsum_str",
+            "nnx_covariance -k equation",
+        ),
+    ],
+    "train/training/step": [
+        ("% every == 0", "% every == 1", "step -k single_conditional"),
+        ("or every == 1 or", "or", "step -k every_step"),
+    ],
     "insgd_optax/_inverse": [
         (
             "jnp.where(pivot > 0, pivot, jnp.nan)",

@@ -88,7 +88,7 @@ class BenchmarkConfig:
 
 
 def benchmark(config: BenchmarkConfig) -> int:
-    """Measures the workloads, then writes and prints the results."""
+    """Measures the workloads, writing the results after each, and prints them."""
     directory = config.output_dir or Path(
         "runs", time.strftime("benchmark-%Y%m%d-%H%M%S")
     )

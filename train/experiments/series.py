@@ -1,7 +1,7 @@
 """Runs many configurations, resuming and reusing existing runs.
 
 A run's folder is named after its options. A table and a sweep with the same run share
-it, and a series that was stopped continues where it was. Runs are locked during
+it, and a series that was stopped continues where it left off. Runs are locked during
 training, so several processes can work on the same series.
 """
 
@@ -107,7 +107,7 @@ def _existing(config: RunConfig) -> RunFolder | None:
 
 
 def _load(config: RunConfig, path: Path) -> RunFolder:
-    """Opens the folder of a run and compares all options.
+    """Opens the folder of a run and compares the options that `--resume` must keep.
 
     The name alone does not identify them, since defaults may have changed.
     """

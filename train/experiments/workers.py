@@ -19,6 +19,7 @@ from train import files
 from train import progress as progress_bars
 from train.errors import UserError
 from train.interrupt import StopRequest
+from train.markdown import counted
 from train.run_config import RunConfig
 
 # Option of all commands that run a series.
@@ -139,7 +140,8 @@ def complete(
     folder = _make_folder(configs[0].runs_dir.expanduser().absolute())
     runs = folder / "runs.json"
     files.write(runs, json.dumps([config.to_json() for config in configs]).encode())
-    print(f"Started {processes} workers. Output: {folder}/worker-*.log")
+    started = counted(processes, "worker")
+    print(f"Started {started}. Output: {folder}/worker-*.log")
     failed, stopping, left = None, False, list(configs)
     with (
         StopRequest("Stopping the workers, which save checkpoints first.") as stop,
