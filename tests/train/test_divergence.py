@@ -8,8 +8,9 @@ import pytest
 
 from train import cli
 from train.experiments import series
-from train.run import loop, metrics
+from train.run import loop, metrics, warn
 from train.run.checkpoints import Checkpoints
+from train.run_config import RunConfig
 from train.training.state import LoopState
 from train.training.step import FINITE_STEPS, train_step
 
@@ -146,3 +147,10 @@ def test_a_series_keeps_a_diverged_run(tmp_path, capsys):
     assert "| 1/1" in out
     (path,) = tmp_path.glob("digits-*")
     assert series.metrics.read_whole(path / "metrics.jsonl", 2, None)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_remedy_can_be_combined_with_the_run_s_options(clip_norm):
+    config = RunConfig(optimizer="sgd", clip_norm=clip_norm)
+    message = warn.of_divergence(config, step=3, steps_per_epoch=2)
+    assert ("--polyak-factor 1" in message) == (clip_norm is None)

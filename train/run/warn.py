@@ -50,6 +50,7 @@ def of_divergence(config: RunConfig, step: int, steps_per_epoch: int) -> str:
     if (
         optimizers.has_option(config.optimizer, "polyak_factor")
         and config.polyak_factor is None
+        and config.clip_norm is None  # The two cannot be combined.
     ):
         remedies.append("--polyak-factor 1")
     return (
