@@ -39,7 +39,8 @@ class RunsConfig(SeriesConfig):
         super().__post_init__()
         if self.processes != 1:
             raise ValueError(
-                "--processes: start several commands, each with its own --out"
+                "--processes has no effect here: start several commands, each with its "
+                "own --out"
             )
 
     def settings(self):
@@ -74,7 +75,9 @@ def run_all(config: RunsConfig) -> int:
     if config.out.exists():
         before = json.loads(files.read(config.out))
         if before["settings"] != settings:
-            raise UserError(f"{config.out} has runs with other options. Use another.")
+            raise UserError(
+                f"{config.out} has runs with other options. Use another --out."
+            )
         found = {name: before[name] for name in found}
     dataset = config.load_dataset()
     named = {text: config.runs(text) for text in config.optimizers}
