@@ -120,7 +120,7 @@ def run(piece: Piece, stop: StopRequest) -> int:
     if process.returncode in (0, MORE):
         return process.returncode
     if told is not None and process.returncode == -signal.SIGTERM:
-        return MORE  # SIGTERM ended it while it was starting or exiting.
+        return MORE  # SIGTERM ended it while it was starting.
     if not current(out).exists():
         # It may just have been too late for a first task.
         if told is not None:

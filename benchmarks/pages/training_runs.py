@@ -5,7 +5,7 @@ small network's run. The metrics of all runs are written to a JSON file after ea
 runs that are already in the file are not repeated.
 
 python -m benchmarks.pages.training_runs --out FILE --optimizers NAME@RATE ... \
-    [--seeds N] [OPTIONS OF COMPARE]
+    [--seeds N] [OPTIONS OF COMPARE, EXCEPT --controls AND --processes]
 """
 
 import dataclasses

@@ -42,7 +42,7 @@ class Restored(NamedTuple):
     step: int
     tree: Any
     rows: list[Any] | None  # From `save`; None if an earlier version saved it.
-    damaged: dict[int, str]  # Error messages of damaged steps that were skipped.
+    damaged: dict[int, str]  # Error messages of the damaged checkpoints, by step.
 
     @property
     def warning(self) -> str | None:
