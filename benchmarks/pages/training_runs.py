@@ -6,6 +6,8 @@ runs that are already in the file are not repeated.
 
 python -m benchmarks.pages.training_runs --out FILE --optimizers NAME@RATE ... \
     [--seeds N] [OPTIONS OF COMPARE, EXCEPT --controls AND --processes]
+
+There are no run folders, so --runs-dir and --tensorboard have no effect.
 """
 
 import dataclasses
