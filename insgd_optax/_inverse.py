@@ -60,9 +60,11 @@ def in_batches(
     least: Sequence[jax.Array],
 ) -> list[jax.Array]:
     """Applies a function of matrices and their bounds to all of one size at once."""
+    groups: dict[tuple[int, jnp.dtype], list[int]] = {}
+    for i, x in enumerate(matrices):
+        groups.setdefault((x.shape[-1], x.dtype), []).append(i)
     results = list(matrices)
-    for kind in {(x.shape[-1], x.dtype): None for x in matrices}:
-        members = [i for i, x in enumerate(matrices) if (x.shape[-1], x.dtype) == kind]
+    for members in groups.values():
         flat = [matrices[i].reshape(-1, *matrices[i].shape[-2:]) for i in members]
         bounds = [least[i].reshape(-1) for i in members]
         together = function(jnp.concatenate(flat), jnp.concatenate(bounds))

@@ -4,7 +4,6 @@ python -m benchmarks.pages.filter_family
 """
 
 import functools
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-try:
-    import padasip
-except ImportError as error:
-    sys.exit(f"{error}: this compares with padasip. Run: pip install padasip")
-
+from benchmarks.pages.filters import padasip  # Or an exit that says how to install it.
 from insgd_optax import affine_projection_filter, lms_filter, nlms_filter, rls_filter
 from train.benchmark import timing
 

@@ -23,10 +23,9 @@ from train.experiments import series
 from train.experiments.variants import SeriesConfig
 from train.run import loop
 from train.run.experiment import Experiment
-from train.run_config import FREE_ON_RESUME
 
 PROGRAM = "python -m benchmarks.pages.training_runs"
-NOT_SHARED = {"out", "optimizers", "seeds", *FREE_ON_RESUME}
+NOT_SHARED = {"out", "optimizers", "seeds"}
 METRICS = ("test_top1", "train_loss", "test_loss", "seconds")
 
 
@@ -50,7 +49,7 @@ class RunsConfig(SeriesConfig):
         shared = {
             name: value
             for name, value in self.to_json().items()
-            if name == "epochs" or name not in NOT_SHARED
+            if name not in NOT_SHARED and series.affects_results(name, value)
         }
         return json.loads(json.dumps(shared))
 

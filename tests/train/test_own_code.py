@@ -195,7 +195,7 @@ def test_workers_train_custom_code(start, tmp_path, monkeypatch):
         (f"--dataset {OWN}:other_shapes", "images are of shape (8, 8, 1), the test im"),
         (
             f"--dataset {OWN}:padded",
-            "padding of its augmentation must be a whole number",
+            "padding of its augmentation must be a whole number, at least 0, g",
         ),
         (f"--dataset {OWN}:no_std", "for each of 1 channels, got (0.3,) and ()"),
         (f"--dataset {OWN}", "one of digits, cifar10"),

@@ -32,7 +32,7 @@ from train.training import optimizers, parallel
 
 _POLL_SECONDS = 2.0
 _REMEDY = "Move the folder away to rerun it, or use another --runs-dir."
-# Options that do not affect results, except as `_affects_results` says.
+# Options that do not affect results, except as `affects_results` says.
 _FREE = FREE_ON_RESUME | {"processes"}
 
 
@@ -53,7 +53,7 @@ def run_path(config: RunConfig) -> Path:
         name: value
         for name, value in config.to_json().items()
         # Defaults are left out, so that adding an option later keeps existing names.
-        if value != default[name] and _affects_results(name, value)
+        if value != default[name] and affects_results(name, value)
     }
     end = f"-{config.epochs}epochs-{digest(identity)}"
     runs_dir = config.runs_dir.expanduser().absolute()
@@ -63,7 +63,7 @@ def run_path(config: RunConfig) -> Path:
     return former if former.exists() and not named.exists() else named
 
 
-def _affects_results(name: str, value: Any) -> bool:
+def affects_results(name: str, value: Any) -> bool:
     """Returns whether runs that differ in an option are different runs."""
     if name == "parallel":  # It changes dropout masks, or at most the last bits.
         return parallel.folds_in_device(value)
@@ -317,7 +317,7 @@ def report_folder(command: str, config: TrainingConfig) -> Path:
         field.name: value
         for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default
-        and _affects_results(field.name, value)
+        and affects_results(field.name, value)
     }
     name = f"{command}-{config.data_name}-{own_code.short(config.model)}"
     name += f"-{config.epochs}epochs-{digest(options)}"
