@@ -91,10 +91,9 @@ def parse(content: bytes) -> dict[str, Any]:
         raise json_fields.FieldError(
             f"its 'resumed' is {json_fields.kind(resumed)}, not a list"
         )
-    parts = [
-        (part, record.get(part, {} if part in _OPTIONAL_PARTS else None), fields)
-        for part, fields in _PARTS.items()
-    ]
+    if missing := _PARTS.keys() - _OPTIONAL_PARTS - record.keys():
+        raise json_fields.FieldError(f"it has no {min(missing)!r}")
+    parts = [(part, record.get(part, {}), fields) for part, fields in _PARTS.items()]
     for part, values, fields in [
         *parts,
         *(("resumed", each, _ENVIRONMENT) for each in resumed),
