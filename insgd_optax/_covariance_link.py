@@ -24,7 +24,6 @@ from insgd_optax._covariance_state import (
     form_of_state,
     initial_layer,
     next_layers,
-    redirected,
     total,
 )
 from insgd_optax._explicit_axes import replicated_like, with_auto_axes
@@ -53,6 +52,7 @@ from insgd_optax._paths import (
     replace,
     scope_predicate,
 )
+from insgd_optax._redirection import redirected
 
 _NAME = _matching.COVARIANCE_NAME
 _CAUSES = likely_causes(_NAME)
@@ -252,12 +252,17 @@ def _multiplied(
 ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
     grads = flatten(updates).present
     paths, layers, treedef = flat_layers(state.layers)
-    for i, (path, layer) in enumerate(zip(paths, layers, strict=True)):
-        if path in grads and not is_masked(layer):
-            form = form_of_state(layer, grads[path].shape)
-            grads[path], layers[i] = redirected(grads[path], layer, form, preserve_norm)
+    scaled = {
+        path: layer
+        for path, layer in zip(paths, layers, strict=True)
+        if path in grads and not is_masked(layer)
+    }
+    redirected_grads, scaled = redirected(
+        {path: grads[path] for path in scaled}, scaled, preserve_norm
+    )
+    layers = [scaled.get(p, layer) for p, layer in zip(paths, layers, strict=True)]
     return (
-        replace(updates, grads.values()),
+        replace(updates, (grads | redirected_grads).values()),
         state._replace(layers=jax.tree.unflatten(treedef, layers)),
     )
 

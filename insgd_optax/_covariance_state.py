@@ -12,7 +12,6 @@ from insgd_optax._covariance import InputCovariance, checked, from_matrices, lea
 from insgd_optax._covariance_form import Form, form_of, reduced
 from insgd_optax._inverse import invert_all
 from insgd_optax._matching import ShapeMismatchError, excess_axes
-from insgd_optax._norms import wider
 from insgd_optax._paths import Path, is_masked, tuple_path
 
 
@@ -210,34 +209,3 @@ def _next_mean(
 
 def _where(choice: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(leading(choice, old.ndim), new, old)
-
-
-def redirected(
-    grad: jax.Array, layer: LayerCovariance, form: Form, preserve_norm: bool
-) -> tuple[jax.Array, LayerCovariance]:
-    """D G, or its direction with the norm of G, in the gradient's dtype."""
-    wide = grad.astype(wider(grad.dtype, layer.mass.dtype))
-    inverse = tuple(x.astype(wide.dtype) for x in layer.inverse)
-    axes = tuple(range(len(form.stack), grad.ndim))
-
-    def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x in units of its largest entry, so that squares stay in range."""
-        largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
-        largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-        return x / largest, largest
-
-    def norm(x: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
-
-    before, size = unit(wide)
-    after, stretch = unit(_whitening.apply(form, inverse, before))
-    lengths = norm(before), norm(after)
-    nothing = lengths[1] == 0
-    ratio = lengths[0] / jnp.where(nothing, jnp.ones_like(lengths[1]), lengths[1])
-    product = jnp.sum(before * after, axis=axes, keepdims=True)
-    cosine = jnp.where(nothing, jnp.ones_like(product), product) / jnp.where(
-        nothing, jnp.ones_like(product), lengths[0] * lengths[1]
-    )
-    cosine = cosine.reshape(form.stack).astype(layer.cosine.dtype)
-    update = after * ((ratio if preserve_norm else stretch) * size)
-    return update.astype(grad.dtype), layer._replace(cosine=cosine)

@@ -201,17 +201,15 @@ MUTANTS = {
             "jnp.sum(~good)",
             "input_covariance -k counted_once",
         ),
-        (
-            "return x / largest, largest",
-            "return x, jnp.ones_like(largest)",
-            "input_covariance -k tiny",
-        ),
-        (
-            "(ratio if preserve_norm else stretch)",
-            "ratio",
-            "input_covariance -k reference",
-        ),
         ("sum(parts[1:], parts[0])", "parts[-1]", "input_covariance -k micro"),
+    ],
+    "insgd_optax/_redirection": [
+        ("before = wide / size", "before = wide", "input_covariance -k tiny"),
+        ("if preserve_norm:", "if True:", "input_covariance -k reference"),
+        ("zip(members, updates", "zip(members[::-1], updates", "redirection -k groups"),
+        ("kind = (form, *", "kind = (form.kernel, *", "redirection -k groups"),
+        ("jnp.where(small, up, ", "jnp.where(small, as_is, ", "redirection"),
+        ("jnp.where(ordinary, as_is, down)", "as_is", "redirection -k extreme"),
     ],
     "insgd_optax/_whitening": [
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),

@@ -1,0 +1,110 @@
+"""Multiplying gradients by D: extreme values, and small weights in groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from insgd_optax import _redirection
+from insgd_optax._covariance_form import form_of
+
+
+def definite(rng, *shape):
+    """Positive definite matrices of this shape."""
+    rows = rng.normal(size=(*shape, shape[-1]))[..., 0, :, :] + np.eye(shape[-1])
+    return jnp.asarray(rows @ rows.swapaxes(-1, -2))
+
+
+def dense(rng, dim=5, outputs=3):
+    form = form_of([(dim, 1, dim, 1)], (dim, outputs))
+    grad = jnp.asarray(rng.normal(size=(dim, outputs)))
+    return (grad, (definite(rng, 1, 1, dim, dim),)), form
+
+
+def kronecker(rng, taps=4, channels=3):
+    form = form_of(
+        [(taps, 1, 1, taps, 1, 1), (1, channels, 1, 1, channels, 1)],
+        (taps, channels, 2),
+    )
+    grad = jnp.asarray(rng.normal(size=form.kernel))
+    basis = np.linalg.qr(rng.normal(size=(1, 1, 1, taps, taps)))[0]
+    matrices = definite(rng, 1, 1, 1, taps, channels, channels)
+    return (grad, (jnp.asarray(basis), matrices)), form
+
+
+def stacked(rng):
+    form = form_of([(2, 5, 1, 5, 1)], (2, 5, 3))
+    grad = jnp.asarray(rng.normal(size=(2, 5, 3)))
+    return (grad, (definite(rng, 2, 1, 1, 5, 5),)), form
+
+
+def some_weights():
+    rng = np.random.default_rng(0)
+    makers = [dense, kronecker, dense, stacked, dense, kronecker, stacked]
+    weights = [make(rng) for make in makers]
+    weights.append(dense(rng, dim=6))
+    (grad, inverse), form = dense(rng)
+    weights.append(((grad.astype(jnp.float32), inverse), form))
+    pairs, forms = zip(*weights, strict=True)
+    return list(pairs), list(forms)
+
+
+@pytest.mark.parametrize("preserve_norm", [True, False])
+def test_weights_in_groups_are_redirected_as_one_by_one(x64, preserve_norm):
+    pairs, forms = some_weights()
+    together = _redirection.in_groups(pairs, forms, preserve_norm)
+    for pair, form, (update, cosine) in zip(pairs, forms, together, strict=True):
+        alone = _redirection._redirected(*pair, form, preserve_norm)
+        assert (update.dtype, update.shape) == (pair[0].dtype, pair[0].shape)
+        np.testing.assert_allclose(update, alone[0], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(cosine, alone[1], rtol=1e-12)
+
+
+def products(limit, monkeypatch):
+    """How many matrix products the groups take with this limit."""
+    monkeypatch.setattr(_redirection, "MAX_ENTRIES", limit)
+    weights = [dense(np.random.default_rng(i)) for i in range(4)]
+    pairs, forms = map(list, zip(*weights, strict=True))
+    text = str(
+        jax.make_jaxpr(lambda pairs: _redirection.in_groups(pairs, forms, True))(pairs)
+    )
+    return text.count("dot_general")
+
+
+def test_only_small_weights_are_in_groups(monkeypatch):
+    entries = 5 * 3 + 5 * 5
+    assert products(entries, monkeypatch) == 1
+    assert products(entries - 1, monkeypatch) == 4
+
+
+@pytest.mark.parametrize("of_gradient", [1e-36, 1.0, 1e36])
+@pytest.mark.parametrize("of_inverse", [1e-33, 1e-20, 1.0, 1e20, 1e30])
+def test_extreme_gradients_and_inverses_are_redirected(of_gradient, of_inverse):
+    (grad, (inverse,)), form = dense(np.random.default_rng(0))
+    pair = grad * of_gradient, (inverse * of_inverse,)
+    update, cosine = _redirection._redirected(*pair, form, True)
+    grad, wanted = (np.asarray(x, np.float64) for x in (grad, inverse[0, 0] @ grad))
+    lengths = np.linalg.norm(grad), np.linalg.norm(wanted)
+    np.testing.assert_allclose(
+        update / of_gradient, wanted * lengths[0] / lengths[1], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        cosine, (grad * wanted).sum() / np.prod(lengths), rtol=1e-5
+    )
+
+
+def test_a_gradient_along_the_smallest_eigenvector_keeps_its_norm():
+    """The square of D's smallest eigenvalue is below float32's range."""
+    form = form_of([(2, 1, 2, 1)], (2, 1))
+    inverse = jnp.diag(jnp.array([1e-20, 1e6]))[None, None]
+    grad = jnp.array([[3.0], [0.0]])
+    update, cosine = _redirection._redirected(grad, (inverse,), form, True)
+    np.testing.assert_allclose(update, grad, rtol=1e-6)
+    assert cosine == pytest.approx(1)
+
+
+def test_the_products_of_a_large_inverse_do_not_overflow_the_update():
+    (grad, (inverse,)), form = dense(np.random.default_rng(0))
+    pair = grad * 1e-36, (inverse * 1e30,)
+    update, _ = _redirection._redirected(*pair, form, False)
+    np.testing.assert_allclose(update, inverse[0, 0] @ grad * 1e-6, rtol=1e-5)
