@@ -75,10 +75,10 @@ def in_groups(
             continue
         # As if these were the layers of one stack.
         form = form._replace(stack=(len(members), *form.stack))
-        together = jax.tree.map(
+        grads, inverses = jax.tree.map(
             lambda *arrays: jnp.stack(arrays), *(pairs[i] for i in members)
         )
-        updates, cosines = _redirected(*together, form, preserve_norm)
+        updates, cosines = _redirected(grads, inverses, form, preserve_norm)
         for i, update, cosine in zip(members, updates, cosines, strict=True):
             results[i] = update, cosine
     return results
