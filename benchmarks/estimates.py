@@ -20,11 +20,14 @@ from train.training.step import train_step
 _UTILIZATION = 0.05
 _LEAST_STEP_SECONDS = 1.9e-3
 _COMPILE_SECONDS = 15.0
+_LONGER_TO_COMPILE = {"lms-newton": 41.0, "muon+whitened": 77.0}
 _EPOCH_SECONDS = 0.4
 # Assumed FLOP/s of a device whose peak is unknown, such as a CPU.
 _UNKNOWN_PEAK = 2e11
-MODEL = (
-    f"Estimates: {_COMPILE_SECONDS:g} s to compile a step, {_EPOCH_SECONDS:g} s to "
+EXPLANATION = (
+    f"Estimates: {_COMPILE_SECONDS:g} s to compile a step ("
+    + ", ".join(f"{name} {value:g} s" for name, value in _LONGER_TO_COMPILE.items())
+    + f"), {_EPOCH_SECONDS:g} s to "
     "test and save an epoch, plus the time of the steps. A step takes the median time "
     "that part b measured in this folder with the same network, batch and dtype. Until "
     "then, it is assumed to run its FLOPs, as XLA counts them, at "
@@ -55,7 +58,13 @@ class Estimates:
     def seconds(self, task: Task) -> float:
         """Returns the estimated duration of a task in seconds."""
         work = task.work
-        fixed = work.programs * _COMPILE_SECONDS + work.epochs * _EPOCH_SECONDS
+        compiling = [
+            _LONGER_TO_COMPILE.get(name, _COMPILE_SECONDS) for name in work.optimizers
+        ]
+        fixed = (
+            work.programs * sum(compiling) / len(compiling)
+            + work.epochs * _EPOCH_SECONDS
+        )
         if work.workload is None:
             return fixed
         of_each = [

@@ -142,7 +142,7 @@ def dry_run(config: GpuConfig, out: Path) -> None:
         cells = (_minutes(seconds), _minutes(total), record["status"] if record else "")
         rows.append((task.name, task.title, *cells))
     header = ("Task", "What", "Minutes", "Cumulative, to do", "Status")
-    print(f"{markdown.table(header, rows)}\n\nOn {kind}. {estimates.MODEL}")
+    print(f"{markdown.table(header, rows)}\n\nOn {kind}. {estimates.EXPLANATION}")
 
 
 def _minutes(seconds: float) -> str:

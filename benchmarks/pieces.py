@@ -40,8 +40,8 @@ class Piece:
         dataset: see `Settings`.
         wanted: see `plan.tasks`.
         seconds: time limit of the worker.
-        is_whole: whether `seconds` is the limit of every piece, not a shorter rest of
-            `--minutes`.
+        is_whole: whether `seconds` is the full limit of a piece, rather than the time
+            that is left of `--minutes`.
         command: the command line to record.
         commit: commit to record; None for that of the checkout.
     """
@@ -154,7 +154,7 @@ def _record_end(piece: Piece, status: int, killed: bool, stopped: bool) -> None:
 @contextlib.contextmanager
 def _started(piece: Piece) -> Iterator[subprocess.Popen[bytes]]:
     """Starts a worker, and leaves none behind."""
-    # PyTorch needs memory beside JAX, which would take most of a GPU's at once.
+    # Otherwise JAX would preallocate most of the GPU's memory, and PyTorch needs some.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if piece.miniature:
         # Programs that take a few steps: compiling them is what takes the time.

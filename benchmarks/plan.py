@@ -44,7 +44,7 @@ def tasks(settings: Settings, out: Path, wanted: Sequence[str] = ()) -> list[Tas
 
 
 def matches(task: Task, wanted: str) -> bool:
-    """Whether a task is of a part, such as "b", or its name fits a pattern."""
+    """Whether a task belongs to a part, such as "b", or its name fits a pattern."""
     return task.part == wanted or fnmatch.fnmatchcase(task.name, wanted)
 
 
@@ -55,7 +55,7 @@ def _smoke(settings: Settings, out: Path) -> list[Task]:
             f"a-{case.name.replace('+', '-')}",
             f"Smoke test: {_words(case)}",
             _without_stopped(functools.partial(smoke.check, case, chunk_steps)),
-            Work(programs=1),
+            Work(programs=1, optimizers=(case.optimizer,)),
         )
         for case in smoke.cases(settings.sizes)
     ]
@@ -70,9 +70,8 @@ def _profiles(settings: Settings, out: Path) -> list[Task]:
         case = Case(f"profile-{optimizer}", workload, side, optimizer, "jit")
         run = functools.partial(trace.profile, case, sizes.chunk_steps)
         title = f"Profile of a chunk: {_words(case)}"
-        found.append(
-            Task(f"a-{case.name}", title, _without_stopped(run), Work(programs=1))
-        )
+        work = Work(programs=1, optimizers=(case.optimizer,))
+        found.append(Task(f"a-{case.name}", title, _without_stopped(run), work))
     return found
 
 
@@ -83,17 +82,32 @@ def _words(case: Case) -> str:
 
 
 def _steps(settings: Settings, out: Path) -> list[Task]:
-    found = []
-    for text, side, dtype, rounds in settings.sizes.steps:
-        (workload,) = workloads.parse(text, (), dtype)
-        name = f"b-{workload.model}-{dtype}-batch{workload.batch_size}"
-        run = functools.partial(steps.measure_all, workload, side, rounds)
-        programs = len(steps.OPTIMIZERS)  # The control is SGD's.
-        num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * (programs + 1)
-        work = Work(programs, num_steps, 0, workload, side, steps.OPTIMIZERS)
-        title = f"Step of {workload.network}, batch {workload.batch_size}, {dtype}"
-        found.append(Task(name, f"{title}, {side}x{side}", _without_stopped(run), work))
-    return found
+    networks = settings.sizes.steps
+    return [
+        *(_steps_of(*network, "", steps.OPTIMIZERS) for network in networks),
+        _steps_of(*networks[0], "-whitened", steps.WHITENED),
+    ]
+
+
+def _steps_of(
+    network: str,
+    side: int,
+    dtype: str,
+    rounds: int,
+    suffix: str,
+    optimizers: tuple[str, ...],
+) -> Task:
+    (workload,) = workloads.parse(network, (), dtype)
+    name = f"b-{workload.model}-{dtype}-batch{workload.batch_size}{suffix}"
+    run = functools.partial(steps.measure_all, workload, side, rounds, optimizers)
+    programs = len(optimizers)  # The control is SGD's.
+    num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * (programs + 1)
+    work = Work(programs, num_steps, 0, workload, side, optimizers)
+    title = (
+        f"Step of {workload.network}, batch {workload.batch_size}, {dtype}, "
+        f"{side}x{side}, {', '.join(optimizers)}"
+    )
+    return Task(name, title, _without_stopped(run), work)
 
 
 def _resnet20(settings: Settings, out: Path) -> list[Task]:
@@ -120,13 +134,14 @@ def _pytorch(settings: Settings, out: Path) -> list[Task]:
     (workload,) = workloads.parse(f"{network}@{batch}", (), sizes.dtype)
     steps_run = functools.partial(beside_pytorch.measure_steps, workload, side, rounds)
     training_run = functools.partial(beside_pytorch.train_resnet20, settings, out)
-    num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * 4
+    programs = 4  # SGD and INSGD in JAX, and PyTorch's SGD in two compiled modes.
+    num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * programs
     return [
         Task(
             "d-pytorch-steps",
             f"Step of PyTorch's SGD and ours, {network}, {sizes.dtype}",
             _without_stopped(steps_run),
-            Work(4, num_steps, 0, workload, side),
+            Work(programs, num_steps, 0, workload, side),
         ),
         Task(
             "d-pytorch-resnet20",

@@ -116,8 +116,8 @@ def _smoke(records: Sequence[Record]) -> str:
     if passed + failed:
         parts.append(
             f"{passed} of {passed + failed} cases pass: the loss is finite, the state "
-            "is donated, and nothing is moved between host and device within two "
-            "chunks."
+            "is donated, and nothing is moved between host and device while two "
+            "chunks run."
         )
     profiles = [r for r in _with_result(records) if "busy" in r["result"]]
     if profiles:
@@ -151,7 +151,8 @@ def _steps(records: Sequence[Record]) -> str:
         sgd = found["optimizers"].get("sgd", {})
         rows = [_step(name, one, sgd) for name, one in found["optimizers"].items()]
         header = ["Optimizer", "ms", "Over SGD (95 %)", "Images/s", "Temporary, MiB"]
-        header += ["State, bytes over SGD's", "FLOP utilization"]
+        header += ["State, bytes over SGD's", "FLOP utilization", "Kernels"]
+        header += ["Kernels, ms"]
         title = (
             f"{found['network']}, batch {found['batch_size']}, {found['dtype']}, "
             f"{found['image_size']}x{found['image_size']}, {found['rounds']} rounds:"
@@ -163,7 +164,11 @@ def _steps(records: Sequence[Record]) -> str:
 
 
 def _step(name: str, found: dict[str, Any], sgd: dict[str, Any]) -> list[str]:
-    memory, more = "", ""
+    memory, more, kernels, busy = "", "", "", ""
+    # Results of earlier versions have no profile, and those on CPUs no kernels.
+    if (profile := found.get("profile")) and profile["events"]:
+        kernels = f"{profile['events'] / profile['steps']:.0f}"
+        busy = f"{1000 * profile['device_seconds'] / profile['steps']:.3g}"
     if name != CONTROL:
         memory = f"{found['memory']['temporary'] / _MEBI:.1f}"
     if name != CONTROL and sgd:
@@ -177,6 +182,8 @@ def _step(name: str, found: dict[str, Any], sgd: dict[str, Any]) -> list[str]:
         memory,
         more,
         "" if share is None else f"{100 * share:.1f} %",
+        kernels,
+        busy,
     ]
 
 

@@ -15,7 +15,7 @@ _FILE = "settings.json"
 class Sizes:
     """The size of each part.
 
-    Networks are texts as `train.benchmark.workload.parse` reads them.
+    Networks are strings in the format of `train.benchmark.workload.parse`.
     """
 
     # (a) Network on which every optimizer is tried; network and optimizers with which

@@ -7,8 +7,8 @@ from typing import Any
 from train.benchmark.workload import Workload
 
 Result = dict[str, Any]
-# Its argument returns whether to stop; a task that can be resumed then raises
-# `Stopped`.
+# Runs a task. The argument is a function that returns whether to stop; if it returns
+# True, a task that can be resumed raises `Stopped`.
 Run = Callable[[Callable[[], bool]], Result]
 
 
@@ -22,7 +22,8 @@ class Work:
         epochs: epochs of runs; the state is tested and saved after each.
         workload: the network and batch of the steps; None if they are negligible.
         image_size: side of its images.
-        optimizers: names of the optimizers, which take equally many steps.
+        optimizers: names of the optimizers, which take equally many steps and have
+            equally many programs.
     """
 
     programs: int

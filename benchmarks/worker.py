@@ -1,7 +1,7 @@
 """One piece: `python -m benchmarks.worker JSON`, started by `python -m benchmarks gpu`.
 
-Does tasks until they are done or SIGTERM comes. A process of its own, so that a task
-that brings down its process leaves the others unharmed.
+Does tasks until all are done or it receives SIGTERM. Each piece is a process of its
+own, so that a task that crashes the process does not prevent the others.
 """
 
 import dataclasses
@@ -45,6 +45,7 @@ def work(piece: Piece) -> int:
     environment = _environment(piece, settings)
     estimates = Estimates(jax.devices()[0].device_kind, store.all())
     too_long = False
+    # Whether the next task has a whole piece to itself, the longest time it can get.
     fresh = piece.is_whole
     message = "Stopping after this task, or within it if it saves what it has done."
     with StopRequest(message) as stop, RunLock() as lock:

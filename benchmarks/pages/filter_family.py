@@ -38,7 +38,7 @@ def seconds(run):
 
 
 def cases(num_taps):
-    """{name: (run, number of samples)}, compiled."""
+    """Returns compiled runs by name, each with its number of samples."""
     rng = np.random.default_rng(0)
     system = rng.standard_normal(num_taps)
     found: dict[str, tuple[Callable[[], Any], int]] = {}

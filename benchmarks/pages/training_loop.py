@@ -22,7 +22,10 @@ STEPS, ROUNDS = 25, 60
 
 
 def whole_loop(dataset):
-    """A run of the whole training loop, including the evaluation after each epoch."""
+    """Returns a program that runs the training loop, and the height of the images.
+
+    The loop includes the evaluation after each epoch.
+    """
     config = RunConfig(dataset=dataset, optimizer="insgd-l2", learning_rate=1e-4)
     loaded = config.load_dataset()
     experiment = Experiment(config, loaded)

@@ -40,8 +40,8 @@ class RunsConfig(SeriesConfig):
         super().__post_init__()
         if self.processes != 1:
             raise ValueError(
-                "--processes has no effect here: start several commands, each with its "
-                "own --out"
+                "--processes is not supported here: start several commands, each with "
+                "its own --out"
             )
 
     def settings(self):

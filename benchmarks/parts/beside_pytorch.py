@@ -62,7 +62,7 @@ def train_resnet20(
 
 
 def _modes() -> tuple[str | None, ...]:
-    """Modes of torch.compile to try: none on a CPU, where it takes too long to test."""
+    """Modes of torch.compile to try; only eager on a CPU, where compiling is slow."""
     on_cpu = jax.default_backend() == "cpu"
     return (None,) if on_cpu else ("reduce-overhead", "default", None)
 

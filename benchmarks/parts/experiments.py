@@ -32,7 +32,7 @@ def dataset(settings: Settings) -> str:
         Skipped: if none was given.
     """
     if settings.dataset is None:
-        raise Skipped("needs images: give --data")
+        raise Skipped("needs images: pass --data")
     return settings.dataset
 
 
@@ -77,7 +77,7 @@ def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
 
 
 def summarize(rows: list[dict[str, Any]]) -> Result:
-    """Times and accuracies of a run's epochs, the same for PyTorch and JAX.
+    """Times and accuracies of a run's epochs, by the same keys for PyTorch and JAX.
 
     An epoch's time includes training and testing, not saving; the first also includes
     compilation. The time of an epoch that was resumed midway is unknown, hence NaN, and

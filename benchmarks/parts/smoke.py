@@ -110,7 +110,7 @@ def create(case: Case, chunk_steps: int) -> Experiment:
 
 
 def check(case: Case, chunk_steps: int) -> Result:
-    """Takes three chunks of a case; the second and third are watched.
+    """Runs three chunks of a case, and watches the second and third for transfers.
 
     Returns:
         What was seen.

@@ -2,49 +2,54 @@
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.parts import trace
 from benchmarks.task import Result
 from train.benchmark import measure, timing
 from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
 
-# LMS-Newton with a conditional in every layer, instead of one per step.
-PER_LAYER = "lms-newton, a conditional per layer"
-# SGD is what the others are compared with.
-OPTIMIZERS = (
-    *("sgd", "insgd-l2", "lms-newton", PER_LAYER),
-    *("adamw", "muon", "muon+whitened"),
-)
+OPTIMIZERS = ("sgd", "insgd-l2", "lms-newton", "adamw", "muon")
+# In a task of its own: compiling the square roots takes longer than all of the others.
+WHITENED = ("sgd", "muon", "muon+whitened")
 # A second copy of SGD: its difference from the first is the noise of the method.
 CONTROL = "sgd again"
 
 
-def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
-    """Times a step of each of `OPTIMIZERS`, round by round, in one process.
+def measure_all(
+    workload: Workload,
+    image_size: int,
+    rounds: int,
+    optimizers: Sequence[str] = OPTIMIZERS,
+) -> Result:
+    """Times a step of each optimizer, round by round, in one process.
 
     Optimizers that fail, for lack of memory or otherwise, are reported and omitted.
 
     Args:
         workload: the network and the batch.
         image_size: side of an image.
-        rounds: how often each is timed.
+        rounds: how many times each is timed.
+        optimizers: their names.
 
     Returns:
-        Values that JSON can hold, with "optimizers" and "errors" by name.
+        Values that JSON can hold, with "optimizers" and "errors" by name. The "profile"
+        of an optimizer is that of one call: it tells how long its kernels take, even
+        where other programs keep the host or the device busy.
     """
     errors: dict[str, str] = {}
     # All are timed over whole periods of the optimizer with the longest period.
-    period = max(measure.calls_in_a_period(_optimizer(name)) for name in OPTIMIZERS)
+    period = max(map(measure.calls_in_a_period, optimizers))
 
     def traced(name: str) -> Stepper:
-        once = False if name == PER_LAYER else None
-        return Stepper(workload, image_size, _optimizer(name), one_conditional=once)
+        return Stepper(workload, image_size, name)
 
     def compiled_one(name: str) -> Stepper:
         return steppers[name].compile()
@@ -55,7 +60,7 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
         run(1)
         return run
 
-    steppers = _each(traced, OPTIMIZERS, errors)
+    steppers = _each(traced, optimizers, errors)
     names = list(steppers)
     # The first alone, since a GPU's autotuner times kernels, and the other programs
     # share most of its choices.
@@ -76,19 +81,21 @@ def measure_all(workload: Workload, image_size: int, rounds: int) -> Result:
         name: one.seconds / (period * Stepper.steps_per_call())
         for name, one in times.items()
     }
-    optimizers = {
+    results = {
         name: _time(workload, one, seconds.get("sgd"), flops, rng)
         for name, one in seconds.items()
     }
     for name, stepper in steppers.items():
-        optimizers[name] |= {
+        results[name] |= {
             "memory": dataclasses.asdict(stepper.memory()),
             "state_bytes": measure.num_bytes(stepper.state.opt_state),
+            "profile": {"steps": period * Stepper.steps_per_call()}
+            | trace.profile_of(functools.partial(programs[name], 1)),
         }
     return {
         **setting(workload, image_size, rounds),
         "flops": flops,
-        "optimizers": optimizers,
+        "optimizers": results,
         "errors": errors,
     }
 
@@ -137,10 +144,6 @@ def summary(seconds: np.ndarray, batch_size: int) -> Result:
         "quartiles": np.percentile(seconds, [25, 75]).tolist(),
         "images_per_second": batch_size / median,
     }
-
-
-def _optimizer(name: str) -> str:
-    return name.partition(",")[0]
 
 
 def _time(

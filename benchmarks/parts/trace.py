@@ -1,7 +1,8 @@
-"""(a) What the device does during a chunk of steps, according to JAX's profiler."""
+"""(a, b) What the device does during steps, according to JAX's profiler."""
 
 import collections
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ _LONGEST = 15
 
 
 def profile(case: Case, chunk_steps: int) -> Result:
-    """Traces the second chunk of a case.
+    """Profiles the second chunk of a case.
 
     Returns:
         See `summarize`.
@@ -27,24 +28,32 @@ def profile(case: Case, chunk_steps: int) -> Result:
     experiment = smoke.create(case, chunk_steps)
     loop_state = experiment.train_chunk(experiment.start(), 0, chunk_steps)
     jax.block_until_ready(loop_state)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            loop_state = experiment.train_chunk(loop_state, chunk_steps, chunk_steps)
-            jax.block_until_ready(loop_state)
-        (path,) = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(path))
-        found = summarize(data.planes) | {
-            "network": case.workload.network,
-            "batch_size": case.workload.batch_size,
-            "dtype": case.workload.dtype,
-            "optimizer": case.optimizer,
-            "steps": chunk_steps,
-        }
+    found = profile_of(
+        lambda: jax.block_until_ready(
+            experiment.train_chunk(loop_state, chunk_steps, chunk_steps)
+        )
+    )
+    found |= {
+        "network": case.workload.network,
+        "batch_size": case.workload.batch_size,
+        "dtype": case.workload.dtype,
+        "optimizer": case.optimizer,
+        "steps": chunk_steps,
+    }
     # A chunk may end with the transfer of a scalar; steps must not have one each.
     copies = sum(found["copies_with_host"].values())
     if copies >= chunk_steps > 1:
         raise Failed(f"{copies} copies between host and device in a chunk", found)
     return found
+
+
+def profile_of(run: Callable[[], Any]) -> Result:
+    """Profiles a function that waits for the device; for the result see `summarize`."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        return summarize(jax.profiler.ProfileData.from_file(str(path)).planes)
 
 
 def summarize(planes: Any) -> Result:
@@ -54,10 +63,11 @@ def summarize(planes: Any) -> Result:
         planes: planes of a `jax.profiler.ProfileData`.
 
     Returns:
-        "events", how many there are on the devices' streams; "copies_with_host", by
-        kind; "busy", the share of the time from the first event to the last in which a
-        device does something; and "longest", total seconds of the longest, by name.
-        Without an accelerator there are no events and "busy" is None.
+        "events", how many there are on the devices' streams; "device_seconds", the sum
+        of their durations; "copies_with_host", by kind; "busy", the share of the time
+        from the first event to the last in which a device does something; and
+        "longest", total seconds of the longest, by name. Without an accelerator there
+        are no events and "busy" is None.
     """
     spans: list[tuple[float, float]] = []
     seconds: collections.Counter[str] = collections.Counter()
@@ -76,6 +86,7 @@ def summarize(planes: Any) -> Result:
                     copies[kind] += kind in event.name
     return {
         "events": len(spans),
+        "device_seconds": sum(seconds.values()),
         "copies_with_host": dict(copies),
         "busy": _busy(spans) if spans else None,
         "longest": dict(seconds.most_common(_LONGEST)),

@@ -1,4 +1,4 @@
-"""Benchmarks that pages cite: each starts, and its page names its command."""
+"""Benchmarks that pages cite: each can be imported, and a page names its command."""
 
 import importlib
 import json

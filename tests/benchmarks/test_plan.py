@@ -18,10 +18,10 @@ from train.training import optimizers
 def test_every_optimizer_network_and_strategy_has_a_case(sizes):
     cases = smoke.cases(sizes)
     assert {case.optimizer for case in cases} == set(optimizers.NAMES)
-    large = (
+    omitted = (
         {"mobilenet_v3_large", "mobilenet_v3_small"} if sizes is MINIATURE else set()
     )
-    assert {case.workload.model for case in cases} == set(models.names()) - large
+    assert {case.workload.model for case in cases} == set(models.names()) - omitted
     assert {case.strategy for case in cases} == {"jit", "mesh", "pmap", "shard_map"}
     assert {case.workload.dtype for case in cases} == {"bfloat16", "float32"}
     if sizes is FULL:
@@ -49,11 +49,11 @@ def test_a_dry_run_prints_times_and_runs_nothing(tmp_path, capsys, monkeypatch):
     kind = "NVIDIA H100 80GB HBM3"
     assert gpu(GpuConfig(out, only="b,d", dry_run=True, device_kind=kind)) == 0
     output = capsys.readouterr().out
-    assert "b-resnet50-bfloat16-batch256" in output
+    assert "b-resnet20-bfloat16-batch128-whitened" in output
     assert "e-table6" not in output
-    # One second per step at 1/20 of the peak: 13 rounds of 20 steps of 8 programs.
+    # One second per step at 1/20 of the peak: 13 rounds of 20 steps of 6 programs.
     (row,) = (line for line in output.splitlines() if "b-resnet50" in line)
-    assert f" {(13 * 20 * 8 * 1.0 + 7 * 15) / 60:.1f} " in row
+    assert f" {(13 * 20 * 6 * 1.0 + 4 * 15 + 41) / 60:.1f} " in row
     assert f"On {kind}. Estimates:" in output
     assert not out.exists()
 

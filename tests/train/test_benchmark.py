@@ -90,7 +90,7 @@ def test_another_optimizer_is_compared_with_sgd(benchmark, capsys):
     assert "lms-newton / SGD" in capsys.readouterr().out
 
 
-def test_values_of_an_axis_are_measured_and_never_overwritten(benchmark, capsys):
+def test_an_axis_is_measured_and_results_are_not_overwritten(benchmark, capsys):
     _, record = benchmark("--axis", "batch", "--values", "4", "8")
     assert [result["batch_size"] for result in record["results"]] == [4, 8]
     assert "FLOP utilization" not in capsys.readouterr().out  # Unknown for CPUs.

@@ -35,7 +35,7 @@ class BenchmarkConfig:
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Compute dtypes; every network is measured with each."""
     optimizer: Annotated[str, tyro.conf.arg(metavar="NAME")] = measure.DEFAULT_OPTIMIZER
-    """Optimizer to compare with SGD; run --help lists the names."""
+    """Optimizer to compare with SGD; python -m train run --help lists the names."""
     image_size: int = 32
     """Height and width of the random images, in pixels."""
     rounds: int = 30

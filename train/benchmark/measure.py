@@ -87,7 +87,6 @@ class Stepper:
         optimizer_name: name of the optimizer.
         polyak_factor: caps the learning rate at this multiple of the Polyak step size;
             None for no cap.
-        one_conditional: see `train.training.step.step_of`. Default: as in training.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ class Stepper:
         image_size: int,
         optimizer_name: str,
         polyak_factor: float | None = None,
-        one_conditional: bool | None = None,
     ):
         model = networks.create(
             workload.model,
@@ -120,11 +118,9 @@ class Stepper:
             )
         )
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
-        if one_conditional is None:
-            one_conditional = in_memory.loops_are_fast()
         step = functools.partial(
             _steps,
-            step_fn=step_of(optimizer, one_conditional=one_conditional),
+            step_fn=step_of(optimizer, one_conditional=in_memory.loops_are_fast()),
             num_steps=self.steps_per_call(),
         )
         # Donate the state, as training does.

@@ -103,7 +103,7 @@ class Checkpoints:
             tree: the state.
             test_top1: accuracy that selects the best checkpoint, on the validation
                 images if the run has any. None within an epoch; such a checkpoint ranks
-                below all that have an accuracy. The name is part of the file format.
+                below all that have an accuracy. Metadata files use the name, too.
             rows: JSON-serializable metrics up to this step.
 
         Raises:
@@ -285,7 +285,7 @@ class Checkpoints:
             else:
                 value = _read_metadata(self._directory / str(step))["test_top1"]
             value = float(value)
-        # An unreadable checkpoint cannot be the best; restoring it reports it.
+        # An unreadable checkpoint ranks last; restoring it reports the damage.
         except (
             UserError,
             OSError,

@@ -128,8 +128,8 @@ class RunFolder:
             raise UserError(
                 f"{self.path / RECORD} was written by an earlier version, without the "
                 "mean and standard deviation of the images, which cannot be computed "
-                f"from the dataset: {error} Once the dataset can be loaded, --resume "
-                f"{self.path} records them."
+                f"from the dataset: {str(error).removesuffix('.')}. Once the dataset "
+                f"can be loaded, --resume {self.path} records them."
             ) from error
         return dataset.preprocessing
 

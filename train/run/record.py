@@ -73,7 +73,7 @@ def parse(content: bytes) -> dict[str, Any]:
     """Parses a record, without comparing its checksum: see `verify`.
 
     Raises:
-        FieldError: if a part is missing or unknown, or a field is of another type or
+        FieldError: if a part is missing or unknown, or a field has the wrong type or is
             out of range.
     """
     try:

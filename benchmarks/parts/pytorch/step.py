@@ -59,7 +59,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def as_fast_as_jax() -> None:
+def enable_autotuning_and_tf32() -> None:
     """Enables PyTorch's convolution autotuning, and TF32 matmuls and convolutions."""
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
@@ -67,7 +67,7 @@ def as_fast_as_jax() -> None:
 
 
 def warn(mode: str | None, error: Exception) -> str:
-    """Says that a mode of torch.compile does not work here."""
+    """Prints that a mode of torch.compile does not work here; returns the message."""
     text = f"torch.compile, mode {mode}: {type(error).__name__}: {error}"[:1000]
     print(text, file=sys.stderr)
     return text

@@ -25,13 +25,13 @@ def measure(
     Args:
         workload: a ResNet-20.
         image_size: side of an image.
-        rounds: how often each is timed.
+        rounds: how many times each is timed.
         modes: modes of torch.compile, see `Step`; failures are reported and omitted.
 
     Returns:
         Values that JSON can hold, with "steps" by name and a list of "errors".
     """
-    step.as_fast_as_jax()
+    step.enable_autotuning_and_tf32()
     steppers = {f"JAX {name}": Stepper(workload, image_size, name) for name in _OURS}
     stepper = next(iter(steppers.values()))
     num_steps = stepper.steps_per_call()

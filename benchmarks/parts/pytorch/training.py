@@ -48,7 +48,7 @@ def train(
     Raises:
         Stopped: if `stopped` returns true.
     """
-    step.as_fast_as_jax()
+    step.enable_autotuning_and_tf32()
     images = Images(dataset, options["batch_size"])
     model = _initial_model(dataset, options["model_options"])
     mode = _first_that_works(model, modes, images, options)
