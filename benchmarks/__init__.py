@@ -1,1 +1,1 @@
-"""`python -m benchmarks`: measurements on an accelerator, which can be resumed."""
+"""`python -m benchmarks`: resumable measurements on an accelerator."""

@@ -41,7 +41,7 @@ class Estimates:
 
     Args:
         device_kind: as in `jax.Device.device_kind`.
-        records: results so far, whose step times count.
+        records: results so far; their step times replace estimated ones.
     """
 
     def __init__(self, device_kind: str, records: Iterable[Record]):

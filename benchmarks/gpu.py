@@ -105,19 +105,22 @@ def gpu(config: GpuConfig) -> int:
                 print("The time is up. Run the same command again to resume.")
                 return MORE
             piece = Piece(
-                str(out),
-                held.miniature,
-                held.dataset,
-                config.wanted,
-                min(whole, left),
+                out=str(out),
+                miniature=held.miniature,
+                dataset=held.dataset,
+                wanted=config.wanted,
+                seconds=min(whole, left),
                 # Starting the first piece takes a moment.
-                left > 0.95 * whole,
-                shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-                config.commit,
+                is_whole=left > 0.95 * whole,
+                command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+                commit=config.commit,
             )
             status = pieces.run(piece, stop)
             if stop.signal is not None:
-                print(f"Stopped by {stop.signal.name}. Run it again to resume.")
+                print(
+                    f"Stopped by {stop.signal.name}. Run the same command again to "
+                    "resume."
+                )
                 return 128 + stop.signal
             if status == 0:
                 print(f"Finished. Tables: python -m benchmarks report --out {out}")

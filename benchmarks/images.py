@@ -9,7 +9,7 @@ from PIL import Image
 
 _SIDE = 8
 _CLASSES = 2
-_PER_CLASS = {"train": 64, "test": 8}  # A batch of training images.
+_PER_CLASS = {"train": 64, "test": 8}  # The training images are one batch of 128.
 
 
 def make(folder: Path) -> Path:

@@ -102,7 +102,13 @@ def _steps_of(
     run = functools.partial(steps.measure_all, workload, side, rounds, optimizers)
     programs = len(optimizers)  # The control is SGD's.
     num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * (programs + 1)
-    work = Work(programs, num_steps, 0, workload, side, optimizers)
+    work = Work(
+        programs,
+        num_steps,
+        workload=workload,
+        image_size=side,
+        optimizers=optimizers,
+    )
     title = (
         f"Step of {workload.network}, batch {workload.batch_size}, {dtype}, "
         f"{side}x{side}, {', '.join(optimizers)}"
@@ -141,7 +147,7 @@ def _pytorch(settings: Settings, out: Path) -> list[Task]:
             "d-pytorch-steps",
             f"Step of PyTorch's SGD and ours, {network}, {sizes.dtype}",
             _without_stopped(steps_run),
-            Work(programs, num_steps, 0, workload, side),
+            Work(programs, num_steps, workload=workload, image_size=side),
         ),
         Task(
             "d-pytorch-resnet20",

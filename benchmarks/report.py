@@ -41,7 +41,7 @@ def report(config: ReportConfig) -> int:
 
 
 def to_markdown(records: Sequence[Record]) -> str:
-    """All results, a section for each part, with where they come from."""
+    """Formats the origin of the results, and a section with those of each part."""
     sections = [_origin(records)]
     for part, title in plan.PARTS.items():
         of_part = [record for record in records if record["part"] == part]
@@ -151,8 +151,8 @@ def _steps(records: Sequence[Record]) -> str:
         sgd = found["optimizers"].get("sgd", {})
         rows = [_step(name, one, sgd) for name, one in found["optimizers"].items()]
         header = ["Optimizer", "ms", "Over SGD (95 %)", "Images/s", "Temporary, MiB"]
-        header += ["State, bytes over SGD's", "FLOP utilization", "Kernels"]
-        header += ["Kernels, ms"]
+        header += ["State, bytes over SGD's", "FLOP utilization"]
+        header += ["Kernels and copies", "Kernels and copies, ms"]
         title = (
             f"{found['network']}, batch {found['batch_size']}, {found['dtype']}, "
             f"{found['image_size']}x{found['image_size']}, {found['rounds']} rounds:"
@@ -164,11 +164,11 @@ def _steps(records: Sequence[Record]) -> str:
 
 
 def _step(name: str, found: dict[str, Any], sgd: dict[str, Any]) -> list[str]:
-    memory, more, kernels, busy = "", "", "", ""
+    memory, more, kernels, kernel_time = "", "", "", ""
     # Results of earlier versions have no profile, and those on CPUs no kernels.
     if (profile := found.get("profile")) and profile["events"]:
         kernels = f"{profile['events'] / profile['steps']:.0f}"
-        busy = f"{1000 * profile['device_seconds'] / profile['steps']:.3g}"
+        kernel_time = f"{1000 * profile['device_seconds'] / profile['steps']:.3g}"
     if name != CONTROL:
         memory = f"{found['memory']['temporary'] / _MEBI:.1f}"
     if name != CONTROL and sgd:
@@ -183,7 +183,7 @@ def _step(name: str, found: dict[str, Any], sgd: dict[str, Any]) -> list[str]:
         more,
         "" if share is None else f"{100 * share:.1f} %",
         kernels,
-        busy,
+        kernel_time,
     ]
 
 
@@ -256,7 +256,7 @@ def _pytorch(records: Sequence[Record]) -> str:
 
 
 def _reports(records: Sequence[Record]) -> str:
-    # Of tables with more and more seeds, the last has the runs of those before.
+    # A table is made with more and more seeds; the last includes the earlier runs.
     last = {r["name"].rpartition("-")[0]: r for r in _with_result(records)}
     return "\n\n".join(r["result"]["markdown"].strip() for r in last.values())
 

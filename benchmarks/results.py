@@ -71,7 +71,8 @@ class Results:
         Args:
             task: the task.
             status: status of the task.
-            seconds: time of this attempt; that of a stopped one before is added.
+            seconds: time of this attempt; the time of stopped attempts before it is
+                added.
             environment: device, versions, commit, command and settings.
             result: what was measured.
             reason: why the task is not finished.
@@ -95,7 +96,7 @@ class Results:
         files.write(path, strict_json.encode(record))
 
     def all(self) -> list[Record]:
-        """All records, by name."""
+        """All records, sorted by name."""
         paths = sorted((self.folder / _FOLDER).glob("*.json"))
         records = [self.read(path.stem) for path in paths]
         return [record for record in records if record is not None]

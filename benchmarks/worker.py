@@ -1,7 +1,7 @@
 """One piece: `python -m benchmarks.worker JSON`, started by `python -m benchmarks gpu`.
 
-Does tasks until all are done or it receives SIGTERM. Each piece is a process of its
-own, so that a task that crashes the process does not prevent the others.
+Runs tasks until all are done or it receives SIGTERM. Each piece is a process of its
+own, so that a task that crashes the process does not keep the others from running.
 """
 
 import dataclasses
@@ -135,7 +135,8 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    # A repeated SIGTERM must not change how a worker that has stopped exits.
+    # Restored when the `StopRequest` of `work` ends: a repeated SIGTERM must not change
+    # the exit status of a worker that is stopping.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(work(Piece(**json.loads(sys.argv[1]))))

@@ -1,8 +1,8 @@
 """Times a training step of examples/char_transformer.py with each of its optimizers.
 
-Prints the ratio to AdamW's step, with the 95 % interval, of wall-clock and CPU times,
-and the CPU time of tracing and compiling the step. A round takes ten steps of each
-optimizer, in one of which covariances are captured.
+Prints the ratios of the step's wall-clock and CPU times to those of AdamW's step, with
+95 % intervals, and the CPU time of tracing and compiling the step. A round takes ten
+steps of each optimizer, in one of which covariances are captured.
 
 python -m benchmarks.pages.transformer_steps [ROUNDS]
 """

@@ -1,4 +1,4 @@
-"""Times several seeds in one program, by `jax.vmap`, against one after another.
+"""Times several seeds in one program, by `jax.vmap`, against one seed after another.
 
 python -m benchmarks.pages.vmapped_seeds
 """

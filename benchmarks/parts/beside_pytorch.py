@@ -37,7 +37,8 @@ def train_resnet20(
     """Trains ResNet-20 with PyTorch's SGD; returns time and accuracy.
 
     Raises:
-        Skipped: as `measure_steps`, or if there are no images.
+        Skipped: as `measure_steps`, or if there are no images or they do not fit in
+            memory.
         Stopped: if `stopped` returns true; another call resumes the training.
     """
     _check()

@@ -37,7 +37,7 @@ def dataset(settings: Settings) -> str:
 
 
 def resnet20_options(settings: Settings) -> dict[str, Any]:
-    """Options of the runs of (c), and of PyTorch's beside them: as in Table 3."""
+    """Options of the runs of (c) and of PyTorch's run in (d), as in Table 3."""
     paper = presets.TABLES[3]
     options = presets.options(paper, paper.rows[0], settings.sizes.epochs)
     return options | {
@@ -50,7 +50,7 @@ def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
     """(c) Trains ResNet-20; returns time and accuracy.
 
     Raises:
-        Stopped: if a signal came; another call resumes the training.
+        Stopped: if a signal stopped it; another call resumes the training.
     """
     config = RunConfig(
         **resnet20_options(settings)
@@ -64,7 +64,7 @@ def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
         path = RunFolder(series.run_path(config), {}).metrics
         done = len(metrics.read(path)) if path.exists() else 0
         if not status:
-            raise UserError(f"{path.parent} has ended without all its metrics")
+            raise UserError(f"the run {path.parent} ended without all its metrics")
         raise Stopped({"epochs": done, "of": config.epochs})
     return summarize(rows) | {
         "optimizer": optimizer,
@@ -77,7 +77,7 @@ def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
 
 
 def summarize(rows: list[dict[str, Any]]) -> Result:
-    """Times and accuracies of a run's epochs, by the same keys for PyTorch and JAX.
+    """Times and accuracies of a run's epochs, with the same keys for PyTorch and JAX.
 
     An epoch's time includes training and testing, not saving; the first also includes
     compilation. The time of an epoch that was resumed midway is unknown, hence NaN, and

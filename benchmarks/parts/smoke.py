@@ -1,9 +1,8 @@
 """(a) Whether every optimizer, network and strategy trains on the device.
 
 Each case takes chunks of steps as `python -m train run` does, on random images. It
-passes if the loss stays finite, the parameters are float32, no step is lost, the state
-that is given is donated, and nothing is moved between host and device after the first
-chunk.
+passes if the loss stays finite, the parameters are float32, no step is lost, the input
+state is donated, and nothing is moved between host and device after the first chunk.
 """
 
 import dataclasses
@@ -131,7 +130,7 @@ def check(case: Case, chunk_steps: int) -> Result:
             for number in range(1, _CHUNKS):
                 step = number * chunk_steps
                 loop_state = experiment.train_chunk(loop_state, step, chunk_steps)
-    except Exception as error:  # Of JAX, whose type differs between versions.
+    except Exception as error:  # JAX's error, whose type depends on the version.
         moved = _first_line(error)
         raise Failed(f"within a chunk: {moved}", {"moved": moved}) from error
     jax.block_until_ready(loop_state)

@@ -17,7 +17,8 @@ from train.benchmark.measure import Stepper
 from train.benchmark.workload import Workload
 
 OPTIMIZERS = ("sgd", "insgd-l2", "lms-newton", "adamw", "muon")
-# In a task of its own: compiling the square roots takes longer than all of the others.
+# In a task of its own: with the square roots of the inverse covariances, Muon on
+# whitened inputs takes longer to compile than any of the others.
 WHITENED = ("sgd", "muon", "muon+whitened")
 # A second copy of SGD: its difference from the first is the noise of the method.
 CONTROL = "sgd again"
@@ -41,7 +42,7 @@ def measure_all(
 
     Returns:
         Values that JSON can hold, with "optimizers" and "errors" by name. The "profile"
-        of an optimizer is that of one call: it tells how long its kernels take, even
+        of an optimizer covers "steps" steps: it tells how long its kernels take, even
         where other programs keep the host or the device busy.
     """
     errors: dict[str, str] = {}

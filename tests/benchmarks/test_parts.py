@@ -45,11 +45,11 @@ def test_a_case_fails_if_the_state_is_copied(case, monkeypatch):
 def test_a_case_fails_on_a_transfer_from_the_host_within_a_chunk(case, monkeypatch):
     train_chunk = smoke.Experiment.train_chunk
 
-    def train_chunk_with_transfer(self, progress, step, num_steps):
-        progress = train_chunk(self, progress, step, num_steps)
+    def train_chunk_with_transfer(self, loop_state, step, num_steps):
+        loop_state = train_chunk(self, loop_state, step, num_steps)
         # A new array from the host, as if the step were counted there.
-        state = progress.state.replace(step=smoke.np.asarray(step + num_steps))
-        return progress._replace(state=state)
+        state = loop_state.state.replace(step=smoke.np.asarray(step + num_steps))
+        return loop_state._replace(state=state)
 
     monkeypatch.setattr(smoke.Experiment, "train_chunk", train_chunk_with_transfer)
     with pytest.raises(Failed, match="within a chunk: .*Disallowed host-to-device"):

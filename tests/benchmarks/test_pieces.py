@@ -99,7 +99,7 @@ def test_a_stopped_task_resumes_in_the_next_piece(piece, planned):
 def test_a_task_that_cannot_stop_needs_enough_time_or_a_whole_piece(piece, planned):
     tasks = [task("a-long", work=LONG), task("a-short"), task("b-long", work=LONG)]
     planned(*tasks, task("c-runs", work=LONG, resumable=True))
-    # In the remaining time of a call, no task starts that might not finish in it.
+    # In the remaining time of a call, a long task starts only if it can be resumed.
     rest = dataclasses.replace(piece, is_whole=False)
     assert worker.work(rest) == MORE
     assert statuses(piece).keys() == {"a-short", "c-runs"}

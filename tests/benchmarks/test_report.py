@@ -93,7 +93,7 @@ RECORDS = [
     ),
     record("d-pytorch-resnet20", TRAINED | {"optimizer": "PyTorch SGD"}),
     record("e-table6-1seed", {"markdown": "One seed.\n", "values": {}}),
-    record("e-table6-3seeds", {"markdown": "Table 6. Of it.\n", "values": {}}),
+    record("e-table6-3seeds", {"markdown": "Three seeds.\n", "values": {}}),
     record("f-learning-rates", {"markdown": "Rates.\n", "values": {}}),
 ]
 
@@ -115,7 +115,7 @@ def test_every_part_is_reported():
         "| c-resnet20-sgd | stopped | stopped |",
         "| JAX sgd | 1.000 | 1.250 (1.000 to 1.500) | 128000 |",
         "| PyTorch SGD | 0.1 | bfloat16 | 200 | 61.0 | 58.0 | 90.50 | 91.00 |",
-        "Table 6. Of it.",
+        "Three seeds.",
         "Rates.",
     ):
         assert line in lines

@@ -62,7 +62,7 @@ def test_a_step_is_measured(benchmark, monkeypatch, capsys, tmp_path, loop):
     assert result["processor_overhead"]["of_medians"] > 0
     assert result["images_per_second"]["sgd"] == pytest.approx(8 / medians["sgd"])
     # At least a multiply and an add per weight and position in the forward pass.
-    assert result["flops"] > 2 * 8 * (4 * 4 * 9 * 4 + 64 * 10)
+    assert result["flops"] > 2 * 8 * (4 * 4 * 9 * 3 * 4 + 64 * 10)
     assert result["flops"] < 10 * 2 * 8 * (4 * 4 * 9 * 3 * 4 + 64 * 10)
     assert result["utilization"] == pytest.approx(
         result["flops"] / medians["insgd"] / 1e12

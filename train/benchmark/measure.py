@@ -105,7 +105,7 @@ class Stepper:
         networks.check_logits(workload.model, model, shape, num_classes=10)
         optimizer = optimizers.create(
             optimizer_name,
-            # Small, so that no network diverges and all numbers stay ordinary.
+            # Small, so that no network diverges and all numbers stay finite.
             1e-4,
             optimizers.OptimizerConfig(polyak_factor=polyak_factor),
             sown_shapes=functools.partial(sown_shapes, model, shape),

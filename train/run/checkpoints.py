@@ -102,8 +102,9 @@ class Checkpoints:
             step: number of optimizer steps.
             tree: the state.
             test_top1: accuracy that selects the best checkpoint, on the validation
-                images if the run has any. None within an epoch; such a checkpoint ranks
-                below all that have an accuracy. Metadata files use the name, too.
+                images if the run has any (its name is that in the metadata files). None
+                within an epoch; such a checkpoint ranks below all that have an
+                accuracy.
             rows: JSON-serializable metrics up to this step.
 
         Raises:

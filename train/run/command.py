@@ -211,10 +211,11 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
                 title = f"{config.optimizer}, {title}"
                 plots.plot_multipliers(rows, folder.multipliers_plot, title)
     if diverged is not None:
-        kept = f"Its latest checkpoint is that of step {last_good}" if last_good else ""
+        kept = "It has no checkpoint yet."
+        if last_good:
+            kept = f"Its latest checkpoint is that of step {last_good}."
         print(
-            f"Error: {diverged} The run was stopped. "
-            f"{kept or 'It has no checkpoint yet'}. "
+            f"Error: {diverged} The run was stopped. {kept} "
             "To train to the last epoch anyway, pass --on-divergence continue.",
             file=sys.stderr,
         )
@@ -228,7 +229,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
         )
         return 128 + stopped_by
     print(_closing_line(rows, folder))
-    # The run finished, but callers must not start another one.
+    # After a signal, callers must not start another run, although this one finished.
     return 0 if stop.signal is None else 128 + stop.signal
 
 

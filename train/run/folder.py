@@ -193,7 +193,7 @@ class RunFolder:
         return [each for each in (first, *resumed) if each is not None]
 
     def record_environment(self, environment: dict[str, Any]) -> None:
-        """Records the environment of a resumed run; warns if it changes the results."""
+        """Records a resumed run's environment; warns if it may change the results."""
         if self.code_warning is not None:
             print_warning(self.code_warning)
         last = self.environments[-1] if self.environments else {}

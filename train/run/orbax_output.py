@@ -32,10 +32,10 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     hook = sys.unraisablehook
 
     def hold_back(record: logging.LogRecord) -> bool:
-        is_of_thread = not _is_of_no_thread(record)
-        if is_of_thread:
-            held.append(record)
-        return not is_of_thread
+        if _is_of_no_thread(record):
+            return True
+        held.append(record)
+        return False
 
     def report(unraisable: Any) -> None:
         if not _is_late_call(unraisable.exc_traceback):

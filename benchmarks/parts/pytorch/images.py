@@ -80,5 +80,5 @@ class Images:
         return taken * inside[..., None]
 
     def _normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns (batch, channels, height, width), in the channels-last format."""
+        """Returns shape (batch, channels, height, width), channels last in memory."""
         return ((images - self._mean) / self._std).permute(0, 3, 1, 2)

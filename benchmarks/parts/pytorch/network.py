@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = _conv_norm(inputs, outputs, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of both, rectified."""
+        """Returns the rectified sum of the shortcut and the residual."""
         return torch.relu(self.shortcut(x) + self.residual(x))
 
 

@@ -41,7 +41,7 @@ def measure(
     for mode in modes:
         try:
             program = _program(workload, images, labels, mode, num_steps)
-        # Of many types; there may be no C++ compiler.
+        # Errors have many types; for example, there may be no C++ compiler.
         except Exception as error:  # noqa: BLE001
             errors.append(step.warn(mode, error))
             continue

@@ -91,7 +91,7 @@ def _first_that_works(
     for mode in modes:
         try:
             Step(copy.deepcopy(model), mode, options["dtype"], 0.1)(*batch)
-        # Of many types; there may be no C++ compiler.
+        # Errors have many types; for example, there may be no C++ compiler.
         except Exception as error:  # noqa: BLE001
             errors.append(step.warn(mode, error))
             continue
