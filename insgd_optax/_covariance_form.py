@@ -1,4 +1,4 @@
-"""The layout of a weight's covariance, and the conversion of one to it."""
+"""The layout of a weight's covariance, and the conversion of covariances to it."""
 
 import math
 from collections.abc import Sequence

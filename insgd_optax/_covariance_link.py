@@ -99,7 +99,7 @@ def covariance_link(
         )
     check_missing(missing)
     if max_dim is None:
-        # Not the default itself: inject_hyperparams would turn it into an array.
+        # The default is None, since inject_hyperparams would make a number an array.
         max_dim = MAX_DIM
     check_whole_number(
         "max_dim",
@@ -127,7 +127,7 @@ def covariance_link(
         # Two arrays, not one twice: each may be donated once.
         count, failures = (jnp.zeros([], jnp.int32) for _ in range(2))
         if is_placeholder(params):
-            # The matrices do not mirror the parameters: they are replicated.
+            # The matrices do not mirror the parameters, so no placeholder stands here.
             return state_type(count, failures, jnp.zeros([]))
         flat = flatten(params)
         shapes = {path: weight.shape for path, weight in flat.present.items()}

@@ -154,17 +154,17 @@ def next_layers(
 
     Args:
         layers: the states.
-        batches: what the layers sowed.
+        batches: for each, what `total` returned; its factors may lack axes of length 1.
         forms: the forms of the weights.
         settings: decay, damping and eps.
         root: whether `inverse` is the root of D.
     """
-    brings, means, covariances = {}, {}, {}
+    captured, means, covariances = {}, {}, {}
     for path, layer in layers.items():
         form = forms[path]
         decay, damping, eps = (jnp.asarray(x, layer.mass.dtype) for x in settings)
         batch = _laid_out(batches[path], form)
-        brings[path] = batch.count > 0
+        captured[path] = batch.count > 0
         means[path] = mean = _next_mean(layer, batch, decay)
         mass = jnp.where(mean.mass > 0, mean.mass, 1)
         corrected = tuple(x / leading(mass, x.ndim) for x in mean.factors)
@@ -178,11 +178,11 @@ def next_layers(
     for (path, layer), inverse in zip(layers.items(), inverses, strict=True):
         new, good = _whitening.in_inputs(forms[path], covariances[path], inverse, root)
         new = tuple(
-            _where(brings[path] & good, *pair)
+            _where(captured[path] & good, *pair)
             for pair in zip(new, layer.inverse, strict=True)
         )
         following[path] = means[path]._replace(inverse=new)
-        failures += jnp.sum(brings[path] & ~good).astype(jnp.int32)
+        failures += jnp.sum(captured[path] & ~good).astype(jnp.int32)
     return following, failures
 
 
@@ -197,13 +197,15 @@ def _next_mean(
     layer: LayerCovariance, batch: InputCovariance, decay: jax.Array
 ) -> LayerCovariance:
     """The state with the next running mean, and its former inverse."""
-    brings = batch.count > 0
-    rows = jnp.where(brings, batch.count, jnp.ones_like(batch.count))
+    captured = batch.count > 0
+    rows = jnp.where(captured, batch.count, jnp.ones_like(batch.count))
     factors = tuple(
-        _where(brings, decay * old + (1 - decay) * (new / leading(rows, new.ndim)), old)
+        _where(
+            captured, decay * old + (1 - decay) * (new / leading(rows, new.ndim)), old
+        )
         for old, new in zip(layer.factors, batch.factors, strict=True)
     )
-    mass = jnp.where(brings, decay * layer.mass + (1 - decay), layer.mass)
+    mass = jnp.where(captured, decay * layer.mass + (1 - decay), layer.mass)
     return layer._replace(factors=factors, mass=mass)
 
 

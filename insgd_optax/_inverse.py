@@ -59,7 +59,7 @@ def in_batches(
     matrices: Sequence[jax.Array],
     least: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """Applies a function of matrices and their bounds to all of one size at once."""
+    """Applies a function of matrices and bounds to all matrices of one size at once."""
     groups: dict[tuple[int, jnp.dtype], list[int]] = {}
     for i, x in enumerate(matrices):
         groups.setdefault((x.shape[-1], x.dtype), []).append(i)
@@ -168,9 +168,10 @@ def _by_blocks(matrices: jax.Array) -> jax.Array:
     if size <= _BLOCK:
         return _swept(matrices)
     short = -size % _BLOCK
-    last = jnp.pad(jnp.zeros(size, matrices.dtype), (0, short), constant_values=1)
+    # The added rows and columns are those of the identity.
+    added = jnp.pad(jnp.zeros(size, matrices.dtype), (0, short), constant_values=1)
     matrices = jnp.pad(matrices, ((0, 0), (0, short), (0, short)))
-    matrices = matrices + jnp.diag(last)[None]
+    matrices = matrices + jnp.diag(added)[None]
 
     def eliminate(step: jax.Array, a: jax.Array) -> jax.Array:
         start = step * _BLOCK

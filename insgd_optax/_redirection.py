@@ -28,7 +28,7 @@ def redirected(
     layers: Mapping[Path, LayerCovariance],
     preserve_norm: bool,
 ) -> tuple[dict[Path, jax.Array], dict[Path, LayerCovariance]]:
-    """D G for each weight, in the gradient's dtype, and the states with its cosine.
+    """D G for each weight, in the gradient's dtype, and the states with new cosines.
 
     An accelerator multiplies the gradients of weights of one form in one batch: for a
     small weight, starting the operations takes longer than the operations.
@@ -126,7 +126,7 @@ def _in_units(x: jax.Array) -> list[jax.Array]:
 def _in_range(
     squares: Sequence[jax.Array], products: Sequence[jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of sums in the units of `_in_units`, those that stay in range, and their unit.
+    """Picks the sums in the unit in which they stay in range, and returns this unit.
 
     Args:
         squares: sums of squares.
@@ -134,12 +134,12 @@ def _in_range(
     """
     limits = jnp.finfo(squares[0].dtype)
     units = _in_units(jnp.ones_like(squares[0]))
-    # Below this, squares that underflow count; beyond the range, others overflow.
+    # A sum below this may lack squares that underflowed; beyond the range, the sum
+    # has overflowed.
     small = squares[0] < np.ldexp(limits.dtype.type(1), -limits.maxexp // 2)
     ordinary = squares[0] <= limits.max
-    first, second, third = zip(squares, products, units, strict=True)
     square, product, unit = (
         jnp.where(small, up, jnp.where(ordinary, as_is, down))
-        for as_is, up, down in zip(first, second, third, strict=True)
+        for as_is, up, down in (squares, products, units)
     )
     return square, product, unit

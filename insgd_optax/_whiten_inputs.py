@@ -84,8 +84,8 @@ def whiten_inputs(
         state is a `WhitenInputsState`.
 
     Raises:
-        TypeError: if `inner` is not an optimizer.
-        ValueError: as `scale_by_input_covariance`.
+        TypeError: if `inner` is not an optimizer; see also `scale_by_input_covariance`.
+        ValueError: see `scale_by_input_covariance`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax

@@ -83,14 +83,15 @@ def damped(
     mean = jnp.where(known, 1 + shift, shift)
     scale, shift, mean = (x[..., None, None] for x in (scale, shift, mean))
 
-    def in_means(matrices: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
-        eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
-        eye = eye.reshape((1,) * (matrices.ndim - 2) + eye.shape)
-        return (matrices + shift * eye) / mean
+    def shifted(x: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
+        """x + shift I, in units of its mean eigenvalue."""
+        eye = jnp.eye(x.shape[-1], dtype=x.dtype)
+        eye = eye.reshape((1,) * (x.ndim - 2) + eye.shape)
+        return (x + shift * eye) / mean
 
     basis = None
     if len(matrices) == 1:
-        result = in_means(matrices[0] / scale, shift, mean)
+        result = shifted(matrices[0] / scale, shift, mean)
     else:
         # A = A1 x A2 / tr(A), where both factors have the trace of A. In the basis of
         # A1 there is one matrix of channels for each of its eigenvalues.
@@ -101,7 +102,7 @@ def damped(
         values = jnp.maximum(values, 0)[..., None, None]
         products = values * (channels / scale)[..., None, :, :]
         shift, mean = shift[..., None], mean[..., None]
-        result = in_means(products, shift, mean)
+        result = shifted(products, shift, mean)
     least = jnp.broadcast_to((shift / mean)[..., 0, 0], result.shape[:-2])
     return Damped(result, least, unit, basis)
 

@@ -190,14 +190,14 @@ MUTANTS = {
             "input_covariance -k reference",
         ),
         (
-            "_where(brings[path] & good, *pair)",
-            "_where(brings[path], *pair)",
+            "_where(captured[path] & good, *pair)",
+            "_where(captured[path], *pair)",
             "input_covariance -k singular",
         ),
         ("new / leading(rows, new.ndim)", "new", "input_covariance -k reference"),
         ("lengths[::-1]", "lengths", "covariance_forms -k initial"),
         (
-            "jnp.sum(brings[path] & ~good)",
+            "jnp.sum(captured[path] & ~good)",
             "jnp.sum(~good)",
             "input_covariance -k counted_once",
         ),

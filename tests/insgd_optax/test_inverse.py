@@ -17,11 +17,11 @@ def matrices(size):
     return np.einsum("nri,nrj->nij", rows, rows)
 
 
-@pytest.mark.parametrize("form", [_inverse._by_blocks, _inverse._by_cholesky])
+@pytest.mark.parametrize("function", [_inverse._by_blocks, _inverse._by_cholesky])
 @pytest.mark.parametrize("size", [1, 5, 64, 65, 130])
-def test_the_inverse_matches_numpy_s(x64, form, size):
+def test_the_inverse_matches_numpy_s(x64, function, size):
     a = matrices(size)
-    result = jax.jit(form)(jnp.asarray(a))
+    result = jax.jit(function)(jnp.asarray(a))
     wanted = np.linalg.inv(a)
     scale = np.abs(wanted).max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(result / scale, wanted / scale, atol=1e-10)
@@ -70,7 +70,7 @@ def test_the_root_of_a_matrix_that_converges_at_once_is_accurate(values):
 
 
 @pytest.mark.parametrize(
-    "form",
+    "function",
     [
         _inverse._by_blocks,
         _inverse._by_cholesky,
@@ -78,10 +78,10 @@ def test_the_root_of_a_matrix_that_converges_at_once_is_accurate(values):
     ],
 )
 @pytest.mark.parametrize("size", [5, 65])
-def test_the_inverse_of_an_indefinite_matrix_is_not_finite(x64, form, size):
+def test_the_inverse_of_an_indefinite_matrix_is_not_finite(x64, function, size):
     good, bad = matrices(size)
     bad[0, 0] = -1.0
-    result = jax.jit(form)(jnp.stack([good, bad]))
+    result = jax.jit(function)(jnp.stack([good, bad]))
     assert jnp.isfinite(result[0]).all()
     assert not jnp.isfinite(result[1]).all()
 
