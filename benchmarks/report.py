@@ -151,7 +151,7 @@ def _steps(records: Sequence[Record]) -> str:
         sgd = found["optimizers"].get("sgd", {})
         rows = [_step(name, one, sgd) for name, one in found["optimizers"].items()]
         header = ["Optimizer", "ms", "Over SGD (95 %)", "Images/s", "Temporary, MiB"]
-        header += ["State, bytes over SGD's", "FLOP utilization"]
+        header += ["Extra state, bytes", "FLOP utilization"]
         header += ["Kernels and copies", "Kernels and copies, ms"]
         title = (
             f"{found['network']}, batch {found['batch_size']}, {found['dtype']}, "

@@ -71,8 +71,8 @@ class Results:
         Args:
             task: the task.
             status: status of the task.
-            seconds: time of this attempt; the time of stopped attempts before it is
-                added.
+            seconds: time of this attempt. If the previous one was stopped, its recorded
+                time is added.
             environment: device, versions, commit, command and settings.
             result: what was measured.
             reason: why the task is not finished.

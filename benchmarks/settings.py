@@ -27,7 +27,9 @@ class Sizes:
     networks: tuple[tuple[str, int], ...]
     profiled: tuple[str, ...]
     dtypes: tuple[str, ...]
-    every_combination: bool  # See `smoke.cases`.
+    # Whether strategies, networks and optimizers have cases of their own, each with
+    # every dtype. If not, there is one case per optimizer: see `smoke.cases`.
+    separate_cases: bool
     chunk_steps: int
     # (b) Networks, image sizes, dtypes and rounds. The first entry also gives batch,
     # image size and rounds of (d).
@@ -58,7 +60,7 @@ FULL = Sizes(
     ),
     profiled=("sgd", "insgd-l2", "lms-newton"),
     dtypes=("bfloat16", "float32"),
-    every_combination=True,
+    separate_cases=True,
     chunk_steps=10,
     steps=(
         ("resnet20@128", 32, "bfloat16", 30),
@@ -112,7 +114,7 @@ MINIATURE = Sizes(
     ),
     profiled=("insgd-l2",),
     dtypes=("bfloat16", "float32"),
-    every_combination=False,
+    separate_cases=False,
     chunk_steps=1,
     steps=(("custom_cnn@4", 8, "bfloat16", 2),),
     resnet20=("stage_sizes=1x1", "width=4"),

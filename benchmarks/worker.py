@@ -34,7 +34,7 @@ _LOCK_SECONDS = 60.0
 
 
 def work(piece: Piece) -> int:
-    """Does tasks, in order; returns 0 if nothing is left, or `MORE`."""
+    """Runs the tasks in order; returns 0 if none is left, or else `MORE`."""
     began = time.monotonic()
     out = piece.folder
     settings = piece.settings
@@ -86,7 +86,7 @@ def _take(lock: RunLock, out: Path) -> None:
 def _attempt(
     task: Task, store: Results, environment: dict[str, Any], stop: StopRequest
 ) -> bool:
-    """Does a task and writes what became of it; returns False if it was stopped."""
+    """Runs a task and records its outcome; returns False if it was stopped."""
     began = time.perf_counter()
     print(f"== {task.name}: {task.title}", flush=True)
     result, reason, status = None, None, results.FINISHED
@@ -135,8 +135,8 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    # Restored when the `StopRequest` of `work` ends: a repeated SIGTERM must not change
-    # the exit status of a worker that is stopping.
+    # The `StopRequest` of `work` restores this handler when it ends, so that a repeated
+    # SIGTERM does not change the exit status of a worker that is stopping.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(work(Piece(**json.loads(sys.argv[1]))))

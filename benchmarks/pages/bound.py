@@ -1,4 +1,4 @@
-"""Times a step of INSGD with a Polyak cap against one without.
+"""Times a step of INSGD with the Polyak bound against one without.
 
 python -m benchmarks.pages.bound
 """

@@ -47,16 +47,18 @@ def cases(num_taps):
         u = rng.standard_normal(num_samples)
         return u, np.convolve(u, system)[:num_samples]
 
+    def compiled(run_filter, num_samples):
+        u, d = (signal.astype(np.float32) for signal in signals(num_samples))
+        run = functools.partial(
+            run_filter, u, d, num_taps=num_taps, weight_history=False
+        )
+        seconds(run)  # Compiles.
+        return run
+
     for name, run_filter in FILTERS.items():
-        num_samples = 2000
-        for _ in range(2):  # The first shows how many samples to take.
-            u, d = (signal.astype(np.float32) for signal in signals(num_samples))
-            run = functools.partial(
-                run_filter, u, d, num_taps=num_taps, weight_history=False
-            )
-            seconds(run)  # Compiles.
-            last, num_samples = num_samples, int(num_samples * SECONDS / seconds(run))
-        found[name] = run, last
+        trial = seconds(compiled(run_filter, 2000))
+        num_samples = int(2000 * SECONDS / trial)
+        found[name] = compiled(run_filter, num_samples), num_samples
     num_samples = 32_000 // num_taps  # padasip takes num_taps^3 operations a sample
     u, d = signals(num_samples)
     padded = np.concatenate([np.zeros(num_taps - 1), u])

@@ -19,8 +19,8 @@ def measure_steps(workload: Workload, side: int, rounds: int) -> Result:
     """Times a step of PyTorch's SGD and of ours.
 
     Raises:
-        Skipped: if PyTorch is not installed, or JAX uses a GPU and it does not, or the
-            reverse.
+        Skipped: if PyTorch is not installed, or if only one of JAX and PyTorch uses a
+            GPU.
     """
     _check()
     from benchmarks.parts.pytorch import step_time

@@ -54,7 +54,7 @@ def cases(sizes: Sizes) -> list[Case]:
     """
     side = min(side for _, side in sizes.networks)
     found = []
-    if sizes.every_combination:
+    if sizes.separate_cases:
         for strategy, optimizer in itertools.product(
             STRATEGIES, sizes.strategy_optimizers
         ):

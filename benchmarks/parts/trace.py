@@ -66,8 +66,8 @@ def summarize(planes: Any) -> Result:
         "events", how many there are on the devices' streams; "device_seconds", the sum
         of their durations; "copies_with_host", by kind; "busy", the share of the time
         from the first event to the last in which a device does something; and
-        "longest", total seconds of the longest, by name. Without an accelerator there
-        are no events and "busy" is None.
+        "longest", the total seconds by name of event, for the names with the most.
+        Without an accelerator there are no events and "busy" is None.
     """
     spans: list[tuple[float, float]] = []
     seconds: collections.Counter[str] = collections.Counter()

@@ -1,5 +1,7 @@
 """PyTorch's ResNet-20 matches the application's: its outputs and its training."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -59,8 +61,6 @@ def test_weights_of_another_network_do_not_fit():
 @pytest.fixture
 def dataset():
     """The stripes, with three channels."""
-    import dataclasses
-
     found = stripes()
     splits = {
         name: split._replace(images=np.repeat(split.images, 3, axis=-1))

@@ -83,10 +83,11 @@ def test_another_optimizer_is_compared_with_sgd(benchmark, capsys):
     assert result["overhead"]["of_medians"] == pytest.approx(
         result["seconds"]["lms-newton"]["median"] / result["seconds"]["sgd"]["median"]
     )
-    # A covariance and its inverse per kernel, for 27 and 64 inputs, and two scalars.
+    # A covariance, its inverse and two scalars per kernel, with 27 and 64 inputs; and
+    # the numbers of updates and of failed factorizations.
     state = result["state_bytes"]
-    matrices = 4 * 2 * (27**2 + 64**2 + 2)
-    assert state["lms-newton"] - state["sgd"] == matrices + 8
+    kernels = sum(4 * (2 * inputs**2 + 2) for inputs in (27, 64))
+    assert state["lms-newton"] - state["sgd"] == kernels + 4 + 4
     assert "lms-newton / SGD" in capsys.readouterr().out
 
 

@@ -19,6 +19,7 @@ from train.training import distributed
 _METADATA = "_CHECKPOINT_METADATA"
 # Where earlier versions, which stored no checksum, kept the test accuracy.
 _OLD_METRICS = "metrics"
+# Names of the metadata that are saved beside the arrays.
 _BESIDE = {"structure", "test_top1", "rows", "sha256"}
 _NEVER_BEST = -1.0
 # Defects in this code or lack of memory; damaged files do not raise these.
@@ -101,10 +102,10 @@ class Checkpoints:
         Args:
             step: number of optimizer steps.
             tree: the state.
-            test_top1: accuracy that selects the best checkpoint, on the validation
-                images if the run has any (its name is that in the metadata files). None
-                within an epoch; such a checkpoint ranks below all that have an
-                accuracy.
+            test_top1: accuracy that selects the best checkpoint: on the validation
+                images if the run has any, else on the test images. The metadata files
+                call both "test_top1". None within an epoch; such a checkpoint ranks
+                below all that have an accuracy.
             rows: JSON-serializable metrics up to this step.
 
         Raises:

@@ -71,8 +71,8 @@ class MetricsWriter:
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
 
-            # Purged: steps of epochs that a crashed run wrote and that are trained
-            # again.
+            # TensorBoard's steps are epochs. Those that a crashed run wrote and that
+            # are trained again are purged.
             self._tensorboard = SummaryWriter(
                 str(tensorboard), purge_step=len(rows) + 1
             )
@@ -138,7 +138,7 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
         rows = [row for row in whole if row["step"] <= step]
         epochs = [row["epoch"] for row in rows]
         lost = sorted(set(range(1, max(epochs, default=0) + 1)) - set(epochs))
-        warnings = [f"{path}: {_lines(damaged)} damaged."] if damaged else []
+        warnings = [f"{path}: {_lines_are(damaged)} damaged."] if damaged else []
         if lost:
             warnings.append(
                 f"{path}: the metrics of epoch{'s' * (len(lost) > 1)} "
@@ -158,12 +158,12 @@ def recover(path: Path, step: int, copy: Sequence[EpochMetrics] | None) -> Recov
     warnings = []
     if repaired:
         warnings.append(
-            f"{path}: {_lines(repaired)} missing or damaged; restored from the "
+            f"{path}: {_lines_are(repaired)} missing or damaged; restored from the "
             f"checkpoint of step {step}."
         )
     if later := [number for number in damaged if number > end]:
         warnings.append(
-            f"{path}: {_lines(later)} damaged. Training resumes from step {step}, "
+            f"{path}: {_lines_are(later)} damaged. Training resumes from step {step}, "
             "before these epochs."
         )
     return Recovered(rows, warnings)
@@ -224,7 +224,7 @@ def _is_row(row: EpochMetrics) -> bool:
     )
 
 
-def _lines(numbers: Sequence[int]) -> str:
+def _lines_are(numbers: Sequence[int]) -> str:
     verb = "line {} is" if len(numbers) == 1 else "lines {} are"
     return verb.format(_numbers(numbers))
 

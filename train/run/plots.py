@@ -105,14 +105,14 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") 
     height = 4 if few else min(1.5 + 0.15 * len(names), _MAP_INCHES)
     figure, panels = create_figure(11, panels=2, sharey=not few, height=height)
     labels = "Power P of the input", "Multiplier of the learning rate"
-    for axes, values, label in zip(
+    for axes, quantity, label in zip(
         panels, ("powers", "multipliers"), labels, strict=True
     ):
         if few:
-            _draw_lines(axes, rows, names, values)
+            _draw_lines(axes, rows, names, quantity)
             axes.set_ylabel(label)
         else:
-            _draw_map(axes, rows, names, values)
+            _draw_map(axes, rows, names, quantity)
             axes.set_title(label, fontsize="medium")
         axes.set_xlabel("Epoch")
         axes.locator_params("x", integer=True, min_n_ticks=1)
@@ -133,11 +133,11 @@ def plot_multipliers(rows: Sequence[EpochMetrics], path: Path, title: str = "") 
 
 
 def _draw_lines(
-    axes: "Axes", rows: Sequence[EpochMetrics], names: Sequence[str], values: str
+    axes: "Axes", rows: Sequence[EpochMetrics], names: Sequence[str], quantity: str
 ) -> None:
     epochs = [row["epoch"] for row in rows]
     for name in names:
-        line = [row[values][name] for row in rows]
+        line = [row[quantity][name] for row in rows]
         axes.plot(epochs, line, marker=".", label=name)
     axes.set_yscale("log")
     number_plainly(axes.yaxis)
@@ -163,10 +163,10 @@ def number_plainly(axis: "Axis") -> None:
 
 
 def _draw_map(
-    axes: "Axes", rows: Sequence[EpochMetrics], names: Sequence[str], values: str
+    axes: "Axes", rows: Sequence[EpochMetrics], names: Sequence[str], quantity: str
 ) -> None:
     """Draws a map with a row per weight, a column per epoch, and values as colors."""
-    table = np.array([[row[values][name] for row in rows] for name in names])
+    table = np.array([[row[quantity][name] for row in rows] for name in names])
     # Values without a finite logarithm stay white.
     table = np.where(np.isfinite(table) & (table > 0), table, np.nan)
     known = table[np.isfinite(table)]

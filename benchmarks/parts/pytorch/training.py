@@ -63,7 +63,7 @@ def train(
 
 
 def _initial_model(dataset: ImageDataset, texts: Sequence[str]) -> nn.Module:
-    """The network with the weights with which a run with seed 0 starts."""
+    """Returns the network with the initial weights of a run with seed 0."""
     options = networks.parse_options(texts)
     num_classes = len(dataset.class_names)
     ours = models.create("resnet20", num_classes=num_classes, **options)
