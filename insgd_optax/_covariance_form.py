@@ -31,7 +31,7 @@ class Form(NamedTuple):
             n = max(f.sizes[i] for f in self.factors)
             blocks = [f.blocks[i] for f in self.factors]
             count = max(f.counts[i] for f in self.factors)
-            result.append((count, blocks, size // n if n < size else 1))
+            result.append((count, blocks, size // n))
         return result
 
     def split(self, grad: jax.Array) -> jax.Array:

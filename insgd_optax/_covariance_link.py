@@ -57,8 +57,8 @@ from insgd_optax._redirection import redirected
 _NAME = _matching.COVARIANCE_NAME
 _CAUSES = likely_causes(_NAME)
 _LIKE = (
-    "tell the optimizer what the model sows: inside the capture, shapes ="
-    " insgd_optax.input_covariance_shapes(model, rngs, x), then give it"
+    "tell the optimizer what the model sows: inside the capture, compute shapes ="
+    " insgd_optax.input_covariance_shapes(model, rngs, x), and give the optimizer"
     " input_covariances_like=shapes. This is needed where a kernel's shape does not"
     " tell which of its axes are inputs: attention without biases, DenseGeneral with"
     " batch_dims or with several output axes and no bias, grouped convolutions,"
@@ -127,7 +127,8 @@ def covariance_link(
         # Two arrays, not one twice: each may be donated once.
         count, failures = (jnp.zeros([], jnp.int32) for _ in range(2))
         if is_placeholder(params):
-            # The matrices do not mirror the parameters, so no placeholder stands here.
+            # The matrices do not mirror the parameters: return an ordinary array in
+            # their place, not the placeholder.
             return state_type(count, failures, jnp.zeros([]))
         flat = flatten(params)
         shapes = {path: weight.shape for path, weight in flat.present.items()}

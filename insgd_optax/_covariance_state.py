@@ -62,7 +62,7 @@ class InverseRootState(ScaleByInputCovarianceState):
 
 
 def flat_layers(layers: Any) -> tuple[list[Path], list[Any], Any]:
-    """The covariances of a state with their weights' paths."""
+    """The paths and nodes of a state's `layers`, masked ones too, and its treedef."""
 
     def is_leaf(node: Any) -> bool:
         return isinstance(node, LayerCovariance) or is_masked(node)
@@ -176,7 +176,9 @@ def next_layers(
     )
     following, failures = {}, jnp.zeros([], jnp.int32)
     for (path, layer), inverse in zip(layers.items(), inverses, strict=True):
-        new, good = _whitening.in_inputs(forms[path], covariances[path], inverse, root)
+        new, good = _whitening.in_input_units(
+            forms[path], covariances[path], inverse, root
+        )
         new = tuple(
             _where(captured[path] & good, *pair)
             for pair in zip(new, layer.inverse, strict=True)

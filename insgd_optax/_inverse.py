@@ -146,8 +146,10 @@ def positive_definite_inverse_root(
 
     bounds = jnp.broadcast_to(jnp.asarray(least, flat.dtype), shape[:-2])
     bounds = jnp.sqrt(jnp.clip(bounds.reshape(-1, 1, 1) / norm, rounding, 1))
-    begun = jnp.full(len(flat), jnp.inf, flat.dtype)
-    first = _Iterate(flat / norm, identities, bounds, begun, begun, jnp.zeros((), int))
+    infinite = jnp.full(len(flat), jnp.inf, flat.dtype)
+    first = _Iterate(
+        flat / norm, identities, bounds, infinite, infinite, jnp.zeros((), int)
+    )
     last = jax.lax.while_loop(goes_on, iterate, first)
     good = (last.error <= _CONVERGED)[:, None, None]
     return jnp.where(good, last.z / jnp.sqrt(norm), jnp.nan).reshape(shape)

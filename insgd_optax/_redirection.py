@@ -13,8 +13,9 @@ from insgd_optax._covariance_state import LayerCovariance, form_of_state
 from insgd_optax._norms import wider
 from insgd_optax._paths import Path
 
-# An accelerator handles weights together if a weight and its D have at most this many
-# entries: larger ones occupy it alone, and their copies would take memory.
+# An accelerator multiplies gradients in one batch if a gradient and its D together have
+# at most this many entries. A single larger one keeps it busy, and copies of larger
+# ones would take memory.
 MAX_ENTRIES = 2**20
 
 # A gradient and D as `LayerCovariance.inverse` holds it.
@@ -100,8 +101,9 @@ def _redirected(
     size = jnp.where(size > 0, size, jnp.ones_like(size))
     before = wide / size
     after = _whitening.apply(form, tuple(x.astype(dtype) for x in inverse), before)
-    # The largest entry of `after` would take another pass over it. All sums are taken
-    # in three units instead, in the same pass.
+    # Dividing `after` by its largest entry, too, would take another pass over it.
+    # Instead, one pass takes all sums in three units; then the unit in which they stay
+    # in range is chosen.
     squares = [total(jnp.square(x)) for x in _in_units(after)]
     products = [total(before * x) for x in _in_units(after)]
     square, product, unit = _in_range(squares, products)
@@ -129,8 +131,8 @@ def _in_range(
     """Picks the sums in the unit in which they stay in range, and returns this unit.
 
     Args:
-        squares: sums of squares.
-        products: sums of x times values in ordinary units.
+        squares: the sum of the squares of an array, in each unit of `_in_units`.
+        products: the sum of its products with another array, in each of these units.
     """
     limits = jnp.finfo(squares[0].dtype)
     units = _in_units(jnp.ones_like(squares[0]))

@@ -79,9 +79,9 @@ def whiten_inputs(
     Returns:
         A transformation whose `update`, like that of `scale_by_input_covariance`,
         requires the keyword `input_covariances`, and passes all keywords on to `inner`.
-        If a root cannot be computed (A singular, no damping), the previous one, at
-        first the identity, is kept, and `failures` in the state is incremented. Its
-        state is a `WhitenInputsState`.
+        Its state is a `WhitenInputsState`. If a root cannot be computed (A singular, no
+        damping), the previous one, at first the identity, is kept, and
+        `covariance.failures` in the state is incremented.
 
     Raises:
         TypeError: if `inner` is not an optimizer; see also `scale_by_input_covariance`.

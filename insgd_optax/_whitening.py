@@ -1,4 +1,4 @@
-"""Inverting a damped covariance, and applying the inverse to a gradient."""
+"""The damped covariance as matrices to invert, and the use of their inverses."""
 
 import math
 from typing import NamedTuple
@@ -107,7 +107,7 @@ def damped(
     return Damped(result, least, unit, basis)
 
 
-def in_inputs(
+def in_input_units(
     form: Form, covariance: Damped, inverse: jax.Array, root: bool
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """The inverse of a damped covariance or its root, in the units of the inputs.
@@ -156,7 +156,7 @@ def apply(form: Form, inverse: tuple[jax.Array, ...], grad: jax.Array) -> jax.Ar
 def condition_number(
     factor: jax.Array, lead: int, inverse: tuple[jax.Array, ...]
 ) -> jax.Array:
-    """The ratio of the extreme eigenvalues of D, over all its matrices.
+    """The ratio of the extreme eigenvalues of `inverse`, over all its matrices.
 
     Args:
         factor: the last factor of the covariance.

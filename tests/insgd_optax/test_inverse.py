@@ -108,8 +108,8 @@ def test_batches_give_each_matrix_its_inverse(x64, root):
     results = jax.jit(_inverse.invert_all, static_argnums=2)(arrays, bounds, root)
     for array, inverse, result in zip(arrays, inverses, results, strict=True):
         np.testing.assert_allclose(inverse, np.linalg.inv(array), rtol=1e-9)
-        wanted = result @ result if root else result
-        np.testing.assert_allclose(wanted, inverse, rtol=1e-6)
+        result = result @ result if root else result
+        np.testing.assert_allclose(result, inverse, rtol=1e-6)
 
 
 def test_an_accelerator_factorizes_matrices_of_one_size_at_once():
