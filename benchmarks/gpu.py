@@ -39,7 +39,7 @@ class GpuConfig:
     dry_run: bool = False
     """Print the plan with estimated times, and run nothing."""
     device_kind: str | None = None
-    """Device that --dry-run estimates for, such as "NVIDIA H100". Default: this one."""
+    """Device that --dry-run assumes, such as "NVIDIA H100". Default: this machine's."""
     retry_failed: bool = False
     """Run failed tasks again."""
     commit: str | None = None

@@ -100,7 +100,7 @@ def _steps_of(
     (workload,) = workloads.parse(network, (), dtype)
     name = f"b-{workload.model}-{dtype}-batch{workload.batch_size}{suffix}"
     run = functools.partial(steps.measure_all, workload, side, rounds, optimizers)
-    programs = len(optimizers)  # The control is SGD's.
+    programs = len(optimizers)  # The control shares SGD's program.
     num_steps = _ROUND_STEPS * (rounds + _WARM_UP_ROUNDS) * (programs + 1)
     work = Work(
         programs,

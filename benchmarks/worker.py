@@ -1,7 +1,8 @@
 """One piece: `python -m benchmarks.worker JSON`, started by `python -m benchmarks gpu`.
 
-Runs tasks until all are done or it receives SIGTERM. Each piece is a process of its
-own, so that a task that crashes the process does not keep the others from running.
+Runs tasks until none is left that should end in time, or until it receives SIGTERM.
+Each piece is a process of its own, so that a task that crashes the process does not
+keep the others from running.
 """
 
 import dataclasses

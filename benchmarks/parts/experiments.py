@@ -21,7 +21,7 @@ from train.run import metrics
 from train.run.folder import RunFolder
 from train.run_config import RunConfig
 
-# (c) Learning rates: those of Table 3, and the default of LMS-Newton, which it lacks.
+# (c) Learning rates: those of Table 3; for LMS-Newton, which is not in it, the default.
 RESNET20 = {"sgd": 0.1, "insgd-l2": 0.1, "lms-newton": 0.03}
 
 

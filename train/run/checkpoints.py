@@ -275,7 +275,7 @@ class Checkpoints:
         return tree, beside["rows"]
 
     def _is_old(self, step: int) -> bool:
-        """Returns whether an earlier version saved a step; damage cannot imitate it."""
+        """Returns whether an earlier version saved a step, even if it is damaged."""
         return (self._directory / str(step) / _OLD_METRICS).exists()
 
     def _read_test_top1(self, step: int) -> float:

@@ -314,13 +314,13 @@ def _already_exists(path: Path, config: RunConfig) -> UserError:
 
 def _masks(last: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Explains that dropout masks differ, where random keys depend on the device."""
-    keys = [
+    num_keys = [
         len(each.get("devices", []))
         if parallel.folds_in_device(each.get("parallel"))
         else None
         for each in (last, now)
     ]
-    if keys[0] == keys[1] or last.get("parallel") is None:
+    if num_keys[0] == num_keys[1] or last.get("parallel") is None:
         return ""
     return (
         " Dropout masks differ as well: shard_map and pmap draw them for each device."
