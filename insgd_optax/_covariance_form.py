@@ -87,16 +87,11 @@ def form_of(shapes: Sequence[Shape], weight: Shape, lead: int | None = None) -> 
     Raises:
         ShapeMismatchError: if they do not fit.
     """
-    first = len(shapes[0])
-    rank = first - len(weight) if lead is None else (first - lead) // 2
-    lead = first - 2 * rank if lead is None else lead
+    ndim = len(shapes[0])
+    rank = ndim - len(weight) if lead is None else (ndim - lead) // 2
+    lead = ndim - 2 * rank if lead is None else lead
     stacked = len(weight) - rank
-    if (
-        rank < 1
-        or stacked < 0
-        or stacked > lead
-        or any(len(s) != first for s in shapes)
-    ):
+    if rank < 1 or stacked < 0 or stacked > lead or any(len(s) != ndim for s in shapes):
         raise ShapeMismatchError(
             f"{list(shapes)} are not laid out like a weight {weight}"
         )

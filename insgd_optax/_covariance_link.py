@@ -24,6 +24,7 @@ from insgd_optax._covariance_state import (
     form_of_state,
     initial_layer,
     next_layers,
+    scaled_layers,
     total,
 )
 from insgd_optax._explicit_axes import replicated_like, with_auto_axes
@@ -47,7 +48,6 @@ from insgd_optax._paths import (
     Path,
     Scope,
     flatten,
-    is_masked,
     path_string,
     replace,
     scope_predicate,
@@ -188,12 +188,7 @@ def covariance_link(
         settings: tuple[ArrayLike, ArrayLike, ArrayLike],
     ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
         grads = flatten(updates).present
-        paths, layers, treedef = flat_layers(state.layers)
-        scaled = {
-            path: layer
-            for path, layer in zip(paths, layers, strict=True)
-            if path in grads and not is_masked(layer)
-        }
+        scaled = _scaled(state, grads)
         forms, totals, absent = {}, {}, []
         for path, layer in scaled.items():
             with naming(path):
@@ -229,11 +224,10 @@ def covariance_link(
             scaled |= new
         else:
             failed = jnp.zeros([], jnp.int32)
-        layers = [scaled.get(p, layer) for p, layer in zip(paths, layers, strict=True)]
         state = state_type(
             count=optax.safe_increment(state.count),
             failures=state.failures + failed,
-            layers=jax.tree.unflatten(treedef, layers),
+            layers=_with(state.layers, scaled),
         )
         return _multiplied(updates, state, preserve_norm)
 
@@ -252,20 +246,28 @@ def _multiplied(
     updates: optax.Updates, state: ScaleByInputCovarianceState, preserve_norm: bool
 ) -> tuple[optax.Updates, ScaleByInputCovarianceState]:
     grads = flatten(updates).present
-    paths, layers, treedef = flat_layers(state.layers)
-    scaled = {
-        path: layer
-        for path, layer in zip(paths, layers, strict=True)
-        if path in grads and not is_masked(layer)
-    }
+    scaled = _scaled(state, grads)
     redirected_grads, scaled = redirected(
         {path: grads[path] for path in scaled}, scaled, preserve_norm
     )
-    layers = [scaled.get(p, layer) for p, layer in zip(paths, layers, strict=True)]
     return (
         replace(updates, (grads | redirected_grads).values()),
-        state._replace(layers=jax.tree.unflatten(treedef, layers)),
+        state._replace(layers=_with(state.layers, scaled)),
     )
+
+
+def _scaled(
+    state: ScaleByInputCovarianceState, grads: dict[Path, jax.Array]
+) -> dict[Path, LayerCovariance]:
+    """The covariance of each scaled weight that has a gradient."""
+    return {path: layer for path, layer in scaled_layers(state) if path in grads}
+
+
+def _with(layers: Any, new: dict[Path, LayerCovariance]) -> Any:
+    """A state's `layers` with those of some weights replaced."""
+    paths, nodes, treedef = flat_layers(layers)
+    nodes = [new.get(path, node) for path, node in zip(paths, nodes, strict=True)]
+    return jax.tree.unflatten(treedef, nodes)
 
 
 def naming(path: Path) -> contextlib.AbstractContextManager[None]:

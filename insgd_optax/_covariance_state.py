@@ -58,7 +58,7 @@ class ScaleByInputCovarianceState(NamedTuple):
 
 
 class InverseRootState(ScaleByInputCovarianceState):
-    """A `ScaleByInputCovarianceState` whose `inverse` is the square root of D."""
+    """A `ScaleByInputCovarianceState` whose layers hold the square root of D."""
 
 
 def flat_layers(layers: Any) -> tuple[list[Path], list[Any], Any]:

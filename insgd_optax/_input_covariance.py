@@ -34,11 +34,12 @@ def scale_by_input_covariance(
         U_t &\leftarrow U_t \, \|G_t\| / \|U_t\| \quad \text{with } preserve\_norm
 
     where beta is `decay`, delta `damping` and epsilon `eps`. The covariance is not
-    centered. Each index of a stacked, group or batch axis has its own matrix and trace;
-    the blocks of one input vector share a trace. The covariance is passed to `update`
-    as the keyword `input_covariances`: see `capture_input_covariances`, whose `when`
-    sets how often it is measured. A pass that did not capture changes neither A nor D,
-    and t counts captures.
+    centered. Each layer of a stack, each group of a grouped convolution and each index
+    of a batch axis has its own matrix and trace; the diagonal blocks of a long input
+    vector (see `max_dim`) share a trace. The covariance is passed to `update` as the
+    keyword `input_covariances`: see `capture_input_covariances`, whose `when` sets how
+    often it is measured. A pass that did not capture changes neither A nor D, and t
+    counts captures.
 
     Place it directly after the transformation whose updates it should precondition:
     first in a chain for SGD, after `scale_by_input_power()` for INSGD, after
