@@ -204,12 +204,20 @@ MUTANTS = {
         ("sum(parts[1:], parts[0])", "parts[-1]", "input_covariance -k micro"),
     ],
     "insgd_optax/_redirection": [
-        ("before = wide / size", "before = wide", "input_covariance -k tiny"),
-        ("if preserve_norm:", "if True:", "input_covariance -k reference"),
-        ("zip(members, updates", "zip(members[::-1], updates", "redirection -k groups"),
+        (
+            "return x / largest, largest",
+            "return x, jnp.ones_like(largest)",
+            "input_covariance -k tiny",
+        ),
+        (
+            "(ratio if preserve_norm else stretch)",
+            "ratio",
+            "input_covariance -k reference",
+        ),
+        ("jax.lax.stop_gradient", "", "redirection -k differentiable"),
+        ("zip(updates, cosines", "zip(updates[::-1], cosines", "redirection"),
         ("kind = (form, *", "kind = (form.kernel, *", "redirection -k groups"),
-        ("jnp.where(small, up, ", "jnp.where(small, as_is, ", "redirection"),
-        ("jnp.where(ordinary, as_is, down)", "as_is", "redirection -k extreme"),
+        ("total + entries >", "total >", "redirection -k limited"),
     ],
     "insgd_optax/_whitening": [
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),

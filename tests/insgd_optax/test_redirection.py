@@ -52,29 +52,29 @@ def some_weights():
 @pytest.mark.parametrize("preserve_norm", [True, False])
 def test_weights_in_groups_are_redirected_as_one_by_one(x64, preserve_norm):
     pairs, forms = some_weights()
-    together = _redirection.in_groups(pairs, forms, preserve_norm)
-    for pair, form, (update, cosine) in zip(pairs, forms, together, strict=True):
-        alone = _redirection._redirected(*pair, form, preserve_norm)
-        assert (update.dtype, update.shape) == (pair[0].dtype, pair[0].shape)
-        np.testing.assert_allclose(update, alone[0], rtol=1e-6, atol=1e-12)
-        np.testing.assert_allclose(cosine, alone[1], rtol=1e-12)
+    groups = _redirection.groups(pairs, forms)
+    assert groups == [[0, 2, 4], [1, 5], [3, 6], [7], [8]]
+    for members in groups:
+        some = [pairs[i] for i in members]
+        options = {"form": forms[members[0]], "preserve_norm": preserve_norm}
+        found = _redirection.together(some, **options)
+        alone = _redirection.one_by_one(some, **options)
+        for (grad, _), one, other in zip(some, found, alone, strict=True):
+            assert (one[0].dtype, one[0].shape) == (grad.dtype, grad.shape)
+            np.testing.assert_allclose(one[0], other[0], rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(one[1], other[1], rtol=1e-12)
 
 
-def products(limit, monkeypatch):
-    """How many matrix products the groups take with this limit."""
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(120, [[0, 1, 2, 3]]), (119, [[0, 1, 2], [3]]), (59, [[0], [1], [2], [3]])],
+)
+def test_the_entries_of_a_group_are_limited(monkeypatch, limit, expected):
     monkeypatch.setattr(_redirection, "MAX_ENTRIES", limit)
-    weights = [dense(np.random.default_rng(i)) for i in range(4)]
+    weights = [dense(np.random.default_rng(i), dim=3, outputs=7) for i in range(4)]
     pairs, forms = map(list, zip(*weights, strict=True))
-    text = str(
-        jax.make_jaxpr(lambda pairs: _redirection.in_groups(pairs, forms, True))(pairs)
-    )
-    return text.count("dot_general")
-
-
-def test_only_small_weights_are_in_groups(monkeypatch):
-    entries = 5 * 3 + 5 * 5
-    assert products(entries, monkeypatch) == 1
-    assert products(entries - 1, monkeypatch) == 4
+    assert sum(x.size for x in jax.tree.leaves(pairs[0])) == 30
+    assert _redirection.groups(pairs, forms) == expected
 
 
 @pytest.mark.parametrize("grad_scale", [1e-36, 1.0, 1e36])
@@ -108,3 +108,18 @@ def test_a_large_inverse_does_not_make_the_update_overflow():
     pair = grad * 1e-36, (inverse * 1e30,)
     update, _ = _redirection._redirected(*pair, form, False)
     np.testing.assert_allclose(update, inverse[0, 0] @ grad * 1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inverse_scale", [1e-20, 1.0, 1e20])
+def test_the_redirection_is_differentiable_and_has_no_infinities(inverse_scale):
+    (grad, (inverse,)), form = dense(np.random.default_rng(0))
+    inverse = (inverse * inverse_scale,)
+
+    def first_entry(grad):
+        return _redirection._redirected(grad, inverse, form, True)[0][0, 0]
+
+    with jax.debug_infs(True):
+        slope = jax.grad(first_entry)(grad)
+    difference = jnp.zeros_like(grad).at[1, 2].set(1e-2)
+    change = first_entry(grad + difference) - first_entry(grad - difference)
+    np.testing.assert_allclose(slope[1, 2], change / 2e-2, rtol=1e-2)
