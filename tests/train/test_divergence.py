@@ -1,5 +1,6 @@
 """Runs that diverge: the step is known, and the last good state is kept."""
 
+import signal
 from typing import NamedTuple
 
 import jax
@@ -123,6 +124,19 @@ def test_a_run_that_diverges_before_its_first_checkpoint_says_so(
     err = capsys.readouterr().err
     assert "not finite after step 2, in epoch 1 of 3" in err
     assert "It has no checkpoint yet." in err
+
+
+def test_a_checkpoint_of_a_run_that_was_stopped_at_once_is_named(
+    tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        # As if a signal had come before the first step.
+        patch.setattr(loop, "fit", lambda experiment, loop_state, *_, **__: loop_state)
+        assert train("--epochs", "3", "--run-dir", str(run)) == 128 + signal.SIGTERM
+    spoil(monkeypatch, "loss", 2)
+    assert train("--resume", str(run)) == 3
+    assert "Its latest checkpoint is that of step 0." in capsys.readouterr().err
 
 
 def test_a_diverged_run_resumes_from_its_last_good_step(tmp_path, monkeypatch, capsys):

@@ -93,6 +93,8 @@ def test_a_folder_that_is_not_a_run_is_an_error(tmp_path):
         (b'{"config": null, "dataset": {}}', "its 'config' is null, not an object"),
         (b'{"config": {}, "dataset": 3}', "its 'dataset' is a number"),
         (b'{"config": {}, "dataset": {}}', "it has no 'milestones'"),
+        (b'{"config": {}, "dataset": {}, "resumed": 1}', "its 'resumed' is a number"),
+        (b'{"config": {}, "dataset": {}, "resumed": [1]}', "its 'resumed[0]' is a num"),
         (b'{"config": {"no_option": 1}, "dataset": {}}', "'config.no_option' is no"),
     ],
 )

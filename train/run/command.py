@@ -212,7 +212,7 @@ def _run(config: RunConfig, lock: RunLock, stack: contextlib.ExitStack) -> int:
                 plots.plot_multipliers(rows, folder.multipliers_plot, title)
     if diverged is not None:
         kept = "It has no checkpoint yet."
-        if last_good:
+        if last_good is not None:
             kept = f"Its latest checkpoint is that of step {last_good}."
         print(
             f"Error: {diverged} The run was stopped. {kept} "

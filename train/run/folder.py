@@ -25,8 +25,8 @@ class RunFolder:
         path: absolute path of the folder.
         record: contents of its record: "config", "dataset" and "preprocessing" (see
             `Dataset.describe` and `Dataset.describe_preprocessing`), "own_code" (see
-            `RunConfig.own_code`), "environment" and, after a resume, "resumed" (see
-            `environments`).
+            `RunConfig.own_code`), "environment" and, after a resume in a different
+            environment, "resumed" (see `environments`).
     """
 
     def __init__(self, path: Path, record: dict[str, Any]):

@@ -96,7 +96,10 @@ def parse(content: bytes) -> dict[str, Any]:
     parts = [(part, record.get(part, {}), fields) for part, fields in _PARTS.items()]
     for part, values, fields in [
         *parts,
-        *(("resumed", each, _ENVIRONMENT) for each in resumed),
+        *(
+            (f"resumed[{index}]", each, _ENVIRONMENT)
+            for index, each in enumerate(resumed)
+        ),
     ]:
         if not isinstance(values, dict):
             raise json_fields.FieldError(
