@@ -91,8 +91,8 @@ def scale_by_input_covariance(
     Raises:
         TypeError: on construction, if an option that must be a number is not one.
         ValueError: on construction, if a number or option is out of range; from
-            `init`, if no parameter is in scope; from `update`, when it is traced, if
-            covariances are missing or do not fit, with the paths.
+            `init`, if no parameter is in scope; from `init` or `update`, if covariances
+            are missing or do not fit. The message names the weights.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp

@@ -124,8 +124,8 @@ def scale_by_input_power(
 
     Raises:
         ValueError: on construction, if decay, eps, normalizer, scope or missing is out
-            of range; from `init`, if no parameter is in scope; from `update`, when it
-            is traced, if norms are missing or do not fit, with the paths.
+            of range; from `init`, if no parameter is in scope; from `update`, if norms
+            are missing or do not fit. The message names the weights.
 
     Example:
         >>> import jax, jax.numpy as jnp

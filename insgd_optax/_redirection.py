@@ -13,8 +13,8 @@ from insgd_optax._covariance_state import LayerCovariance, form_of_state
 from insgd_optax._norms import wider
 from insgd_optax._paths import Path
 
-# A group of weights has at most this many entries of gradients and D. A larger one
-# would keep an accelerator busy anyway, and its copies would take memory.
+# A group of two or more weights has at most this many entries of gradients and D. A
+# larger one would keep an accelerator busy anyway, and its copies would take memory.
 MAX_ENTRIES = 2**21
 
 # A gradient and D as `LayerCovariance.inverse` holds it.

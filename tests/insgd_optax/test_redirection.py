@@ -59,10 +59,10 @@ def test_weights_in_groups_are_redirected_as_one_by_one(x64, preserve_norm):
         options = {"form": forms[members[0]], "preserve_norm": preserve_norm}
         found = _redirection.together(some, **options)
         alone = _redirection.one_by_one(some, **options)
-        for (grad, _), one, other in zip(some, found, alone, strict=True):
-            assert (one[0].dtype, one[0].shape) == (grad.dtype, grad.shape)
-            np.testing.assert_allclose(one[0], other[0], rtol=1e-6, atol=1e-12)
-            np.testing.assert_allclose(one[1], other[1], rtol=1e-12)
+        for (grad, _), got, wanted in zip(some, found, alone, strict=True):
+            assert (got[0].dtype, got[0].shape) == (grad.dtype, grad.shape)
+            np.testing.assert_allclose(got[0], wanted[0], rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(got[1], wanted[1], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
