@@ -110,7 +110,8 @@ def gpu(config: GpuConfig) -> int:
                 dataset=held.dataset,
                 wanted=config.wanted,
                 seconds=min(whole, left),
-                # Starting the first piece takes a moment.
+                # A tolerance: if --minutes allows only one piece, starting the command
+                # has already taken a moment of it.
                 is_whole=left > 0.95 * whole,
                 command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
                 commit=config.commit,

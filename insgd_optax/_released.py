@@ -81,7 +81,7 @@ def insgd_as_released(
     Raises:
         ValueError: if a number is out of its range; from `init`, if there is no
             kernel; from `update`, when it is traced, if norms are missing, do not fit
-            or are those of `capture_input_norms`, with the paths.
+            or are those of `capture_input_norms`. The message names the weights.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, optax

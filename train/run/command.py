@@ -274,7 +274,7 @@ def _best_epoch(rows: list[EpochMetrics]) -> str:
 
 
 def _set_damaged_aside(checkpoints: Checkpoints, restored: Restored) -> None:
-    """Moves damaged later checkpoints away and warns of them."""
+    """Moves damaged later checkpoints away; warns of them and of a missing checksum."""
     moved = checkpoints.set_aside(restored.damaged)
     if not distributed.is_first():
         return

@@ -164,7 +164,7 @@ class RunFolder:
                 )
 
     def changed_code(self) -> list[str]:
-        """Returns the user's functions, MODULE:NAME, whose file has changed.
+        """Returns references, MODULE:NAME, to the user's own code that has changed.
 
         Records of earlier versions have no checksums, so no change is found.
         """
