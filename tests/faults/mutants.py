@@ -252,7 +252,7 @@ MUTANTS = {
         (
             "jnp.where(error[:, None, None] > _CONVERGED, scale, 1)",
             "scale",
-            "inverse -k at_once",
+            "inverse -k nearly",
         ),
         ("least * (3 - least**2) / 2", "least", "inverse -k halves"),
         ("zip(members, ", "zip(members[::-1], ", "inverse -k batches"),

@@ -63,8 +63,8 @@ def test_a_bound_halves_the_iterations_of_the_root(monkeypatch):
 
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [1.0, 1.001, 0.999]])
-def test_the_root_of_a_matrix_that_converges_at_once_is_accurate(values):
-    """A scaled step would move away from the solution."""
+def test_the_root_of_nearly_a_multiple_of_the_identity_is_accurate(values):
+    """Without a bound, a scaled step can move away from the solution."""
     root = _inverse.positive_definite_inverse_root(jnp.diag(jnp.array(values)))
     np.testing.assert_allclose(root, np.diag(np.array(values) ** -0.5), atol=1e-6)
 
