@@ -129,7 +129,7 @@ def gpu(config: GpuConfig) -> int:
 
 
 def dry_run(config: GpuConfig, out: Path) -> None:
-    """Prints the tasks, with what they are estimated to take."""
+    """Prints the tasks with their estimated times."""
     # JAX initializes devices only here: the workers need the GPU's memory.
     import jax
 

@@ -157,7 +157,7 @@ def _started(piece: Piece) -> Iterator[subprocess.Popen[bytes]]:
     # Otherwise JAX would preallocate most of the GPU's memory, and PyTorch needs some.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if piece.miniature:
-        # Programs that take a few steps: compiling them is what takes the time.
+        # Each program runs only a few steps, so most of the time goes to compilation.
         environment["XLA_FLAGS"] = _QUICK_COMPILATION
     environment |= os.environ
     message = json.dumps(dataclasses.asdict(piece))

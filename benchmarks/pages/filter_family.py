@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.pages.filters import padasip  # Or an exit that says how to install it.
+from benchmarks.pages.filters import padasip  # Exits with a hint if not installed.
 from insgd_optax import affine_projection_filter, lms_filter, nlms_filter, rls_filter
 from train.benchmark import timing
 

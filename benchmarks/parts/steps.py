@@ -42,8 +42,8 @@ def measure_all(
 
     Returns:
         Values that JSON can hold, with "optimizers" and "errors" by name. The "profile"
-        of an optimizer covers "steps" steps: it tells how long its kernels take, even
-        where other programs keep the host or the device busy.
+        of an optimizer shows how long its kernels take, even where other programs keep
+        the host or the device busy. Its "steps" is the number of steps it covers.
     """
     errors: dict[str, str] = {}
     # All are timed over whole periods of the optimizer with the longest period.

@@ -189,8 +189,9 @@ def measure(
 ) -> StepCost:
     """Times SGD, another optimizer and a second SGD in interleaved rounds.
 
-    SGD has the same weight decay and momentum. The images are random. Work that an
-    optimizer does every few steps counts in proportion, since rounds are whole periods.
+    Both optimizers have the default options of `OptimizerConfig`. The images are
+    random. Work that an optimizer does every few steps counts in proportion, since
+    rounds are whole periods.
 
     Args:
         workload: network and batch.

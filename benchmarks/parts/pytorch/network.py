@@ -60,7 +60,8 @@ def load_flax(model: nn.Module, params: Mapping[str, Any]) -> None:
         params: parameters of `models.resnet20` with the same options.
 
     Raises:
-        ValueError: if they do not fit.
+        ValueError: if the number of layers differs.
+        RuntimeError: if the shape of a parameter differs.
     """
     modules = [m for m in model.modules() if not list(m.children())]
     modules = [m for m in modules if list(m.parameters())]
