@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
-from benchmarks import images, pieces, plan, settings
+from benchmarks import estimates, images, pieces, plan, settings
 from benchmarks.pieces import MORE, Piece
 from benchmarks.results import Results
 from benchmarks.settings import Settings
@@ -130,12 +131,8 @@ def gpu(config: GpuConfig) -> int:
 
 def dry_run(config: GpuConfig, out: Path) -> None:
     """Prints the tasks with their estimated times."""
-    # JAX initializes devices only here: the workers need the GPU's memory.
-    import jax
-
-    from benchmarks import estimates
-
     store = Results(out)
+    # JAX initializes devices only in a dry run: the workers need the GPU's memory.
     kind = config.device_kind or jax.devices()[0].device_kind
     estimate = estimates.Estimates(kind, store.all())
     rows, total = [], 0.0

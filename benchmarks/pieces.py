@@ -122,7 +122,7 @@ def run(piece: Piece, stop: StopRequest) -> int:
     if told is not None and process.returncode == -signal.SIGTERM:
         return MORE  # SIGTERM ended it while it was starting.
     if not current(out).exists():
-        # It may just have been too late for a first task.
+        # It was told to stop while it was still starting, so it did not fail.
         if told is not None:
             return MORE
         raise UserError(f"A worker ended before its first task:\n{_log(out)}")

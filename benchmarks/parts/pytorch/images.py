@@ -62,8 +62,9 @@ class Images:
         padding, flip, _ = self._augmentation
         samples, device = len(indices), indices.device
 
-        def draw(most: int, shape: tuple[int, ...]) -> torch.Tensor:
-            return torch.randint(0, most, shape, generator=generator, device=device)
+        def draw(count: int, shape: tuple[int, ...]) -> torch.Tensor:
+            """Draws integers from 0 to `count` - 1."""
+            return torch.randint(0, count, shape, generator=generator, device=device)
 
         offsets = draw(2 * padding + 1, (samples, 2)) - padding
         flips = (draw(2, (samples, 1)) * flip).bool()
