@@ -97,8 +97,9 @@ def positive_definite_inverse_root(
     M / ||M|| to the square root of that matrix, and Z from I to the inverse of the
     root. It converges if M is positive definite, since ||M||, the Frobenius norm, is at
     least the largest eigenvalue. Until Z Y is close to I, each step also scales Y and Z
-    by the factor that most raises the lower bound on the eigenvalues of Z Y, which
-    halves the number of steps.
+    by the factor that most raises the lower bound on the eigenvalues of Z Y. With a
+    bound from `least`, this saves a third of the steps at a condition number of 20, and
+    nearly half at 10^7.
 
     Source: Higham, Functions of Matrices (2008), Eq. 6.35. The scaling: Chen and Chow,
     A stable scaling of Newton-Schulz for improving the sign function computation of a
