@@ -167,8 +167,8 @@ def condition_number(
     largest, _ = _largest_eigenvalue(matrices)
     rank = (factor.ndim - lead) // 2
     sizes = Factor(factor.shape[lead : lead + rank], factor.shape[lead + rank :])
-    # D is smallest along the top eigenvector of A. Power iteration on A finds it far
-    # faster than one on D would.
+    # D is smallest along the top eigenvector of A. Power iteration on A finds this
+    # vector; on D, it would find the one along which D is largest.
     _, vector = _largest_eigenvalue(to_matrices(factor, sizes, lead))
     if len(inverse) > 1:  # One matrix of channels for each eigenvector of the taps.
         vector = vector[..., None, :, :]
