@@ -128,7 +128,7 @@ def _resnet20(settings: Settings, out: Path) -> list[Task]:
             _runs(settings, 1, epochs, "resnet20", (optimizer,), settings.sizes.dtype),
             resumable=True,
         )
-        for optimizer in experiments.RESNET20
+        for optimizer in experiments.RESNET20_RATES
     ]
 
 

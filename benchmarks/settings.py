@@ -36,7 +36,7 @@ class Sizes:
     steps: tuple[tuple[str, int, str, int], ...]
     # (c) to (f)
     resnet20: tuple[str, ...]  # Options.
-    dtype: str
+    dtype: str  # In (c), (d), (f) and the profiles of (a); (e) is in float32.
     epochs: int
     table6_rows: tuple[int, ...]  # Empty: all.
     table7_rows: tuple[int, ...]

@@ -12,7 +12,7 @@ from train.benchmark.workload import Workload
 from train.data.types import ImageDataset
 from train.run_config import RunConfig
 
-LEARNING_RATE = experiments.RESNET20["sgd"]
+LEARNING_RATE = experiments.RESNET20_RATES["sgd"]
 
 
 def measure_steps(workload: Workload, side: int, rounds: int) -> Result:

@@ -22,7 +22,7 @@ from train.run.folder import RunFolder
 from train.run_config import RunConfig
 
 # (c) Learning rates: those of Table 3; for LMS-Newton, which is not in it, the default.
-RESNET20 = {"sgd": 0.1, "insgd-l2": 0.1, "lms-newton": 0.03}
+RESNET20_RATES = {"sgd": 0.1, "insgd-l2": 0.1, "lms-newton": 0.03}
 
 
 def dataset(settings: Settings) -> str:
@@ -54,7 +54,7 @@ def train_resnet20(settings: Settings, out: Path, optimizer: str) -> Result:
     """
     config = RunConfig(
         **resnet20_options(settings)
-        | {"optimizer": optimizer, "learning_rate": RESNET20[optimizer]},
+        | {"optimizer": optimizer, "learning_rate": RESNET20_RATES[optimizer]},
         dataset=dataset(settings),
         **_folders(out),
     )
