@@ -12,7 +12,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 # Rows eliminated per step of `_by_blocks`, chosen by timing.
 _BLOCK = 64
 # For `positive_definite_inverse_root`, which takes 6 or 7 iterations at a condition
-# number of 20, and about 13 to 16 at 10^7, depending on the size.
+# number of 20, and about 13 to 17 at 10^7, depending on the size.
 _MOST_ITERATIONS = 40
 # Convergence is quadratic where the norm of (I - Z Y) / 2 does not exceed this.
 _CONVERGED = 0.01
