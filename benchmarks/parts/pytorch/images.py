@@ -57,7 +57,7 @@ class Images:
     def _augmented(
         self, indices: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Takes images, each padded, cropped and possibly flipped."""
+        """Returns images by index, each padded, cropped and possibly flipped."""
         _, height, width, _ = self._train.shape
         padding, flip, _ = self._augmentation
         samples, device = len(indices), indices.device
