@@ -1,6 +1,5 @@
 """Multiplying gradients by the matrices D of their weights."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,12 +41,15 @@ def redirected(
     forms = [form_of_state(layers[path], grad.shape) for path, grad in grads.items()]
     results: list[Any] = [None] * len(pairs)
     for members in groups(pairs, forms):
-        form = forms[members[0]]
-        found = jax.lax.platform_dependent(
-            [pairs[i] for i in members],
-            cpu=functools.partial(one_by_one, form=form, preserve_norm=preserve_norm),
-            default=functools.partial(together, form=form, preserve_norm=preserve_norm),
-        )
+        some, form = [pairs[i] for i in members], forms[members[0]]
+        if len(some) == 1:  # There is nothing to choose, or to trace twice.
+            found = one_by_one(some, form, preserve_norm)
+        else:
+            found = jax.lax.platform_dependent(
+                some,
+                cpu=lambda some, form=form: one_by_one(some, form, preserve_norm),
+                default=lambda some, form=form: together(some, form, preserve_norm),
+            )
         for i, result in zip(members, found, strict=True):
             results[i] = result
     updates, following = {}, {}
@@ -80,8 +82,6 @@ def one_by_one(pairs: Sequence[Pair], form: Form, preserve_norm: bool) -> list[R
 
 def together(pairs: Sequence[Pair], form: Form, preserve_norm: bool) -> list[Result]:
     """Redirects gradients of one form in one batch, as if of stacked layers."""
-    if len(pairs) == 1:
-        return one_by_one(pairs, form, preserve_norm)
     grads, inverses = jax.tree.map(lambda *arrays: jnp.stack(arrays), *pairs)
     form = form._replace(stack=(len(pairs), *form.stack))
     updates, cosines = _redirected(grads, inverses, form, preserve_norm)
