@@ -27,11 +27,10 @@ _UNKNOWN_PEAK = 2e11
 EXPLANATION = (
     f"Estimates: {_COMPILE_SECONDS:g} s to compile a step ("
     + ", ".join(f"{name} {value:g} s" for name, value in _LONGER_TO_COMPILE.items())
-    + f"), {_EPOCH_SECONDS:g} s to "
-    "evaluate and save after each epoch, plus the time of the steps. A step takes the "
-    "median time "
-    "that part b measured in this folder with the same network, batch and dtype. Until "
-    "then, it is assumed to run its FLOPs, as XLA counts them, at "
+    + f"), {_EPOCH_SECONDS:g} s to evaluate and save after each epoch, plus the time "
+    "of the steps. A step takes the median time that part b measured in this folder "
+    "with the same network, batch and dtype. Until then, it is assumed to run its "
+    "FLOPs, as XLA counts them, at "
     f"{100 * _UTILIZATION:g} % of the device's peak, and to take at least "
     f"{1000 * _LEAST_STEP_SECONDS:g} ms."
 )
