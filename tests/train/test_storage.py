@@ -109,6 +109,16 @@ def test_an_error_of_orbax_is_printed_once(tmp_path, caplog, size):
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+def test_a_late_error_of_a_native_thread_is_not_printed(caplog):
+    with pytest.raises(UserError), orbax_output.silenced(UserError):
+        raise UserError()
+    for folder in ["run/checkpoints/1.orbax-checkpoint-tmp", "elsewhere"]:
+        error = ValueError(f"Failed writing: {folder}")
+        logging.getLogger("asyncio").error("was never retrieved", exc_info=error)
+    (record,) = caplog.records
+    assert str(record.exc_info[1]) == "Failed writing: elsewhere"
+
+
 def test_unrelated_output_is_kept(unraisable, caplog):
     def log_and_raise(error):
         logging.getLogger("absl").error(f"{orbax_output._OF_A_THREAD}: late")
@@ -154,6 +164,24 @@ def test_unrelated_output_is_kept(unraisable, caplog):
         log_and_raise(UserError())
     print_unraisable(fail)
     assert [str(error.exc_value) for error in unraisable] == ["Event loop is closed"]
+
+
+@pytest.mark.parametrize(
+    "name, warned",
+    [("async_serialize_from_host.<locals>.write_fragment", False), ("write", True)],
+)
+def test_writes_that_never_began_are_not_warned_of(unraisable, name, warned):
+    async def write():
+        pass
+
+    write.__qualname__ = name
+    with pytest.raises(UserError), orbax_output.silenced(UserError):
+        coroutine = write()
+        raise UserError()
+    del coroutine  # Warnings are errors here, which a destructor cannot raise.
+    assert [str(error.exc_value) for error in unraisable] == [
+        f"coroutine '{name}' was never awaited"
+    ] * warned
 
 
 def test_a_run_whose_folder_is_moved_ends_and_can_be_resumed(

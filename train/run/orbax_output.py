@@ -4,12 +4,16 @@ import contextlib
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 # Logged by a thread of Orbax, whose error is raised when the thread is joined.
 _OF_A_THREAD = "_SignalingThread.run() raised an exception"
+
+# Python warns of a write that had not begun when another one failed.
+_UNBEGUN_WRITE = r"coroutine 'async_serialize_from_host\b.*' was never awaited"
 
 
 @contextlib.contextmanager
@@ -23,6 +27,7 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     retrieved; and each write, when it ends, calls an event loop that is already closed.
     So after an error, the filters of these three kinds of messages stay in place: the
     first until the next save, the second until a save succeeds, and the third for good.
+    A fourth one, of Python's warnings about writes that never began, stays in any case.
 
     Args:
         errors: type of the errors that the caller reports.
@@ -45,6 +50,7 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     orbax.addFilter(hold_back)
     asyncio.addFilter(_is_no_late_error)
     sys.unraisablehook = report
+    warnings.filterwarnings("ignore", _UNBEGUN_WRITE, RuntimeWarning)
     try:
         yield
     except errors:
@@ -71,8 +77,12 @@ def _is_late_call(trace: TracebackType | None) -> bool:
 
 
 def _is_no_late_error(record: logging.LogRecord) -> bool:
-    """Returns False for messages about errors of Orbax that were never retrieved."""
+    """Returns False for messages about errors of Orbax that were never retrieved.
+
+    Those of TensorStore's own threads have no traceback, but name the folder.
+    """
     if record.exc_info is None or "was never retrieved" not in record.getMessage():
         return True
     frames = traceback.extract_tb(record.exc_info[2])
-    return not any("/orbax/" in frame.filename for frame in frames)
+    in_orbax = any("/orbax/" in frame.filename for frame in frames)
+    return not in_orbax and ".orbax-checkpoint-tmp" not in str(record.exc_info[1])
