@@ -48,6 +48,11 @@ def entry_powers(x: jax.Array, p: float) -> jax.Array:
     return magnitude**p
 
 
+def nan_or_zero(powers: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Returns nan where an entry is nan, since the maximum on CPUs may ignore it."""
+    return jnp.where(jnp.isnan(powers), powers, 0).sum(axis=tuple(axes))
+
+
 @on_auto_axes
 def mean_power(
     x: jax.Array,
@@ -73,7 +78,8 @@ def mean_power(
     )
     if p == np.inf:
         largest = jnp.max(powers, axis=tuple(sum_axes), keepdims=True, initial=0.0)
-        return jnp.mean(largest, axis=(*rest, *sum_axes))
+        axes = (*rest, *sum_axes)
+        return jnp.mean(largest, axis=axes) + nan_or_zero(powers, axes)
     # A float, since JAX takes no integers beyond 2^31.
     count = float(np.prod([powers.shape[a] for a in rest], dtype=np.int64))
     # One sum over all axes: XLA then reads x once and keeps nothing of it.

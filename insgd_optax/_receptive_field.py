@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from insgd_optax._explicit_axes import on_auto_axes
-from insgd_optax._norms import entry_powers
+from insgd_optax._norms import entry_powers, nan_or_zero
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -146,7 +146,8 @@ def patch_norm(
                 " ConvTranspose, whose outputs add up several fields: use"
                 ' conv_input="feature_map" or a finite p'
             )
-        return _mean_largest(powers, windows, groups).reshape((1,) * rank)
+        mean = _mean_largest(powers, windows, groups) + nan_or_zero(powers, range(rank))
+        return mean.reshape((1,) * rank)
     total = jnp.sum(powers, axis=(0, rank - 1))
     # A float, since JAX takes no integers beyond 2^31.
     fields = float(x.shape[0] * groups)

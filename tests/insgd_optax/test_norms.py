@@ -16,6 +16,15 @@ def test_matches_the_reference(p):
     np.testing.assert_allclose(input_norm(x, p), batch_norm_to_the_p(x, p), rtol=1e-6)
 
 
+@pytest.mark.parametrize("p", [1, 2, 3, np.inf])
+@pytest.mark.parametrize("shape", [(2, 3), (128, 784)])
+def test_nan_in_an_input_is_nan_in_the_norm(p, shape):
+    """The maximum of a large array ignores nan on CPUs."""
+    x = jnp.ones(shape).at[1, 2].set(jnp.nan)
+    assert jnp.isnan(input_norm(x, p))
+    assert jnp.isposinf(input_norm(jnp.ones(shape).at[1, 2].set(-jnp.inf), p))
+
+
 @pytest.mark.parametrize("p", [1, 2, np.inf])
 def test_axes_make_up_one_vector(p):
     x = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)

@@ -84,6 +84,12 @@ def test_conv_sows_the_mean_patch(name):
     assert_sows_the_mean_patch(nn.Conv(**options), x)
 
 
+@pytest.mark.parametrize("p", [2, np.inf])
+def test_nan_in_the_input_is_nan_in_the_norm_of_patches(p):
+    x = jnp.ones((4, 16, 16, 64)).at[1, 3, 2, 1].set(jnp.nan)
+    assert jnp.isnan(sown_norm(nn.Conv(2, (3, 3), use_bias=False), x, p))
+
+
 def test_conv_of_one_and_three_dimensions_sows_the_mean_patch():
     causal = nn.Conv(2, 3, padding="CAUSAL", kernel_dilation=2, use_bias=False)
     x = jax.random.normal(jax.random.key(1), (2, 7, 3))
