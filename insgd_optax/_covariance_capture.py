@@ -211,14 +211,23 @@ def measured(
     def value(x: Any, when: bool | jax.Array = when) -> InputCovariance:
         sample, covariance = measure(x)
 
-        def nothing(x: jax.Array) -> InputCovariance:
+        def zeros(x: jax.Array) -> InputCovariance:
             shapes = jax.eval_shape(covariance, x)
             return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shapes)
 
         with jax.named_scope(COVARIANCE_NAME):
             if isinstance(when, bool):
-                return covariance(sample) if when else nothing(sample)
-            return jax.lax.cond(when, covariance, nothing, sample)
+                return covariance(sample) if when else zeros(sample)
+            # Without axes of length 1: a layout that differs only in these would make
+            # XLA copy the arrays, even in a pass that does not measure.
+            found = jax.lax.cond(
+                when,
+                lambda x: jax.tree.map(jnp.squeeze, covariance(x)),
+                lambda x: jax.tree.map(jnp.squeeze, zeros(x)),
+                sample,
+            )
+            shapes = jax.eval_shape(covariance, sample)
+            return jax.tree.map(lambda y, like: y.reshape(like.shape), found, shapes)
 
     arrays = (x,) if isinstance(when, bool) else (x, when)
     return with_auto_axes(value, *arrays)

@@ -198,8 +198,7 @@ def covariance_link(
                     absent.append(path)
                 else:
                     batch = total(found, forms[path], layer.mass.dtype)
-                    # Without axes of length 1: a layout that differs only in these
-                    # would make XLA copy the array.
+                    # Without axes of length 1, as in the capture: see there.
                     factors = tuple(map(jnp.squeeze, batch.factors))
                     totals[path] = batch._replace(factors=factors)
         if absent and missing == "error":

@@ -725,6 +725,24 @@ def test_a_step_compiled_without_a_capture_has_no_branch_or_loop():
     )
 
 
+def test_covariances_leave_the_conditional_without_axes_of_length_1():
+    """XLA on CPUs copies an array for a layout that differs only in such axes."""
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    model = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Dense(2)])
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+
+    @jax.jit
+    def sown(x, when):
+        with capture_input_covariances(when=when):
+            return model.apply(variables, x, mutable=["intermediates"])[1]
+
+    program = sown.lower(x, True).as_text()
+    results = re.findall(r"\}\) : \(tensor<i32>\) -> \(tensor<(\S+)xf32>", program)
+    assert results == ["3x3x3x3x3x3", "4x4"]
+    shapes = [y.shape for y in jax.tree.leaves(sown(x, True))]
+    assert shapes == [(3, 3, 3, 1, 3, 3, 3, 1), (), (4, 1, 4, 1), ()]
+
+
 def test_no_activation_is_kept_for_the_backward_pass():
     x = jax.random.normal(jax.random.key(0), (64, 16, 16, 8))
     model = nn.Sequential(
