@@ -199,8 +199,7 @@ def checked(covariance: InputCovariance) -> InputCovariance:
     factors, count = covariance
     good = jnp.isfinite(count)
     for factor in factors:
-        lead = count.ndim
-        good &= jnp.isfinite(factor).all(axis=tuple(range(lead, factor.ndim)))
+        good &= all_finite(factor, lead=count.ndim)
     return InputCovariance(
         tuple(
             jnp.where(leading(good, factor.ndim), factor, jnp.zeros_like(factor))
@@ -208,6 +207,14 @@ def checked(covariance: InputCovariance) -> InputCovariance:
         ),
         jnp.where(good, count, jnp.zeros_like(count)),
     )
+
+
+def all_finite(x: jax.Array, lead: int) -> jax.Array:
+    """Whether all entries are finite, for each index of the first `lead` axes.
+
+    On CPUs, XLA adds up numbers several times faster than it combines booleans.
+    """
+    return (x - x).sum(axis=tuple(range(lead, x.ndim))) == 0
 
 
 def leading(values: jax.Array, rank: int) -> jax.Array:

@@ -1,5 +1,7 @@
 """The inverse of positive definite matrices, and its square root."""
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,8 +11,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Rows eliminated per step of `_by_blocks`, chosen by timing.
-_BLOCK = 64
+# The largest matrix that is not halved, chosen by timing.
+_UNDIVIDED = 48
+# On a CPU, matrices that share a program are copied; two or more have at most this
+# many entries.
+_MOST_ENTRIES = 2**21
 # For `positive_definite_inverse_root`, which takes 6 or 7 iterations at a condition
 # number of 20, and about 13 to 17 at 10^7, depending on the size.
 _MOST_ITERATIONS = 40
@@ -32,8 +37,8 @@ def invert_all(
 ) -> list[jax.Array]:
     """The inverse of each symmetric matrix, or the square root of its inverse.
 
-    An accelerator inverts all matrices of one size in one batch: a factorization alone
-    is too small to occupy it. On a CPU, a batch is not faster, and takes more memory.
+    Matrices of one size share a program, in which an accelerator inverts all at once,
+    since one alone is too small to occupy it, and a CPU one after the other.
 
     Args:
         matrices: arrays of shape (..., d, d); d and the number of axes may differ.
@@ -41,37 +46,45 @@ def invert_all(
         root: whether to return the roots of the inverses.
     """
 
-    def inverted(matrices: jax.Array, least: jax.Array) -> jax.Array:
-        if root:
-            return positive_definite_inverse_root(matrices, least)
-        return positive_definite_inverse(matrices)
+    def inverted(
+        matrices: list[jax.Array], least: list[jax.Array], most_entries: float
+    ) -> list[jax.Array]:
+        results = list(matrices)
+        for members in _groups(matrices, most_entries):
+            flat = [matrices[i].reshape(-1, *matrices[i].shape[-2:]) for i in members]
+            together = jnp.concatenate(flat)
+            if root:
+                bounds = jnp.concatenate([least[i].reshape(-1) for i in members])
+                together = positive_definite_inverse_root(together, bounds)
+            else:
+                together = positive_definite_inverse(together)
+            ends = np.cumsum([len(x) for x in flat])
+            parts = jnp.split(together, ends[:-1])
+            for i, part in zip(members, parts, strict=True):
+                results[i] = part.reshape(matrices[i].shape)
+        return results
 
     return jax.lax.platform_dependent(
         list(matrices),
         list(least),
-        cpu=lambda *arrays: [inverted(*each) for each in zip(*arrays, strict=True)],
-        default=lambda *arrays: in_batches(inverted, *arrays),
+        cpu=functools.partial(inverted, most_entries=_MOST_ENTRIES),
+        default=functools.partial(inverted, most_entries=math.inf),
     )
 
 
-def in_batches(
-    function: Callable[[jax.Array, jax.Array], jax.Array],
-    matrices: Sequence[jax.Array],
-    least: Sequence[jax.Array],
-) -> list[jax.Array]:
-    """Applies a function of matrices and bounds to all matrices of one size at once."""
-    groups: dict[tuple[int, jnp.dtype], list[int]] = {}
+def _groups(matrices: Sequence[jax.Array], most_entries: float) -> list[list[int]]:
+    """The indices of matrices of one size, and of at most so many entries, if two."""
+    found: list[list[int]] = []
+    latest: dict[tuple[int, jnp.dtype], tuple[list[int], int]] = {}
     for i, x in enumerate(matrices):
-        groups.setdefault((x.shape[-1], x.dtype), []).append(i)
-    results = list(matrices)
-    for members in groups.values():
-        flat = [matrices[i].reshape(-1, *matrices[i].shape[-2:]) for i in members]
-        bounds = [least[i].reshape(-1) for i in members]
-        together = function(jnp.concatenate(flat), jnp.concatenate(bounds))
-        ends = np.cumsum([len(x) for x in flat])
-        for i, part in zip(members, jnp.split(together, ends[:-1]), strict=True):
-            results[i] = part.reshape(matrices[i].shape)
-    return results
+        kind = x.shape[-1], x.dtype
+        group, total = latest.get(kind, ([], 0))
+        if not group or total + x.size > most_entries:
+            group, total = [], 0
+            found.append(group)
+        group.append(i)
+        latest[kind] = group, total + x.size
+    return found
 
 
 def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
@@ -80,11 +93,15 @@ def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
     Where a matrix is not positive definite, some entries of the result are not finite.
 
     LAPACK's Cholesky factorization can stall for seconds when its threads compete for
-    cores, as in containers. CPUs therefore use blockwise Gauss-Jordan elimination.
+    cores, as in containers. CPUs therefore use one that consists of matrix products.
     """
     shape = matrices.shape
     flat = matrices.reshape(-1, *shape[-2:])
-    result = jax.lax.platform_dependent(flat, cpu=_by_blocks, default=_by_cholesky)
+    result = jax.lax.platform_dependent(
+        flat,
+        cpu=functools.partial(_one_by_one, _by_halves),
+        default=_by_cholesky,
+    )
     return result.reshape(shape)
 
 
@@ -115,12 +132,22 @@ def positive_definite_inverse_root(
     """
     shape = matrices.shape
     flat = matrices.reshape(-1, *shape[-2:])
-    identities = jnp.broadcast_to(jnp.eye(shape[-1], dtype=flat.dtype), flat.shape)
+    bounds = jnp.broadcast_to(jnp.asarray(least, flat.dtype), shape[:-2]).reshape(-1)
+    result = jax.lax.platform_dependent(
+        flat,
+        bounds,
+        cpu=functools.partial(
+            _one_by_one, lambda matrix, bound: _roots(matrix[None], bound[None])[0]
+        ),
+        default=_roots,
+    )
+    return result.reshape(shape)
+
+
+def _roots(flat: jax.Array, bounds: jax.Array) -> jax.Array:
+    identities = jnp.broadcast_to(jnp.eye(flat.shape[-1], dtype=flat.dtype), flat.shape)
     norm = jnp.linalg.norm(flat, axis=(-2, -1), keepdims=True)
     rounding = jnp.finfo(flat.dtype).eps
-
-    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.matmul(a, b, precision=_HIGHEST)
 
     def goes_on(now: _Iterate) -> jax.Array:
         far = now.error > _CONVERGED
@@ -130,30 +157,29 @@ def positive_definite_inverse_root(
         return (far | falls).any() & (now.iterations < _MOST_ITERATIONS)
 
     def iterate(now: _Iterate) -> _Iterate:
-        product = multiply(now.z, now.y)
+        product = _product(now.z, now.y)
         error = jnp.abs(identities - product).sum(axis=-1).max(axis=-1) / 2
         scale = jnp.sqrt(3 / (1 + now.least + now.least**2))
         scale = jnp.where(error[:, None, None] > _CONVERGED, scale, 1)
         correction = (identities - scale**2 * product) / 2
         least = scale * now.least
         return _Iterate(
-            scale * (now.y + multiply(now.y, correction)),
-            scale * (now.z + multiply(correction, now.z)),
+            scale * (now.y + _product(now.y, correction)),
+            scale * (now.z + _product(correction, now.z)),
             jnp.minimum(least * (3 - least**2) / 2, 1),
             error,
             now.error,
             now.iterations + 1,
         )
 
-    bounds = jnp.broadcast_to(jnp.asarray(least, flat.dtype), shape[:-2])
-    bounds = jnp.sqrt(jnp.clip(bounds.reshape(-1, 1, 1) / norm, rounding, 1))
+    bounds = jnp.sqrt(jnp.clip(bounds[:, None, None] / norm, rounding, 1))
     infinite = jnp.full(len(flat), jnp.inf, flat.dtype)
     first = _Iterate(
         flat / norm, identities, bounds, infinite, infinite, jnp.zeros((), int)
     )
     last = jax.lax.while_loop(goes_on, iterate, first)
     good = (last.error <= _CONVERGED)[:, None, None]
-    return jnp.where(good, last.z / jnp.sqrt(norm), jnp.nan).reshape(shape)
+    return jnp.where(good, last.z / jnp.sqrt(norm), jnp.nan)
 
 
 def _by_cholesky(matrices: jax.Array) -> jax.Array:
@@ -165,47 +191,64 @@ def _by_cholesky(matrices: jax.Array) -> jax.Array:
     return jnp.einsum("...ki,...kj->...ij", root, root, precision=_HIGHEST)
 
 
-def _by_blocks(matrices: jax.Array) -> jax.Array:
-    """Gauss-Jordan elimination in place (the sweep operator), block by block."""
-    size = matrices.shape[-1]
-    if size <= _BLOCK:
-        return _swept(matrices)
-    short = -size % _BLOCK
-    # The added rows and columns are those of the identity.
-    added = jnp.pad(jnp.zeros(size, matrices.dtype), (0, short), constant_values=1)
-    matrices = jnp.pad(matrices, ((0, 0), (0, short), (0, short)))
-    matrices = matrices + jnp.diag(added)[None]
-
-    def eliminate(step: jax.Array, a: jax.Array) -> jax.Array:
-        start = step * _BLOCK
-        rows = jax.lax.dynamic_slice_in_dim(a, start, _BLOCK, axis=1)
-        columns = jax.lax.dynamic_slice_in_dim(a, start, _BLOCK, axis=2)
-        pivot = _swept(jax.lax.dynamic_slice_in_dim(rows, start, _BLOCK, axis=2))
-        rows = jnp.matmul(pivot, rows, precision=_HIGHEST)
-        a = a - jnp.matmul(columns, rows, precision=_HIGHEST)
-        columns = -jnp.matmul(columns, pivot, precision=_HIGHEST)
-        a = jax.lax.dynamic_update_slice_in_dim(a, rows, start, axis=1)
-        a = jax.lax.dynamic_update_slice_in_dim(a, columns, start, axis=2)
-        return jax.lax.dynamic_update_slice(a, pivot, (0, start, start))
-
-    steps = (size + short) // _BLOCK
-    return jax.lax.fori_loop(0, steps, eliminate, matrices)[:, :size, :size]
+def _one_by_one(function: Callable[..., jax.Array], *batches: jax.Array) -> jax.Array:
+    """Applies a function of one matrix to each, since batches slow down CPUs."""
+    if len(batches[0]) == 1:
+        return function(*(x[0] for x in batches))[None]
+    return jax.lax.map(lambda one: function(*one), batches)
 
 
-def _swept(matrices: jax.Array) -> jax.Array:
-    """Gauss-Jordan elimination row by row."""
-    index = jnp.arange(matrices.shape[-1])
+def _by_halves(matrix: jax.Array) -> jax.Array:
+    """Inverts one matrix by way of its Cholesky factor, mostly in matrix products."""
+    return _gram(_inverse_factor(matrix))
+
+
+def _inverse_factor(matrix: jax.Array) -> jax.Array:
+    """The inverse of the Cholesky factor L of a matrix L L^T.
+
+    The Schur complement of the first half is computed from the factor. Computed from
+    the inverse of the first half instead, it would lose all digits at a condition
+    number of 10^5 in float32.
+    """
+    size = matrix.shape[-1]
+    if size <= _UNDIVIDED:
+        return _inverse_factor_by_rows(matrix)
+    half = size // 2
+    first = _inverse_factor(matrix[:half, :half])
+    below = _product(matrix[half:, :half], first.T)
+    rest = _inverse_factor(matrix[half:, half:] - _product(below, below.T))
+    below = -_product(rest, _product(below, first))
+    return jnp.block([[first, jnp.zeros_like(below.T)], [below, rest]])
+
+
+def _inverse_factor_by_rows(matrix: jax.Array) -> jax.Array:
+    """Eliminates below the diagonal, row by row, and applies the same steps to I."""
+    size = matrix.shape[-1]
+    index = jnp.arange(size)[:, None]
 
     def eliminate(k: jax.Array, a: jax.Array) -> jax.Array:
-        row = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=1)
-        column = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=2)
-        pivot = jax.lax.dynamic_slice_in_dim(row, k, 1, axis=2)
+        row = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=0)
+        column = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=1)
+        pivot = jax.lax.dynamic_slice_in_dim(row, k, 1, axis=1)
         pivot = jnp.where(pivot > 0, pivot, jnp.nan)
-        row = row / pivot
-        a = a - column * row
-        here = index == k
-        a = jnp.where(here[None, :, None], row, a)
-        a = jnp.where(here[None, None, :], -column / pivot, a)
-        return jnp.where(here[None, :, None] & here[None, None, :], 1 / pivot, a)
+        a = a - jnp.where(index > k, column / pivot, 0) * row
+        return jnp.where(index == k, row * jax.lax.rsqrt(pivot), a)
 
-    return jax.lax.fori_loop(0, matrices.shape[-1], eliminate, matrices)
+    both = jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1)
+    return jax.lax.fori_loop(0, size, eliminate, both)[:, size:]
+
+
+def _gram(factor: jax.Array) -> jax.Array:
+    """M^T M of a lower triangular matrix M."""
+    size = factor.shape[-1]
+    if size <= _UNDIVIDED:
+        return _product(factor.T, factor)
+    half = size // 2
+    below, rest = factor[half:, :half], factor[half:, half:]
+    first = _gram(factor[:half, :half]) + _product(below.T, below)
+    across = _product(below.T, rest)
+    return jnp.block([[first, across], [across.T, _gram(rest)]])
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=_HIGHEST)

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from insgd_optax._covariance import Factor, Shape, leading, to_matrices
+from insgd_optax._covariance import (
+    Factor,
+    Shape,
+    all_finite,
+    leading,
+    to_matrices,
+)
 from insgd_optax._covariance_form import Form
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -138,7 +144,7 @@ def in_input_units(
     inverse = jnp.where(unit > 0, inverse / jnp.clip(unit, least, most), jnp.inf)
     basis = covariance.basis
     result = (inverse,) if basis is None else (basis, inverse)
-    finite = [jnp.isfinite(x).all(axis=tuple(range(lead, x.ndim))) for x in result]
+    finite = [all_finite(x, lead) for x in result]
     return result, jnp.stack(finite).all(axis=0)
 
 

@@ -243,19 +243,17 @@ MUTANTS = {
             "pivot",
             "inverse",
         ),
-        ("constant_values=1", "constant_values=0", "inverse"),
-        (
-            "-jnp.matmul(columns, pivot",
-            "jnp.matmul(columns, pivot",
-            "inverse",
-        ),
+        ("below = -_product(", "below = _product(", "inverse"),
+        ("index > k,", "index != k,", "inverse"),
+        ("[across.T, _gram(rest)]", "[across.T, rest]", "inverse"),
         (
             "jnp.where(error[:, None, None] > _CONVERGED, scale, 1)",
             "scale",
             "inverse -k nearly",
         ),
         ("least * (3 - least**2) / 2", "least", "inverse -k halves"),
-        ("zip(members, ", "zip(members[::-1], ", "inverse -k batches"),
+        ("zip(members, ", "zip(members[::-1], ", "inverse -k group"),
+        ("total + x.size > most", "x.size > most", "inverse -k limited"),
     ],
     "insgd_optax/_covariance_link": [
         (

@@ -1,5 +1,7 @@
-"""The inverse of positive definite matrices, by blocks and by Cholesky factors."""
+"""The inverse of positive definite matrices, by products and by LAPACK's factors."""
 
+import functools
+import math
 import re
 
 import jax
@@ -17,14 +19,29 @@ def matrices(size):
     return np.einsum("nri,nrj->nij", rows, rows)
 
 
-@pytest.mark.parametrize("function", [_inverse._by_blocks, _inverse._by_cholesky])
-@pytest.mark.parametrize("size", [1, 5, 64, 65, 130])
+by_halves = functools.partial(_inverse._one_by_one, _inverse._by_halves)
+
+
+@pytest.mark.parametrize("function", [by_halves, _inverse._by_cholesky])
+@pytest.mark.parametrize("size", [1, 5, 48, 49, 131])
 def test_the_inverse_matches_numpy_s(x64, function, size):
     a = matrices(size)
     result = jax.jit(function)(jnp.asarray(a))
     wanted = np.linalg.inv(a)
     scale = np.abs(wanted).max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(result / scale, wanted / scale, atol=1e-10)
+
+
+@pytest.mark.parametrize("function", [by_halves, _inverse._by_cholesky])
+def test_the_inverse_of_few_rows_and_little_damping_is_accurate_in_float32(function):
+    """At a condition number of 10^5, Gauss-Jordan elimination would lose all digits."""
+    rows = 0.5 + np.random.default_rng(0).normal(size=(16, 144))
+    rows *= np.geomspace(1, 0.01, 144)
+    a = np.float32(rows.T @ rows)
+    a += np.float32(1e-3 * np.trace(a) / 144 * np.eye(144))
+    wanted = np.linalg.inv(a.astype(float))
+    (result,) = jax.jit(function)(jnp.asarray(a[None]))
+    assert np.abs(result - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("size", [1, 5, 65])
@@ -75,15 +92,15 @@ def test_the_root_of_nearly_a_multiple_of_the_identity_is_accurate(values):
 @pytest.mark.parametrize(
     "function",
     [
-        _inverse._by_blocks,
+        by_halves,
         _inverse._by_cholesky,
         _inverse.positive_definite_inverse_root,
     ],
 )
-@pytest.mark.parametrize("size", [5, 65])
-def test_the_inverse_of_an_indefinite_matrix_is_not_finite(x64, function, size):
+@pytest.mark.parametrize("size, row", [(5, 0), (100, 0), (100, 99)])
+def test_the_inverse_of_an_indefinite_matrix_is_not_finite(x64, function, size, row):
     good, bad = matrices(size)
-    bad[0, 0] = -1.0
+    bad[row, row] = -1.0
     result = jax.jit(function)(jnp.stack([good, bad]))
     assert jnp.isfinite(result[0]).all()
     assert not jnp.isfinite(result[1]).all()
@@ -97,22 +114,25 @@ def mixed():
     return arrays, [jnp.zeros(s[:-2], arrays[0].dtype) for s in shapes]
 
 
+@pytest.mark.parametrize("most_entries", [math.inf, 100, 0])
 @pytest.mark.parametrize("root", [False, True])
-def test_batches_give_each_matrix_its_inverse(x64, root):
+def test_each_matrix_of_a_group_gets_its_inverse(x64, monkeypatch, root, most_entries):
+    monkeypatch.setattr(_inverse, "_MOST_ENTRIES", most_entries)
     arrays, bounds = mixed()
-    calls = []
-
-    def function(matrices, least):
-        calls.append((matrices.shape, least.shape))
-        return jnp.linalg.inv(matrices)
-
-    inverses = _inverse.in_batches(function, arrays, bounds)
-    assert calls == [((10, 3, 3), (10,)), ((4, 2, 2), (4,))]
-    results = jax.jit(_inverse.invert_all, static_argnums=2)(arrays, bounds, root)
-    for array, inverse, result in zip(arrays, inverses, results, strict=True):
-        np.testing.assert_allclose(inverse, np.linalg.inv(array), rtol=1e-9)
+    results = jax.jit(lambda *given: _inverse.invert_all(*given, root))(arrays, bounds)
+    for array, result in zip(arrays, results, strict=True):
         result = result @ result if root else result
-        np.testing.assert_allclose(result, inverse, rtol=1e-6)
+        np.testing.assert_allclose(result, np.linalg.inv(array), rtol=1e-6)
+
+
+def test_a_group_has_matrices_of_one_size_and_limited_entries():
+    arrays, _ = mixed()  # They have 9, 72, 4, 9 and 12 entries.
+    assert _inverse._groups(arrays, math.inf) == [[0, 1, 3], [2, 4]]
+    assert _inverse._groups(arrays, 81) == [[0, 1], [2, 4], [3]]
+    assert _inverse._groups(arrays, 80) == [[0], [1], [2, 4], [3]]
+    assert _inverse._groups(arrays, 0) == [[0], [1], [2], [3], [4]]
+    # Arrays of two dtypes are not joined.
+    assert _inverse._groups([arrays[0], arrays[0].astype(np.float16)], 99) == [[0], [1]]
 
 
 def test_an_accelerator_factorizes_matrices_of_one_size_at_once():
