@@ -222,7 +222,10 @@ def _inverse_factor(matrix: jax.Array) -> jax.Array:
 
 
 def _inverse_factor_by_rows(matrix: jax.Array) -> jax.Array:
-    """Eliminates below the diagonal, row by row, and applies the same steps to I."""
+    """Eliminates below the diagonal, row by row, and applies the same steps to I.
+
+    The root of a pivot that is not positive makes the result nan or infinite.
+    """
     size = matrix.shape[-1]
     index = jnp.arange(size)[:, None]
 
@@ -230,7 +233,6 @@ def _inverse_factor_by_rows(matrix: jax.Array) -> jax.Array:
         row = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=0)
         column = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=1)
         pivot = jax.lax.dynamic_slice_in_dim(row, k, 1, axis=1)
-        pivot = jnp.where(pivot > 0, pivot, jnp.nan)
         a = a - jnp.where(index > k, column / pivot, 0) * row
         return jnp.where(index == k, row * jax.lax.rsqrt(pivot), a)
 

@@ -238,11 +238,7 @@ MUTANTS = {
         ("or every == 1 or", "or", "step -k every_step"),
     ],
     "insgd_optax/_inverse": [
-        (
-            "jnp.where(pivot > 0, pivot, jnp.nan)",
-            "pivot",
-            "inverse",
-        ),
+        ("jax.lax.rsqrt(pivot)", "jax.lax.rsqrt(abs(pivot))", "inverse"),
         ("below = -_product(", "below = _product(", "inverse"),
         ("index > k,", "index != k,", "inverse"),
         ("[across.T, _gram(rest)]", "[across.T, rest]", "inverse"),
