@@ -129,8 +129,8 @@ MUTANTS = {
             "input_covariance -k bfloat16",
         ),
         (
-            "good &= jnp.isfinite(factor)",
-            "good &= (factor == factor)",
+            "return (x - x).sum(",
+            "return (x != x).sum(",
             "input_covariance -k finite",
         ),
         (
