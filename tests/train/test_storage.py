@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import types
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -182,6 +183,15 @@ def test_writes_that_never_began_are_not_warned_of(unraisable, name, warned):
     assert [str(error.exc_value) for error in unraisable] == [
         f"coroutine '{name}' was never awaited"
     ] * warned
+
+
+def test_a_warning_is_not_repeated_after_each_save():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            with orbax_output.silenced(UserError):
+                warnings.warn("deprecated")
+    assert [str(warning.message) for warning in seen] == ["deprecated"]
 
 
 def test_a_run_whose_folder_is_moved_ends_and_can_be_resumed(

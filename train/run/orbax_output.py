@@ -50,7 +50,11 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     orbax.addFilter(hold_back)
     asyncio.addFilter(_is_no_late_error)
     sys.unraisablehook = report
-    warnings.filterwarnings("ignore", _UNBEGUN_WRITE, RuntimeWarning)
+    # Each new filter makes Python repeat the warnings that it shows only once.
+    if all(
+        getattr(each[1], "pattern", None) != _UNBEGUN_WRITE for each in warnings.filters
+    ):
+        warnings.filterwarnings("ignore", _UNBEGUN_WRITE, RuntimeWarning)
     try:
         yield
     except errors:
