@@ -219,7 +219,7 @@ def measured(
             if isinstance(when, bool):
                 return covariance(sample) if when else zeros(sample)
             # Without axes of length 1: a layout that differs only in these would make
-            # XLA copy the arrays, even in a pass that does not measure.
+            # XLA on CPUs copy the arrays, even in a pass that does not measure.
             found = jax.lax.cond(
                 when,
                 lambda x: jax.tree.map(jnp.squeeze, covariance(x)),

@@ -198,7 +198,7 @@ def covariance_link(
                     absent.append(path)
                 else:
                     batch = total(found, forms[path], layer.mass.dtype)
-                    # Without axes of length 1, as in the capture: see there.
+                    # Without axes of length 1, for the reason given in `measured`.
                     factors = tuple(map(jnp.squeeze, batch.factors))
                     totals[path] = batch._replace(factors=factors)
         if absent and missing == "error":

@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The largest matrix that is not halved, chosen by timing.
 _UNDIVIDED = 48
-# On a CPU, matrices that share a program are copied; two or more have at most this
-# many entries.
+# On CPUs, matrices that share a program are first copied into one array, which has at
+# most this many entries unless it holds a single argument.
 _MOST_ENTRIES = 2**21
 # For `positive_definite_inverse_root`, which takes 6 or 7 iterations at a condition
 # number of 20, and about 13 to 17 at 10^7, depending on the size.
@@ -37,8 +37,9 @@ def invert_all(
 ) -> list[jax.Array]:
     """The inverse of each symmetric matrix, or the square root of its inverse.
 
-    Matrices of one size share a program, in which an accelerator inverts all at once,
-    since one alone is too small to occupy it, and a CPU one after the other.
+    Matrices of one size share a program. An accelerator inverts them all at once, since
+    one alone is too small to occupy it. A CPU inverts one after the other, and at most
+    `_MOST_ENTRIES` entries per program.
 
     Args:
         matrices: arrays of shape (..., d, d); d and the number of axes may differ.
@@ -73,7 +74,10 @@ def invert_all(
 
 
 def _groups(matrices: Sequence[jax.Array], most_entries: float) -> list[list[int]]:
-    """The indices of matrices of one size, and of at most so many entries, if two."""
+    """Groups the indices of arrays by matrix size and dtype.
+
+    A group of several arrays has at most `most_entries` entries.
+    """
     found: list[list[int]] = []
     latest: dict[tuple[int, jnp.dtype], tuple[list[int], int]] = {}
     for i, x in enumerate(matrices):
@@ -93,7 +97,7 @@ def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
     Where a matrix is not positive definite, some entries of the result are not finite.
 
     LAPACK's Cholesky factorization can stall for seconds when its threads compete for
-    cores, as in containers. CPUs therefore use one that consists of matrix products.
+    cores, as in containers. CPUs therefore use one that consists mostly of products.
     """
     shape = matrices.shape
     flat = matrices.reshape(-1, *shape[-2:])
@@ -192,7 +196,7 @@ def _by_cholesky(matrices: jax.Array) -> jax.Array:
 
 
 def _one_by_one(function: Callable[..., jax.Array], *batches: jax.Array) -> jax.Array:
-    """Applies a function of one matrix to each, since batches slow down CPUs."""
+    """Applies a function of one matrix to each, as large batches slow down CPUs."""
     if len(batches[0]) == 1:
         return function(*(x[0] for x in batches))[None]
     return jax.lax.map(lambda one: function(*one), batches)
@@ -206,9 +210,9 @@ def _by_halves(matrix: jax.Array) -> jax.Array:
 def _inverse_factor(matrix: jax.Array) -> jax.Array:
     """The inverse of the Cholesky factor L of a matrix L L^T.
 
-    The Schur complement of the first half is computed from the factor. Computed from
-    the inverse of the first half instead, it would lose all digits at a condition
-    number of 10^5 in float32.
+    The Schur complement of the first half is computed from the inverse of its factor.
+    Computed from the inverse of the first half instead, it could lose nearly all digits
+    at a condition number of 10^5 in float32.
     """
     size = matrix.shape[-1]
     if size <= _UNDIVIDED:

@@ -49,7 +49,10 @@ def entry_powers(x: jax.Array, p: float) -> jax.Array:
 
 
 def nan_or_zero(powers: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Returns nan where an entry is nan, since the maximum on CPUs may ignore it."""
+    """Returns nan if an entry along `axes` is nan, else 0.
+
+    It is added to a maximum: on CPUs, XLA's maximum of a large array ignores nan.
+    """
     return jnp.where(jnp.isnan(powers), powers, 0).sum(axis=tuple(axes))
 
 

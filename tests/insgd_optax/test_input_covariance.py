@@ -24,6 +24,7 @@ from insgd_optax import (
     sow_input_covariance,
     whiten_inputs,
 )
+from insgd_optax._covariance import checked
 from tests.insgd_optax.references.input_covariance_reference import Reference
 
 
@@ -400,6 +401,15 @@ def test_singular_covariance_keeps_the_last_inverse_and_is_counted():
         update, g, rtol=1e-6
     )  # no valid inverse yet: the identity
     assert state.failures == 1
+
+
+def test_only_the_stacked_layer_with_nan_is_not_counted():
+    stack = InputCovariance(
+        (jnp.ones((3, 2, 1, 2, 1)).at[1, 0].set(jnp.nan),), jnp.ones(3)
+    )
+    factors, count = checked(stack)
+    np.testing.assert_array_equal(count, [1, 0, 1])
+    np.testing.assert_array_equal(factors[0].sum(axis=(1, 2, 3, 4)), [4, 0, 4])
 
 
 def test_a_failure_is_counted_once_whatever_other_layers_sow():

@@ -1,4 +1,4 @@
-"""The inverse of positive definite matrices, by products and by LAPACK's factors."""
+"""The inverse of positive definite matrices, by products and by factors."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ def test_the_inverse_matches_numpy_s(x64, function, size):
 
 @pytest.mark.parametrize("function", [by_halves, _inverse._by_cholesky])
 def test_the_inverse_of_few_rows_and_little_damping_is_accurate_in_float32(function):
-    """At a condition number of 10^5, Gauss-Jordan elimination would lose all digits."""
+    """Here Gauss-Jordan elimination by blocks would be wrong by 20 percent."""
     rows = 0.5 + np.random.default_rng(0).normal(size=(16, 144))
     rows *= np.geomspace(1, 0.01, 144)
     a = np.float32(rows.T @ rows)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from insgd_optax import capture_input_covariances, capture_input_norms, input_norm
+from insgd_optax._norms import mean_power
 from tests.insgd_optax.references.algorithm1_reference import batch_norm_to_the_p
 
 
@@ -23,6 +24,13 @@ def test_nan_in_an_input_is_nan_in_the_norm(p, shape):
     x = jnp.ones(shape).at[1, 2].set(jnp.nan)
     assert jnp.isnan(input_norm(x, p))
     assert jnp.isposinf(input_norm(jnp.ones(shape).at[1, 2].set(-jnp.inf), p))
+
+
+@pytest.mark.parametrize("p", [2, np.inf])
+def test_nan_stays_in_the_norm_of_its_own_kernel(p):
+    x = jnp.ones((3, 4, 5)).at[1, 2, 3].set(jnp.nan)
+    norms = mean_power(x, p, sum_axes=[2], keep_axes=[0])
+    np.testing.assert_array_equal(jnp.isnan(norms), [False, True, False])
 
 
 @pytest.mark.parametrize("p", [1, 2, np.inf])

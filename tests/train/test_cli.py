@@ -495,7 +495,7 @@ def test_help_and_messages_say_which_optimizers_take_an_option(capsys, monkeypat
     with pytest.raises(SystemExit):
         cli.main(["run", "--help"])
     texts = re.split(r"\n\W*--", capsys.readouterr().out)
-    # Texts call those with any norm INSGD. They leave out the released code.
+    # The texts say INSGD for all its norms, and do not mention insgd-as-released.
     names = set(optimizers.NAMES) - {"insgd-as-released"}
     for option, owners in optimizers.OPTIONS.items():
         dashed = option.replace("_", "-")

@@ -171,7 +171,7 @@ def test_unrelated_output_is_kept(unraisable, caplog):
     "name, warned",
     [("async_serialize_from_host.<locals>.write_fragment", False), ("write", True)],
 )
-def test_writes_that_never_began_are_not_warned_of(unraisable, name, warned):
+def test_writes_that_never_began_are_not_warned_about(unraisable, name, warned):
     async def write():
         pass
 

@@ -27,7 +27,8 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     retrieved; and each write, when it ends, calls an event loop that is already closed.
     So after an error, the filters of these three kinds of messages stay in place: the
     first until the next save, the second until a save succeeds, and the third for good.
-    A fourth one, of Python's warnings about writes that never began, stays in any case.
+    A fourth filter, for Python's warnings about writes that never began, stays in place
+    even without an error.
 
     Args:
         errors: type of the errors that the caller reports.
@@ -83,7 +84,7 @@ def _is_late_call(trace: TracebackType | None) -> bool:
 def _is_no_late_error(record: logging.LogRecord) -> bool:
     """Returns False for messages about errors of Orbax that were never retrieved.
 
-    Those of TensorStore's own threads have no traceback, but name the folder.
+    Those of TensorStore's own threads have no traceback, but name the temporary folder.
     """
     if record.exc_info is None or "was never retrieved" not in record.getMessage():
         return True
