@@ -211,22 +211,24 @@ def measured(
     def value(x: Any, when: bool | jax.Array = when) -> InputCovariance:
         sample, covariance = measure(x)
 
-        def zeros(x: jax.Array) -> InputCovariance:
-            shapes = jax.eval_shape(covariance, x)
-            return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shapes)
-
         with jax.named_scope(COVARIANCE_NAME):
-            if isinstance(when, bool):
-                return covariance(sample) if when else zeros(sample)
+            if when is True:
+                return covariance(sample)
+            shapes = jax.eval_shape(covariance, sample)
+
+            def zeros() -> InputCovariance:
+                return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shapes)
+
+            if when is False:
+                return zeros()
             # Without axes of length 1: a layout that differs only in these would make
             # XLA on CPUs copy the arrays, even in a pass that does not measure.
             found = jax.lax.cond(
                 when,
                 lambda x: jax.tree.map(jnp.squeeze, covariance(x)),
-                lambda x: jax.tree.map(jnp.squeeze, zeros(x)),
+                lambda _: jax.tree.map(jnp.squeeze, zeros()),
                 sample,
             )
-            shapes = jax.eval_shape(covariance, sample)
             return jax.tree.map(lambda y, like: y.reshape(like.shape), found, shapes)
 
     arrays = (x,) if isinstance(when, bool) else (x, when)

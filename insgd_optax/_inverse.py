@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from insgd_optax._grouping import grouped
+
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The largest matrix that is not halved, chosen by timing.
 _UNDIVIDED = 48
@@ -41,6 +43,8 @@ def invert_all(
     one alone is too small to occupy it. A CPU inverts one after the other, and at most
     `_MOST_ENTRIES` entries per program.
 
+    Where a matrix is not positive definite, some entries of the result are not finite.
+
     Args:
         matrices: arrays of shape (..., d, d); d and the number of axes may differ.
         least: lower bounds on the eigenvalues, of shapes (...).
@@ -48,65 +52,42 @@ def invert_all(
     """
 
     def inverted(
-        matrices: list[jax.Array], least: list[jax.Array], most_entries: float
+        matrices: list[jax.Array],
+        least: list[jax.Array],
+        function: Callable[..., jax.Array],
+        most_entries: float,
     ) -> list[jax.Array]:
         results = list(matrices)
         for members in _groups(matrices, most_entries):
             flat = [matrices[i].reshape(-1, *matrices[i].shape[-2:]) for i in members]
-            together = jnp.concatenate(flat)
+            batches = [jnp.concatenate(flat)]
             if root:
-                bounds = jnp.concatenate([least[i].reshape(-1) for i in members])
-                together = positive_definite_inverse_root(together, bounds)
-            else:
-                together = positive_definite_inverse(together)
+                bounds = [least[i].reshape(-1) for i in members]
+                batches.append(jnp.concatenate(bounds))
             ends = np.cumsum([len(x) for x in flat])
-            parts = jnp.split(together, ends[:-1])
+            parts = jnp.split(function(*batches), ends[:-1])
             for i, part in zip(members, parts, strict=True):
                 results[i] = part.reshape(matrices[i].shape)
         return results
 
+    of_one = positive_definite_inverse_root if root else _by_halves
+    of_all = positive_definite_inverse_root if root else _by_cholesky
     return jax.lax.platform_dependent(
         list(matrices),
         list(least),
-        cpu=functools.partial(inverted, most_entries=_MOST_ENTRIES),
-        default=functools.partial(inverted, most_entries=math.inf),
+        cpu=functools.partial(
+            inverted,
+            function=functools.partial(_one_by_one, of_one),
+            most_entries=_MOST_ENTRIES,
+        ),
+        default=functools.partial(inverted, function=of_all, most_entries=math.inf),
     )
 
 
 def _groups(matrices: Sequence[jax.Array], most_entries: float) -> list[list[int]]:
-    """Groups the indices of arrays by matrix size and dtype.
-
-    A group of several arrays has at most `most_entries` entries.
-    """
-    found: list[list[int]] = []
-    latest: dict[tuple[int, jnp.dtype], tuple[list[int], int]] = {}
-    for i, x in enumerate(matrices):
-        kind = x.shape[-1], x.dtype
-        group, total = latest.get(kind, ([], 0))
-        if not group or total + x.size > most_entries:
-            group, total = [], 0
-            found.append(group)
-        group.append(i)
-        latest[kind] = group, total + x.size
-    return found
-
-
-def positive_definite_inverse(matrices: jax.Array) -> jax.Array:
-    """The inverse of each symmetric matrix of shape (..., d, d).
-
-    Where a matrix is not positive definite, some entries of the result are not finite.
-
-    LAPACK's Cholesky factorization can stall for seconds when its threads compete for
-    cores, as in containers. CPUs therefore use one that consists mostly of products.
-    """
-    shape = matrices.shape
-    flat = matrices.reshape(-1, *shape[-2:])
-    result = jax.lax.platform_dependent(
-        flat,
-        cpu=functools.partial(_one_by_one, _by_halves),
-        default=_by_cholesky,
-    )
-    return result.reshape(shape)
+    """The indices of arrays with one matrix size and dtype together."""
+    kinds = [(x.shape[-1], x.dtype) for x in matrices]
+    return grouped(kinds, [x.size for x in matrices], most_entries)
 
 
 def positive_definite_inverse_root(
@@ -136,20 +117,7 @@ def positive_definite_inverse_root(
     """
     shape = matrices.shape
     flat = matrices.reshape(-1, *shape[-2:])
-    bounds = jnp.broadcast_to(jnp.asarray(least, flat.dtype), shape[:-2]).reshape(-1)
-    result = jax.lax.platform_dependent(
-        flat,
-        bounds,
-        cpu=functools.partial(
-            _one_by_one, lambda matrix, bound: _roots(matrix[None], bound[None])[0]
-        ),
-        default=_roots,
-    )
-    return result.reshape(shape)
-
-
-def _roots(flat: jax.Array, bounds: jax.Array) -> jax.Array:
-    identities = jnp.broadcast_to(jnp.eye(flat.shape[-1], dtype=flat.dtype), flat.shape)
+    identities = jnp.broadcast_to(jnp.eye(shape[-1], dtype=flat.dtype), flat.shape)
     norm = jnp.linalg.norm(flat, axis=(-2, -1), keepdims=True)
     rounding = jnp.finfo(flat.dtype).eps
 
@@ -176,14 +144,15 @@ def _roots(flat: jax.Array, bounds: jax.Array) -> jax.Array:
             now.iterations + 1,
         )
 
-    bounds = jnp.sqrt(jnp.clip(bounds[:, None, None] / norm, rounding, 1))
+    bounds = jnp.broadcast_to(jnp.asarray(least, flat.dtype), shape[:-2])
+    bounds = jnp.sqrt(jnp.clip(bounds.reshape(-1, 1, 1) / norm, rounding, 1))
     infinite = jnp.full(len(flat), jnp.inf, flat.dtype)
     first = _Iterate(
         flat / norm, identities, bounds, infinite, infinite, jnp.zeros((), int)
     )
     last = jax.lax.while_loop(goes_on, iterate, first)
     good = (last.error <= _CONVERGED)[:, None, None]
-    return jnp.where(good, last.z / jnp.sqrt(norm), jnp.nan)
+    return jnp.where(good, last.z / jnp.sqrt(norm), jnp.nan).reshape(shape)
 
 
 def _by_cholesky(matrices: jax.Array) -> jax.Array:
@@ -203,7 +172,11 @@ def _one_by_one(function: Callable[..., jax.Array], *batches: jax.Array) -> jax.
 
 
 def _by_halves(matrix: jax.Array) -> jax.Array:
-    """Inverts one matrix by way of its Cholesky factor, mostly in matrix products."""
+    """Inverts one matrix by way of its Cholesky factor, mostly in matrix products.
+
+    LAPACK's Cholesky factorization can stall for seconds when its threads compete for
+    cores, as in containers.
+    """
     return _gram(_inverse_factor(matrix))
 
 

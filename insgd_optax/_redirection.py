@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from insgd_optax import _whitening
 from insgd_optax._covariance_form import Form
 from insgd_optax._covariance_state import LayerCovariance, form_of_state
+from insgd_optax._grouping import grouped
 from insgd_optax._norms import wider
 from insgd_optax._paths import Path
 
@@ -60,19 +61,13 @@ def redirected(
 
 def groups(pairs: Sequence[Pair], forms: Sequence[Form]) -> list[list[int]]:
     """The indices of small weights of one form together, and of others alone."""
-    found: list[list[int]] = []
-    latest: dict[Any, tuple[list[int], int]] = {}
-    for i, (pair, form) in enumerate(zip(pairs, forms, strict=True)):
-        leaves = jax.tree.leaves(pair)
-        kind = (form, *(x.dtype for x in leaves))
-        entries = sum(x.size for x in leaves)
-        group, total = latest.get(kind, ([], 0))
-        if not group or total + entries > MAX_ENTRIES:
-            group, total = [], 0
-            found.append(group)
-        group.append(i)
-        latest[kind] = group, total + entries
-    return found
+    leaves = [jax.tree.leaves(pair) for pair in pairs]
+    kinds = [
+        (form, *(x.dtype for x in arrays))
+        for form, arrays in zip(forms, leaves, strict=True)
+    ]
+    entries = [sum(x.size for x in arrays) for arrays in leaves]
+    return grouped(kinds, entries, MAX_ENTRIES)
 
 
 def one_by_one(pairs: Sequence[Pair], form: Form, preserve_norm: bool) -> list[Result]:

@@ -7,13 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from insgd_optax._covariance import (
-    Factor,
-    Shape,
-    all_finite,
-    leading,
-    to_matrices,
-)
+from insgd_optax._covariance import Factor, Shape, all_finite, leading, to_matrices
 from insgd_optax._covariance_form import Form
 
 _HIGHEST = jax.lax.Precision.HIGHEST

@@ -216,8 +216,7 @@ MUTANTS = {
         ),
         ("jax.lax.stop_gradient", "", "redirection -k differentiable"),
         ("zip(updates, cosines", "zip(updates[::-1], cosines", "redirection"),
-        ("kind = (form, *", "kind = (form.kernel, *", "redirection -k groups"),
-        ("total + entries >", "total >", "redirection -k limited"),
+        ("(form, *(x.dtype", "(form.kernel, *(x.dtype", "redirection -k groups"),
     ],
     "insgd_optax/_whitening": [
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
@@ -249,7 +248,10 @@ MUTANTS = {
         ),
         ("least * (3 - least**2) / 2", "least", "inverse -k halves"),
         ("zip(members, ", "zip(members[::-1], ", "inverse -k group"),
-        ("total + x.size > most", "x.size > most", "inverse -k limited"),
+    ],
+    "insgd_optax/_grouping": [
+        ("total + size > most", "size > most", "inverse -k limited"),
+        ("total + size > most", "total > most", "redirection -k limited"),
     ],
     "insgd_optax/_covariance_link": [
         (

@@ -1,4 +1,4 @@
-"""The inverse of positive definite matrices, by products and by factors."""
+"""The inverse of positive definite matrices, on CPUs and accelerators, and its root."""
 
 import functools
 import math
