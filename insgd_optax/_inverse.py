@@ -15,11 +15,11 @@ from insgd_optax._grouping import grouped
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The largest matrix that is not halved, chosen by timing.
 _UNDIVIDED = 48
-# On CPUs, matrices that share a program are first copied into one array, which has at
+# On CPUs, matrices that share a loop are first copied into one array, which has at
 # most this many entries unless it holds a single argument.
 _MOST_ENTRIES = 2**21
 # For `positive_definite_inverse_root`, which takes 6 or 7 iterations at a condition
-# number of 20, and about 13 to 17 at 10^7, depending on the size.
+# number of 20 (12 without a bound), and about 13 to 17 at 10^7, depending on the size.
 _MOST_ITERATIONS = 40
 # Convergence is quadratic where the norm of (I - Z Y) / 2 does not exceed this.
 _CONVERGED = 0.01
@@ -39,9 +39,10 @@ def invert_all(
 ) -> list[jax.Array]:
     """The inverse of each symmetric matrix, or the square root of its inverse.
 
-    Matrices of one size share a program. An accelerator inverts them all at once, since
-    one alone is too small to occupy it. A CPU inverts one after the other, and at most
-    `_MOST_ENTRIES` entries per program.
+    Matrices of one size and dtype are joined in one batch. An accelerator inverts a
+    batch at once, since one matrix alone is too small to occupy it. A CPU inverts them
+    one after the other, in a loop per batch; there, a batch of several arrays has at
+    most `_MOST_ENTRIES` entries.
 
     Where a matrix is not positive definite, some entries of the result are not finite.
 

@@ -20,7 +20,7 @@ def test_matches_the_reference(p):
 @pytest.mark.parametrize("p", [1, 2, 3, np.inf])
 @pytest.mark.parametrize("shape", [(2, 3), (128, 784)])
 def test_nan_in_an_input_is_nan_in_the_norm(p, shape):
-    """The maximum of a large array ignores nan on CPUs."""
+    """XLA's own maximum of a large array ignores nan on CPUs."""
     x = jnp.ones(shape).at[1, 2].set(jnp.nan)
     assert jnp.isnan(input_norm(x, p))
     assert jnp.isposinf(input_norm(jnp.ones(shape).at[1, 2].set(-jnp.inf), p))

@@ -18,17 +18,17 @@ _UNBEGUN_WRITE = r"coroutine 'async_serialize_from_host\b.*' was never awaited"
 
 @contextlib.contextmanager
 def silenced(errors: type[BaseException]) -> Iterator[None]:
-    """Within this context, Orbax prints nothing about errors that the body raises.
+    """Within this context, Orbax prints nothing about one of `errors` that is raised.
 
     What its threads log is held back, and dropped if the body raises one of `errors`.
 
-    After an error, Orbax may still be writing other arrays when the body has ended. The
-    threads of these writes log their errors; asyncio logs that these errors were never
-    retrieved; and each write, when it ends, calls an event loop that is already closed.
-    So after an error, the filters of these three kinds of messages stay in place: the
-    first until the next save, the second until a save succeeds, and the third for good.
-    A fourth filter, for Python's warnings about writes that never began, stays in place
-    even without an error.
+    After such an error, Orbax may still be writing other arrays when the body has
+    ended. The threads of these writes log their errors; asyncio logs that these errors
+    were never retrieved; and each write, when it ends, calls an event loop that is
+    already closed. So after such an error, the filters of these three kinds of messages
+    stay in place: the first until the next save, the second until a save succeeds, and
+    the third for good. A fourth filter, for Python's warnings about writes that never
+    began, stays in place even without an error.
 
     Args:
         errors: type of the errors that the caller reports.
