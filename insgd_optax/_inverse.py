@@ -16,7 +16,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 # The largest matrix that is not halved, chosen by timing.
 _UNDIVIDED = 48
 # On CPUs, matrices that share a loop are first copied into one array, which has at
-# most this many entries unless it holds a single argument.
+# most this many entries unless it is a copy of a single array.
 _MOST_ENTRIES = 2**21
 # For `positive_definite_inverse_root`, which takes 6 or 7 iterations at a condition
 # number of 20 (12 without a bound), and about 13 to 17 at 10^7, depending on the size.
