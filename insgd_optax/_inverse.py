@@ -14,15 +14,31 @@ from insgd_optax._grouping import grouped
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The largest matrix that is not halved, chosen by timing.
-_UNDIVIDED = 48
+_UNDIVIDED = 96
 # On CPUs, matrices that share a loop are first copied into one array, which has at
 # most this many entries unless it is a copy of a single array.
 _MOST_ENTRIES = 2**21
-# For `positive_definite_inverse_root`, which takes 6 or 7 iterations at a condition
-# number of 20 (12 without a bound), and about 13 to 17 at 10^7, depending on the size.
+# For `positive_definite_inverse_root`, which takes 5 to 7 iterations at a condition
+# number of 20 (up to 12 without a bound), and about 13 to 17 at 10^7, depending on the
+# size and the eigenvalues.
 _MOST_ITERATIONS = 40
 # Convergence is quadratic where the norm of (I - Z Y) / 2 does not exceed this.
 _CONVERGED = 0.01
+
+
+class _Block(NamedTuple):
+    """A lower triangular matrix, and its inverse."""
+
+    lower: jax.Array
+    inverse: jax.Array
+
+
+class _Halves(NamedTuple):
+    """A lower triangular matrix as its two halves on the diagonal and the one below."""
+
+    first: "_Block | _Halves"
+    below: jax.Array
+    rest: "_Block | _Halves"
 
 
 class _Iterate(NamedTuple):
@@ -178,44 +194,67 @@ def _by_halves(matrix: jax.Array) -> jax.Array:
     LAPACK's Cholesky factorization can stall for seconds when its threads compete for
     cores, as in containers.
     """
-    return _gram(_inverse_factor(matrix))
+    return _gram(_inverse_of_factor(_factor(matrix)))
 
 
-def _inverse_factor(matrix: jax.Array) -> jax.Array:
-    """The inverse of the Cholesky factor L of a matrix L L^T.
-
-    The Schur complement of the first half is computed from the inverse of its factor.
-    Computed from the inverse of the first half instead, it could lose nearly all digits
-    at a condition number of 10^5 in float32.
-    """
+def _factor(matrix: jax.Array) -> _Block | _Halves:
+    """The Cholesky factor L of a matrix L L^T."""
     size = matrix.shape[-1]
     if size <= _UNDIVIDED:
-        return _inverse_factor_by_rows(matrix)
+        return _factor_by_rows(matrix)
     half = size // 2
-    first = _inverse_factor(matrix[:half, :half])
-    below = _product(matrix[half:, :half], first.T)
-    rest = _inverse_factor(matrix[half:, half:] - _product(below, below.T))
-    below = -_product(rest, _product(below, first))
-    return jnp.block([[first, jnp.zeros_like(below.T)], [below, rest]])
+    first = _factor(matrix[:half, :half])
+    below = _times_transposed_inverse(matrix[half:, :half], first)
+    rest = _factor(matrix[half:, half:] - _product(below, below.T))
+    return _Halves(first, below, rest)
 
 
-def _inverse_factor_by_rows(matrix: jax.Array) -> jax.Array:
-    """Eliminates below the diagonal, row by row, and applies the same steps to I.
+def _factor_by_rows(matrix: jax.Array) -> _Block:
+    """Computes a row of L^T and of L^-1 at a time, by substitution.
 
-    The root of a pivot that is not positive makes the result nan or infinite.
+    The root of a pivot that is not positive makes the results nan or infinite.
     """
     size = matrix.shape[-1]
-    index = jnp.arange(size)[:, None]
+    index = jnp.arange(size)
 
-    def eliminate(k: jax.Array, a: jax.Array) -> jax.Array:
-        row = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=0)
-        column = jax.lax.dynamic_slice_in_dim(a, k, 1, axis=1)
-        pivot = jax.lax.dynamic_slice_in_dim(row, k, 1, axis=1)
-        a = a - jnp.where(index > k, column / pivot, 0) * row
-        return jnp.where(index == k, row * jax.lax.rsqrt(pivot), a)
+    def substitute(k: jax.Array, rows: jax.Array) -> jax.Array:
+        # The rows before k are those of [L^T, L^-1], the others those of [M, I].
+        column = jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
+        row = jax.lax.dynamic_index_in_dim(rows, k, keepdims=False)
+        row -= _product(jnp.where(index < k, column, 0), rows)
+        pivot = jax.lax.dynamic_index_in_dim(row, k, keepdims=False)
+        row *= jax.lax.rsqrt(pivot)
+        return jax.lax.dynamic_update_index_in_dim(rows, row, k, axis=0)
 
     both = jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1)
-    return jax.lax.fori_loop(0, size, eliminate, both)[:, size:]
+    rows = jax.lax.fori_loop(0, size, substitute, both)
+    return _Block(jnp.tril(rows[:, :size].T), rows[:, size:])
+
+
+def _times_transposed_inverse(a: jax.Array, factor: _Block | _Halves) -> jax.Array:
+    """A L^-T, by substitution of blocks.
+
+    A product with the inverse of a block is corrected by its residual. Without this,
+    the factorization of a matrix could fail at a condition number of 10^6 in float32.
+    """
+    if isinstance(factor, _Block):
+        result = _product(a, factor.inverse.T)
+        residual = a - _product(result, factor.lower.T)
+        return result + _product(residual, factor.inverse.T)
+    half = factor.below.shape[-1]
+    first = _times_transposed_inverse(a[:, :half], factor.first)
+    rest = a[:, half:] - _product(first, factor.below.T)
+    rest = _times_transposed_inverse(rest, factor.rest)
+    return jnp.concatenate([first, rest], axis=1)
+
+
+def _inverse_of_factor(factor: _Block | _Halves) -> jax.Array:
+    if isinstance(factor, _Block):
+        return factor.inverse
+    first = _inverse_of_factor(factor.first)
+    rest = _inverse_of_factor(factor.rest)
+    below = -_product(rest, _product(factor.below, first))
+    return jnp.block([[first, jnp.zeros_like(below.T)], [below, rest]])
 
 
 def _gram(factor: jax.Array) -> jax.Array:

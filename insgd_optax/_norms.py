@@ -85,7 +85,8 @@ def mean_power(
         return jnp.mean(largest, axis=axes) + nan_or_zero(powers, axes)
     # A float, since JAX takes no integers beyond 2^31.
     count = float(np.prod([powers.shape[a] for a in rest], dtype=np.int64))
-    # One sum over all axes: XLA then reads x once and keeps nothing of it.
+    # One sum over all axes but `keep_axes`: XLA then reads x once and keeps nothing
+    # of it.
     return jnp.sum(powers, axis=(*rest, *sum_axes)) / count
 
 

@@ -239,7 +239,23 @@ MUTANTS = {
     "insgd_optax/_inverse": [
         ("jax.lax.rsqrt(pivot)", "jax.lax.rsqrt(abs(pivot))", "inverse"),
         ("below = -_product(", "below = _product(", "inverse"),
-        ("index > k,", "index != k,", "inverse"),
+        ("index < k,", "index != k,", "inverse"),
+        (
+            "return result + _product(residual, factor.inverse.T)",
+            "return result",
+            "inverse -k few_rows",
+        ),
+        (
+            "most_entries=_MOST_ENTRIES",
+            "most_entries=math.inf",
+            "inverse -k one_by_one",
+        ),
+        (
+            "jax.lax.map(lambda one: function(*one), batches)",
+            "jax.vmap(function)(*batches)",
+            "inverse -k one_by_one",
+        ),
+        ("concatenate(bounds)", "concatenate(bounds[::-1])", "inverse -k its_bound"),
         ("[across.T, _gram(rest)]", "[across.T, rest]", "inverse"),
         (
             "jnp.where(error[:, None, None] > _CONVERGED, scale, 1)",

@@ -113,11 +113,19 @@ def test_an_error_of_orbax_is_printed_once(tmp_path, caplog, size):
 def test_a_late_error_of_a_native_thread_is_not_printed(caplog):
     with pytest.raises(UserError), orbax_output.silenced(UserError):
         raise UserError()
-    for folder in ["run/checkpoints/1.orbax-checkpoint-tmp", "elsewhere"]:
+    temporary = "run/checkpoints/1.orbax-checkpoint-tmp"
+    for message, folder in [
+        ("exception was never retrieved", temporary),
+        ("exception was never retrieved", "run/orbax-checkpoints"),
+        ("exception was retrieved", temporary),
+    ]:
         error = ValueError(f"Failed writing: {folder}")
-        logging.getLogger("asyncio").error("was never retrieved", exc_info=error)
-    (record,) = caplog.records
-    assert str(record.exc_info[1]) == "Failed writing: elsewhere"
+        logging.getLogger("asyncio").error(message, exc_info=error)
+    shown = [(r.getMessage(), str(r.exc_info[1])) for r in caplog.records]
+    assert shown == [
+        ("exception was never retrieved", "Failed writing: run/orbax-checkpoints"),
+        ("exception was retrieved", f"Failed writing: {temporary}"),
+    ]
 
 
 def test_unrelated_output_is_kept(unraisable, caplog):
@@ -169,18 +177,23 @@ def test_unrelated_output_is_kept(unraisable, caplog):
 
 @pytest.mark.parametrize(
     "name, warned",
-    [("async_serialize_from_host.<locals>.write_fragment", False), ("another", True)],
+    [
+        ("async_serialize_from_host.<locals>.write_fragment", False),
+        ("async_serialize_from_hosts", True),
+        ("another", True),
+    ],
 )
+@pytest.mark.parametrize("error", [UserError, TypeError])
 def test_only_writes_of_orbax_that_never_began_are_not_warned_about(
-    unraisable, name, warned
+    unraisable, name, warned, error
 ):
     async def write():
         pass
 
     write.__qualname__ = name
-    with pytest.raises(UserError), orbax_output.silenced(UserError):
+    with pytest.raises(error), orbax_output.silenced(UserError):
         coroutine = write()
-        raise UserError()
+        raise error()
     del coroutine  # Warnings are errors here, which a destructor cannot raise.
     assert [str(error.exc_value) for error in unraisable] == [
         f"coroutine '{name}' was never awaited"

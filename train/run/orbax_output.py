@@ -27,8 +27,9 @@ def silenced(errors: type[BaseException]) -> Iterator[None]:
     were never retrieved; and each write, when it ends, calls an event loop that is
     already closed. So after such an error, the filters of these three kinds of messages
     stay in place: the first until the next save, the second until a save succeeds, and
-    the third for good. A fourth filter, for Python's warnings about writes that never
-    began, stays in place even without an error.
+    the third for good. After any other error, the second and the third stay in place,
+    too. A fourth filter, for Python's warnings about writes that never began, stays in
+    place even without an error.
 
     Args:
         errors: type of the errors that the caller reports.
