@@ -68,7 +68,7 @@ PARSER = [
     ("-lr 3", 2, "has no option -lr. Did you mean --learning-rate?"),
     ("--batch 8", 2, "Did you mean --batch-norm or --batch-size?"),
     ("--no-batchnorm", 2, "Did you mean --no-batch-norm?"),
-    ("--seeds 3", 2, "Did you mean --seed? It is an option of table, compare, sweep"),
+    ("--seeds 3", 2, "Did you mean --seed? --seeds is an option of table, compare"),
     ("--resume /nowhere --lr 3", 2, "Did you mean --learning-rate?"),
     ("--colour red", 2, "no option --colour. All options: python -m train run --help"),
     ("comapre", 2, "no command 'comapre'. Did you mean compare?"),
