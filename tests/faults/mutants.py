@@ -235,6 +235,10 @@ MUTANTS = {
     "train/training/step": [
         ("% every == 0", "% every == 1", "step -k single_conditional"),
         ("or every == 1 or", "or", "step -k every_step"),
+        ("at(0 if captures else 1)", "at(0)", "compiled -k program_of_its_own"),
+    ],
+    "train/training/in_memory": [
+        ("if num_steps == 1 else None", "", "compiled -k program_of_its_own"),
     ],
     "insgd_optax/_inverse": [
         ("jax.lax.rsqrt(pivot)", "jax.lax.rsqrt(abs(pivot))", "inverse"),

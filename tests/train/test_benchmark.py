@@ -10,6 +10,7 @@ import pytest
 import models
 from train import cli
 from train.benchmark import device_peaks, measure, operations
+from train.benchmark.workload import Workload
 from train.training import in_memory
 
 from .tiny_cnn import TinyCNN
@@ -89,6 +90,22 @@ def test_another_optimizer_is_compared_with_sgd(benchmark, capsys):
     kernels = sum(4 * (2 * inputs**2 + 2) for inputs in (27, 64))
     assert state["lms-newton"] - state["sgd"] == kernels + 4 + 4
     assert "lms-newton / SGD" in capsys.readouterr().out
+
+
+def test_steps_that_capture_have_a_program_of_their_own(benchmark):
+    captures = []
+
+    class Recorded(dict):
+        def __getitem__(self, which):
+            captures.append(which)
+            return super().__getitem__(which)
+
+    stepper = measure.Stepper(Workload("custom_cnn", (), 8, "float32"), 8, "lms-newton")
+    vars(stepper)["_compiled"] = Recorded(stepper._compiled)
+    run = stepper.run_from(stepper.state, 6)
+    run(1)
+    run(1)
+    assert captures == [True, *9 * [False], True, False]
 
 
 def test_an_axis_is_measured_and_results_are_not_overwritten(benchmark, capsys):

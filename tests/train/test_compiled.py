@@ -1,5 +1,6 @@
 """The compiled training program: nothing leaves the device while it runs."""
 
+import re
 import types
 
 import jax
@@ -45,12 +46,9 @@ def test_one_conditional_gives_the_same_steps_on_several_devices(experiment):
     found = {}
     for strategy in ("jit", "mesh", "pmap", "shard_map"):
         chunks = experiment(
-            parallel=strategy, chunk_steps=1, optimizer="lms-newton", covariance_every=2
+            parallel=strategy, optimizer="lms-newton", covariance_every=2
         )
-        progress = chunks.start()
-        for step in range(3):
-            progress = chunks.train_chunk(progress, step, 1)
-        state, metric_sums = progress
+        state, metric_sums = chunks.train_chunk(chunks.start(), 0, 3)
         found[strategy] = jax.device_get((state.params, metric_sums["loss"]))
     one = found.pop("jit")
     for state in found.values():
@@ -61,10 +59,33 @@ def test_one_conditional_gives_the_same_steps_on_several_devices(experiment):
         )
 
 
-def chunk_program(experiment, progress, num_steps):
+def test_a_single_step_with_a_capture_has_a_program_of_its_own(experiment):
+    """Without conditionals; it gives the same steps."""
+    one = experiment(parallel="jit", optimizer="lms-newton", covariance_every=2)
+    trainer, progress = one._trainer, one.start()
+    capturing, other = (
+        chunk_program(one, progress, 1, captures).compile().as_text()
+        for captures in (True, False)
+    )
+    assert not re.search(r"\bconditional\(", capturing + other)
+    assert capturing.count(" dot(") > other.count(" dot(")
+
+    whole = jax.device_get(one.train_chunk(one.start(), 0, 3))
+    made = trainer._chunk_program.cache_info().currsize
+    for step in range(3):
+        progress = one.train_chunk(progress, step, 1)
+    assert trainer._chunk_program.cache_info().currsize == made
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.device_get(progress.state.params),
+        whole.state.params,
+    )
+
+
+def chunk_program(experiment, progress, num_steps, captures=None):
     """The lowered program of a chunk of the first epoch."""
     trainer = experiment._trainer
-    program = trainer._chunk_program(num_steps)
+    program = trainer._chunk_program(num_steps, captures)
     return program.lower(*progress, trainer._order(0), *trainer._train)
 
 

@@ -118,20 +118,32 @@ class Stepper:
             )
         )
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
-        step = functools.partial(
-            _steps,
-            step_fn=step_of(optimizer, one_conditional=in_memory.loops_are_fast()),
-            num_steps=self.steps_per_call(),
-        )
-        # Donate the state, as training does.
-        self._lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
+        self._optimizer = optimizer
+        # As in training, which also donates the state.
+        self._lowered = {
+            captures: jax.jit(
+                functools.partial(
+                    _steps,
+                    step_fn=step_of(
+                        optimizer, captures, one_conditional=in_memory.loops_are_fast()
+                    ),
+                    num_steps=self.steps_per_call(),
+                ),
+                donate_argnums=0,
+            ).lower(self.state, self.batch)
+            for captures in {*map(self._captures, range(optimizer.capture_every))}
+        }
+
+    def _captures(self, step: int) -> bool | None:
+        """Returns what the program of the call that starts with a step captures."""
+        return self._optimizer.captures(step) if self.steps_per_call() == 1 else None
 
     @functools.cached_property
-    def _compiled(self) -> jax.stages.Compiled:
-        return self._lowered.compile()
+    def _compiled(self) -> dict[bool | None, jax.stages.Compiled]:
+        return {captures: one.compile() for captures, one in self._lowered.items()}
 
     def compile(self) -> "Stepper":
-        """Compiles the program. Unlike tracing, this can run in several threads."""
+        """Compiles the programs. Unlike tracing, this can run in several threads."""
         _ = self._compiled
         return self
 
@@ -143,21 +155,26 @@ class Stepper:
 
     def run_from(self, state: TrainState, period: int = 1) -> Callable[[int], None]:
         """Returns a function of N that makes N * `period` calls and waits for them."""
+        step = int(state.step)
 
         def run(times: int) -> None:
-            nonlocal state
+            nonlocal state, step
             for _ in range(times * period):
-                state = self._compiled(state, self.batch)
+                state = self._compiled[self._captures(step)](state, self.batch)
+                step += self.steps_per_call()
             jax.block_until_ready(state)
 
         return run
 
     def memory(self) -> Memory:
-        """Returns the memory of the compiled program."""
-        analysis = self._compiled.memory_analysis()
-        assert analysis is not None  # Available on CPUs, GPUs and TPUs.
-        peak = getattr(analysis, "peak_memory_in_bytes", 0)
-        return Memory(analysis.temp_size_in_bytes, peak or None)
+        """Returns the memory of the compiled program that needs the most."""
+        needs = []
+        for program in self._compiled.values():
+            analysis = program.memory_analysis()
+            assert analysis is not None  # Available on CPUs, GPUs and TPUs.
+            peak = getattr(analysis, "peak_memory_in_bytes", 0)
+            needs.append(Memory(analysis.temp_size_in_bytes, peak or None))
+        return max(needs, key=lambda need: need.temporary)
 
     def flops(self) -> float | None:
         """Returns the FLOPs of a step without capture; None if they are not counted."""

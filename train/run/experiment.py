@@ -148,7 +148,8 @@ class Experiment:
         )
         # The user's own code may need concrete learning rates, not tracers.
         own = own_code.is_reference(config.optimizer)
-        step_fn = step_of(
+        make_step = functools.partial(
+            step_of,
             self._optimizer,
             one_conditional=in_memory.loops_are_fast(),
             make_tx=None if own else make_tx,
@@ -156,20 +157,21 @@ class Experiment:
             ema_decay=config.ema_decay,
             axis_name=self._devices.axis_name,
         )
-        numbers = (
+        options = (
+            make_step,
+            self._optimizer.captures,
             config.batch_size,
             self.steps_per_epoch,
             self._run_rng,
             jnp.asarray(config.initial_learning_rate, jnp.float32),
         )
         if isinstance(self._dataset, ImageDataset):
-            return InMemoryTrainer(self._dataset, self._devices, step_fn, *numbers)
+            return InMemoryTrainer(self._dataset, self._devices, *options)
         assert isinstance(self._dataset, StreamedDataset)
         return StreamedTrainer(
             self._dataset,
             self._devices,
-            step_fn,
-            *numbers,
+            *options,
             seed=config.seed,
             num_steps=config.epochs * self.steps_per_epoch,
             num_workers=config.num_data_workers,

@@ -22,7 +22,8 @@ class InMemoryTrainer:
     Args:
         dataset: the dataset, which is copied to the devices.
         devices: strategy for the devices.
-        step_fn: `train_step` with its options bound.
+        make_step: maps `captures` to the train step, see `train.training.step.step_of`.
+        captures: see `train.training.optimizers.Optimizer`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
@@ -33,7 +34,8 @@ class InMemoryTrainer:
         self,
         dataset: ImageDataset,
         devices: Devices,
-        step_fn: TrainStep,
+        make_step: Callable[[bool | None], TrainStep],
+        captures: Callable[[int], bool | None],
         batch_size: int,
         steps_per_epoch: int,
         rng: jax.Array,
@@ -47,12 +49,13 @@ class InMemoryTrainer:
         )
         self._num_samples = dataset.num_train
         self._order = functools.lru_cache(maxsize=1)(self._shuffle)
+        self._captures = captures
         # Each chunk length needs its own program.
         self._chunk_program = functools.cache(
-            lambda num_steps: devices.compile(
+            lambda num_steps, captures: devices.compile(
                 functools.partial(
                     train_chunk,
-                    step_fn=step_fn,
+                    step_fn=make_step(captures),
                     num_steps=num_steps,
                     batch_size=batch_size,
                     steps_per_epoch=steps_per_epoch,
@@ -74,7 +77,8 @@ class InMemoryTrainer:
     ) -> LoopState:
         """See `Experiment.train_chunk`."""
         order = self._order(step // self._steps_per_epoch)
-        program: Program = self._chunk_program(num_steps)
+        captures = self._captures(step) if num_steps == 1 else None
+        program: Program = self._chunk_program(num_steps, captures)
         return program(loop_state.state, loop_state.metric_sums, order, *self._train)
 
     def close(self) -> None:

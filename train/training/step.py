@@ -120,32 +120,41 @@ def train_step(
 
 
 def step_of(
-    optimizer: Optimizer, *, one_conditional: bool, **options: Any
+    optimizer: Optimizer,
+    captures: bool | None = None,
+    *,
+    one_conditional: bool,
+    **options: Any,
 ) -> TrainStep:
     """Binds an optimizer's capture and metrics, and other options, to `train_step`.
 
     Args:
         optimizer: the optimizer.
-        one_conditional: whether a capture that happens in some steps only is decided
-            once per step, between a step compiled with the capture and one compiled
-            without it, instead of in every layer. On a GPU, the host waits for the
-            value of each condition.
+        captures: what `Optimizer.captures` returns for every step that is taken with
+            the result, which then contains no conditional. Default: each step decides
+            at run time whether it captures.
+        one_conditional: whether this is decided once per step, between a step compiled
+            with the capture and one compiled without it, instead of in every layer. On
+            a GPU, the host waits for the value of each condition.
         **options: further arguments of `train_step`.
     """
     step_fn = functools.partial(
         train_step, extra_metrics=optimizer.extra_metrics, **options
     )
     capture, every = optimizer.capture, optimizer.capture_every
-    if capture is None or every == 1 or not one_conditional:
+    if capture is None or every == 1 or (captures is None and not one_conditional):
         return functools.partial(step_fn, capture=capture)
 
     def at(step: int) -> TrainStep:
         # Given a Python int, the capture is decided while the step is traced.
         return functools.partial(step_fn, capture=lambda _: capture(step))
 
+    if captures is not None:
+        return at(0 if captures else 1)
+
     def step(state: TrainState, *arrays: Any) -> tuple[TrainState, Metrics]:
-        captures = state.step % every == 0
-        return jax.lax.cond(captures, at(0), at(1), state, *arrays)
+        is_due = state.step % every == 0
+        return jax.lax.cond(is_due, at(0), at(1), state, *arrays)
 
     return step
 

@@ -1,13 +1,14 @@
 """Training and evaluation on batches from worker processes that decode images."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 
 from train.data import loader as batches
 from train.data.types import Preprocessing, StreamedDataset
 from train.training import evaluate
-from train.training.parallel import Devices
+from train.training.parallel import Devices, Program
 from train.training.state import LoopState, TrainState
 from train.training.step import TrainStep, advance, of_this_epoch, step_rngs
 
@@ -21,7 +22,8 @@ class StreamedTrainer:
     Args:
         dataset: the dataset.
         devices: strategy for the devices.
-        step_fn: `train_step` with its options bound.
+        make_step: maps `captures` to the train step, see `train.training.step.step_of`.
+        captures: see `train.training.optimizers.Optimizer`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
@@ -38,7 +40,8 @@ class StreamedTrainer:
         self,
         dataset: StreamedDataset,
         devices: Devices,
-        step_fn: TrainStep,
+        make_step: Callable[[bool | None], TrainStep],
+        captures: Callable[[int], bool | None],
         batch_size: int,
         steps_per_epoch: int,
         rng: jax.Array,
@@ -56,15 +59,18 @@ class StreamedTrainer:
         self._num_steps = num_steps
         self._num_workers = num_workers
         self._of_the_run = devices.replicate((rng, learning_rate))
-        self._step_program = devices.compile(
-            functools.partial(
-                train_batch,
-                step_fn=step_fn,
-                steps_per_epoch=steps_per_epoch,
-                preprocessing=dataset.preprocessing,
-            ),
-            donate_state=True,
-            batch_arrays=2,
+        self._captures = captures
+        self._step_program = functools.cache(
+            lambda captures: devices.compile(
+                functools.partial(
+                    train_batch,
+                    step_fn=make_step(captures),
+                    steps_per_epoch=steps_per_epoch,
+                    preprocessing=dataset.preprocessing,
+                ),
+                donate_state=True,
+                batch_arrays=2,
+            )
         )
         self._stream: batches.Stream | None = None
         self._stream_step = 0  # Step of the next batch in the stream.
@@ -79,8 +85,9 @@ class StreamedTrainer:
             self._stream_step = step
         for _ in range(num_steps):
             batch = self._devices.shard_batch(next(self._stream))
+            program: Program = self._step_program(self._captures(self._stream_step))
             self._stream_step += 1
-            loop_state = self._step_program(
+            loop_state = program(
                 loop_state.state, loop_state.metric_sums, *self._of_the_run, *batch
             )
         return loop_state

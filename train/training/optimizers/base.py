@@ -83,6 +83,12 @@ class Optimizer(NamedTuple):
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 
+    def captures(self, step: int) -> bool | None:
+        """Returns whether a step captures; None if all steps do, or none does."""
+        if self.capture is None or self.capture_every == 1:
+            return None
+        return step % self.capture_every == 0
+
 
 # Makes an optimizer from its learning rate, its options and, if known, sown shapes.
 Make = Callable[[LearningRate, OptimizerConfig, SownShapes | None], Optimizer]
