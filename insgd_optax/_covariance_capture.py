@@ -76,7 +76,7 @@ def capture_input_covariances(
     Args:
         when: whether to measure in this pass: a bool, or a traced boolean such as
             `step % 10 == 0`, with which one compiled program serves both cases. A pass
-            that does not measure sows n = 0 at almost no cost.
+            that does not measure sows n = 0, at no cost if `when` is a bool.
         max_rows: the maximum number of input vectors per matrix and call of a layer,
             taken with strides over positions and samples; None for all. Under `pmap`
             and `shard_map` it applies to each device.

@@ -34,7 +34,7 @@ class _Block(NamedTuple):
 
 
 class _Halves(NamedTuple):
-    """A lower triangular matrix as its two halves on the diagonal and the one below."""
+    """A lower triangular matrix as two diagonal blocks and the block below these."""
 
     first: "_Block | _Halves"
     below: jax.Array
@@ -235,7 +235,8 @@ def _times_transposed_inverse(a: jax.Array, factor: _Block | _Halves) -> jax.Arr
     """A L^-T, by substitution of blocks.
 
     A product with the inverse of a block is corrected by its residual. Without this,
-    the factorization of a matrix could fail at a condition number of 10^6 in float32.
+    the inverse of the matrix L L^T would be several times less accurate at a condition
+    number of 10^6 in float32, and could fail at 3 x 10^6.
     """
     if isinstance(factor, _Block):
         result = _product(a, factor.inverse.T)

@@ -237,6 +237,13 @@ MUTANTS = {
         ("or every == 1 or", "or", "step -k every_step"),
         ("at(0 if captures else 1)", "at(0)", "compiled -k program_of_its_own"),
     ],
+    "train/training/streamed": [
+        (
+            "self._captures(self._stream_step)",
+            "self._captures(self._stream_step + 1)",
+            "streamed -k steps_that_capture",
+        ),
+    ],
     "train/training/in_memory": [
         ("if num_steps == 1 else None", "", "compiled -k program_of_its_own"),
     ],

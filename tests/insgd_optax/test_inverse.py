@@ -32,15 +32,15 @@ def test_the_inverse_matches_numpy_s(x64, function, size):
     np.testing.assert_allclose(result / scale, wanted / scale, atol=1e-10)
 
 
-@pytest.mark.parametrize("size, damping", [(144, 1e-3), (400, 1e-4)])
-def test_the_inverse_of_few_rows_and_little_damping_is_accurate(size, damping):
-    """In float32, with condition numbers of 4 x 10^4 and 10^6.
+@pytest.mark.parametrize("size, damping, seed", [(144, 1e-3, 0), (400, 3e-5, 5)])
+def test_the_inverse_of_few_rows_and_little_damping_is_accurate(size, damping, seed):
+    """In float32, with condition numbers of 4 x 10^4 and 3 x 10^6.
 
     Gauss-Jordan elimination by blocks would be wrong by 20 percent in the first case.
-    In the second, products with inverses that are not corrected would lose nearly all
-    digits.
+    In the second, the result would not be finite if products with inverses were not
+    corrected.
     """
-    rows = 0.5 + np.random.default_rng(0).normal(size=(16, size))
+    rows = 0.5 + np.random.default_rng(seed).normal(size=(16, size))
     rows *= np.geomspace(1, 0.01, size)
     a = np.float32(rows.T @ rows)
     a += np.float32(damping * np.trace(a) / size * np.eye(size))
@@ -50,7 +50,7 @@ def test_the_inverse_of_few_rows_and_little_damping_is_accurate(size, damping):
         / np.abs(wanted).max()
         for function in (by_halves, _inverse._by_cholesky)
     )
-    assert error < 2 * error_of_lapack < 0.03
+    assert error < 3 * error_of_lapack < 0.15
 
 
 @pytest.mark.parametrize("size", [1, 5, 65])
@@ -174,7 +174,7 @@ def test_an_accelerator_factorizes_matrices_of_one_size_at_once():
 def test_a_cpu_takes_the_matrices_of_a_group_one_by_one(
     monkeypatch, most_entries, loops
 ):
-    """There is a loop over rows in each group, and one over matrices in larger ones.
+    """Each group has a loop over rows. One of several matrices has one over these, too.
 
     Of the five arrays of `mixed`, three have only one matrix.
     """

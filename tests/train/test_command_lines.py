@@ -69,6 +69,7 @@ PARSER = [
     ("--batch 8", 2, "Did you mean --batch-norm or --batch-size?"),
     ("--no-batchnorm", 2, "Did you mean --no-batch-norm?"),
     ("--seeds 3", 2, "Did you mean --seed? --seeds is an option of table, compare"),
+    ("-seeds=3", 2, "no option -seeds. Did you mean --seed? --seeds is an option of"),
     ("--resume /nowhere --lr 3", 2, "Did you mean --learning-rate?"),
     ("--colour red", 2, "no option --colour. All options: python -m train run --help"),
     ("comapre", 2, "no command 'comapre'. Did you mean compare?"),

@@ -60,7 +60,7 @@ def test_one_conditional_gives_the_same_steps_on_several_devices(experiment):
 
 
 def test_a_single_step_with_a_capture_has_a_program_of_its_own(experiment):
-    """Without conditionals; it gives the same steps."""
+    """It contains no conditional, and takes the same steps."""
     one = experiment(parallel="jit", optimizer="lms-newton", covariance_every=2)
     trainer, progress = one._trainer, one.start()
     capturing, other = (

@@ -121,6 +121,36 @@ def test_each_step_takes_its_normalized_batch(train, prepared, strategy):
     )
 
 
+def test_the_steps_that_capture_are_those_of_the_run(train, prepared):
+    """In a chunk as in single steps, from any step on."""
+    del train  # For its network.
+    config = RunConfig(
+        dataset="imagenet2012",
+        batch_size=BATCH_SIZE,
+        parallel="jit",
+        data_workers=0,
+        optimizer="lms-newton",
+        covariance_every=2,
+    )
+    experiment = Experiment(config, prepared)
+    program, captures = experiment._trainer._step_program, []
+
+    def recorded(which):
+        captures.append(which)
+        return program(which)
+
+    experiment._trainer._step_program = recorded
+    progress = experiment.train_chunk(experiment.start(), 0, 3)
+    assert captures == [True, False, True]
+    again = experiment.train_chunk(experiment.start(), 0, 1)
+    again = experiment.train_chunk(again, 1, 2)
+    experiment.close()
+    assert captures[3:] == [True, False, True]
+    jax.tree.map(
+        np.testing.assert_array_equal, again.state.params, progress.state.params
+    )
+
+
 @pytest.mark.parametrize("strategy", ["jit", "mesh", "pmap", "shard_map"])
 @pytest.mark.parametrize("batch_size", [8, 24])
 def test_scores_are_means_over_all_test_images(

@@ -51,7 +51,7 @@ class StepCost:
         processor_overhead: as `overhead`, in CPU time, which other processes hardly
             affect; None if the CPU is not the device.
         processor_control: `control` in CPU time.
-        memory: memory of the compiled program of one call, by name.
+        memory: memory of the compiled program that needs the most, by name.
         flops: floating-point operations of SGD's step, before XLA's optimizations; None
             if XLA does not count them.
         utilization: `flops` divided by the time of the other optimizer's step, relative
@@ -119,7 +119,7 @@ class Stepper:
         )
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
         self._optimizer = optimizer
-        # As in training, which also donates the state.
+        # As in training: a program for each kind of step, and a donated state.
         self._lowered = {
             captures: jax.jit(
                 functools.partial(
@@ -135,7 +135,7 @@ class Stepper:
         }
 
     def _captures(self, step: int) -> bool | None:
-        """Returns what the program of the call that starts with a step captures."""
+        """Returns `captures` of `step_of` for the call that starts at a step."""
         return self._optimizer.captures(step) if self.steps_per_call() == 1 else None
 
     @functools.cached_property

@@ -58,7 +58,7 @@ def check_and_expand(
             spelled = argument.partition("=")[0]
             raise UserError(
                 f"{command} has no option {spelled}.{_meant(name, types)}"
-                + (f" {spelled} is an option of {', '.join(others)}." if others else "")
+                + (f" --{name} is an option of {', '.join(others)}." if others else "")
                 + f" All options: python -m train {command} --help"
             )
         given.add(field)

@@ -22,8 +22,9 @@ class InMemoryTrainer:
     Args:
         dataset: the dataset, which is copied to the devices.
         devices: strategy for the devices.
-        make_step: maps `captures` to the train step, see `train.training.step.step_of`.
-        captures: see `train.training.optimizers.Optimizer`.
+        make_step: returns the train step for what `captures` returns, see
+            `train.training.step.step_of`.
+        captures: maps a step to whether it captures, see `Optimizer.captures`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
@@ -50,7 +51,7 @@ class InMemoryTrainer:
         self._num_samples = dataset.num_train
         self._order = functools.lru_cache(maxsize=1)(self._shuffle)
         self._captures = captures
-        # Each chunk length needs its own program.
+        # Each chunk length needs its own program, as do single steps with a capture.
         self._chunk_program = functools.cache(
             lambda num_steps, captures: devices.compile(
                 functools.partial(

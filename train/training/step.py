@@ -130,12 +130,12 @@ def step_of(
 
     Args:
         optimizer: the optimizer.
-        captures: what `Optimizer.captures` returns for every step that is taken with
-            the result, which then contains no conditional. Default: each step decides
-            at run time whether it captures.
-        one_conditional: whether this is decided once per step, between a step compiled
-            with the capture and one compiled without it, instead of in every layer. On
-            a GPU, the host waits for the value of each condition.
+        captures: what `Optimizer.captures` returns for each step that is taken with
+            the result, which then contains no conditional. None: if only some steps
+            capture, this is decided at run time.
+        one_conditional: whether a decision at run time is made once per step, between a
+            step compiled with the capture and one compiled without it, instead of in
+            every layer. On a GPU, the host waits for the value of each condition.
         **options: further arguments of `train_step`.
     """
     step_fn = functools.partial(

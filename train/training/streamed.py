@@ -22,8 +22,9 @@ class StreamedTrainer:
     Args:
         dataset: the dataset.
         devices: strategy for the devices.
-        make_step: maps `captures` to the train step, see `train.training.step.step_of`.
-        captures: see `train.training.optimizers.Optimizer`.
+        make_step: returns the train step for what `captures` returns, see
+            `train.training.step.step_of`.
+        captures: maps a step to whether it captures, see `Optimizer.captures`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
