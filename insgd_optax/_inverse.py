@@ -34,7 +34,7 @@ class _Block(NamedTuple):
 
 
 class _Halves(NamedTuple):
-    """A lower triangular matrix as two diagonal blocks and the block below these."""
+    """A lower triangular matrix: two diagonal blocks, and the block below the first."""
 
     first: "_Block | _Halves"
     below: jax.Array

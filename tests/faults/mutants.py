@@ -99,7 +99,7 @@ MUTANTS = {
         (
             "value, jnp.ones_like(power)).astype",
             "value, value).astype",
-            "input_power -k decay_out",
+            "input_power -k zeros",
         ),
         (
             "function(jnp.where(known, power, jnp.ones_like(power)))",

@@ -34,7 +34,7 @@ def test_the_inverse_matches_numpy_s(x64, function, size):
 
 @pytest.mark.parametrize("size, damping, seed", [(144, 1e-3, 0), (400, 3e-5, 5)])
 def test_the_inverse_of_few_rows_and_little_damping_is_accurate(size, damping, seed):
-    """In float32, with condition numbers of 4 x 10^4 and 3 x 10^6.
+    """In float32, with condition numbers of 4 x 10^4 and 4 x 10^6.
 
     Gauss-Jordan elimination by blocks would be wrong by 20 percent in the first case.
     In the second, the result would not be finite if products with inverses were not

@@ -122,7 +122,7 @@ def test_each_step_takes_its_normalized_batch(train, prepared, strategy):
 
 
 def test_the_steps_that_capture_are_those_of_the_run(train, prepared):
-    """In a chunk as in single steps, from any step on."""
+    """A chunk captures in the same steps, whether it starts the run or continues it."""
     del train  # For its network.
     config = RunConfig(
         dataset="imagenet2012",

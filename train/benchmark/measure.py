@@ -131,7 +131,7 @@ class Stepper:
                 ),
                 donate_argnums=0,
             ).lower(self.state, self.batch)
-            for captures in {*map(self._captures, range(optimizer.capture_every))}
+            for captures in set(map(self._captures, range(optimizer.capture_every)))
         }
 
     def _captures(self, step: int) -> bool | None:

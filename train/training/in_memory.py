@@ -22,7 +22,7 @@ class InMemoryTrainer:
     Args:
         dataset: the dataset, which is copied to the devices.
         devices: strategy for the devices.
-        make_step: returns the train step for what `captures` returns, see
+        make_step: makes the train step from the argument `captures` of
             `train.training.step.step_of`.
         captures: maps a step to whether it captures, see `Optimizer.captures`.
         batch_size: batch size over all devices.
@@ -51,7 +51,8 @@ class InMemoryTrainer:
         self._num_samples = dataset.num_train
         self._order = functools.lru_cache(maxsize=1)(self._shuffle)
         self._captures = captures
-        # Each chunk length needs its own program, as do single steps with a capture.
+        # Each chunk length needs its own program; single steps with and without a
+        # capture have one each.
         self._chunk_program = functools.cache(
             lambda num_steps, captures: devices.compile(
                 functools.partial(

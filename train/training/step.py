@@ -130,9 +130,10 @@ def step_of(
 
     Args:
         optimizer: the optimizer.
-        captures: what `Optimizer.captures` returns for each step that is taken with
-            the result, which then contains no conditional. None: if only some steps
-            capture, this is decided at run time.
+        captures: whether the returned step captures, decided while it is traced, so
+            that its layers contain no conditional. It is then used only for steps for
+            which `Optimizer.captures` returns this value. None: decided at run time if
+            only some steps capture.
         one_conditional: whether a decision at run time is made once per step, between a
             step compiled with the capture and one compiled without it, instead of in
             every layer. On a GPU, the host waits for the value of each condition.

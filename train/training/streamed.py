@@ -22,7 +22,7 @@ class StreamedTrainer:
     Args:
         dataset: the dataset.
         devices: strategy for the devices.
-        make_step: returns the train step for what `captures` returns, see
+        make_step: makes the train step from the argument `captures` of
             `train.training.step.step_of`.
         captures: maps a step to whether it captures, see `Optimizer.captures`.
         batch_size: batch size over all devices.
