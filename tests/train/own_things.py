@@ -179,6 +179,21 @@ def insgd_l1(learning_rate=0.05):
     )
 
 
+def newton(learning_rate=0.05):
+    return train.Optimizer(
+        tx=insgd_optax.lms_newton(learning_rate),
+        capture=lambda step: insgd_optax.capture_input_covariances(when=step % 3 == 2),
+        capture_every=3,
+    )
+
+
+def failing_capture(learning_rate=0.05):
+    def capture(step):
+        raise RuntimeError("of my own")
+
+    return train.Optimizer(tx=insgd_optax.insgd(learning_rate), capture=capture)
+
+
 def no_rate():
     return optax.sgd(0.1)
 

@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+import insgd_optax
+import models
 import train
 from tests.docs import ROOT, python_blocks
 from train import cli, own_code
@@ -16,9 +18,12 @@ from train.data import registry
 from train.errors import UserError
 from train.experiments import series
 from train.run import metrics, plots
+from train.run.experiment import Experiment
 from train.run_config import RunConfig
 from train.training import optimizers
 from train.training.optimizers import OptimizerConfig
+
+from .tiny_cnn import TinyCNN
 
 OWN = "tests.train.own_things"
 MINE = ["--model", f"{OWN}:Linear", "--dataset", f"{OWN}:load"]
@@ -98,6 +103,34 @@ def test_a_network_without_train_is_trained_with_a_capture_of_its_own(start, tmp
     assert path.name == "own_things-load-Linear-insgd_l1-lr0.05-batch16-seed0"
     run = train.load_run(path, trust_code=True)
     assert run.predict(registry.load(MINE[3], tmp_path).test.images).shape
+
+
+def test_a_capture_of_ones_own_is_evaluated_in_each_step(monkeypatch, small_dataset):
+    """It happens in steps that a capture of the same period here would leave out."""
+    monkeypatch.setattr(models, "create", lambda name, **options: TinyCNN(**options))
+    config = RunConfig(
+        batch_size=16, parallel="jit", optimizer=f"{OWN}:newton", learning_rate=0.05
+    )
+    experiment = Experiment(config, small_dataset)
+    progress, averaged = experiment.start(), []
+    for step in range(3):
+        progress = experiment.train_chunk(progress, step, 1)
+        condition_numbers = insgd_optax.covariance_condition_numbers(
+            progress.state.opt_state
+        )
+        averaged.append(max(condition_numbers.values()) > 1)
+    assert averaged == [False, False, True]
+
+
+def test_an_exception_of_a_capture_is_attributed_to_its_optimizer(start, tmp_path):
+    status, _, err = start(
+        *MINE,
+        *("--optimizer", f"{OWN}:failing_capture", "--epochs", "1"),
+        *("--batch-size", "16", "--parallel", "jit", "--runs-dir", str(tmp_path)),
+    )
+    assert status == 2
+    assert "RuntimeError: of my own" in err
+    assert f"The capture of the optimizer {OWN}:failing_capture failed" in err
 
 
 @pytest.mark.parametrize("part", ["model", "dataset", "optimizer"])

@@ -69,7 +69,8 @@ class Optimizer(NamedTuple):
         capture: maps the step to a context in which the layers sow statistics of their
             inputs, such as `capture_input_norms()`; None for no statistics.
         capture_every: period of the capture. `capture(step)` may depend on the step
-            only through whether it is divisible by this number.
+            only through whether it is divisible by this number. Optimizers of the
+            user's own have 1, whatever they return: each step evaluates their capture.
         extra_metrics: scalar functions of the optimizer state by name, which are
             averaged over the steps of an epoch.
         diagnostics: maps the optimizer state to arrays by name and weight, whose means

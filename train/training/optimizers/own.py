@@ -13,6 +13,7 @@ import optax
 from train import own_code
 from train.errors import OwnCodeError, UserError
 from train.training.optimizers.base import (
+    Capture,
     LearningRate,
     Make,
     Optimizer,
@@ -70,7 +71,12 @@ def maker(reference: str) -> Make:
                     f"{reference} must return an optax.GradientTransformation, but "
                     f"returned an object of type {type(made).__name__}."
                 )
-            return made._replace(tx=_attributed(reference, made.tx))
+            return made._replace(
+                tx=_attributed(reference, made.tx),
+                capture=made.capture and _attributed_capture(reference, made.capture),
+                # When it captures is the user's own code, so each step asks for it.
+                capture_every=1,
+            )
 
         made = made_with(learning_rate)
         _check_supported(reference, made, lambda: made_with(_at_first(learning_rate)))
@@ -104,6 +110,16 @@ def _attributed(
         return found, state
 
     return optax.with_extra_args_support(type(tx)(init_fn, update_fn))
+
+
+def _attributed_capture(reference: str, capture: Capture) -> Capture:
+    """Attributes exceptions in a call of the capture to the user's own code."""
+
+    def attributed(step: Any) -> contextlib.AbstractContextManager[None]:
+        with own_code.running(f"The capture of the optimizer {reference}"):
+            return capture(step)
+
+    return attributed
 
 
 def _at_first(learning_rate: LearningRate) -> float:
