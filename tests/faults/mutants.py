@@ -244,8 +244,8 @@ MUTANTS = {
             "streamed -k steps_that_capture",
         ),
     ],
-    "train/training/in_memory": [
-        ("if num_steps == 1 else None", "", "compiled -k program_of_its_own"),
+    "train/training/optimizers/base": [
+        (" or num_steps > 1", "", "compiled -k program_of_its_own"),
     ],
     "insgd_optax/_inverse": [
         ("jax.lax.rsqrt(pivot)", "jax.lax.rsqrt(abs(pivot))", "inverse"),

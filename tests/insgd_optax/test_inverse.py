@@ -23,7 +23,7 @@ by_halves = functools.partial(_inverse._one_by_one, _inverse._by_halves)
 
 
 @pytest.mark.parametrize("function", [by_halves, _inverse._by_cholesky])
-@pytest.mark.parametrize("size", [1, 5, 96, 97, 211])
+@pytest.mark.parametrize("size", [1, 5, 48, 49, 96, 97, 131, 211])
 def test_the_inverse_matches_numpy_s(x64, function, size):
     a = matrices(size)
     result = jax.jit(function)(jnp.asarray(a))
@@ -32,9 +32,14 @@ def test_the_inverse_matches_numpy_s(x64, function, size):
     np.testing.assert_allclose(result / scale, wanted / scale, atol=1e-10)
 
 
-@pytest.mark.parametrize("size, damping, seed", [(144, 1e-3, 0), (400, 3e-5, 5)])
-def test_the_inverse_of_few_rows_and_little_damping_is_accurate(size, damping, seed):
-    """In float32, with condition numbers of 4 x 10^4 and 4 x 10^6.
+@pytest.mark.parametrize(
+    "size, damping, seed, most", [(144, 1e-3, 0, 2e-3), (400, 3e-5, 5, 0.05)]
+)
+@pytest.mark.parametrize("function", [by_halves, _inverse._by_cholesky])
+def test_the_inverse_of_few_rows_and_little_damping_is_accurate_in_float32(
+    function, size, damping, seed, most
+):
+    """At condition numbers of 4 x 10^4 and 4 x 10^6.
 
     Gauss-Jordan elimination by blocks would be wrong by 20 percent in the first case.
     In the second, the result would not be finite if products with inverses were not
@@ -45,12 +50,8 @@ def test_the_inverse_of_few_rows_and_little_damping_is_accurate(size, damping, s
     a = np.float32(rows.T @ rows)
     a += np.float32(damping * np.trace(a) / size * np.eye(size))
     wanted = np.linalg.inv(a.astype(float))
-    error, error_of_lapack = (
-        np.abs(jax.jit(function)(jnp.asarray(a[None]))[0] - wanted).max()
-        / np.abs(wanted).max()
-        for function in (by_halves, _inverse._by_cholesky)
-    )
-    assert error < 3 * error_of_lapack < 0.15
+    (result,) = jax.jit(function)(jnp.asarray(a[None]))
+    assert np.abs(result - wanted).max() < most * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("size", [1, 5, 65])

@@ -136,7 +136,7 @@ class Stepper:
 
     def _captures(self, step: int) -> bool | None:
         """Returns `captures` of `step_of` for the call that starts at a step."""
-        return self._optimizer.captures(step) if self.steps_per_call() == 1 else None
+        return self._optimizer.captures(step, self.steps_per_call())
 
     @functools.cached_property
     def _compiled(self) -> dict[bool | None, jax.stages.Compiled]:

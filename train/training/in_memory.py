@@ -24,7 +24,7 @@ class InMemoryTrainer:
         devices: strategy for the devices.
         make_step: makes the train step from the argument `captures` of
             `train.training.step.step_of`.
-        captures: maps a step to whether it captures, see `Optimizer.captures`.
+        captures: see `Optimizer.captures`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
@@ -36,7 +36,7 @@ class InMemoryTrainer:
         dataset: ImageDataset,
         devices: Devices,
         make_step: Callable[[bool | None], TrainStep],
-        captures: Callable[[int], bool | None],
+        captures: Callable[[int, int], bool | None],
         batch_size: int,
         steps_per_epoch: int,
         rng: jax.Array,
@@ -79,7 +79,7 @@ class InMemoryTrainer:
     ) -> LoopState:
         """See `Experiment.train_chunk`."""
         order = self._order(step // self._steps_per_epoch)
-        captures = self._captures(step) if num_steps == 1 else None
+        captures = self._captures(step, num_steps)
         program: Program = self._chunk_program(num_steps, captures)
         return program(loop_state.state, loop_state.metric_sums, order, *self._train)
 

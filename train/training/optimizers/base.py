@@ -84,9 +84,12 @@ class Optimizer(NamedTuple):
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 
-    def captures(self, step: int) -> bool | None:
-        """Returns whether a step captures; None if all steps do, or none does."""
-        if self.capture is None or self.capture_every == 1:
+    def captures(self, step: int, num_steps: int = 1) -> bool | None:
+        """Returns whether a call of one step captures.
+
+        None for a call of several steps, or if all steps capture, or none does.
+        """
+        if self.capture is None or self.capture_every == 1 or num_steps > 1:
             return None
         return step % self.capture_every == 0
 

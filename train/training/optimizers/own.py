@@ -13,7 +13,6 @@ import optax
 from train import own_code
 from train.errors import OwnCodeError, UserError
 from train.training.optimizers.base import (
-    Capture,
     LearningRate,
     Make,
     Optimizer,
@@ -71,9 +70,10 @@ def maker(reference: str) -> Make:
                     f"{reference} must return an optax.GradientTransformation, but "
                     f"returned an object of type {type(made).__name__}."
                 )
+            attributed = own_code.running(f"The capture of the optimizer {reference}")
             return made._replace(
                 tx=_attributed(reference, made.tx),
-                capture=made.capture and _attributed_capture(reference, made.capture),
+                capture=made.capture and attributed(made.capture),
                 # When it captures is the user's own code, so each step asks for it.
                 capture_every=1,
             )
@@ -110,16 +110,6 @@ def _attributed(
         return found, state
 
     return optax.with_extra_args_support(type(tx)(init_fn, update_fn))
-
-
-def _attributed_capture(reference: str, capture: Capture) -> Capture:
-    """Attributes exceptions in a call of the capture to the user's own code."""
-
-    def attributed(step: Any) -> contextlib.AbstractContextManager[None]:
-        with own_code.running(f"The capture of the optimizer {reference}"):
-            return capture(step)
-
-    return attributed
 
 
 def _at_first(learning_rate: LearningRate) -> float:
