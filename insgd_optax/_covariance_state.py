@@ -173,6 +173,11 @@ def next_layers(
         [covariance.matrices for covariance in covariances.values()],
         [covariance.least for covariance in covariances.values()],
         root,
+        # A changes little from one capture to the next.
+        [
+            _whitening.in_units_of(covariances[path], layer.inverse[-1])
+            for path, layer in layers.items()
+        ],
     )
     following, failures = {}, jnp.zeros([], jnp.int32)
     for (path, layer), inverse in zip(layers.items(), inverses, strict=True):

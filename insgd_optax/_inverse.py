@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from insgd_optax._grouping import grouped
+from insgd_optax._refinement import LARGEST_ERROR, refined
+
+Arrays = list[jax.Array]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The largest matrix that is not halved, chosen by timing.
@@ -51,7 +54,10 @@ class _Iterate(NamedTuple):
 
 
 def invert_all(
-    matrices: Sequence[jax.Array], least: Sequence[jax.Array], root: bool
+    matrices: Sequence[jax.Array],
+    least: Sequence[jax.Array],
+    root: bool,
+    guesses: Sequence[jax.Array],
 ) -> list[jax.Array]:
     """The inverse of each symmetric matrix, or the square root of its inverse.
 
@@ -60,45 +66,90 @@ def invert_all(
     one after the other, in a loop per batch; there, a batch of several arrays has at
     most `_MOST_ENTRIES` entries.
 
+    An accelerator factorizes the matrices only where a few steps of Newton's iteration
+    from the guesses do not suffice, since a factorization consists of many operations
+    that are too small for it.
+
     Where a matrix is not positive definite, some entries of the result are not finite.
 
     Args:
         matrices: arrays of shape (..., d, d); d and the number of axes may differ.
         least: lower bounds on the eigenvalues, of shapes (...).
         root: whether to return the roots of the inverses.
+        guesses: symmetric matrices that may be close to the inverses, such as those of
+            similar matrices; unused for roots.
     """
-
-    def inverted(
-        matrices: list[jax.Array],
-        least: list[jax.Array],
-        function: Callable[..., jax.Array],
-        most_entries: float,
-    ) -> list[jax.Array]:
-        results = list(matrices)
-        for members in _groups(matrices, most_entries):
-            flat = [matrices[i].reshape(-1, *matrices[i].shape[-2:]) for i in members]
-            batches = [jnp.concatenate(flat)]
-            if root:
-                bounds = [least[i].reshape(-1) for i in members]
-                batches.append(jnp.concatenate(bounds))
-            ends = np.cumsum([len(x) for x in flat])
-            parts = jnp.split(function(*batches), ends[:-1])
-            for i, part in zip(members, parts, strict=True):
-                results[i] = part.reshape(matrices[i].shape)
-        return results
-
     of_one = positive_definite_inverse_root if root else _by_halves
-    of_all = positive_definite_inverse_root if root else _by_cholesky
+    others = (least,) if root else ()
+
+    def on_cpu(matrices: Arrays, others: tuple[Arrays, ...], _: Arrays) -> Arrays:
+        function = functools.partial(_one_by_one, of_one)
+        return in_batches(function, matrices, *others, most_entries=_MOST_ENTRIES)
+
+    def on_accelerator(
+        matrices: Arrays, others: tuple[Arrays, ...], guesses: Arrays
+    ) -> Arrays:
+        if root:
+            return in_batches(positive_definite_inverse_root, matrices, *others)
+        found = in_batches(refined, matrices, guesses)
+        errors = [error.max() for _, error in found]
+        # A loop of zero or one iterations: see `covariance_link`. An error of nan is
+        # not small.
+        is_far = ~(jnp.stack(errors).max() <= LARGEST_ERROR)
+        return jax.lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (
+                jnp.zeros_like(is_far),
+                in_batches(_by_cholesky, matrices),
+            ),
+            (is_far, [inverse for inverse, _ in found]),
+        )[1]
+
     return jax.lax.platform_dependent(
         list(matrices),
-        list(least),
-        cpu=functools.partial(
-            inverted,
-            function=functools.partial(_one_by_one, of_one),
-            most_entries=_MOST_ENTRIES,
-        ),
-        default=functools.partial(inverted, function=of_all, most_entries=math.inf),
+        tuple(map(list, others)),
+        list(guesses),
+        cpu=on_cpu,
+        default=on_accelerator,
     )
+
+
+def in_batches(
+    function: Callable[..., Any],
+    matrices: Arrays,
+    *others: Arrays,
+    most_entries: float = math.inf,
+) -> list[Any]:
+    """Applies a function to batches of matrices of one size and dtype.
+
+    Args:
+        function: takes an array of shape (n, d, d) and one of shape (n, ...) for each
+            of `others`, and returns arrays of shapes (n, ...).
+        matrices: arrays of shape (..., d, d).
+        *others: for each of these, an array with the same leading axes.
+        most_entries: the most entries of several arrays in one batch.
+    """
+    results = [None] * len(matrices)
+    for members in _groups(matrices, most_entries):
+        stacks = [matrices[i].shape[:-2] for i in members]
+        batches = [
+            jnp.concatenate(
+                [
+                    arrays[i].reshape(-1, *arrays[i].shape[len(stack) :])
+                    for i, stack in zip(members, stacks, strict=True)
+                ]
+            )
+            for arrays in (matrices, *others)
+        ]
+        ends = np.cumsum([math.prod(stack) for stack in stacks])
+        found = function(*batches)
+        for i, stack, end in zip(members, stacks, ends, strict=True):
+            rows = slice(end - math.prod(stack), end)
+            results[i] = jax.tree.map(
+                lambda x, rows=rows, stack=stack: x[rows].reshape(*stack, *x.shape[1:]),
+                found,
+            )
+    return results
 
 
 def _groups(matrices: Sequence[jax.Array], most_entries: float) -> list[list[int]]:

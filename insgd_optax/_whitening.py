@@ -107,6 +107,11 @@ def damped(
     return Damped(result, least, unit, basis)
 
 
+def in_units_of(covariance: Damped, inverse: jax.Array) -> jax.Array:
+    """Undoes `in_input_units` for the units of another covariance."""
+    return inverse * leading(covariance.unit, inverse.ndim)
+
+
 def in_input_units(
     form: Form, covariance: Damped, inverse: jax.Array, root: bool
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
