@@ -57,13 +57,23 @@ class RunsConfig(SeriesConfig):
 def train(config, dataset):
     """Trains one run; returns the metrics of its epochs."""
     rows = []
+
+    def on_epoch(loop_state, row):
+        rows.append(row)
+        print(
+            f"{config.optimizer}, seed {config.seed}, epoch {len(rows)}: "
+            f"{row['test_top1']:.2%}, loss {row['train_loss']:.4f}, "
+            f"{row['seconds']:.2f} s",
+            flush=True,
+        )
+
     experiment = Experiment(config, dataset)
     loop.fit(
         experiment,
         experiment.start(),
         config.epochs,
         stopped=lambda: False,
-        on_epoch=lambda loop_state, row: rows.append(row),
+        on_epoch=on_epoch,
         on_divergence=lambda step: print(f"{config.optimizer} diverged in step {step}"),
     )
     return rows

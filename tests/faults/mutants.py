@@ -205,16 +205,10 @@ MUTANTS = {
     ],
     "insgd_optax/_redirection": [
         (
-            "return x / largest, largest",
-            "return x, jnp.ones_like(largest)",
-            "input_covariance -k tiny",
-        ),
-        (
             "(ratio if preserve_norm else stretch)",
             "ratio",
             "input_covariance -k reference",
         ),
-        ("jax.lax.stop_gradient", "", "redirection -k differentiable"),
         ("zip(updates, cosines", "zip(updates[::-1], cosines", "redirection"),
         ("(form, *(x.dtype", "(form.kernel, *(x.dtype", "redirection -k groups"),
     ],
@@ -233,19 +227,24 @@ MUTANTS = {
         ),
     ],
     "train/training/step": [
-        ("% every == 0", "% every == 1", "step -k single_conditional"),
-        ("or every == 1 or", "or", "step -k every_step"),
-        ("at(0 if captures else 1)", "at(0)", "compiled -k program_of_its_own"),
+        ("0 if captures else 1", "0", "compiled -k no_step_decides"),
+    ],
+    "train/training/chunk": [
+        ("step % period == 0", "step % period == 1", "chunk"),
+        ("min(-step % period, num_steps)", "-step % period", "chunk"),
+        ("(False, period - 1)", "(False, period)", "chunk"),
+        ("if after > 1:", "if after > 2:", "chunk"),
+        ("if not pattern.repeats:", "if True:", "chunk"),
     ],
     "train/training/streamed": [
         (
-            "self._captures(self._stream_step)",
-            "self._captures(self._stream_step + 1)",
+            "captures(self._stream_step, ",
+            "captures(self._stream_step + 1, ",
             "streamed -k steps_that_capture",
         ),
     ],
     "train/training/optimizers/base": [
-        (" or num_steps > 1", "", "compiled -k program_of_its_own"),
+        ("1 if self.capture is None else ", "", "optimizers"),
     ],
     "insgd_optax/_inverse": [
         ("jax.lax.rsqrt(pivot)", "jax.lax.rsqrt(abs(pivot))", "inverse"),
@@ -266,7 +265,9 @@ MUTANTS = {
             "jax.vmap(function)(*batches)",
             "inverse -k one_by_one",
         ),
-        ("concatenate(bounds)", "concatenate(bounds[::-1])", "inverse -k its_bound"),
+        ("x[rows].reshape", "x[: len(x[rows])].reshape", "inverse -k group"),
+        ("~(jnp.stack(errors)", "(jnp.stack(errors)", "refinement -k far"),
+        ("errors).max() <=", "errors).min() <=", "refinement -k far"),
         ("[across.T, _gram(rest)]", "[across.T, rest]", "inverse"),
         (
             "jnp.where(error[:, None, None] > _CONVERGED, scale, 1)",
@@ -274,7 +275,21 @@ MUTANTS = {
             "inverse -k nearly",
         ),
         ("least * (3 - least**2) / 2", "least", "inverse -k halves"),
-        ("zip(members, ", "zip(members[::-1], ", "inverse -k group"),
+        (
+            "zip(members, stacks, ends",
+            "zip(members[::-1], stacks, ends",
+            "inverse -k group",
+        ),
+    ],
+    "insgd_optax/_refinement": [
+        ("(inverse + inverse.mT) / 2", "inverse", "refinement -k near"),
+        ("jnp.sqrt(jnp.sum", "(jnp.sum", "refinement -k near"),
+    ],
+    "insgd_optax/_extent": [
+        ("a[1] * first**2", "a[1] * first", "extent"),
+        ("jnp.sign(x) * y", "y", "extent"),
+        ("jnp.max(jnp.abs(x)", "jnp.max((x)", "extent"),
+        ("total(2 * unit * change)", "total(unit * change)", "extent -k derivative"),
     ],
     "insgd_optax/_grouping": [
         ("total + size > most", "size > most", "inverse -k limited"),

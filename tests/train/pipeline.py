@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import insgd_optax
 from tests.jax_settings import jax_settings
-from train.training import distributed, in_memory, optimizers, parallel
+from train.training import chunk, distributed, in_memory, optimizers, parallel
 from train.training.state import LoopState, create_state
 from train.training.step import train_step
 
@@ -70,10 +70,10 @@ def run_steps(devices, batch_norm, dtype, num_steps):
     program = devices.compile(
         functools.partial(
             in_memory.train_chunk,
-            step_fn=functools.partial(
+            pattern=chunk.Pattern(((None, 1),)),
+            make_step=lambda captures: functools.partial(
                 train_step, capture=optimizer.capture, axis_name=devices.axis_name
             ),
-            num_steps=1,
             batch_size=16,
             steps_per_epoch=3,
             preprocessing=dataset.preprocessing,
@@ -83,7 +83,7 @@ def run_steps(devices, batch_norm, dtype, num_steps):
     )
     metric_sums = {name: jnp.zeros((), dtype) for name in ("loss", "top1")}
     rng = jax.random.key(5)
-    arrays = devices.replicate((*dataset.train, rng, jnp.zeros(())))
+    arrays = devices.replicate((*dataset.train, rng, jnp.zeros(()), jnp.asarray(1)))
     progress = devices.replicate(LoopState(state, metric_sums))
     for step in range(num_steps):
         order = devices.replicate(

@@ -105,7 +105,9 @@ def test_steps_that_capture_have_a_program_of_their_own(benchmark):
     run = stepper.run_from(stepper.state, 6)
     run(1)
     run(1)
-    assert captures == [True, *9 * [False], True, False]
+    assert [pattern.segments for pattern in captures] == [
+        ((which, 1),) for which in [True, *9 * [False], True, False]
+    ]
 
 
 def test_an_axis_is_measured_and_results_are_not_overwritten(benchmark, capsys):

@@ -12,7 +12,7 @@ import models
 from train.run import loop
 from train.run.experiment import Experiment
 from train.run_config import RunConfig
-from train.training import in_memory
+from train.training import chunk, in_memory
 from train.training.state import LoopState
 
 from .tiny_cnn import TinyCNN
@@ -42,7 +42,7 @@ def test_chunks_move_nothing_between_host_and_device(experiment, strategy):
     assert int(progress.state.step) == 3
 
 
-def test_one_conditional_gives_the_same_steps_on_several_devices(experiment):
+def test_chunks_with_captures_are_the_same_on_several_devices(experiment):
     found = {}
     for strategy in ("jit", "mesh", "pmap", "shard_map"):
         chunks = experiment(
@@ -59,22 +59,26 @@ def test_one_conditional_gives_the_same_steps_on_several_devices(experiment):
         )
 
 
-def test_a_single_step_with_a_capture_has_a_program_of_its_own(experiment):
-    """It contains no conditional, and takes the same steps."""
+def test_no_step_decides_whether_it_captures(experiment):
+    """Steps of whole periods and single ones are the same, and have no conditional."""
     one = experiment(parallel="jit", optimizer="lms-newton", covariance_every=2)
-    trainer, progress = one._trainer, one.start()
-    capturing, other = (
-        chunk_program(one, progress, 1, captures).compile().as_text()
-        for captures in (True, False)
+    progress = one.start()
+    periods, capturing, plain = (
+        chunk_program(one, progress, pattern).compile().as_text()
+        for pattern in (
+            chunk.Pattern(((True, 1), (False, 1)), repeats=True),
+            chunk.Pattern(((True, 1),)),
+            chunk.Pattern(((False, 1),), repeats=True),
+        )
     )
-    assert not re.search(r"\bconditional\(", capturing + other)
-    assert capturing.count(" dot(") > other.count(" dot(")
+    assert not re.search(r"\bconditional\(", periods + capturing + plain)
+    assert capturing.count(" dot(") > plain.count(" dot(")
 
     whole = jax.device_get(one.train_chunk(one.start(), 0, 3))
-    made = trainer._chunk_program.cache_info().currsize
     for step in range(3):
         progress = one.train_chunk(progress, step, 1)
-    assert trainer._chunk_program.cache_info().currsize == made
+    # Three steps are a period and a capture.
+    assert one._trainer._chunk_program.cache_info().currsize == 3
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         jax.device_get(progress.state.params),
@@ -82,11 +86,13 @@ def test_a_single_step_with_a_capture_has_a_program_of_its_own(experiment):
     )
 
 
-def chunk_program(experiment, progress, num_steps, captures=None):
+def chunk_program(experiment, progress, pattern):
     """The lowered program of a chunk of the first epoch."""
     trainer = experiment._trainer
-    program = trainer._chunk_program(num_steps, captures)
-    return program.lower(*progress, trainer._order(0), *trainer._train)
+    if isinstance(pattern, int):
+        pattern = chunk.Pattern(((None, pattern),))
+    arrays = (trainer._order(0), *trainer._train, trainer._number(1))
+    return trainer._chunk_program(pattern).lower(*progress, *arrays)
 
 
 def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):

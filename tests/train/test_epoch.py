@@ -11,7 +11,7 @@ import pytest
 from train.data.images.augment import Augmentation
 from train.data.types import Preprocessing
 from train.run.experiment import chunk_lengths
-from train.training import in_memory
+from train.training import chunk, in_memory
 from train.training.step import zero_metric_sums
 
 NUM_SAMPLES, BATCH_SIZE, STEPS = 23, 4, 5
@@ -47,8 +47,8 @@ def program(num_steps, loops_are_fast):
     return jax.jit(
         functools.partial(
             in_memory.train_chunk,
-            step_fn=record,
-            num_steps=num_steps,
+            pattern=chunk.Pattern(((None, num_steps),)),
+            make_step=lambda captures: record,
             batch_size=BATCH_SIZE,
             steps_per_epoch=STEPS,
             preprocessing=Preprocessing((0.5,), (0.25,), Augmentation(1, flip=True)),
@@ -70,9 +70,8 @@ def run(chunks):
     rng = jax.random.key(0)
     for num_steps in chunks:
         order = in_memory.shuffle(rng, progress[0].step // STEPS, NUM_SAMPLES)
-        arrays = (order, images, labels, rng, jnp.zeros(()))
-        chunk = program(num_steps, in_memory.loops_are_fast())
-        progress = chunk(*progress, *arrays)
+        arrays = (order, images, labels, rng, jnp.zeros(()), 1)
+        progress = program(num_steps, in_memory.loops_are_fast())(*progress, *arrays)
         metric_sums.append(progress.metric_sums)
     return progress.state, metric_sums
 

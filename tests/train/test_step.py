@@ -174,31 +174,28 @@ def test_steps_return_a_train_state_and_compile_once():
     assert step._cache_size() == 1
 
 
-def test_a_single_conditional_gives_the_steps_of_one_per_layer():
+def test_steps_with_and_without_a_capture_are_those_decided_at_run_time():
     config = optimizers.OptimizerConfig(covariance_every=3)
     optimizer = optimizers.create("lms-newton", 0.1, config)
-    state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
-    states, conditionals = [], []
-    for once in (False, True):
-        step = jax.jit(step_of(optimizer, one_conditional=once))
-        compiled = step.lower(state, batch(), jax.random.key(1)).compile()
-        conditionals.append(len(re.findall(r"\bconditional\(", compiled.as_text())))
-        states.append([state])
-        for seed in range(5):
-            images, labels = batch()
-            images = images + seed  # Each step has another covariance.
-            following, _ = step(states[-1][-1], (images, labels), jax.random.key(1))
-            states[-1].append(following)
-    assert conditionals[0] > conditionals[1] == 1
-    for layers, one in zip(*states, strict=True):
-        assert_equal_to(1e-5, one.opt_state, layers.opt_state)
-        assert_equal_to(1e-5, one.params, layers.params)
+    first = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
+    steps = {
+        captures: jax.jit(step_of(optimizer, captures))
+        for captures in (None, True, False)
+    }
+    state = other = first
+    for seed in range(5):
+        images, labels = batch()
+        arrays = (images + seed, labels), jax.random.key(1)  # Another covariance.
+        state, _ = steps[None](state, *arrays)
+        other, _ = steps[seed % 3 == 0](other, *arrays)
+        assert_equal_to(1e-5, other.opt_state, state.opt_state)
+        assert_equal_to(1e-5, other.params, state.params)
 
 
 def test_a_step_has_no_conditional_if_every_step_captures():
     config = optimizers.OptimizerConfig(covariance_every=1)
     optimizer = optimizers.create("lms-newton", 0.1, config)
     state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
-    step = jax.jit(step_of(optimizer, one_conditional=True))
+    step = jax.jit(step_of(optimizer))
     compiled = step.lower(state, batch(), jax.random.key(1)).compile()
     assert not re.search(r"\bconditional\(", compiled.as_text())

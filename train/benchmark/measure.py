@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,10 +14,10 @@ import numpy as np
 import insgd_optax
 from train.benchmark import device_peaks, operations, timing
 from train.benchmark.workload import Workload
-from train.training import in_memory, networks, optimizers
+from train.training import chunk, in_memory, networks, optimizers
 from train.training.optimizers.covariance import sown_shapes
 from train.training.state import TrainState, create_state
-from train.training.step import step_of, train_step
+from train.training.step import TrainStep, step_of, train_step
 
 _LOOP_STEPS = 20
 DEFAULT_OPTIMIZER = "insgd-l2"
@@ -121,26 +121,30 @@ class Stepper:
         self._optimizer = optimizer
         # As in training: a program for each kind of step, and a donated state.
         self._lowered = {
-            captures: jax.jit(
+            pattern: jax.jit(
                 functools.partial(
                     _steps,
-                    step_fn=step_of(
-                        optimizer, captures, one_conditional=in_memory.loops_are_fast()
-                    ),
-                    num_steps=self.steps_per_call(),
+                    pattern=pattern,
+                    make_step=functools.partial(step_of, optimizer),
                 ),
                 donate_argnums=0,
-            ).lower(self.state, self.batch)
-            for captures in set(map(self._captures, range(optimizer.capture_every)))
+            ).lower(self.state, self.batch, jnp.asarray(times))
+            for step in range(optimizer.period)
+            for pattern, times in self._calls(step)
         }
 
-    def _captures(self, step: int) -> bool | None:
-        """Returns `captures` of `step_of` for the call that starts at a step."""
-        return self._optimizer.captures(step, self.steps_per_call())
+    def _calls(self, step: int) -> Iterator[tuple[chunk.Pattern, int]]:
+        """The programs that take the steps of one chunk."""
+        return chunk.calls(
+            step,
+            self.steps_per_call(),
+            self._optimizer.period,
+            in_memory.loops_are_fast(),
+        )
 
     @functools.cached_property
-    def _compiled(self) -> dict[bool | None, jax.stages.Compiled]:
-        return {captures: one.compile() for captures, one in self._lowered.items()}
+    def _compiled(self) -> dict[chunk.Pattern, jax.stages.Compiled]:
+        return {pattern: one.compile() for pattern, one in self._lowered.items()}
 
     def compile(self) -> "Stepper":
         """Compiles the programs. Unlike tracing, this can run in several threads."""
@@ -160,7 +164,9 @@ class Stepper:
         def run(times: int) -> None:
             nonlocal state, step
             for _ in range(times * period):
-                state = self._compiled[self._captures(step)](state, self.batch)
+                for pattern, repeated in self._calls(step):
+                    program = self._compiled[pattern]
+                    state = program(state, self.batch, jnp.asarray(repeated))
                 step += self.steps_per_call()
             jax.block_until_ready(state)
 
@@ -178,24 +184,34 @@ class Stepper:
 
     def flops(self) -> float | None:
         """Returns the FLOPs of a step without capture; None if they are not counted."""
-        step = functools.partial(_steps, step_fn=train_step, num_steps=1)
+        step = functools.partial(
+            _steps,
+            times=1,
+            pattern=chunk.Pattern(((None, 1),)),
+            make_step=lambda _: train_step,
+        )
         return operations.count_flops(step, self.state, self.batch)
 
 
 def _steps(
     state: TrainState,
     batch: tuple[jax.Array, jax.Array],
+    times: jax.Array | int,
     *,
-    step_fn: Callable[..., Any],
-    num_steps: int,
+    pattern: chunk.Pattern,
+    make_step: Callable[[bool | None], TrainStep],
 ) -> TrainState:
-    def body(state: TrainState, _: None) -> tuple[TrainState, None]:
+    def body(step_fn: TrainStep, state: TrainState) -> TrainState:
         rng = jax.random.fold_in(jax.random.key(1), state.step)
-        return step_fn(state, batch, rng)[0], None
+        return step_fn(state, batch, rng)[0]
 
-    if num_steps == 1:
-        return body(state, None)[0]
-    return jax.lax.scan(body, state, length=num_steps)[0]
+    return chunk.run(
+        pattern,
+        times,
+        lambda captures: functools.partial(body, make_step(captures)),
+        state,
+        in_memory.loops_are_fast(),
+    )
 
 
 def measure(

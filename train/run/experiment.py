@@ -20,7 +20,7 @@ from train.errors import UserError
 from train.markdown import counted
 from train.run import validation
 from train.run_config import RunConfig
-from train.training import in_memory, networks, optimizers, parallel, schedules
+from train.training import networks, optimizers, parallel, schedules
 from train.training.in_memory import InMemoryEvaluator, InMemoryTrainer
 from train.training.multipliers import summarize
 from train.training.optimizers.covariance import sown_shapes
@@ -151,7 +151,6 @@ class Experiment:
         make_step = functools.partial(
             step_of,
             self._optimizer,
-            one_conditional=in_memory.loops_are_fast(),
             make_tx=None if own else make_tx,
             label_smoothing=config.label_smoothing,
             ema_decay=config.ema_decay,
@@ -159,7 +158,7 @@ class Experiment:
         )
         options = (
             make_step,
-            self._optimizer.captures,
+            self._optimizer.period,
             config.batch_size,
             self.steps_per_epoch,
             self._run_rng,

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from train.data.images import augment
 from train.data.types import ImageDataset, Preprocessing
+from train.training import chunk
 from train.training.evaluate import evaluate
 from train.training.parallel import Devices, Program
 from train.training.state import LoopState, TrainState
@@ -24,7 +26,7 @@ class InMemoryTrainer:
         devices: strategy for the devices.
         make_step: makes the train step from the argument `captures` of
             `train.training.step.step_of`.
-        captures: see `Optimizer.captures`.
+        period: see `Optimizer.period`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
@@ -36,7 +38,7 @@ class InMemoryTrainer:
         dataset: ImageDataset,
         devices: Devices,
         make_step: Callable[[bool | None], TrainStep],
-        captures: Callable[[int, int], bool | None],
+        period: int,
         batch_size: int,
         steps_per_epoch: int,
         rng: jax.Array,
@@ -50,15 +52,14 @@ class InMemoryTrainer:
         )
         self._num_samples = dataset.num_train
         self._order = functools.lru_cache(maxsize=1)(self._shuffle)
-        self._captures = captures
-        # Each chunk length needs its own program; single steps with and without a
-        # capture have one each.
+        self._number = functools.cache(self._replicated_number)
+        self._period = period
         self._chunk_program = functools.cache(
-            lambda num_steps, captures: devices.compile(
+            lambda pattern: devices.compile(
                 functools.partial(
                     train_chunk,
-                    step_fn=make_step(captures),
-                    num_steps=num_steps,
+                    pattern=pattern,
+                    make_step=make_step,
                     batch_size=batch_size,
                     steps_per_epoch=steps_per_epoch,
                     preprocessing=dataset.preprocessing,
@@ -79,12 +80,22 @@ class InMemoryTrainer:
     ) -> LoopState:
         """See `Experiment.train_chunk`."""
         order = self._order(step // self._steps_per_epoch)
-        captures = self._captures(step, num_steps)
-        program: Program = self._chunk_program(num_steps, captures)
-        return program(loop_state.state, loop_state.metric_sums, order, *self._train)
+        for pattern, times in chunk.calls(
+            step, num_steps, self._period, loops_are_fast()
+        ):
+            program: Program = self._chunk_program(pattern)
+            arrays = (*self._train, self._number(times))
+            loop_state = program(
+                loop_state.state, loop_state.metric_sums, order, *arrays
+            )
+        return loop_state
 
     def close(self) -> None:
         """Nothing to close."""
+
+    def _replicated_number(self, value: int) -> jax.Array:
+        with jax.transfer_guard("allow"):  # Each is moved to the devices only once.
+            return self._devices.replicate(jnp.asarray(value, jnp.int32))
 
     def _shuffle(self, number: int) -> jax.Array:
         """Returns the order of the training images in an epoch, counted from 0."""
@@ -133,15 +144,16 @@ def train_chunk(
     labels: jax.Array,
     rng: jax.Array,
     learning_rate: jax.Array,
+    times: jax.Array,
     *,
-    step_fn: TrainStep,
-    num_steps: int,
+    pattern: chunk.Pattern,
+    make_step: Callable[[bool | None], TrainStep],
     batch_size: int,
     steps_per_epoch: int,
     preprocessing: Preprocessing,
     local_shard: Callable[[Any], Any] = lambda tree: tree,
 ) -> LoopState:
-    """Runs `num_steps` training steps within the current epoch.
+    """Runs training steps within the current epoch, which must have as many left.
 
     An epoch visits the samples in random order, each at most once. Samples that do not
     fill a batch are dropped, different ones in each epoch.
@@ -154,8 +166,10 @@ def train_chunk(
         labels: their labels.
         rng: key of the run.
         learning_rate: the initial learning rate of the run.
-        step_fn: `train_step` with its options bound.
-        num_steps: number of steps, which must not exceed the rest of the epoch.
+        times: how often the steps of the pattern are repeated, if it repeats them.
+        pattern: the steps.
+        make_step: makes the train step from the argument `captures` of
+            `train.training.step.step_of`.
         batch_size: batch size over all devices.
         steps_per_epoch: number of steps in an epoch.
         preprocessing: parameters of augmentation and normalization.
@@ -165,7 +179,7 @@ def train_chunk(
         The new state and sums.
     """
 
-    def body(loop_state: LoopState) -> LoopState:
+    def body(step_fn: TrainStep, loop_state: LoopState) -> LoopState:
         step = loop_state.state.step
         first = (step % steps_per_epoch) * batch_size
         indices = jax.lax.dynamic_slice_in_dim(order, first, batch_size)
@@ -183,14 +197,13 @@ def train_chunk(
         )
 
     metric_sums = of_this_epoch(metric_sums, state.step, steps_per_epoch)
-    loop_state = LoopState(state, metric_sums)
-    if loops_are_fast():
-        return jax.lax.scan(
-            lambda loop_state, _: (body(loop_state), None), loop_state, length=num_steps
-        )[0]
-    for _ in range(num_steps):
-        loop_state = body(loop_state)
-    return loop_state
+    return chunk.run(
+        pattern,
+        times,
+        lambda captures: functools.partial(body, make_step(captures)),
+        LoopState(state, metric_sums),
+        loops_are_fast(),
+    )
 
 
 def loops_are_fast() -> bool:

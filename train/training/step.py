@@ -122,8 +122,6 @@ def train_step(
 def step_of(
     optimizer: Optimizer,
     captures: bool | None = None,
-    *,
-    one_conditional: bool,
     **options: Any,
 ) -> TrainStep:
     """Binds an optimizer's capture and metrics, and other options, to `train_step`.
@@ -132,32 +130,23 @@ def step_of(
         optimizer: the optimizer.
         captures: whether the returned step captures, decided while it is traced, so
             that its layers contain no conditional. It is then used only for steps for
-            which `Optimizer.captures` returns this value. None: decided at run time if
-            only some steps capture.
-        one_conditional: whether a decision at run time is made once per step, between a
-            step compiled with the capture and one compiled without it, instead of in
-            every layer. On a GPU, the host waits for the value of each condition.
+            which `train.training.chunk.captures` returns this value. None: the capture
+            itself decides, at run time if only some steps capture.
         **options: further arguments of `train_step`.
     """
-    step_fn = functools.partial(
-        train_step, extra_metrics=optimizer.extra_metrics, **options
-    )
-    capture, every = optimizer.capture, optimizer.capture_every
-    if capture is None or every == 1 or (captures is None and not one_conditional):
-        return functools.partial(step_fn, capture=capture)
-
-    def at(step: int) -> TrainStep:
+    capture = optimizer.capture
+    if capture is not None and captures is not None:
         # Given a Python int, the capture is decided while the step is traced.
-        return functools.partial(step_fn, capture=lambda _: capture(step))
+        capture = functools.partial(_capture_at, capture, 0 if captures else 1)
+    return functools.partial(
+        train_step, capture=capture, extra_metrics=optimizer.extra_metrics, **options
+    )
 
-    if captures is not None:
-        return at(0 if captures else 1)
 
-    def step(state: TrainState, *arrays: Any) -> tuple[TrainState, Metrics]:
-        is_due = state.step % every == 0
-        return jax.lax.cond(is_due, at(0), at(1), state, *arrays)
-
-    return step
+def _capture_at(
+    capture: Capture, step: int, _: Any
+) -> contextlib.AbstractContextManager[None]:
+    return capture(step)
 
 
 def zero_metric_sums(extra_metrics: Iterable[str] = ()) -> Metrics:

@@ -7,7 +7,7 @@ import jax
 
 from train.data import loader as batches
 from train.data.types import Preprocessing, StreamedDataset
-from train.training import evaluate
+from train.training import chunk, evaluate
 from train.training.parallel import Devices, Program
 from train.training.state import LoopState, TrainState
 from train.training.step import TrainStep, advance, of_this_epoch, step_rngs
@@ -24,7 +24,7 @@ class StreamedTrainer:
         devices: strategy for the devices.
         make_step: makes the train step from the argument `captures` of
             `train.training.step.step_of`.
-        captures: see `Optimizer.captures`.
+        period: see `Optimizer.period`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.
@@ -42,7 +42,7 @@ class StreamedTrainer:
         dataset: StreamedDataset,
         devices: Devices,
         make_step: Callable[[bool | None], TrainStep],
-        captures: Callable[[int], bool | None],
+        period: int,
         batch_size: int,
         steps_per_epoch: int,
         rng: jax.Array,
@@ -60,7 +60,7 @@ class StreamedTrainer:
         self._num_steps = num_steps
         self._num_workers = num_workers
         self._of_the_run = devices.replicate((rng, learning_rate))
-        self._captures = captures
+        self._period = period
         self._step_program = functools.cache(
             lambda captures: devices.compile(
                 functools.partial(
@@ -86,7 +86,8 @@ class StreamedTrainer:
             self._stream_step = step
         for _ in range(num_steps):
             batch = self._devices.shard_batch(next(self._stream))
-            program: Program = self._step_program(self._captures(self._stream_step))
+            captures = chunk.captures(self._stream_step, self._period)
+            program: Program = self._step_program(captures)
             self._stream_step += 1
             loop_state = program(
                 loop_state.state, loop_state.metric_sums, *self._of_the_run, *batch

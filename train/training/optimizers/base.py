@@ -84,14 +84,10 @@ class Optimizer(NamedTuple):
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
 
-    def captures(self, step: int, num_steps: int = 1) -> bool | None:
-        """Returns whether a call of one step captures.
-
-        None for a call of several steps, or if all steps capture, or none does.
-        """
-        if self.capture is None or self.capture_every == 1 or num_steps > 1:
-            return None
-        return step % self.capture_every == 0
+    @property
+    def period(self) -> int:
+        """The period of the steps: 1 if all capture, or none does."""
+        return 1 if self.capture is None else self.capture_every
 
 
 # Makes an optimizer from its learning rate, its options and, if known, sown shapes.
