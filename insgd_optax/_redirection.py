@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from insgd_optax import _whitening
 from insgd_optax._covariance_form import Form
 from insgd_optax._covariance_state import LayerCovariance, form_of_state
-from insgd_optax._extent import extent
 from insgd_optax._grouping import grouped
 from insgd_optax._norms import wider
 from insgd_optax._paths import Path
@@ -91,19 +90,27 @@ def _redirected(
     dtype = wider(grad.dtype, inverse[-1].dtype)
     axes = tuple(range(len(form.stack), grad.ndim))
 
-    grad_in = grad.astype(dtype)
-    size, square = extent(axes, grad_in)
-    before = grad_in / size
+    def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x in units of its largest entry, so that squares stay in range."""
+        # The unit cancels, so derivatives need not flow through it.
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+        largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+        return x / largest, largest
+
+    def norm(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+
+    before, size = unit(grad.astype(dtype))
     inverse = tuple(x.astype(dtype) for x in inverse)
-    after = _whitening.apply(form, inverse, before)
-    stretch, square_after, product = extent(axes, after, before)
-    lengths = jnp.sqrt(square), jnp.sqrt(square_after)
+    after, stretch = unit(_whitening.apply(form, inverse, before))
+    lengths = norm(before), norm(after)
     nothing = lengths[1] == 0
     one = jnp.ones_like(lengths[1])
     ratio = lengths[0] / jnp.where(nothing, one, lengths[1])
+    product = jnp.sum(before * after, axis=axes, keepdims=True)
     cosine = jnp.where(nothing, one, product) / jnp.where(
         nothing, one, lengths[0] * lengths[1]
     )
     cosine = cosine.reshape(form.stack).astype(inverse[-1].dtype)
-    update = after / stretch * ((ratio if preserve_norm else stretch) * size)
+    update = after * ((ratio if preserve_norm else stretch) * size)
     return update.astype(grad.dtype), cosine

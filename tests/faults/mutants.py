@@ -205,10 +205,16 @@ MUTANTS = {
     ],
     "insgd_optax/_redirection": [
         (
+            "return x / largest, largest",
+            "return x, jnp.ones_like(largest)",
+            "input_covariance -k tiny",
+        ),
+        (
             "(ratio if preserve_norm else stretch)",
             "ratio",
             "input_covariance -k reference",
         ),
+        ("jax.lax.stop_gradient", "", "redirection -k differentiable"),
         ("zip(updates, cosines", "zip(updates[::-1], cosines", "redirection"),
         ("(form, *(x.dtype", "(form.kernel, *(x.dtype", "redirection -k groups"),
     ],
@@ -284,12 +290,6 @@ MUTANTS = {
     "insgd_optax/_refinement": [
         ("(inverse + inverse.mT) / 2", "inverse", "refinement -k near"),
         ("jnp.sqrt(jnp.sum", "(jnp.sum", "refinement -k near"),
-    ],
-    "insgd_optax/_extent": [
-        ("a[1] * first**2", "a[1] * first", "extent"),
-        ("jnp.sign(x) * y", "y", "extent"),
-        ("jnp.max(jnp.abs(x)", "jnp.max((x)", "extent"),
-        ("total(2 * unit * change)", "total(unit * change)", "extent -k derivative"),
     ],
     "insgd_optax/_grouping": [
         ("total + size > most", "size > most", "inverse -k limited"),
