@@ -173,9 +173,9 @@ def next_layers(
         [covariance.matrices for covariance in covariances.values()],
         [covariance.least for covariance in covariances.values()],
         root,
-        # A changes little from one capture to the next.
+        # The former inverses, since A changes little from one capture to the next.
         [
-            _whitening.in_units_of(covariances[path], layer.inverse[-1])
+            _whitening.guess(covariances[path], layer.inverse[-1], means[path].mass > 0)
             for path, layer in layers.items()
         ],
     )

@@ -11,9 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from insgd_optax._grouping import grouped
-from insgd_optax._refinement import LARGEST_ERROR, refined
+from insgd_optax._refinement import largest_error, refined
 
-Arrays = list[jax.Array]
+_Arrays = list[jax.Array]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The largest matrix that is not halved, chosen by timing.
@@ -66,9 +66,9 @@ def invert_all(
     one after the other, in a loop per batch; there, a batch of several arrays has at
     most `_MOST_ENTRIES` entries.
 
-    An accelerator factorizes the matrices only where a few steps of Newton's iteration
-    from the guesses do not suffice, since a factorization consists of many operations
-    that are too small for it.
+    An accelerator factorizes the matrices only if a few steps of Newton's iteration
+    from the guesses do not suffice for all of them, since a factorization consists of
+    many operations that are too small to occupy it.
 
     Where a matrix is not positive definite, some entries of the result are not finite.
 
@@ -82,25 +82,25 @@ def invert_all(
     of_one = positive_definite_inverse_root if root else _by_halves
     others = (least,) if root else ()
 
-    def on_cpu(matrices: Arrays, others: tuple[Arrays, ...], _: Arrays) -> Arrays:
+    def on_cpu(matrices: _Arrays, others: tuple[_Arrays, ...], _: _Arrays) -> _Arrays:
         function = functools.partial(_one_by_one, of_one)
-        return in_batches(function, matrices, *others, most_entries=_MOST_ENTRIES)
+        return _in_batches(function, matrices, *others, most_entries=_MOST_ENTRIES)
 
     def on_accelerator(
-        matrices: Arrays, others: tuple[Arrays, ...], guesses: Arrays
-    ) -> Arrays:
+        matrices: _Arrays, others: tuple[_Arrays, ...], guesses: _Arrays
+    ) -> _Arrays:
         if root:
-            return in_batches(positive_definite_inverse_root, matrices, *others)
-        found = in_batches(refined, matrices, guesses)
-        errors = [error.max() for _, error in found]
-        # A loop of zero or one iterations: see `covariance_link`. An error of nan is
-        # not small.
-        is_far = ~(jnp.stack(errors).max() <= LARGEST_ERROR)
+            return _in_batches(positive_definite_inverse_root, matrices, *others)
+        found = _in_batches(refined, matrices, guesses)
+        # An error of nan is not small.
+        near = [(error <= largest_error(error.dtype)).all() for _, error in found]
+        is_far = ~jnp.stack(near).all()
+        # A loop of zero or one iterations: see `covariance_link`.
         return jax.lax.while_loop(
             lambda carry: carry[0],
             lambda carry: (
                 jnp.zeros_like(is_far),
-                in_batches(_by_cholesky, matrices),
+                _in_batches(_by_cholesky, matrices),
             ),
             (is_far, [inverse for inverse, _ in found]),
         )[1]
@@ -114,10 +114,10 @@ def invert_all(
     )
 
 
-def in_batches(
+def _in_batches(
     function: Callable[..., Any],
-    matrices: Arrays,
-    *others: Arrays,
+    matrices: _Arrays,
+    *others: _Arrays,
     most_entries: float = math.inf,
 ) -> list[Any]:
     """Applies a function to batches of matrices of one size and dtype.

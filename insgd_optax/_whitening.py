@@ -107,9 +107,17 @@ def damped(
     return Damped(result, least, unit, basis)
 
 
-def in_units_of(covariance: Damped, inverse: jax.Array) -> jax.Array:
-    """Undoes `in_input_units` for the units of another covariance."""
-    return inverse * leading(covariance.unit, inverse.ndim)
+def guess(covariance: Damped, inverse: jax.Array, measured: jax.Array) -> jax.Array:
+    """A guess of the inverses of a damped covariance's matrices.
+
+    Args:
+        covariance: the damped covariance.
+        inverse: the former inverse, in input units (not its root).
+        measured: for each stacked layer, whether its covariance was ever measured.
+            Otherwise the matrices are the identity, as is the former inverse.
+    """
+    unit = leading(covariance.unit, inverse.ndim)
+    return inverse * jnp.where(leading(measured, inverse.ndim), unit, 1)
 
 
 def in_input_units(

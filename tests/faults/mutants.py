@@ -219,6 +219,16 @@ MUTANTS = {
         ("(form, *(x.dtype", "(form.kernel, *(x.dtype", "redirection -k groups"),
     ],
     "insgd_optax/_whitening": [
+        (
+            "(measured, inverse.ndim), unit, 1)",
+            "(measured, inverse.ndim), 1, 1)",
+            "refinement -k guess",
+        ),
+        (
+            "(measured, inverse.ndim), unit, 1)",
+            "(measured, inverse.ndim), unit, unit)",
+            "refinement -k never",
+        ),
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
         ("damping + eps / scale", "damping + eps", "layer_covariances -k dense"),
         ("jnp.maximum(values, 0)", "values", "input_covariance -k kronecker"),
@@ -249,9 +259,6 @@ MUTANTS = {
             "streamed -k steps_that_capture",
         ),
     ],
-    "train/training/optimizers/base": [
-        ("1 if self.capture is None else ", "", "optimizers"),
-    ],
     "insgd_optax/_inverse": [
         ("jax.lax.rsqrt(pivot)", "jax.lax.rsqrt(abs(pivot))", "inverse"),
         ("below = -_product(", "below = _product(", "inverse"),
@@ -272,8 +279,8 @@ MUTANTS = {
             "inverse -k one_by_one",
         ),
         ("x[rows].reshape", "x[: len(x[rows])].reshape", "inverse -k group"),
-        ("~(jnp.stack(errors)", "(jnp.stack(errors)", "refinement -k far"),
-        ("errors).max() <=", "errors).min() <=", "refinement -k far"),
+        ("~jnp.stack(near)", "jnp.stack(near)", "refinement -k far"),
+        ("stack(near).all()", "stack(near).any()", "refinement -k far"),
         ("[across.T, _gram(rest)]", "[across.T, rest]", "inverse"),
         (
             "jnp.where(error[:, None, None] > _CONVERGED, scale, 1)",
@@ -288,8 +295,9 @@ MUTANTS = {
         ),
     ],
     "insgd_optax/_refinement": [
-        ("(inverse + inverse.mT) / 2", "inverse", "refinement -k near"),
+        ("_product(residual, inverse)", "_product(inverse, residual)", "refinement"),
         ("jnp.sqrt(jnp.sum", "(jnp.sum", "refinement -k near"),
+        ("eps) ** 0.5", "eps) ** 0.25", "refinement -k negligible"),
     ],
     "insgd_optax/_grouping": [
         ("total + size > most", "size > most", "inverse -k limited"),

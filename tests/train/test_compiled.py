@@ -172,7 +172,7 @@ def test_a_chunks_metrics_are_fetched_while_the_next_one_runs(monkeypatch):
     class FakeExperiment:
         steps_per_epoch = 6
 
-        def chunk_lengths(self):
+        def chunk_lengths(self, first):
             return [2, 2, 2]
 
         def train_chunk(self, progress, first, num_steps):

@@ -56,7 +56,7 @@ class Experiment:
     steps_per_epoch = 3
 
     def __init__(self, lengths, spoiled):
-        self.chunk_lengths = lambda: lengths
+        self.chunk_lengths = lambda first: lengths
         self._spoiled = spoiled
 
     def count_finite(self, loop_state):

@@ -119,3 +119,15 @@ def test_chunks_fill_the_epoch_with_few_lengths_near_the_maximum(steps_per_epoch
     assert max(lengths) > min(most, steps_per_epoch) // 2
     assert len(set(lengths)) <= 2
     assert lengths == sorted(lengths, reverse=True)
+    # A period that does not fit into a chunk has no effect.
+    assert chunk_lengths(steps_per_epoch, most, most + 1) == lengths
+
+
+def test_chunks_consist_of_whole_periods():
+    assert chunk_lengths(390, 50, period=10) == [50] * 7 + [40]
+    assert chunk_lengths(394, 50, period=10, first=394) == [6] + [50] * 7 + [38]
+    assert chunk_lengths(97, 50, period=20, first=97) == [3, 40, 40, 14]
+    assert chunk_lengths(3, 50, period=10, first=3) == [3]
+    assert chunk_lengths(3, 50, period=2, first=3) == [1, 2]
+    for first in range(0, 7 * 23, 23):
+        assert sum(chunk_lengths(23, 10, 7, first)) == 23

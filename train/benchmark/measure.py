@@ -119,7 +119,11 @@ class Stepper:
         )
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
         self._optimizer = optimizer
+        self._number = functools.cache(lambda value: jnp.asarray(value, jnp.int32))
         # As in training: a program for each kind of step, and a donated state.
+        # The first steps of the calls, until they repeat.
+        steps = self.steps_per_call()
+        starts = range(0, math.lcm(optimizer.capture_every, steps), steps)
         self._lowered = {
             pattern: jax.jit(
                 functools.partial(
@@ -128,9 +132,8 @@ class Stepper:
                     make_step=functools.partial(step_of, optimizer),
                 ),
                 donate_argnums=0,
-            ).lower(self.state, self.batch, jnp.asarray(times))
-            for step in range(optimizer.period)
-            for pattern, times in self._calls(step)
+            ).lower(self.state, self.batch, self._number(1))
+            for pattern in {p for step in starts for p, _ in self._calls(step)}
         }
 
     def _calls(self, step: int) -> Iterator[tuple[chunk.Pattern, int]]:
@@ -138,7 +141,7 @@ class Stepper:
         return chunk.calls(
             step,
             self.steps_per_call(),
-            self._optimizer.period,
+            self._optimizer.capture_every,
             in_memory.loops_are_fast(),
         )
 
@@ -166,7 +169,7 @@ class Stepper:
             for _ in range(times * period):
                 for pattern, repeated in self._calls(step):
                     program = self._compiled[pattern]
-                    state = program(state, self.batch, jnp.asarray(repeated))
+                    state = program(state, self.batch, self._number(repeated))
                 step += self.steps_per_call()
             jax.block_until_ready(state)
 

@@ -158,7 +158,7 @@ class Experiment:
         )
         options = (
             make_step,
-            self._optimizer.period,
+            self._optimizer.capture_every,
             config.batch_size,
             self.steps_per_epoch,
             self._run_rng,
@@ -241,10 +241,11 @@ class Experiment:
             metric_sums=loop_state.metric_sums | {FINITE_STEPS: count}
         )
 
-    def chunk_lengths(self) -> list[int]:
-        """Returns the lengths of an epoch's chunks in steps."""
+    def chunk_lengths(self, first: int = 0) -> list[int]:
+        """Returns the lengths in steps of the chunks of the epoch that starts there."""
         most = self._config.chunk_steps or self._trainer.default_chunk_steps
-        return chunk_lengths(self.steps_per_epoch, most)
+        period = self._optimizer.capture_every
+        return chunk_lengths(self.steps_per_epoch, most, period, first)
 
     def describe_environment(self) -> dict[str, Any]:
         """Describes where the run is trained, for its record."""
@@ -343,13 +344,30 @@ def create_evaluator(
     )
 
 
-def chunk_lengths(steps_per_epoch: int, most: int) -> list[int]:
+def chunk_lengths(
+    steps_per_epoch: int, most: int, period: int = 1, first: int = 0
+) -> list[int]:
     """Divides an epoch into chunks of at most `most` steps.
 
-    Each length is compiled separately. Chunks are equal if a divisor of the epoch is
-    close to `most`; otherwise the last one is shorter.
+    Chunks consist of whole periods, for which `train.training.chunk` has a program,
+    except the first and the last one. Without a period, each length is compiled
+    separately. Then they are equal if a divisor of the epoch is close to `most`;
+    otherwise the last one is shorter.
+
+    Args:
+        steps_per_epoch: number of steps in the epoch.
+        most: the largest length.
+        period: period of the captures; 1 if all steps are the same. It has no effect if
+            it exceeds `most`.
+        first: the first step of the epoch.
     """
     most = min(most, steps_per_epoch)
+    if 1 < period <= most:
+        before = min(-first % period, steps_per_epoch)
+        most -= most % period
+        whole, after = divmod(steps_per_epoch - before, most)
+        lengths = [before, *[most] * whole, after]
+        return [length for length in lengths if length]
     for length in range(most, most // 2, -1):
         if steps_per_epoch % length == 0:
             return [length] * (steps_per_epoch // length)

@@ -71,7 +71,8 @@ def fit(
             started = time.perf_counter()
             resumed_within = step % steps_per_epoch != 0
             for length in _remaining(
-                experiment.chunk_lengths(), step % steps_per_epoch
+                experiment.chunk_lengths(step - step % steps_per_epoch),
+                step % steps_per_epoch,
             ):
                 previous, done = loop_state.metric_sums, step % steps_per_epoch
                 loop_state = experiment.train_chunk(loop_state, step, length)

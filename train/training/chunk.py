@@ -28,7 +28,7 @@ class Pattern(NamedTuple):
 
 _CAPTURE = Pattern(((True, 1),))
 _PLAIN = Pattern(((False, 1),))
-_PLAINS = Pattern(((False, 1),), repeats=True)
+_PLAIN_LOOP = Pattern(((False, 1),), repeats=True)
 
 
 def captures(step: int, period: int) -> bool | None:
@@ -39,7 +39,7 @@ def captures(step: int, period: int) -> bool | None:
 def calls(
     step: int, num_steps: int, period: int, loops: bool
 ) -> Iterator[tuple[Pattern, int]]:
-    """Returns the programs to call for a chunk, and how often each repeats its steps.
+    """Yields the programs to call for a chunk, and how often each repeats its steps.
 
     Args:
         step: the first step.
@@ -57,13 +57,13 @@ def calls(
         before = min(-step % period, num_steps)
         periods, after = divmod(num_steps - before, period)
         if before:
-            yield _PLAINS, before
+            yield _PLAIN_LOOP, before
         if periods:
             yield Pattern(((True, 1), (False, period - 1)), repeats=True), periods
         if after:
             yield _CAPTURE, 1
         if after > 1:
-            yield _PLAINS, after - 1
+            yield _PLAIN_LOOP, after - 1
 
 
 def run(
@@ -77,28 +77,29 @@ def run(
 
     Args:
         pattern: the steps.
-        times: how often they are repeated, if the pattern repeats them.
+        times: how often they are repeated; without effect if the pattern does not
+            repeat them.
         body: makes a step from `captures`.
         carry: what a step takes and returns.
         loops: whether the steps of a segment are a loop, or are unrolled.
     """
 
-    def steps(carry: Carry, one: Callable[[Carry], Carry], length: int) -> Carry:
+    def segment(step: Callable[[Carry], Carry], length: int, carry: Carry) -> Carry:
         if loops and length > 1:
             # The number of iterations is known, so the host need not wait for the
             # condition of the loop.
             return jax.lax.scan(
-                lambda carry, _: (one(carry), None), carry, length=length
+                lambda carry, _: (step(carry), None), carry, length=length
             )[0]
         for _ in range(length):
-            carry = one(carry)
+            carry = step(carry)
         return carry
 
-    def once(carry: Carry) -> Carry:
-        for kind, length in pattern.segments:
-            carry = steps(carry, body(kind), length)
+    def all_segments(carry: Carry) -> Carry:
+        for which, length in pattern.segments:
+            carry = segment(body(which), length, carry)
         return carry
 
     if not pattern.repeats:
-        return once(carry)
-    return jax.lax.fori_loop(0, times, lambda _, carry: once(carry), carry)
+        return all_segments(carry)
+    return jax.lax.fori_loop(0, times, lambda _, carry: all_segments(carry), carry)

@@ -26,7 +26,7 @@ class InMemoryTrainer:
         devices: strategy for the devices.
         make_step: makes the train step from the argument `captures` of
             `train.training.step.step_of`.
-        period: see `Optimizer.period`.
+        period: see `Optimizer.capture_every`.
         batch_size: batch size over all devices.
         steps_per_epoch: steps per epoch; samples that do not fill a batch are dropped.
         rng: key of the run.

@@ -68,9 +68,10 @@ class Optimizer(NamedTuple):
             `value`.
         capture: maps the step to a context in which the layers sow statistics of their
             inputs, such as `capture_input_norms()`; None for no statistics.
-        capture_every: period of the capture. `capture(step)` may depend on the step
-            only through whether it is divisible by this number. Optimizers of the
-            user's own have 1, whatever they return: each step evaluates their capture.
+        capture_every: period of the capture; 1 without one. `capture(step)` may depend
+            on the step only through whether it is divisible by this number. Optimizers
+            of the user's own have 1, whatever they return: each step evaluates their
+            capture.
         extra_metrics: scalar functions of the optimizer state by name, which are
             averaged over the steps of an epoch.
         diagnostics: maps the optimizer state to arrays by name and weight, whose means
@@ -83,11 +84,6 @@ class Optimizer(NamedTuple):
     capture_every: int = 1
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({})
     diagnostics: Callable[[Any], dict[str, dict[str, jax.Array]]] | None = None
-
-    @property
-    def period(self) -> int:
-        """The period of the steps: 1 if all capture, or none does."""
-        return 1 if self.capture is None else self.capture_every
 
 
 # Makes an optimizer from its learning rate, its options and, if known, sown shapes.
