@@ -169,16 +169,18 @@ def next_layers(
         mass = jnp.where(mean.mass > 0, mean.mass, 1)
         corrected = tuple(x / leading(mass, x.ndim) for x in mean.factors)
         covariances[path] = _whitening.damped(form, corrected, damping, eps)
-    inverses = invert_all(
-        [covariance.matrices for covariance in covariances.values()],
-        [covariance.least for covariance in covariances.values()],
-        root,
+    matrices = [
+        _or_identity(captured[path], covariance.matrices)
+        for path, covariance in covariances.items()
+    ]
+    least = [covariance.least for covariance in covariances.values()]
+    guesses: list[jax.Array] = []
+    if not root:
         # The former inverses, since A changes little from one capture to the next.
-        [
-            _whitening.guess(covariances[path], layer.inverse[-1], means[path].mass > 0)
-            for path, layer in layers.items()
-        ],
-    )
+        for path, layer in layers.items():
+            guess = _whitening.guess(covariances[path], layer.inverse[-1])
+            guesses.append(_or_identity(captured[path], guess))
+    inverses = invert_all(matrices, least, root, guesses)
     following, failures = {}, jnp.zeros([], jnp.int32)
     for (path, layer), inverse in zip(layers.items(), inverses, strict=True):
         new, good = _whitening.in_input_units(
@@ -214,6 +216,15 @@ def _next_mean(
     )
     mass = jnp.where(captured, decay * layer.mass + (1 - decay), layer.mass)
     return layer._replace(factors=factors, mass=mass)
+
+
+def _or_identity(captured: jax.Array, matrices: jax.Array) -> jax.Array:
+    """The identity for layers without a capture, whose results are not used.
+
+    So they never need a factorization.
+    """
+    eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
+    return _where(captured, matrices, jnp.broadcast_to(eye, matrices.shape))
 
 
 def _where(choice: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

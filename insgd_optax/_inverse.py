@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from insgd_optax._grouping import grouped
-from insgd_optax._refinement import largest_error, refined
+from insgd_optax._refinement import largest_error, product, refined
 
 _Arrays = list[jax.Array]
 
@@ -76,8 +76,8 @@ def invert_all(
         matrices: arrays of shape (..., d, d); d and the number of axes may differ.
         least: lower bounds on the eigenvalues, of shapes (...).
         root: whether to return the roots of the inverses.
-        guesses: symmetric matrices that may be close to the inverses, such as those of
-            similar matrices; unused for roots.
+        guesses: symmetric matrices that may be close to the inverses, such as the
+            inverses of nearly equal matrices; unused, and may be empty, for roots.
     """
     of_one = positive_definite_inverse_root if root else _by_halves
     others = (least,) if root else ()
@@ -128,6 +128,10 @@ def _in_batches(
         matrices: arrays of shape (..., d, d).
         *others: for each of these, an array with the same leading axes.
         most_entries: the most entries of several arrays in one batch.
+
+    Returns:
+        For each array of `matrices`, what the function returned for it, with its
+        leading axes restored.
     """
     results = [None] * len(matrices)
     for members in _groups(matrices, most_entries):
@@ -197,15 +201,15 @@ def positive_definite_inverse_root(
         return (far | falls).any() & (now.iterations < _MOST_ITERATIONS)
 
     def iterate(now: _Iterate) -> _Iterate:
-        product = _product(now.z, now.y)
-        error = jnp.abs(identities - product).sum(axis=-1).max(axis=-1) / 2
+        zy = product(now.z, now.y)
+        error = jnp.abs(identities - zy).sum(axis=-1).max(axis=-1) / 2
         scale = jnp.sqrt(3 / (1 + now.least + now.least**2))
         scale = jnp.where(error[:, None, None] > _CONVERGED, scale, 1)
-        correction = (identities - scale**2 * product) / 2
+        correction = (identities - scale**2 * zy) / 2
         least = scale * now.least
         return _Iterate(
-            scale * (now.y + _product(now.y, correction)),
-            scale * (now.z + _product(correction, now.z)),
+            scale * (now.y + product(now.y, correction)),
+            scale * (now.z + product(correction, now.z)),
             jnp.minimum(least * (3 - least**2) / 2, 1),
             error,
             now.error,
@@ -256,7 +260,7 @@ def _factor(matrix: jax.Array) -> _Block | _Halves:
     half = size // 2
     first = _factor(matrix[:half, :half])
     below = _times_transposed_inverse(matrix[half:, :half], first)
-    rest = _factor(matrix[half:, half:] - _product(below, below.T))
+    rest = _factor(matrix[half:, half:] - product(below, below.T))
     return _Halves(first, below, rest)
 
 
@@ -272,7 +276,7 @@ def _factor_by_rows(matrix: jax.Array) -> _Block:
         # The rows before k are those of [L^T, L^-1], the others those of [M, I].
         column = jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
         row = jax.lax.dynamic_index_in_dim(rows, k, keepdims=False)
-        row -= _product(jnp.where(index < k, column, 0), rows)
+        row -= product(jnp.where(index < k, column, 0), rows)
         pivot = jax.lax.dynamic_index_in_dim(row, k, keepdims=False)
         row *= jax.lax.rsqrt(pivot)
         return jax.lax.dynamic_update_index_in_dim(rows, row, k, axis=0)
@@ -290,12 +294,12 @@ def _times_transposed_inverse(a: jax.Array, factor: _Block | _Halves) -> jax.Arr
     number of 10^6 in float32, and could fail at 3 x 10^6.
     """
     if isinstance(factor, _Block):
-        result = _product(a, factor.inverse.T)
-        residual = a - _product(result, factor.lower.T)
-        return result + _product(residual, factor.inverse.T)
+        result = product(a, factor.inverse.T)
+        residual = a - product(result, factor.lower.T)
+        return result + product(residual, factor.inverse.T)
     half = factor.below.shape[-1]
     first = _times_transposed_inverse(a[:, :half], factor.first)
-    rest = a[:, half:] - _product(first, factor.below.T)
+    rest = a[:, half:] - product(first, factor.below.T)
     rest = _times_transposed_inverse(rest, factor.rest)
     return jnp.concatenate([first, rest], axis=1)
 
@@ -305,7 +309,7 @@ def _inverse_of_factor(factor: _Block | _Halves) -> jax.Array:
         return factor.inverse
     first = _inverse_of_factor(factor.first)
     rest = _inverse_of_factor(factor.rest)
-    below = -_product(rest, _product(factor.below, first))
+    below = -product(rest, product(factor.below, first))
     return jnp.block([[first, jnp.zeros_like(below.T)], [below, rest]])
 
 
@@ -313,13 +317,9 @@ def _gram(factor: jax.Array) -> jax.Array:
     """M^T M of a lower triangular matrix M."""
     size = factor.shape[-1]
     if size <= _UNDIVIDED:
-        return _product(factor.T, factor)
+        return product(factor.T, factor)
     half = size // 2
     below, rest = factor[half:, :half], factor[half:, half:]
-    first = _gram(factor[:half, :half]) + _product(below.T, below)
-    across = _product(below.T, rest)
+    first = _gram(factor[:half, :half]) + product(below.T, below)
+    across = product(below.T, rest)
     return jnp.block([[first, across], [across.T, _gram(rest)]])
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=_HIGHEST)

@@ -10,21 +10,21 @@ STEPS = 5
 
 
 def largest_error(dtype: DTypeLike) -> float:
-    """The error before the last step whose square is 64 roundings, i.e. negligible."""
+    """The largest error before the last step. Its square, 64 eps, is negligible."""
     return 8 * float(jnp.finfo(dtype).eps) ** 0.5
 
 
 def refined(matrices: jax.Array, guesses: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Improves guesses of the inverses of symmetric matrices.
 
-    X <- X + (I - X M) X needs matrix products alone. It converges to the inverse if the
-    eigenvalues of I - X M are between -1 and 1; hence, from a positive definite guess,
-    only if M is positive definite.
+    X <- X + (I - X M) X needs matrix products alone. It converges to the inverse
+    exactly if the eigenvalues of I - X M are between -1 and 1; hence, from a positive
+    definite guess, only if M is positive definite.
 
     With the factors in this order, X M is close to I up to rounding, whatever the
     condition number. With I - M X instead, or if X were made symmetric at the end, M X
-    would be, but X M, and thereby X G for a gradient G = M Y, would be off by the
-    rounding errors times the condition number.
+    would be close to I, but X M, and thereby X G for a gradient G = M Y, would be off
+    by rounding errors times the condition number.
 
     Source: Schulz (1933); Higham, Functions of Matrices (2008), Section 7.3.
 
@@ -41,10 +41,11 @@ def refined(matrices: jax.Array, guesses: jax.Array) -> tuple[jax.Array, jax.Arr
     identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)[None]
     inverse = guesses
     for _ in range(STEPS):
-        residual = identity - _product(inverse, matrices)
-        inverse += _product(residual, inverse)
+        residual = identity - product(inverse, matrices)
+        inverse += product(residual, inverse)
     return inverse, jnp.sqrt(jnp.sum(jnp.square(residual), axis=(-2, -1)))
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A matrix product at the highest precision."""
     return jnp.matmul(a, b, precision=_HIGHEST)

@@ -107,17 +107,9 @@ def damped(
     return Damped(result, least, unit, basis)
 
 
-def guess(covariance: Damped, inverse: jax.Array, measured: jax.Array) -> jax.Array:
-    """A guess of the inverses of a damped covariance's matrices.
-
-    Args:
-        covariance: the damped covariance.
-        inverse: the former inverse, in input units (not its root).
-        measured: for each stacked layer, whether its covariance was ever measured.
-            Otherwise the matrices are the identity, as is the former inverse.
-    """
-    unit = leading(covariance.unit, inverse.ndim)
-    return inverse * jnp.where(leading(measured, inverse.ndim), unit, 1)
+def guess(covariance: Damped, inverse: jax.Array) -> jax.Array:
+    """A former inverse, in input units, in the units of a new damped covariance."""
+    return inverse * leading(covariance.unit, inverse.ndim)
 
 
 def in_input_units(

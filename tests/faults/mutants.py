@@ -185,6 +185,11 @@ MUTANTS = {
     ],
     "insgd_optax/_covariance_state": [
         (
+            "_where(captured, matrices,",
+            "_where(captured | True, matrices,",
+            "refinement -k without",
+        ),
+        (
             "decay * layer.mass + (1 - decay)",
             "decay * layer.mass",
             "input_covariance -k reference",
@@ -220,14 +225,9 @@ MUTANTS = {
     ],
     "insgd_optax/_whitening": [
         (
-            "(measured, inverse.ndim), unit, 1)",
-            "(measured, inverse.ndim), 1, 1)",
+            "inverse * leading(covariance.unit, inverse.ndim)",
+            "inverse",
             "refinement -k guess",
-        ),
-        (
-            "(measured, inverse.ndim), unit, 1)",
-            "(measured, inverse.ndim), unit, unit)",
-            "refinement -k never",
         ),
         ("if 1 < b < n:", "if False:", "covariance_forms -k blocks"),
         ("damping + eps / scale", "damping + eps", "layer_covariances -k dense"),
@@ -244,6 +244,7 @@ MUTANTS = {
     ],
     "train/training/step": [
         ("0 if captures else 1", "0", "compiled -k no_step_decides"),
+        ("if captures is False else", "if False else", "step -k zeros"),
     ],
     "train/training/chunk": [
         ("step % period == 0", "step % period == 1", "chunk"),
@@ -261,10 +262,10 @@ MUTANTS = {
     ],
     "insgd_optax/_inverse": [
         ("jax.lax.rsqrt(pivot)", "jax.lax.rsqrt(abs(pivot))", "inverse"),
-        ("below = -_product(", "below = _product(", "inverse"),
+        ("below = -product(", "below = product(", "inverse"),
         ("index < k,", "index != k,", "inverse"),
         (
-            "return result + _product(residual, factor.inverse.T)",
+            "return result + product(residual, factor.inverse.T)",
             "return result",
             "inverse -k few_rows",
         ),
@@ -295,7 +296,18 @@ MUTANTS = {
         ),
     ],
     "insgd_optax/_refinement": [
-        ("_product(residual, inverse)", "_product(inverse, residual)", "refinement"),
+        (
+            """identity - product(inverse, matrices)
+        inverse += product(residual, inverse)""",
+            """identity - product(matrices, inverse)
+        inverse += product(inverse, residual)""",
+            "refinement -k accurate",
+        ),
+        (
+            "return inverse, jnp.sqrt",
+            "return (inverse + inverse.mT) / 2, jnp.sqrt",
+            "refinement -k accurate",
+        ),
         ("jnp.sqrt(jnp.sum", "(jnp.sum", "refinement -k near"),
         ("eps) ** 0.5", "eps) ** 0.25", "refinement -k negligible"),
     ],

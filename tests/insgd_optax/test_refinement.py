@@ -54,13 +54,14 @@ def test_a_near_guess_is_refined_to_the_inverse(x64, change):
     assert (error < _refinement.largest_error(np.float32)).all()
 
 
-@pytest.mark.parametrize("damping", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize("damping", [1.0, 0.01, 0.001])
 def test_a_refined_inverse_is_as_accurate_as_a_factorization_in_float32(damping):
     """Measured by the gradient that it is multiplied with, at the last of 20 captures.
 
     The gradient of a linear model is a product with the covariance, so it lies along
-    the large eigenvalues. At condition numbers of up to 6 x 10^4, X (I - M X) in place
-    of (I - X M) X would lose two digits more than the factorization.
+    the large eigenvalues. At the smallest damping, where the condition number is 3 x
+    10^4, the error of X + X (I - M X) would be five times the factorization's, and that
+    of a result that is made symmetric 2.5 times.
     """
     rng = np.random.default_rng(0)
     inverse = a = None
@@ -82,9 +83,9 @@ def test_a_refined_inverse_is_as_accurate_as_a_factorization_in_float32(damping)
     errors = [
         np.linalg.norm(np.asarray(x[0]) @ grad - wanted) for x in (inverse, factorized)
     ]
-    assert errors[0] < 2 * errors[1]
+    assert errors[0] < 1.5 * errors[1]
     asymmetry = np.abs(inverse - inverse.mT).max() / np.abs(inverse).max()
-    assert asymmetry < 1e-5 / damping
+    assert asymmetry < 1e-6
 
 
 def test_the_largest_error_is_negligible_when_squared():
@@ -152,14 +153,19 @@ def test_a_matrix_without_an_inverse_spoils_no_other(x64, on_accelerator, broken
         np.testing.assert_allclose(found, one, rtol=1e-7)
 
 
-def scaled_inputs(form):
+def scaled_inputs(form, initial=None):
     """A transformation, and what layers of two kinds sow in one pass."""
     model = TwoLayers()
     capture = functools.partial(capture_input_covariances, conv_covariance=form)
     x = jnp.zeros((1, 4, 4, 3))
     with capture():
         shapes = input_covariance_shapes(model, jax.random.key(0), x)
-    tx = scale_by_input_covariance(0.9, damping=0.5, input_covariances_like=shapes)
+    tx = scale_by_input_covariance(
+        0.9,
+        damping=0.5,
+        input_covariances_like=shapes,
+        initial_covariance=initial,
+    )
     params = model.init(jax.random.key(0), x)["params"]
 
     @functools.partial(jax.jit, static_argnames="when")
@@ -205,10 +211,11 @@ def test_the_inverse_of_the_last_capture_is_the_guess_of_the_next(
     assert first.failures == 2  # Both layers need a factorization at first.
 
 
-def test_a_layer_that_was_never_measured_needs_no_factorization(
-    on_accelerator, monkeypatch
+@pytest.mark.parametrize("initial", [None, 1.0])
+def test_a_layer_without_a_capture_needs_no_factorization(
+    on_accelerator, monkeypatch, initial
 ):
-    tx, params, sown = scaled_inputs("patch")
+    tx, params, sown = scaled_inputs("patch", initial)
 
     def half(seed):
         """As if the Dense layer had not been called."""

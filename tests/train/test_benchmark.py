@@ -93,19 +93,19 @@ def test_another_optimizer_is_compared_with_sgd(benchmark, capsys):
 
 
 def test_steps_that_capture_have_a_program_of_their_own(benchmark):
-    captures = []
+    called = []
 
     class Recorded(dict):
-        def __getitem__(self, which):
-            captures.append(which)
-            return super().__getitem__(which)
+        def __getitem__(self, pattern):
+            called.append(pattern)
+            return super().__getitem__(pattern)
 
     stepper = measure.Stepper(Workload("custom_cnn", (), 8, "float32"), 8, "lms-newton")
     vars(stepper)["_compiled"] = Recorded(stepper._compiled)
     run = stepper.run_from(stepper.state, 6)
     run(1)
     run(1)
-    assert [pattern.segments for pattern in captures] == [
+    assert [pattern.segments for pattern in called] == [
         ((which, 1),) for which in [True, *9 * [False], True, False]
     ]
 

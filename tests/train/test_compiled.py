@@ -30,15 +30,19 @@ def experiment(monkeypatch, small_dataset):
     return make
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"optimizer": "lms-newton", "covariance_every": 2}]
+)
 @pytest.mark.parametrize("strategy", ["jit", "mesh", "pmap", "shard_map"])
-def test_chunks_move_nothing_between_host_and_device(experiment, strategy):
-    chunks = experiment(parallel=strategy, chunk_steps=1)
-    progress = chunks.train_chunk(chunks.start(), 0, 1)  # Compiled and loaded.
+def test_chunks_move_nothing_between_host_and_device(experiment, strategy, options):
+    chunks = experiment(parallel=strategy, chunk_steps=1, **options)
+    progress = chunks.start()
+    for step in (0, 1):  # Compiled and loaded.
+        progress = chunks.train_chunk(progress, step, 1)
     with jax.transfer_guard("disallow_explicit"):
         with pytest.raises(Exception, match="Disallowed host-to-device"):
             jax.device_put(np.zeros(3)).block_until_ready()
-        for step in (1, 2):
-            progress = chunks.train_chunk(progress, step, 1)
+        progress = chunks.train_chunk(progress, 2, 1)
     assert int(progress.state.step) == 3
 
 
@@ -109,9 +113,22 @@ def test_a_chunk_is_one_loop_that_writes_the_state_in_place(experiment):
     # One loop: unrolled steps would repeat the convolution for each of three.
     longer = chunk_program(one, progress, 2).as_text()
     assert text.count("stablehlo.convolution") == longer.count("stablehlo.convolution")
-    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(progress.state))
-    memory = lowered.compile().memory_analysis()
-    assert memory.alias_size_in_bytes == state_bytes
+    assert alias_bytes(lowered) == state_bytes(progress)
+
+
+def test_a_loop_of_periods_writes_the_state_in_place(experiment):
+    one = experiment(parallel="jit", optimizer="lms-newton", covariance_every=3)
+    progress = one.start()
+    (pattern,) = {pattern for pattern, _ in chunk.calls(0, 3, 3, loops=True)}
+    assert alias_bytes(chunk_program(one, progress, pattern)) == state_bytes(progress)
+
+
+def alias_bytes(lowered):
+    return lowered.compile().memory_analysis().alias_size_in_bytes
+
+
+def state_bytes(progress):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(progress.state))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "steps", "cosine"])

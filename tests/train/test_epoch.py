@@ -130,4 +130,6 @@ def test_chunks_consist_of_whole_periods():
     assert chunk_lengths(3, 50, period=10, first=3) == [3]
     assert chunk_lengths(3, 50, period=2, first=3) == [1, 2]
     for first in range(0, 7 * 23, 23):
-        assert sum(chunk_lengths(23, 10, 7, first)) == 23
+        lengths = chunk_lengths(23, 10, 7, first)
+        assert sum(lengths) == 23
+        assert not any((first + np.cumsum(lengths)[:-1]) % 7)

@@ -10,7 +10,7 @@ import pytest
 
 from train.training import optimizers, parallel
 from train.training.state import create_state
-from train.training.step import train_step
+from train.training.step import step_of
 
 from . import pipeline, processes
 from .tiny_cnn import TinyCNN
@@ -127,13 +127,8 @@ def compiled_step(strategy, optimizer, batch_norm):
     batch = np.ones((16, 8, 8, 1), np.float32), np.zeros(16, np.int32)
 
     def program(state, batch):
-        return train_step(
-            state,
-            devices.local_shard(batch),
-            jax.random.key(0),
-            capture=optimizer.capture,
-            axis_name=devices.axis_name,
-        )
+        step = step_of(optimizer, axis_name=devices.axis_name)
+        return step(state, devices.local_shard(batch), jax.random.key(0))
 
     arrays = devices.replicate((state, batch))
     return devices.compile(program).lower(*arrays).compile().as_text()

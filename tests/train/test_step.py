@@ -162,6 +162,26 @@ def test_everything_that_devices_share_is_averaged_in_one_call(monkeypatch):
     assert set(metrics) == {"loss", "top1"}
 
 
+@pytest.mark.parametrize("captures", [None, True, False])
+def test_zeros_of_a_step_without_a_capture_are_not_averaged(monkeypatch, captures):
+    """If they were, XLA would keep the code for new covariances in the step."""
+    averaged = []
+    monkeypatch.setattr(
+        jax.lax, "pmean", lambda tree, axis_name: averaged.append(tree) or tree
+    )
+    config = optimizers.OptimizerConfig(covariance_every=2)
+    optimizer = optimizers.create("lms-newton", 0.1, config)
+    state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))
+    step = step_of(optimizer, captures, axis_name=parallel.AXIS)
+
+    jax.make_jaxpr(step, axis_env=[(parallel.AXIS, 8)])(
+        state, batch(), jax.random.key(1)
+    )
+
+    ((_, covariances, _, _),) = averaged
+    assert set(covariances) == (set() if captures is False else {"Conv_0", "Dense_0"})
+
+
 def test_steps_return_a_train_state_and_compile_once():
     optimizer = create_optimizer("insgd-l2")
     state = create_state(TinyCNN(), optimizer.tx, jax.random.key(0), (8, 8, 1))

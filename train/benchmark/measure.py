@@ -120,10 +120,10 @@ class Stepper:
         self.state = create_state(model, optimizer.tx, jax.random.key(0), shape)
         self._optimizer = optimizer
         self._number = functools.cache(lambda value: jnp.asarray(value, jnp.int32))
-        # As in training: a program for each kind of step, and a donated state.
-        # The first steps of the calls, until they repeat.
+        # The first steps of all chunks; after these, the programs repeat.
         steps = self.steps_per_call()
         starts = range(0, math.lcm(optimizer.capture_every, steps), steps)
+        # As in training: a program for each kind of step, and a donated state.
         self._lowered = {
             pattern: jax.jit(
                 functools.partial(

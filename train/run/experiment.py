@@ -349,16 +349,15 @@ def chunk_lengths(
 ) -> list[int]:
     """Divides an epoch into chunks of at most `most` steps.
 
-    Chunks consist of whole periods, for which `train.training.chunk` has a program,
-    except the first and the last one. Without a period, each length is compiled
-    separately. Then they are equal if a divisor of the epoch is close to `most`;
-    otherwise the last one is shorter.
+    With a period of at most `most`, all chunks but the first and the last consist of
+    whole periods, for which `train.training.chunk` has one program. Otherwise, chunks
+    are equal if a divisor of the epoch is close to `most`; if none is, the last chunk
+    is shorter. Without captures, each length is compiled separately.
 
     Args:
         steps_per_epoch: number of steps in the epoch.
         most: the largest length.
-        period: period of the captures; 1 if all steps are the same. It has no effect if
-            it exceeds `most`.
+        period: period of the captures; 1 if all steps are the same.
         first: the first step of the epoch.
     """
     most = min(most, steps_per_epoch)

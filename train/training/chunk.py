@@ -73,7 +73,7 @@ def run(
     carry: Carry,
     loops: bool,
 ) -> Carry:
-    """Takes the steps of a pattern, within a program.
+    """Takes the steps of a pattern, within a program, and returns the last carry.
 
     Args:
         pattern: the steps.

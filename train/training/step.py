@@ -33,6 +33,7 @@ def train_step(
     *,
     make_tx: MakeTx | None = None,
     capture: Capture | None = None,
+    captures: bool | None = None,
     extra_metrics: Mapping[str, ExtraMetric] = types.MappingProxyType({}),
     label_smoothing: float = 0.0,
     ema_decay: float | None = None,
@@ -49,6 +50,8 @@ def train_step(
             argument so that runs with different rates share a compiled program.
         make_tx: makes the optimizer, whose state `state` holds. Default: `state.tx`.
         capture: the optimizer's capture, see `train.training.optimizers.Optimizer`.
+        captures: whether the capture measures in this step, if this is known while the
+            step is traced. If it is false, what the layers sow are zeros.
         extra_metrics: the optimizer's, likewise.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
         ema_decay: decay of the moving average in an `AveragedTrainState`.
@@ -87,10 +90,14 @@ def train_step(
     batch_stats = mutated.get("batch_stats", {})
     metrics = {"loss": loss, "top1": jnp.mean(logits.argmax(-1) == labels)}
     if axis_name is not None:
+        # XLA could not tell that the mean of zeros is zero, and would compile code for
+        # new covariances into the step.
+        zeros, sown = (sown, {}) if captures is False else ({}, sown)
         # A single pmean, so that XLA emits one collective.
         grads, sown, batch_stats, metrics = jax.lax.pmean(
             (grads, sown, batch_stats, metrics), axis_name
         )
+        sown = zeros or sown
     if make_tx is None:
         tx = state.tx
     else:
@@ -139,7 +146,11 @@ def step_of(
         # Given a Python int, the capture is decided while the step is traced.
         capture = functools.partial(_capture_at, capture, 0 if captures else 1)
     return functools.partial(
-        train_step, capture=capture, extra_metrics=optimizer.extra_metrics, **options
+        train_step,
+        capture=capture,
+        captures=captures,
+        extra_metrics=optimizer.extra_metrics,
+        **options,
     )
 
 
