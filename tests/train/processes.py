@@ -55,12 +55,16 @@ def started(commands, folder):
                 process.wait()
 
 
-def finish(commands, folder, timeout=150):
-    """Runs commands to their end; returns their exit statuses and their output."""
+def finish(commands, folder, timeout=300):
+    """Runs commands to their end; returns their exit statuses and their output.
+
+    Those that do not end within `timeout` seconds are killed: their status is negative.
+    """
     with started(commands, folder) as processes:
         for process in processes:
-            process.wait(timeout)
-        statuses = [process.returncode for process in processes]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout)
+    statuses = [process.returncode for process in processes]
     output = [(folder / f"{number}.log").read_text() for number in range(len(commands))]
     return statuses, output
 
