@@ -728,8 +728,8 @@ def test_a_step_compiled_without_a_capture_has_no_branch_or_loop():
     for step in range(4):
         ours = two(*ours, when=step % 2 == 0)
         theirs = one(*theirs, step % 2 == 0)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    jax.tree.map(  # The largest entries of the inverses are about 10.
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5),
         ours,
         theirs,
     )
