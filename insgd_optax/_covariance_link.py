@@ -53,6 +53,7 @@ from insgd_optax._paths import (
     scope_predicate,
 )
 from insgd_optax._redirection import redirected
+from insgd_optax._update_if import update_if
 
 _NAME = _matching.COVARIANCE_NAME
 _CAUSES = likely_causes(_NAME)
@@ -209,16 +210,10 @@ def covariance_link(
         if old:
             any_rows = jnp.stack([jnp.any(t.count > 0) for t in totals.values()]).any()
             any_rows = _after(any_rows, [grads[path] for path in totals])
-            # A loop of zero or one iterations: unlike `lax.cond`, it leaves the
-            # matrices where they are, and does not copy them in steps without new
-            # covariances.
-            _, (new, failed) = jax.lax.while_loop(
-                lambda carry: carry[0],
-                lambda carry: (
-                    jnp.zeros_like(any_rows),
-                    next_layers(carry[1][0], totals, forms, settings, root),
-                ),
-                (any_rows, (old, jnp.zeros([], jnp.int32))),
+            new, failed = update_if(
+                any_rows,
+                lambda value: next_layers(value[0], totals, forms, settings, root),
+                (old, jnp.zeros([], jnp.int32)),
             )
             scaled |= new
         else:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from insgd_optax._grouping import grouped
 from insgd_optax._refinement import largest_error, product, refined
+from insgd_optax._update_if import update_if
 
 _Arrays = list[jax.Array]
 
@@ -94,16 +95,11 @@ def invert_all(
         found = _in_batches(refined, matrices, guesses)
         # An error of nan is not small.
         near = [(error <= largest_error(error.dtype)).all() for _, error in found]
-        is_far = ~jnp.stack(near).all()
-        # A loop of zero or one iterations: see `covariance_link`.
-        return jax.lax.while_loop(
-            lambda carry: carry[0],
-            lambda carry: (
-                jnp.zeros_like(is_far),
-                _in_batches(_by_cholesky, matrices),
-            ),
-            (is_far, [inverse for inverse, _ in found]),
-        )[1]
+        return update_if(
+            ~jnp.stack(near).all(),
+            lambda _: _in_batches(_by_cholesky, matrices),
+            [inverse for inverse, _ in found],
+        )
 
     return jax.lax.platform_dependent(
         list(matrices),

@@ -92,12 +92,12 @@ def train_step(
     if axis_name is not None:
         # XLA could not tell that the mean of zeros is zero, and would compile code for
         # new covariances into the step.
-        zeros, sown = (sown, {}) if captures is False else ({}, sown)
+        measured = {} if captures is False else sown
         # A single pmean, so that XLA emits one collective.
-        grads, sown, batch_stats, metrics = jax.lax.pmean(
-            (grads, sown, batch_stats, metrics), axis_name
+        grads, measured, batch_stats, metrics = jax.lax.pmean(
+            (grads, measured, batch_stats, metrics), axis_name
         )
-        sown = zeros or sown
+        sown = measured or sown
     if make_tx is None:
         tx = state.tx
     else:
