@@ -12,6 +12,7 @@ from insgd_optax._covariance import InputCovariance, checked, from_matrices, lea
 from insgd_optax._covariance_form import Form, form_of, reduced
 from insgd_optax._inverse import invert_all
 from insgd_optax._matching import ShapeMismatchError, excess_axes
+from insgd_optax._matrices import identities
 from insgd_optax._paths import Path, is_masked, tuple_path
 
 
@@ -223,8 +224,7 @@ def _or_identity(captured: jax.Array, matrices: jax.Array) -> jax.Array:
 
     So they never need a factorization.
     """
-    eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)
-    return _where(captured, matrices, jnp.broadcast_to(eye, matrices.shape))
+    return _where(captured, matrices, identities(matrices.shape, matrices.dtype))
 
 
 def _where(choice: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

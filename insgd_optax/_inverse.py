@@ -11,7 +11,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from insgd_optax._grouping import grouped
-from insgd_optax._refinement import largest_error, product, refined
+from insgd_optax._matrices import identities, product
+from insgd_optax._refinement import largest_error, refined
 from insgd_optax._update_if import update_if
 
 _Arrays = list[jax.Array]
@@ -185,7 +186,7 @@ def positive_definite_inverse_root(
     """
     shape = matrices.shape
     flat = matrices.reshape(-1, *shape[-2:])
-    identities = jnp.broadcast_to(jnp.eye(shape[-1], dtype=flat.dtype), flat.shape)
+    identity = identities(flat.shape, flat.dtype)
     norm = jnp.linalg.norm(flat, axis=(-2, -1), keepdims=True)
     rounding = jnp.finfo(flat.dtype).eps
 
@@ -198,10 +199,10 @@ def positive_definite_inverse_root(
 
     def iterate(now: _Iterate) -> _Iterate:
         zy = product(now.z, now.y)
-        error = jnp.abs(identities - zy).sum(axis=-1).max(axis=-1) / 2
+        error = jnp.abs(identity - zy).sum(axis=-1).max(axis=-1) / 2
         scale = jnp.sqrt(3 / (1 + now.least + now.least**2))
         scale = jnp.where(error[:, None, None] > _CONVERGED, scale, 1)
-        correction = (identities - scale**2 * zy) / 2
+        correction = (identity - scale**2 * zy) / 2
         least = scale * now.least
         return _Iterate(
             scale * (now.y + product(now.y, correction)),
@@ -216,7 +217,7 @@ def positive_definite_inverse_root(
     bounds = jnp.sqrt(jnp.clip(bounds.reshape(-1, 1, 1) / norm, rounding, 1))
     infinite = jnp.full(len(flat), jnp.inf, flat.dtype)
     first = _Iterate(
-        flat / norm, identities, bounds, infinite, infinite, jnp.zeros((), int)
+        flat / norm, identity, bounds, infinite, infinite, jnp.zeros((), int)
     )
     last = jax.lax.while_loop(goes_on, iterate, first)
     good = (last.error <= _CONVERGED)[:, None, None]
@@ -224,9 +225,7 @@ def positive_definite_inverse_root(
 
 
 def _by_cholesky(matrices: jax.Array) -> jax.Array:
-    eye = jnp.broadcast_to(
-        jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape
-    )
+    eye = identities(matrices.shape, matrices.dtype)
     factor = jnp.linalg.cholesky(matrices)
     root = jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
     return jnp.einsum("...ki,...kj->...ij", root, root, precision=_HIGHEST)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-_HIGHEST = jax.lax.Precision.HIGHEST
+from insgd_optax._matrices import identities, product
+
 # Each step squares the error.
 STEPS = 5
 
@@ -38,14 +39,9 @@ def refined(matrices: jax.Array, guesses: jax.Array) -> tuple[jax.Array, jax.Arr
         diverged. If it is at most e, the relative error of the result is at most e^2,
         up to rounding.
     """
-    identity = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)[None]
+    identity = identities(matrices.shape, matrices.dtype)
     inverse = guesses
     for _ in range(STEPS):
         residual = identity - product(inverse, matrices)
         inverse += product(residual, inverse)
     return inverse, jnp.sqrt(jnp.sum(jnp.square(residual), axis=(-2, -1)))
-
-
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A matrix product at the highest precision."""
-    return jnp.matmul(a, b, precision=_HIGHEST)

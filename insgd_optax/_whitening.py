@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from insgd_optax._covariance import Factor, Shape, all_finite, leading, to_matrices
 from insgd_optax._covariance_form import Form
+from insgd_optax._matrices import identities, product
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -21,17 +22,13 @@ def identity(form: Form, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     taps, (*stack, *counts, t, t), and for each of them the inverse for the channels,
     (*stack, *counts, t, c, c).
     """
-
-    def eye(*shape: int) -> jax.Array:
-        return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), shape)
-
     counts = [factor.counts for factor in form.factors]
     dims = [factor.dim for factor in form.factors]
-    first = eye(*form.stack, *counts[0], dims[0], dims[0])
+    first = identities((*form.stack, *counts[0], dims[0], dims[0]), dtype)
     if len(dims) == 1:
         return (first,)
     most: Shape = tuple(map(max, zip(*counts, strict=True)))
-    return first, eye(*form.stack, *most, dims[0], dims[1], dims[1])
+    return first, identities((*form.stack, *most, dims[0], dims[1], dims[1]), dtype)
 
 
 class Damped(NamedTuple):
@@ -151,10 +148,10 @@ def apply(form: Form, inverse: tuple[jax.Array, ...], grad: jax.Array) -> jax.Ar
     """D G, in the dtype of the gradient."""
     g = form.split(grad)
     if len(inverse) == 1:
-        return form.join(jnp.matmul(inverse[0], g, precision=_HIGHEST))
+        return form.join(product(inverse[0], g))
     basis, channels = inverse
     g = jnp.einsum("...ta,...tcm->...acm", basis, g, precision=_HIGHEST)
-    g = jnp.matmul(channels, g, precision=_HIGHEST)
+    g = product(channels, g)
     return form.join(jnp.einsum("...ta,...acm->...tcm", basis, g, precision=_HIGHEST))
 
 
@@ -177,8 +174,7 @@ def condition_number(
     _, vector = _largest_eigenvalue(to_matrices(factor, sizes, lead))
     if len(inverse) > 1:  # One matrix of channels for each eigenvector of the taps.
         vector = vector[..., None, :, :]
-    product = jnp.matmul(matrices, vector, precision=_HIGHEST)
-    smallest = jnp.sum(vector * product, axis=(-2, -1))
+    smallest = jnp.sum(vector * product(matrices, vector), axis=(-2, -1))
     return largest.max() / jnp.maximum(smallest.min(), jnp.finfo(smallest.dtype).tiny)
 
 
@@ -192,11 +188,10 @@ def _largest_eigenvalue(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     matrices = matrices / jnp.where(size > 0, size, 1)
 
     def multiply(_: int, v: jax.Array) -> jax.Array:
-        w = jnp.matmul(matrices, v, precision=_HIGHEST)
+        w = product(matrices, v)
         length = jnp.linalg.norm(w, axis=-2, keepdims=True)
         # Before the first capture A is zero.
         return jnp.where(length > 0, w / jnp.where(length > 0, length, 1), v)
 
     v = jax.lax.fori_loop(0, 50, multiply, start)
-    product = jnp.matmul(matrices, v, precision=_HIGHEST)
-    return jnp.sum(v * product, axis=(-2, -1)) * size[..., 0, 0], v
+    return jnp.sum(v * product(matrices, v), axis=(-2, -1)) * size[..., 0, 0], v
